@@ -1,0 +1,34 @@
+"""The one error a person is meant to read: it names the field, the value and the remedy."""
+
+from pydantic import ValidationError
+
+
+class ConfigError(ValueError):
+    """A setting that cannot work, said in one line: ``field = value: remedy``.
+
+    Args:
+        field: dotted path of the setting, as in the configuration (``model.checkpoint``).
+        value: what it was set to.
+        remedy: what is wrong with it and what would be right.
+    """
+
+    def __init__(self, field: str, value: object, remedy: str) -> None:
+        super().__init__(f"{field} = {value!s}: {' '.join(remedy.split())}")
+        self.field = field
+
+
+def explain(error: ValidationError) -> str:
+    """Put pydantic's first complaint into the one-line form of :class:`ConfigError`."""
+    first = error.errors(include_url=False)[0]
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, ConfigError):
+        return str(cause)
+    # pydantic puts the tag of a tagged union (method.alast.alpha) into the location; people do not write it.
+    tags = {"alast", "full", "head", "float", "int", "categorical"}
+    path = [str(part) for part in first["loc"] if part not in tags or first["type"] == "extra_forbidden"]
+    field = ".".join(path) or "configuration"
+    if first["type"] == "extra_forbidden":
+        return f"{field} = {first['input']!s}: no such setting; see --help for those there are"
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    value = first["input"] if not isinstance(first["input"], dict) else "{...}"
+    return f"{field} = {value!s}: {first['msg'].removeprefix('Value error, ')}{more}"
