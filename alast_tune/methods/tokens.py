@@ -1,0 +1,62 @@
+"""Ranking tokens by the class token's attention, and keeping the best. Pure functions."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+
+def class_attention(q_BHND: Tensor, k_BHND: Tensor, scale: float) -> Tensor:
+    """Attention that the class token pays to every other token, mean over the heads.
+
+    The first row of softmax(scale q k^T), class token's own share left out: (B, N-1), entries
+    in [0, 1]. Queries past the first are not looked at: O(N D), not O(N^2 D).
+    """
+    scores_BHN = (q_BHND[:, :, :1] @ k_BHND.transpose(-2, -1)).squeeze(2) * scale
+    return scores_BHN.float().softmax(dim=-1).mean(dim=1)[:, 1:]
+
+
+def keep_tokens(x_BND: Tensor, score_BN: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Keep the ``count`` best-scored tokens of each image; those without a score always stay.
+
+    Args:
+        x_BND: tokens; the leading N - (scores an image) are the class token and registers.
+        score_BN: one score for each of the tokens that may go.
+        count: how many of those stay, 1 to all of them. Ties go to the earlier position.
+
+    Returns:
+        The kept tokens, class token first and the rest in their order, and the indices into
+        the scored tokens, ascending, (B, count).
+
+    Raises:
+        ValueError: count out of range.
+    """
+    scored = score_BN.shape[1]
+    if not 1 <= count <= scored:
+        raise ValueError(f"count = {count}: must be 1 to {scored}, the tokens that have a score")
+    kept_BK = score_BN.argsort(dim=1, descending=True, stable=True)[:, :count].sort(dim=1).values
+    prefix = x_BND.shape[1] - scored
+    index_BKD = (kept_BK + prefix)[:, :, None].expand(-1, -1, x_BND.shape[2])
+    return torch.cat([x_BND[:, :prefix], x_BND.gather(1, index_BKD)], dim=1), kept_BK
+
+
+def keep_count(
+    budget: float,
+    image_patches: int,
+    arriving: int,
+    prefix: int,
+    reference: Literal["image", "incoming"],
+    multiple: int = 1,
+) -> int:
+    """Patch tokens that a budget lets flow on, 1 to ``arriving``.
+
+    ``image``: floor(b x patches of the image); ``incoming``: floor(b x tokens that arrive, class
+    token and registers counted), which compounds over blocks. Rounded up to ``multiple``.
+    """
+    tokens = image_patches if reference == "image" else arriving + prefix
+    count = math.floor(budget * tokens + 1e-9)  # 0.29 * 100 is 28.999999999999996
+    count = -(-count // multiple) * multiple
+    return min(max(count, 1), arriving)
