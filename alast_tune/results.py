@@ -85,7 +85,6 @@ class TrialResult:
     """In the order of :data:`OBJECTIVES`; only a complete trial has them."""
     epochs: int
     mlflow_run_id: str | None = None
-    checkpoint: str | None = None
     reason: str | None = None
     """Why it failed or was pruned."""
 

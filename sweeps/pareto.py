@@ -1,0 +1,85 @@
+"""Search for the Pareto front of accuracy, training FLOPs and peak memory.
+
+    python sweeps/pareto.py --preset demo
+    python sweeps/pareto.py --preset deit-s-cifar100 --trials 64 --trial.train.epochs 10
+    python sweeps/pareto.py --resume demo
+
+Every setting below can be given; what is not comes from the preset.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, CliApp, PydanticBaseSettingsSource, SettingsConfigDict
+from rich.console import Console
+
+from alast_tune.cli import guarded
+from alast_tune.config import SweepConfig, parse, read_mapping
+from alast_tune.errors import ConfigError
+from alast_tune.results import FrontFile
+from alast_tune.terminal import front_table
+from alast_tune.tracking import default_uri, ui_command
+from alast_tune.tune.study import run_sweep
+
+PRESETS = Path(__file__).parent / "presets"
+
+
+class Preset(PydanticBaseSettingsSource):
+    """The settings of the preset, or of the sweep to resume: what the command line leaves open."""
+
+    def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
+        """Not asked for: the source gives all fields at once."""
+        raise NotImplementedError
+
+    def __call__(self) -> dict[str, Any]:
+        """Read the file that ``--preset`` or ``--resume`` names."""
+        given = self.current_state
+        preset, resume = given.get("preset"), given.get("resume")
+        if resume:
+            folder = Path(given.get("storage", "runs")) / resume
+            return {"name": resume} | read_mapping(folder / "sweep.json")
+        if preset is None:
+            return {}
+        file = Path(preset) if Path(preset).suffix in {".yaml", ".yml", ".json"} else PRESETS / f"{preset}.yaml"
+        if not file.exists():
+            raise ConfigError("preset", preset, f"not a file and none of {', '.join(presets())}")
+        return {"name": file.stem} | read_mapping(file)
+
+
+class Pareto(BaseSettings, SweepConfig):
+    __doc__ = __doc__
+    model_config = SettingsConfigDict(extra="forbid", frozen=True, cli_prog_name="pareto.py", cli_avoid_json=True)
+
+    preset: str | None = Field(None, description="a name from sweeps/presets, or a YAML file")
+    resume: str | None = Field(None, description="name of a sweep to go on with; only --trials may differ")
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, **others: Any
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Command line first, then the preset; no environment variables."""
+        return init_settings, Preset(settings_cls)
+
+
+def presets() -> list[str]:
+    """Name the presets."""
+    return sorted(file.stem for file in PRESETS.glob("*.yaml"))
+
+
+@guarded
+def main() -> None:
+    """Run or resume a sweep; print its front and where to look at it."""
+    options = CliApp.run(Pareto, cli_args=sys.argv[1:])
+    sweep = parse(SweepConfig, options.model_dump(exclude={"preset", "resume"}))
+    console = Console()
+    run_sweep(sweep, resume=options.resume is not None, console=console)
+    file = sweep.storage / sweep.name / "front.json"
+    console.print(front_table(FrontFile.read(file)))
+    console.print(f"front: {file}", soft_wrap=True, highlight=False)
+    console.print(f"MLflow: just ui    ({ui_command(default_uri(sweep.storage))})", soft_wrap=True, highlight=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,204 @@
+"""ALaST on a real timm model: what trains, what flows, what is remembered."""
+
+from typing import Any
+
+import pytest
+import torch
+from timm.models.vision_transformer import VisionTransformer
+
+from alast_tune.config import AlastConfig, TrainConfig
+from alast_tune.errors import ConfigError
+from alast_tune.methods import Alast, build_method
+
+DEPTH = 6
+
+
+def vit(**options: Any) -> VisionTransformer:
+    torch.manual_seed(0)
+    return VisionTransformer(
+        img_size=32, patch_size=8, embed_dim=32, depth=DEPTH, num_heads=2, num_classes=5, **options
+    )
+
+
+def alast(model: VisionTransformer, rate: float = 0.01, **options: Any) -> Alast:
+    options = {"trainable_blocks": 3} | options
+    method = build_method(AlastConfig.model_validate(options), model, TrainConfig(learning_rate=rate))
+    assert isinstance(method, Alast)
+    return method
+
+
+def images(batch: int = 4) -> torch.Tensor:
+    return torch.randn(batch, 3, 32, 32, generator=torch.Generator().manual_seed(7))
+
+
+def step(method: Alast, number: int = 0) -> torch.Tensor:
+    method.begin_step(number)
+    loss = method.forward(images()).square().mean()
+    loss.backward()
+    method.end_step()
+    return loss
+
+
+def off() -> dict[str, Any]:
+    return {"reading": "paper", "trainable_blocks": DEPTH, "alpha": 0.0, "train_embeddings": True}
+
+
+@pytest.mark.parametrize("options", [{}, {"reg_tokens": 4}, {"init_values": 1e-3, "qk_norm": True}])
+def test_switched_off_it_equals_timm_bit_for_bit(options: dict[str, Any]) -> None:
+    """All blocks train and budgets stay at 1: logits and gradients are those of the model alone."""
+    model, twin = vit(**options), vit(**options)
+    loss = step(alast(model, **off()))
+    reference = twin(images()).square().mean()
+    reference.backward()
+    assert torch.equal(loss, reference)
+    for (name, one), other in zip(model.named_parameters(), twin.parameters(), strict=True):
+        assert one.grad is not None and other.grad is not None, name
+        assert torch.equal(one.grad, other.grad), name
+
+
+def test_frozen_blocks_keep_weights_and_moments_while_gradients_pass_through_them() -> None:
+    model = vit()
+    method = alast(model, reading="paper", trainable_blocks=2)
+    optimizer = torch.optim.Adam(method.parameters(), 1e-2, weight_decay=0.1)
+    for number in range(8):
+        before = {name: p.detach().clone() for name, p in model.named_parameters()}
+        moments = {p: state["exp_avg"].clone() for p, state in optimizer.state.items()}
+        step(method, number)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        assert sum(method.plan.trainable_L) == 2
+        for index, trains in enumerate(method.plan.trainable_L):
+            for name, parameter in model.blocks[index].named_parameters():
+                changed = not torch.equal(parameter, before[f"blocks.{index}.{name}"])
+                assert changed == trains, (number, index, name)
+                if not trains and parameter in moments:
+                    assert torch.equal(optimizer.state[parameter]["exp_avg"], moments[parameter])
+        assert torch.equal(model.pos_embed, before["pos_embed"])
+
+
+@pytest.mark.parametrize("backward", ["exact", "residual"])
+def test_gradients_reach_below_frozen_blocks(backward: str) -> None:
+    model = vit()
+    method = alast(model, reading="paper", trainable_blocks=1, frozen_backward=backward)
+    for number in range(20):
+        step(method, number)
+        if method.plan.trainable_L[0]:
+            break
+        model.zero_grad(set_to_none=True)
+    assert method.plan.trainable_L == (True,) + (False,) * (DEPTH - 1)
+    gradient = model.blocks[0].mlp.fc1.weight.grad
+    assert gradient is not None and float(gradient.abs().max()) > 0
+
+
+def test_residual_frozen_block_computes_the_same_and_passes_the_gradient_unchanged() -> None:
+    model = vit()
+    exact = alast(model, reading="paper", trainable_blocks=1)._run(model.blocks[3], False, x := torch.randn(2, 17, 32))
+    method = alast(model, reading="paper", trainable_blocks=1, frozen_backward="residual")
+    x.requires_grad_(True)
+    y = method._run(model.blocks[3], False, x)
+    assert torch.equal(y, exact)
+    weight = torch.randn_like(y)
+    (y * weight).sum().backward()
+    assert x.grad is not None
+    assert torch.equal(x.grad, weight)
+
+
+def test_same_step_drops_by_the_budget_just_learned() -> None:
+    """By hand: budgets 0.75 before, no earlier delta, so 12 of 16 patches flow on from every block."""
+    method = alast(vit(), reading="paper", initial_budget=0.75)
+    step(method)
+    assert method.plan.tokens_L == (17, 13, 13, 13, 13, 13)
+    assert method.budgets == (0.75,) * DEPTH
+
+
+def test_budgets_move_by_equation_six_between_two_steps() -> None:
+    method = alast(vit(), reading="paper", initial_budget=0.5, alpha=0.003, trainable_blocks=DEPTH)
+    step(method)
+    first = method.deltas
+    for block in method.model.blocks:
+        torch.nn.init.normal_(block.mlp.fc2.weight, std=0.3)
+    step(method, 1)
+    expected = [min(max(0.5 + 0.003 * (b - a), 0.01), 1.0) for a, b in zip(first, method.deltas, strict=True)]
+    assert method.budgets == pytest.approx(expected)
+    assert len(set(expected)) == DEPTH
+
+
+def test_next_step_uses_the_budgets_learned_before() -> None:
+    method = alast(vit(), reading="fast", initial_budget=0.5, keep_multiple=1, alpha=1.0)
+    step(method)
+    assert method.plan.tokens_L == (17, 9, 9, 9, 9, 9)
+    budgets = method.budgets
+    step(method, 1)
+    assert method.plan.tokens_L[1] == 1 + max(1, int(budgets[0] * 16))
+
+
+def test_calibration_sets_budgets_once_from_the_first_images() -> None:
+    method = alast(vit(), reading="fast", target_budget=0.5, alpha=0.0)
+    step(method)
+    assert method.plan.calibrated
+    assert len(set(method.budgets)) > 1
+    budgets = method.budgets
+    step(method, 1)
+    assert not method.plan.calibrated
+    assert method.budgets == budgets
+
+
+def test_floors_hold_by_thirds_of_the_depth() -> None:
+    floors = {"early": 0.9, "middle": 0.5, "late": 0.2}
+    method = alast(vit(), reading="fast", target_budget=0.01, floors=floors, keep_multiple=1)
+    step(method)
+    assert method.budgets == (0.9, 0.9, 0.5, 0.5, 0.2, 0.2)
+    assert method.plan.tokens_L == (17, 15, 15, 9, 9, 4)
+
+
+def test_registers_always_stay() -> None:
+    method = alast(vit(reg_tokens=4), reading="paper", initial_budget=0.1, floors={"early": 0.1})
+    step(method)
+    assert method.plan.tokens_L == (21, 6, 6, 6, 6, 6)
+
+
+def test_authors_reading_compounds_and_updates_at_the_first_step() -> None:
+    method = alast(vit(), reading="authors", alpha=0.0)
+    step(method)
+    assert method.plan.tokens_L == (17, 16, 15, 14, 13, 12)
+    assert method.model.pos_embed.requires_grad
+    moved = alast(vit(), reading="authors", alpha=1e-3)
+    step(moved)
+    assert all(b >= 0.9 for b in moved.budgets) and max(moved.budgets) > 0.9
+
+
+def test_evaluation_sees_every_token_and_moves_nothing() -> None:
+    model = vit()
+    method = alast(model, reading="fast", target_budget=0.3)
+    step(method)
+    state, twin = method.state_dict(), vit()
+    twin.load_state_dict(model.state_dict())
+    budgets = state["budgets"].clone()
+    with torch.no_grad():
+        assert torch.equal(model.eval()(images()), twin.eval()(images()))
+    assert torch.equal(method.state_dict()["budgets"], budgets)
+    assert method._qkv is None
+
+
+def test_state_makes_a_twin_go_on_identically() -> None:
+    one = alast(vit(), reading="fast", trainable_blocks=2, alpha=0.5)
+    for number in range(3):
+        step(one, number)
+    twin = alast(vit(), reading="fast", trainable_blocks=2, alpha=0.5)
+    twin.load_state_dict(one.state_dict())
+    one.model.zero_grad()
+    for number in range(3, 6):
+        step(one, number)
+        step(twin, number)
+        assert one.plan == twin.plan
+        assert one.budgets == twin.budgets
+
+
+def test_alpha_defaults_to_the_learning_rate() -> None:
+    assert alast(vit(), rate=0.125)._alpha == 0.125
+    assert alast(vit(), rate=0.125, alpha=0.5)._alpha == 0.5
+
+
+def test_more_trainable_blocks_than_the_model_has_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^method.trainable_blocks = 7: the model has 6 blocks$"):
+        alast(vit(), trainable_blocks=7)
