@@ -1,13 +1,270 @@
-"""timm Vision Transformers: by name, from a local checkpoint, or the embedded backbone."""
+"""timm Vision Transformers: by name, from a local checkpoint, or the embedded backbone.
 
-from timm.models.vision_transformer import VisionTransformer
+Whatever cannot be fine-tuned here is refused before any weights are fetched: everything that does
+not classify from a class token through plain timm blocks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from huggingface_hub import constants, get_session, try_to_load_from_cache
+from safetensors.torch import load_file
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers.attention import Attention
+from timm.layers.patch_embed import PatchEmbed
+from timm.models import clean_state_dict, is_model_in_modules
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.vision_transformer import Block, VisionTransformer, checkpoint_filter_fn
+from torch import Tensor
+
+from alast_tune.config import ModelConfig
+from alast_tune.errors import ConfigError
 
 EMBEDDED_MEAN = (0.5, 0.5, 0.5)
 EMBEDDED_STD = (0.5, 0.5, 0.5)
+EMBEDDED_WEIGHTS = Path(__file__).parent / "embedded" / "backbone.safetensors"
+
+TIMM_MODULES = ("vision_transformer", "deit")
+"""Where timm's plain Vision Transformers live."""
+
+HUB_TIMEOUT = 5.0
+"""Seconds the hub may take to answer before it counts as out of reach."""
 
 
-def embedded_vit(num_classes: int, **options: object) -> VisionTransformer:
+@dataclass(frozen=True)
+class InputSpec:
+    """What images a model takes: square, three channels, normalised."""
+
+    image_size: int
+    """Side, pixels."""
+    mean: tuple[float, ...]
+    """Of each channel, pixels being in [0, 1]."""
+    std: tuple[float, ...]
+
+
+def embedded_vit(num_classes: int, image_size: int = 32, **options: Any) -> VisionTransformer:
     """Build the embedded architecture, weights at random: 12 blocks, 32x32 input, patch 4."""
     return VisionTransformer(
-        img_size=32, patch_size=4, embed_dim=80, depth=12, num_heads=5, num_classes=num_classes, **options
+        img_size=image_size, patch_size=4, embed_dim=80, depth=12, num_heads=5, num_classes=num_classes, **options
     )
+
+
+def create_model(config: ModelConfig) -> VisionTransformer:
+    """Build a Vision Transformer and load its weights, float32 on the CPU.
+
+    A ``checkpoint`` takes precedence over ``pretrained``. Without ``num_classes`` the model keeps its own
+    classifier (the embedded one has none). A new classifier is drawn from torch's global generator.
+
+    Raises:
+        ConfigError: an unknown or unsuitable model, an impossible image size, a checkpoint that does not
+            fit, or weights that would need a network there is not.
+    """
+    if config.name == "embedded":
+        size = config.image_size or 32
+        _check_image_size(size, patch_size=4)
+        model = embedded_vit(config.num_classes or 0, size)
+        _pretrained_cfg(model).update(mean=EMBEDDED_MEAN, std=EMBEDDED_STD)
+        weights = config.checkpoint or (EMBEDDED_WEIGHTS if config.pretrained else None)
+    else:
+        model = _create_timm(config)
+        weights = config.checkpoint
+    if weights is not None:
+        _load_weights(model, config.name, weights)
+    return model
+
+
+def input_spec(model: VisionTransformer) -> InputSpec:
+    """Say which images a model from :func:`create_model` takes."""
+    size = model.patch_embed.img_size
+    assert size is not None
+    cfg = _pretrained_cfg(model)
+    return InputSpec(
+        image_size=size[0],
+        mean=tuple(cfg.get("mean", IMAGENET_DEFAULT_MEAN)),
+        std=tuple(cfg.get("std", IMAGENET_DEFAULT_STD)),
+    )
+
+
+def _pretrained_cfg(model: VisionTransformer) -> dict[str, Any]:
+    """Get what timm hangs onto its models, under a name that torch's typing does not know; made if missing."""
+    cfg: dict[str, Any] = model.__dict__.setdefault("pretrained_cfg", {})
+    return cfg
+
+
+def _create_timm(config: ModelConfig) -> VisionTransformer:
+    skeleton = _skeleton(config.name)
+    options: dict[str, Any] = {}
+    if config.num_classes is not None:
+        options["num_classes"] = config.num_classes
+    if config.image_size is not None:
+        _check_image_size(config.image_size, skeleton.patch_embed.patch_size[0])
+        options["img_size"] = config.image_size
+    if config.checkpoint is not None or not config.pretrained:
+        model = timm.create_model(config.name, pretrained=False, **options)
+    else:
+        overlay = _weights_source(config.name, _pretrained_cfg(skeleton))
+        try:
+            model = timm.create_model(config.name, pretrained=True, pretrained_cfg_overlay=overlay, **options)
+        except Exception as error:  # whichever HTTP client, cache or file format failed, the remedy is the same
+            raise _no_weights(config.name, f"could not be loaded ({type(error).__name__}: {error})") from error
+    assert isinstance(model, VisionTransformer)
+    return model
+
+
+def _skeleton(name: str) -> VisionTransformer:
+    """Build the architecture without memory, and refuse what the methods cannot work on."""
+    architecture, _, tag = name.partition(".")
+    known = [model for module in TIMM_MODULES for model in timm.list_models(module=module)]
+    if not timm.is_model(architecture):
+        close = difflib.get_close_matches(architecture, ["embedded", *known], n=3)
+        hint = f"did you mean {' or '.join(close)}?" if close else "deit_small_patch16_224 is one, embedded another"
+        raise ConfigError("model.name", name, f"timm has no such model; {hint}")
+    if not is_model_in_modules(architecture, TIMM_MODULES):
+        raise ConfigError("model.name", name, "is not a timm VisionTransformer; take one, deit_small_patch16_224 say")
+    try:
+        with torch.device("meta"):
+            model = timm.create_model(name, pretrained=False)
+    except RuntimeError as error:
+        tags = [model.partition(".")[2] for model in timm.list_models(f"{architecture}.*", pretrained=True)]
+        if not tag or tag in tags:
+            raise
+        raise ConfigError("model.name", name, f"no such weights; after the dot goes {_some(tags)}") from error
+    assert isinstance(model, VisionTransformer)
+
+    def refuse(what: str, instead: str) -> ConfigError:
+        return ConfigError("model.name", name, f"{what}; take {instead}")
+
+    if isinstance(model, VisionTransformerDistilled):
+        raise refuse("has a distillation token and two classifiers", architecture.replace("_distilled", ""))
+    if not model.has_class_token:
+        raise refuse("has no class token, by which tokens are ranked", "deit_small_patch16_224 or a DINOv2, say")
+    if model.global_pool != "token":
+        raise refuse(
+            f"classifies by {model.global_pool} pooling, not from the class token", "vit_base_patch16_224, say"
+        )
+    blocks = list(model.blocks)
+    plain = type(model.patch_embed) is PatchEmbed and all(
+        type(block) is Block and type(block.attn) is Attention for block in blocks
+    )
+    if not plain:
+        raise refuse(f"is built of {type(blocks[0]).__name__}, not of timm's plain Block", "vit_base_patch16_224, say")
+    return model
+
+
+def _check_image_size(size: int, patch_size: int) -> None:
+    if size % patch_size:
+        low = size // patch_size * patch_size
+        choice = f"{low} or {low + patch_size}" if low >= 8 else f"{low + patch_size}"
+        raise ConfigError("model.image_size", size, f"is no multiple of the patch size {patch_size}; give {choice}")
+
+
+def _no_weights(name: str, what: str) -> ConfigError:
+    return ConfigError(
+        "model.pretrained",
+        True,
+        f"the weights of {name} {what}; set model.checkpoint to a local .safetensors or .pth file, "
+        "or HF_HOME to a Hugging Face cache that has them",
+    )
+
+
+def _weights_source(name: str, cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """Find pretrained weights in the hub's cache, or make sure that the hub answers.
+
+    Returns:
+        An overlay of timm's ``pretrained_cfg``: the cached file, or nothing where timm must download.
+
+    The hub's client retries for most of a minute when there is no network, and asks it even for files it
+    has in its cache; so it is called only after one short question has been answered.
+    """
+    if not (cfg.get("hf_hub_id") or cfg.get("url")):
+        remedy = f"timm has no weights of {name}; set model.checkpoint, or model.pretrained to false"
+        raise ConfigError("model.pretrained", True, remedy)
+    if not cfg.get("hf_hub_id"):
+        return {}
+    repository, _, revision = cfg["hf_hub_id"].partition("@")
+    chosen = cfg.get("hf_hub_filename")
+    for filename in [chosen] if chosen else ["model.safetensors", "pytorch_model.bin"]:
+        cached = try_to_load_from_cache(repository, filename, revision=revision or None)
+        if isinstance(cached, str):
+            # custom_load is about the original .npz files, which the hub's are not
+            return {"file": cached, "custom_load": False}
+    try:
+        get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT)
+    except Exception as error:  # requests, httpx or offline mode, depending on the hub's version
+        where = constants.ENDPOINT
+        raise _no_weights(name, f"are not in the cache, and {where} is out of reach ({error})") from error
+    return {}
+
+
+def _load_weights(model: VisionTransformer, name: str, path: Path) -> None:
+    """Load a local checkpoint strictly; only a classifier may be missing or of another size."""
+    # FlexiViT's grids are resized differently from everybody else's, as timm does for its own downloads.
+    flexible = name.startswith("flexivit")
+    resizing: dict[str, Any] = {"interpolation": "bilinear", "antialias": False} if flexible else {}
+    try:
+        state = checkpoint_filter_fn(_read_checkpoint(path), model, adapt_layer_scale=True, **resizing)
+    except ConfigError:
+        raise
+    except Exception as error:  # the conversions assume a family of models and fail in many ways on others
+        raise ConfigError("model.checkpoint", path, f"does not fit {name} ({error}); give weights of it") from error
+    expected = model.state_dict()
+    classifier = [key for key in ("head.weight", "head.bias") if key in state]
+    if any(key not in expected or state[key].shape != expected[key].shape for key in classifier):
+        for key in classifier:
+            del state[key]
+    missing = [key for key in expected if key not in state and not key.startswith("head.")]
+    unexpected = [key for key in state if key not in expected]
+    misshapen = [
+        f"{key} {tuple(value.shape)} instead of {tuple(expected[key].shape)}"
+        for key, value in state.items()
+        if key in expected and value.shape != expected[key].shape
+    ]
+    faults = {"lacks": missing, "has too many": unexpected, "has of another shape": misshapen}
+    said = "; ".join(f"{fault} {_some(keys)}" for fault, keys in faults.items() if keys)
+    if said:
+        raise ConfigError(
+            "model.checkpoint", path, f"{said}; give weights of {name}, or set model.name to what they belong to"
+        )
+    model.load_state_dict(state, strict=False)
+
+
+def _read_checkpoint(path: Path) -> dict[str, Tensor]:
+    """Read a state dict, out of the wrappers that training programs put around it."""
+    if not path.is_file():
+        raise ConfigError("model.checkpoint", path, "no such file; give a .safetensors, .pth, .pt or .bin file")
+    try:
+        if path.suffix == ".safetensors":
+            loaded: Any = load_file(path)
+        elif path.suffix in {".pth", ".pt", ".bin"}:
+            # timm's own training checkpoints carry their command line
+            with torch.serialization.safe_globals([argparse.Namespace]):
+                loaded = torch.load(path, map_location="cpu", weights_only=True)
+        else:
+            raise ConfigError("model.checkpoint", path, "unknown kind of file; give .safetensors, .pth, .pt or .bin")
+    except ConfigError:
+        raise
+    except Exception as error:  # unpickling rubbish raises nearly anything
+        reason = str(error).partition("\n")[0][:200]
+        raise ConfigError(
+            "model.checkpoint", path, f"cannot be read as plain weights ({reason}); give an intact state dict"
+        ) from error
+    for wrapper in ("model", "state_dict"):
+        if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
+            loaded = loaded[wrapper]
+    if not isinstance(loaded, dict) or not loaded or not all(isinstance(value, Tensor) for value in loaded.values()):
+        raise ConfigError("model.checkpoint", path, "holds no state dict; save model.state_dict()")
+    state: dict[str, Tensor] = clean_state_dict(loaded)
+    return state
+
+
+def _some(items: list[str], limit: int = 4) -> str:
+    more = f" and {len(items) - limit} more" if len(items) > limit else ""
+    return ", ".join(items[:limit]) + more

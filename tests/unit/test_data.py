@@ -1,0 +1,466 @@
+"""Splits are disjoint, stratified and the seed's; augmentation is for training only; faults are said in one line."""
+
+import hashlib
+import json
+import os
+import pickle
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from scipy.io import savemat
+from torchvision import datasets
+
+from alast_tune.config import DataConfig, ModelConfig
+from alast_tune.data import (
+    check_classes,
+    eval_loader,
+    fingerprint,
+    labels_of,
+    load_splits,
+    num_classes_of,
+    paper_augmentation,
+    train_loader,
+)
+from alast_tune.data.splitting import balanced, stratified
+from alast_tune.errors import ConfigError
+from alast_tune.models import InputSpec
+
+SPEC = InputSpec(image_size=16, mean=(0.5, 0.4, 0.3), std=(0.5, 0.25, 0.2))
+SHARED = Path(os.environ.get("ALAST_TUNE_SHARED", Path(__file__).parents[3] / "shared"))
+EMOJI = SHARED / "data" / "emoji57.tar"
+
+
+def load(dataset, **fields):
+    return load_splits(DataConfig(dataset=dataset, **fields), SPEC)
+
+
+def refusal(dataset, **fields):
+    with pytest.raises(ConfigError) as caught:
+        load(dataset, **fields)
+    text = str(caught.value)
+    assert "\n" not in text
+    assert text.startswith(f"{caught.value.field} = ")
+    return text
+
+
+def write_images(folder, count, size=(20, 12), suffix=".jpg", seed=0):
+    folder.mkdir(parents=True, exist_ok=True)
+    generator = np.random.default_rng([seed, count])
+    for index in range(count):
+        Image.fromarray(generator.integers(0, 256, (*size, 3), np.uint8)).save(folder / f"{index:03d}{suffix}")
+
+
+@pytest.fixture
+def flat(tmp_path):
+    """An image folder that nobody has split: three classes of 10, 15 and 20."""
+    root = tmp_path / "flat"
+    for name, count in (("ant", 10), ("bee", 15), ("cat", 20)):
+        write_images(root / name, count)
+    return root
+
+
+@pytest.fixture
+def divided(tmp_path):
+    """An image folder with train, val and test."""
+    root = tmp_path / "divided"
+    for part, count in (("train", 6), ("val", 3), ("test", 2)):
+        for name in ("ant", "bee"):
+            write_images(root / part / name, count)
+    return root
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    """Send every request to a port where nobody listens."""
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+LABELS = st.integers(2, 5).flatmap(
+    lambda classes: st.lists(st.integers(3, 30), min_size=classes, max_size=classes).map(
+        lambda counts: np.random.default_rng(len(counts)).permutation(np.repeat(np.arange(len(counts)), counts))
+    )
+)
+
+
+class TestSplitting:
+    @settings(deadline=None)
+    @given(labels=LABELS, shares=st.sampled_from([(0.2,), (0.2, 0.2), (0.5, 0.4), (0.01,)]), seed=st.integers(0, 99))
+    def test_parts_are_disjoint_complete_and_stratified(self, labels, shares, seed):
+        parts = stratified(labels, shares, seed)
+        assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(len(labels)))
+        counts = np.bincount(labels)
+        for part, share in zip(parts, (*shares, 1 - sum(shares)), strict=True):
+            found = np.bincount(labels[part], minlength=len(counts))
+            assert found.min() >= 1
+            assert np.abs(found - share * counts).max() <= len(shares) + 0.5
+        assert all(np.array_equal(a, b) for a, b in zip(parts, stratified(labels, shares, seed), strict=True))
+
+    def test_a_class_too_small(self):
+        with pytest.raises(ValueError, match="1 images with label 1 for 2 parts"):
+            stratified(np.array([0, 0, 1]), (0.2,), 0)
+
+    @settings(deadline=None)
+    @given(labels=LABELS, count=st.integers(1, 80), seed=st.integers(0, 99))
+    def test_a_subset_is_as_balanced_as_the_classes_allow(self, labels, count, seed):
+        chosen = balanced(labels, count, seed)
+        assert len(set(chosen)) == len(chosen) == min(count, len(labels))
+        found, counts = np.bincount(labels[chosen], minlength=labels.max() + 1), np.bincount(labels)
+        assert all(n == limit or n >= found.max() - 1 for n, limit in zip(found, counts, strict=True))
+
+
+class TestDigits:
+    def test_shares_sizes_and_range(self):
+        splits = load("digits")
+        sizes = [len(split) for split in (splits.train, splits.validation, splits.test)]
+        assert sum(sizes) == 1797
+        assert np.allclose(np.array(sizes) / 1797, (0.6, 0.2, 0.2), atol=0.005)
+        image, label = splits.train[0]
+        assert (image.shape, image.dtype, int(label)) == ((3, 16, 16), torch.float32, labels_of(splits.train)[0])
+        assert splits.num_classes == num_classes_of(DataConfig()) == 10
+
+    def test_images_are_the_digits_normalised(self):
+        from sklearn.datasets import load_digits
+
+        digits = load_digits()
+        known = {image.astype(int).tobytes(): label for image, label in zip(digits.images, digits.target, strict=True)}
+        # at their own size, interpolation changes nothing
+        train = load_splits(DataConfig(), InputSpec(8, SPEC.mean, SPEC.std)).train
+        for image, label in train:
+            pixels = image * torch.tensor(SPEC.std)[:, None, None] + torch.tensor(SPEC.mean)[:, None, None]
+            for channel in (pixels * 16).round().long().numpy():
+                assert known[channel.tobytes()] == label
+
+    def test_nothing_stands_on_two_sides(self):
+        splits = load("digits")
+        rows = torch.cat([split.tensors[0].flatten(1) for split in (splits.train, splits.validation, splits.test)])
+        assert len(torch.unique(rows, dim=0)) == 1797
+
+    def test_the_seed_decides(self):
+        first = load("digits", split_seed=5)
+        again = load("digits", split_seed=5, augment="none", validation_fraction=0.3)
+        other = load("digits", split_seed=6)
+        assert torch.equal(first.train.tensors[0], again.train.tensors[0])
+        assert fingerprint(first) == fingerprint(again) != fingerprint(other)
+
+    def test_is_loaded_once(self):
+        assert load("digits") is load("digits")
+
+    @pytest.mark.parametrize("augment", ["none", "paper"])
+    def test_fewer_training_images_are_balanced(self, augment):
+        splits = load("digits", train_images=105, augment=augment)
+        assert sorted(np.bincount(labels_of(splits.train))) == [10] * 5 + [11] * 5
+        assert len(splits.validation) == len(load("digits").validation)
+
+    def test_too_few_training_images(self):
+        assert refusal("digits", train_images=9) == (
+            "data.train_images = 9: leaves classes without an image; give 10 at least"
+        )
+
+
+class TestAugmentation:
+    def test_only_training_images_change(self, divided):
+        splits = load("folder", root=divided, augment="paper")
+        torch.manual_seed(0)
+        assert any(not torch.equal(splits.train[0][0], splits.train[0][0]) for _ in range(10))
+        assert all(torch.equal(splits.validation[0][0], splits.validation[0][0]) for _ in range(10))
+        assert all(torch.equal(splits.test[0][0], splits.test[0][0]) for _ in range(10))
+
+    def test_also_of_the_digits(self):
+        plain, augmented = load("digits"), load("digits", augment="paper")
+        torch.manual_seed(0)
+        draws = [augmented.train[3] for _ in range(12)]
+        assert {label for _, label in draws} == {int(plain.train[3][1])}
+        assert any(not torch.equal(image, plain.train[3][0]) for image, _ in draws)
+        assert torch.equal(augmented.validation.tensors[0], plain.validation.tensors[0])
+
+    def test_draws_flips_and_crops_two_at_a_time(self):
+        torch.manual_seed(0)
+        image = torch.arange(1.0, 257).reshape(1, 16, 16)
+        augment = paper_augmentation(16)
+        draws = [augment(image) for _ in range(300)]
+        assert {draw.shape for draw in draws} == {image.shape}
+        for symmetry in (image, image.flip(-1), image.flip(-2), image.flip((-1, -2))):
+            assert any(torch.equal(draw, symmetry) for draw in draws)
+        cropped = sum(bool((draw == 0).any()) for draw in draws) / len(draws)
+        assert cropped == pytest.approx(2 / 3 * (1 - 1 / 25), abs=0.1)  # an offset of (0, 0) shows no border
+
+    def test_comes_from_torchs_global_generator(self, divided):
+        splits = load("folder", root=divided, augment="paper")
+        runs = []
+        for _ in range(2):
+            torch.manual_seed(4)
+            runs.append(torch.stack([splits.train[index][0] for index in range(12)]))
+        assert torch.equal(*runs)
+
+
+class TestFolder:
+    def test_an_undivided_one_is_split(self, flat):
+        splits = load("folder", root=flat)
+        counts = [list(np.bincount(labels_of(split))) for split in (splits.train, splits.validation, splits.test)]
+        assert counts == [[6, 9, 12], [2, 3, 4], [2, 3, 4]]
+        assert splits.classes == ("ant", "bee", "cat")
+
+    def test_a_divided_one_is_taken_as_it_is(self, divided):
+        splits = load("folder", root=divided)
+        assert [len(split) for split in (splits.train, splits.validation, splits.test)] == [12, 6, 4]
+        files = {Path(path) for path, _ in splits.test.images.samples}
+        assert {file.parent.parent.name for file in files} == {"test"}
+
+    def test_validation_may_have_its_long_name(self, divided):
+        (divided / "val").rename(divided / "validation")
+        assert len(load("folder", root=divided).validation) == 6
+
+    def test_validation_is_held_out_where_there_is_none(self, divided):
+        (divided / "val").rename(divided.parent / "elsewhere")
+        (divided / "test").rename(divided.parent / "elsewhere-too")
+        splits = load("folder", root=divided, validation_fraction=0.34)
+        assert (len(splits.train), len(splits.validation), splits.test) == (8, 4, None)
+
+    def test_images_are_resized_whole_and_normalised(self, tmp_path):
+        for part in ("train", "val"):
+            for name, grey in (("a", 0), ("b", 255)):
+                (tmp_path / part / name).mkdir(parents=True)
+                half = Image.new("RGB", (40, 20), (grey, grey, grey))
+                half.paste((127, 127, 127), (0, 0, 20, 20))
+                half.save(tmp_path / part / name / "0.png")
+        image, _ = load("folder", root=tmp_path).validation[0]
+        pixels = image * torch.tensor(SPEC.std)[:, None, None] + torch.tensor(SPEC.mean)[:, None, None]
+        assert pixels.shape == (3, 16, 16)
+        assert torch.allclose(pixels[:, :, :7], torch.tensor(127 / 255), atol=0.01)
+        assert torch.allclose(pixels[:, :, 9:], torch.tensor(0.0), atol=0.01)
+
+    def test_the_classes_are_counted_without_opening_images(self, flat, divided):
+        (flat / "ant" / "000.jpg").write_bytes(b"")
+        assert num_classes_of(DataConfig(dataset="folder", root=flat)) == 3
+        assert num_classes_of(DataConfig(dataset="folder", root=divided)) == 2
+
+    def test_another_class_name_is_another_fingerprint(self, flat):
+        before = fingerprint(load("folder", root=flat))
+        (flat / "ant").rename(flat / "aardvark")
+        assert before != fingerprint(load("folder", root=flat, split_seed=0, workers=1))
+
+    @pytest.mark.skipif(not EMOJI.exists(), reason="emoji57.tar is not in ../shared/data")
+    def test_a_real_one(self, tmp_path):
+        with tarfile.open(EMOJI) as archive:
+            archive.extractall(tmp_path, filter="data")
+        splits = load("folder", root=tmp_path / "emoji57", train_images=570)
+        assert [len(split) for split in (splits.train, splits.validation, splits.test)] == [570, 969, 966]
+        assert set(np.bincount(labels_of(splits.train))) == {10}
+        assert splits.num_classes == 57
+
+
+class TestRefusedFolder:
+    def test_unset(self):
+        assert refusal("folder") == (
+            "data.root = None: an image folder must be given; it holds train/<class>/* or <class>/*"
+        )
+
+    def test_missing(self, tmp_path):
+        text = refusal("folder", root=tmp_path / "none")
+        assert text.endswith("none: no such folder; give one that holds train/<class>/* or <class>/*")
+
+    def test_empty(self, tmp_path):
+        assert "holds no class folders; it takes one folder of images for each of 2" in refusal("folder", root=tmp_path)
+
+    def test_one_class(self, tmp_path):
+        write_images(tmp_path / "ant", 3)
+        assert "holds one class only (ant)" in refusal("folder", root=tmp_path)
+
+    def test_a_class_without_images(self, flat):
+        (flat / "dog").mkdir()
+        text = refusal("folder", root=flat)
+        assert "dog" in text
+        assert text.endswith("add images, or remove the class")
+
+    def test_a_class_too_small_to_split(self, flat):
+        write_images(flat / "dog", 2)
+        assert "class dog has 2 images, too few to split into 3; add some, or give train/" in refusal(
+            "folder", root=flat
+        )
+
+    def test_no_train(self, divided):
+        (divided / "train").rename(divided.parent / "elsewhere")
+        assert refusal("folder", root=divided).endswith("has val, test but no train folder; add it")
+
+    def test_splits_with_different_classes(self, divided):
+        write_images(divided / "test" / "cat", 2)
+        assert refusal("folder", root=divided).endswith(
+            "test/ and train/ hold different classes (cat); make them agree"
+        )
+
+    @pytest.mark.parametrize("suffix", [".jpg", ".png"])
+    @pytest.mark.parametrize("damage", ["rubbish", "cut short", "empty"])
+    def test_an_unreadable_image(self, divided, suffix, damage):
+        bad = divided / "test" / "bee" / f"bad{suffix}"
+        write_images(bad.parent, 1, (64, 64), suffix, seed=1)
+        intact = (bad.parent / f"000{suffix}").read_bytes()
+        bad.write_bytes({"rubbish": b"rubbish" * 9, "cut short": intact[: len(intact) // 2], "empty": b""}[damage])
+        text = refusal("folder", root=divided)
+        assert text.startswith(f"data.root = {divided}: {bad} is no readable image (")
+        assert text.endswith("; repair or remove it")
+
+    def test_how_many_are_unreadable(self, flat):
+        for index in range(3):
+            (flat / "cat" / f"{index:03d}.jpg").write_bytes(b"")
+        assert "and so are 2 more; repair or remove it" in refusal("folder", root=flat)
+
+    def test_a_worker_need_not_look_again(self, flat):
+        (flat / "cat" / "000.jpg").write_bytes(b"")
+        assert load_splits(DataConfig(dataset="folder", root=flat), SPEC, verify=False).num_classes == 3
+
+
+PLACES = {"cifar100": "cifar-100-python/", "flowers102": "flowers-102/", "food101": "food-101/"}
+
+
+class TestTorchvision:
+    @pytest.fixture
+    def cifar(self, tmp_path, monkeypatch):
+        """CIFAR-100 as its authors pack it: 400 and 200 images of 100 classes, under their own checksums."""
+        folder = tmp_path / "cifar-100-python"
+        folder.mkdir()
+        generator = np.random.default_rng(0)
+        names = [f"class {index}" for index in range(100)]
+        for file, count in (("train", 400), ("test", 200), ("meta", 0)):
+            content = {"fine_label_names": names} if file == "meta" else {
+                "data": generator.integers(0, 256, (count, 3072), np.uint8),
+                "fine_labels": [index % 100 for index in range(count)],
+            }  # fmt: skip
+            (folder / file).write_bytes(pickle.dumps(content))
+        sums = {file.name: hashlib.md5(file.read_bytes()).hexdigest() for file in folder.iterdir()}
+        monkeypatch.setattr(datasets.CIFAR100, "train_list", [["train", sums["train"]]])
+        monkeypatch.setattr(datasets.CIFAR100, "test_list", [["test", sums["test"]]])
+        monkeypatch.setattr(datasets.CIFAR100, "meta", {**datasets.CIFAR100.meta, "md5": sums["meta"]})
+        return tmp_path
+
+    def test_cifar100(self, cifar):
+        splits = load("cifar100", root=cifar, validation_fraction=0.25, download=False)
+        assert [len(split) for split in (splits.train, splits.validation, splits.test)] == [300, 100, 200]
+        assert set(np.bincount(labels_of(splits.train))) == {3}
+        assert splits.classes[7] == "class 7"
+        image, label = splits.test[105]
+        assert (image.shape, label) == ((3, 16, 16), 5)
+
+    def test_cifar100_that_is_not_intact(self, cifar):
+        (cifar / "cifar-100-python" / "test").write_bytes(b"rubbish")
+        text = refusal("cifar100", root=cifar, download=False)
+        assert f"data.root = {cifar}: no intact cifar100; put cifar-100-python/, unpacked (from https://" in text
+        assert text.endswith("there, or set data.download to true")
+
+    def test_food101(self, tmp_path):
+        food = tmp_path / "food-101"
+        (food / "meta").mkdir(parents=True)
+        names = [f"dish_{index:03d}" for index in range(101)]
+        for part, ids in (("train", range(3)), ("test", (3,))):
+            listed = {name: [f"{name}/{index}" for index in ids] for name in names}
+            (food / "meta" / f"{part}.json").write_text(json.dumps(listed))
+        for name in names:
+            (food / "images" / name).mkdir(parents=True)
+            for index in range(4):
+                Image.new("RGB", (8, 8), (index, 0, 0)).save(food / "images" / name / f"{index}.jpg")
+        splits = load("food101", root=tmp_path)
+        assert [len(split) for split in (splits.train, splits.validation, splits.test)] == [202, 101, 101]
+        bad = food / "images" / "dish_050" / "3.jpg"
+        bad.unlink()
+        assert f"{bad} is no readable image (FileNotFoundError" in refusal("food101", root=tmp_path, split_seed=1)
+
+    def test_flowers102(self, tmp_path, monkeypatch):
+        folder = tmp_path / "flowers-102"
+        write_images(folder / "jpg", 306, (8, 8))
+        for index, file in enumerate(sorted((folder / "jpg").iterdir()), 1):
+            file.rename(folder / "jpg" / f"image_{index:05d}.jpg")
+        ids = np.arange(1, 307)
+        savemat(folder / "imagelabels.mat", {"labels": (ids - 1) % 102 + 1})
+        savemat(folder / "setid.mat", {"trnid": ids[:102], "valid": ids[102:204], "tstid": ids[204:]})
+        sums = {
+            key: (name, hashlib.md5((folder / name).read_bytes()).hexdigest())
+            for key, name in (("label", "imagelabels.mat"), ("setid", "setid.mat"))
+        }
+        monkeypatch.setattr(datasets.Flowers102, "_file_dict", sums)
+        splits = load("flowers102", root=tmp_path)
+        assert [len(split) for split in (splits.train, splits.validation, splits.test)] == [102, 102, 102]
+        assert splits.classes[0] == "pink primrose"
+        assert splits.validation[4][1] == 4
+
+    @pytest.mark.parametrize("dataset", PLACES)
+    def test_without_a_network(self, dataset, tmp_path, no_network):
+        text = refusal(dataset, root=tmp_path / "data")
+        assert f"data.root = {tmp_path / 'data'}: no intact {dataset}, and it cannot be downloaded (" in text
+        assert f"; put {PLACES[dataset]}" in text
+        assert text.endswith(") there")
+
+    @pytest.mark.parametrize("dataset", PLACES)
+    def test_without_permission_to_download(self, dataset, tmp_path):
+        text = refusal(dataset, root=tmp_path, download=False)
+        assert f"; put {PLACES[dataset]}" in text
+        assert text.endswith("there, or set data.download to true")
+        assert not list(tmp_path.iterdir())
+
+    @pytest.mark.parametrize("dataset", PLACES)
+    def test_without_a_root(self, dataset):
+        assert refusal(dataset).startswith(f"data.root = None: {dataset} needs a folder; give one that holds")
+
+    def test_root_is_a_file(self, tmp_path):
+        (tmp_path / "file").touch()
+        assert refusal("cifar100", root=tmp_path / "file").endswith("is a file; give a folder")
+
+    def test_numbers_of_classes_are_known_beforehand(self):
+        assert [num_classes_of(DataConfig(dataset=name)) for name in PLACES] == [100, 102, 101]
+
+
+class TestClasses:
+    @pytest.mark.parametrize("num_classes", [None, 10])
+    def test_agree(self, num_classes):
+        check_classes(DataConfig(), ModelConfig(num_classes=num_classes))
+
+    def test_do_not_agree(self):
+        with pytest.raises(ConfigError) as caught:
+            check_classes(DataConfig(dataset="cifar100"), ModelConfig(num_classes=10))
+        assert str(caught.value) == ("model.num_classes = 10: cifar100 has 100 classes; set it to 100, or leave it out")
+
+
+class TestLoaders:
+    def test_the_generator_decides_the_order(self):
+        train = load("digits").train
+
+        def labels(seed):
+            loader = train_loader(train, 64, 0, torch.Generator().manual_seed(seed))
+            return [torch.cat([label for _, label in loader]) for _ in range(2)]
+
+        (first, second), (again, _), (other, _) = labels(1), labels(1), labels(2)
+        assert torch.equal(first, again)
+        assert not torch.equal(first, second)
+        assert not torch.equal(first, other)
+
+    @pytest.mark.parametrize(("count", "batches"), [(20, [20]), (64, [64]), (65, [64]), (150, [64, 64])])
+    def test_an_incomplete_batch_is_dropped_unless_alone(self, count, batches):
+        train = load("digits", train_images=count).train
+        assert [len(label) for _, label in train_loader(train, 64, 0, torch.Generator())] == batches
+
+    def test_evaluation_sees_everything_in_order_and_moves_no_random_state(self):
+        validation = load("digits").validation
+        before = torch.get_rng_state()
+        labels = torch.cat([label for _, label in eval_loader(validation, 100, 0)])
+        assert torch.equal(torch.get_rng_state(), before)
+        assert np.array_equal(labels.numpy(), labels_of(validation))
+
+    @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # Python 3.12 on, of a process with threads
+    def test_the_generator_decides_what_workers_draw(self, divided):
+        train = load("folder", root=divided, augment="paper").train
+
+        def epoch():
+            loader = train_loader(train, 6, 2, torch.Generator().manual_seed(3))
+            return torch.cat([image for image, _ in loader])
+
+        torch.manual_seed(0)
+        first = epoch()
+        torch.manual_seed(1)
+        assert torch.equal(first, epoch())

@@ -1,0 +1,322 @@
+"""Models are timm's own, weights arrive exactly, and what cannot work is refused in one line with its remedy."""
+
+import argparse
+import os
+from pathlib import Path
+
+import huggingface_hub.constants
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+
+from alast_tune.config import ModelConfig
+from alast_tune.errors import ConfigError
+from alast_tune.models import EMBEDDED_WEIGHTS, create_model, embedded_vit, input_spec
+
+SHARED = Path(os.environ.get("ALAST_TUNE_SHARED", Path(__file__).parents[3] / "shared"))
+FOCUS = SHARED / "data" / "vit_small_patch14_focus.safetensors"
+NOWHERE = "http://127.0.0.1:9"
+
+
+def refusal(**fields):
+    with pytest.raises(ConfigError) as caught:
+        create_model(ModelConfig(**fields))
+    text = str(caught.value)
+    assert "\n" not in text
+    assert text.startswith(f"{caught.value.field} = ")
+    return text
+
+
+@pytest.fixture
+def hub_cache(tmp_path, monkeypatch):
+    """An empty cache, and a hub that does not answer, whatever network there is."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", NOWHERE)
+    return tmp_path / "hub"
+
+
+@pytest.fixture(scope="module")
+def tiny_state():
+    """Weights that timm's deit_tiny_patch16_224 could have."""
+    torch.manual_seed(1)
+    return timm.create_model("deit_tiny_patch16_224", num_classes=7).state_dict()
+
+
+@pytest.fixture(params=[".safetensors", ".pth", ".pt", ".bin"])
+def tiny_checkpoint(request, tmp_path, tiny_state):
+    path = tmp_path / f"tiny{request.param}"
+    if request.param == ".safetensors":
+        save_file(tiny_state, path)
+    else:
+        wrapped = {".pth": {"model": tiny_state, "args": argparse.Namespace(lr=1)}, ".bin": {"state_dict": tiny_state}}
+        torch.save(wrapped.get(request.param, tiny_state), path)
+    return path
+
+
+class TestEmbedded:
+    def test_weights_are_the_packages_in_single_precision(self):
+        model = create_model(ModelConfig())
+        stored = load_file(EMBEDDED_WEIGHTS)
+        assert set(model.state_dict()) == set(stored)
+        for key, value in model.state_dict().items():
+            assert value.dtype == torch.float32
+            assert torch.equal(value, stored[key].float())
+        assert (len(model.blocks), model.num_classes) == (12, 0)
+
+    def test_a_classifier_is_added(self):
+        model = create_model(ModelConfig(num_classes=10))
+        assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+
+    def test_without_pretraining_weights_are_the_seeds(self):
+        torch.manual_seed(3)
+        model = create_model(ModelConfig(pretrained=False, num_classes=10))
+        torch.manual_seed(3)
+        expected = embedded_vit(10).state_dict()
+        assert all(torch.equal(value, expected[key]) for key, value in model.state_dict().items())
+
+    def test_a_trained_one_comes_back_from_its_checkpoint(self, tmp_path):
+        trained = embedded_vit(10)
+        save_file(trained.state_dict(), tmp_path / "trained.safetensors")
+        model = create_model(ModelConfig(checkpoint=tmp_path / "trained.safetensors", num_classes=10))
+        assert all(torch.equal(value, trained.state_dict()[key]) for key, value in model.state_dict().items())
+
+    def test_takes_other_image_sizes(self):
+        model = create_model(ModelConfig(image_size=48, num_classes=3))
+        assert model(torch.zeros(1, 3, 48, 48)).shape == (1, 3)
+        assert torch.equal(model.patch_embed.proj.weight, create_model(ModelConfig()).patch_embed.proj.weight)
+
+    def test_input(self):
+        spec = input_spec(create_model(ModelConfig(image_size=48)))
+        assert (spec.image_size, spec.mean, spec.std) == (48, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+        assert hash(spec)
+
+
+class TestCheckpoint:
+    def test_round_trip(self, tiny_checkpoint, tiny_state):
+        config = ModelConfig(name="deit_tiny_patch16_224", checkpoint=tiny_checkpoint, num_classes=7)
+        state = create_model(config).state_dict()
+        assert state.keys() == tiny_state.keys()
+        assert all(torch.equal(state[key], tiny_state[key]) for key in state)
+
+    @pytest.mark.parametrize("num_classes", [3, None])
+    def test_a_classifier_of_another_size_is_dropped(self, tmp_path, tiny_state, num_classes):
+        save_file(tiny_state, tmp_path / "tiny.safetensors")
+        config = ModelConfig(
+            name="deit_tiny_patch16_224", checkpoint=tmp_path / "tiny.safetensors", num_classes=num_classes
+        )
+        model = create_model(config)
+        assert model.num_classes == (num_classes or 1000)
+        assert torch.equal(model.blocks[11].mlp.fc2.weight, tiny_state["blocks.11.mlp.fc2.weight"])
+
+    def test_wrappers_of_distributed_and_compiled_training_are_removed(self, tmp_path, tiny_state):
+        torch.save({f"module._orig_mod.{key}": value for key, value in tiny_state.items()}, tmp_path / "tiny.pth")
+        config = ModelConfig(name="deit_tiny_patch16_224", checkpoint=tmp_path / "tiny.pth", num_classes=7)
+        assert torch.equal(create_model(config).cls_token, tiny_state["cls_token"])
+
+    def test_a_resized_position_grid_is_timms_own(self, tmp_path, tiny_state):
+        path = tmp_path / "tiny.safetensors"
+        save_file(tiny_state, path)
+        ours = create_model(ModelConfig(name="deit_tiny_patch16_224", checkpoint=path, image_size=96, num_classes=7))
+        theirs = timm.create_model(
+            "deit_tiny_patch16_224",
+            pretrained=True,
+            pretrained_cfg_overlay={"file": str(path), "num_classes": 7},
+            num_classes=7,
+            img_size=96,
+        )
+        assert ours.pos_embed.shape == (1, 1 + 36, 192)
+        assert all(torch.equal(ours.state_dict()[key], value) for key, value in theirs.state_dict().items())
+
+    def test_half_precision_becomes_single(self, tmp_path, tiny_state):
+        save_file({key: value.half() for key, value in tiny_state.items()}, tmp_path / "half.safetensors")
+        model = create_model(ModelConfig(name="deit_tiny_patch16_224", checkpoint=tmp_path / "half.safetensors"))
+        assert {value.dtype for value in model.state_dict().values()} == {torch.float32}
+
+    @pytest.mark.skipif(not FOCUS.exists(), reason="vit_small_patch14_focus.safetensors is not in ../shared/data")
+    def test_a_real_backbone_at_another_size(self):
+        config = ModelConfig(name="vit_small_patch14_dinov2", checkpoint=FOCUS, image_size=84, num_classes=57)
+        model = create_model(config)
+        assert model.pos_embed.shape == (1, 1 + 36, 384)
+        assert torch.equal(model.blocks[5].ls1.gamma, load_file(FOCUS)["blocks.5.ls1.gamma"].float())
+        assert input_spec(model).mean == (0.485, 0.456, 0.406)
+        assert model(torch.zeros(1, 3, 84, 84)).isfinite().all()
+
+
+class TestRefusedCheckpoint:
+    NAME = "deit_tiny_patch16_224"
+
+    def test_no_such_file(self, tmp_path):
+        text = refusal(name=self.NAME, checkpoint=tmp_path / "none.pth")
+        assert text == (
+            f"model.checkpoint = {tmp_path / 'none.pth'}: no such file; give a .safetensors, .pth, .pt or .bin file"
+        )
+
+    def test_an_unknown_suffix(self, tmp_path):
+        (tmp_path / "weights.npz").write_bytes(b"x")
+        assert "unknown kind of file; give .safetensors" in refusal(checkpoint=tmp_path / "weights.npz")
+
+    @pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".pt", ".bin"])
+    @pytest.mark.parametrize("content", [b"", b"rubbish" * 100], ids=["empty", "rubbish"])
+    def test_rubbish(self, tmp_path, suffix, content):
+        path = tmp_path / f"weights{suffix}"
+        path.write_bytes(content)
+        text = refusal(name=self.NAME, checkpoint=path)
+        assert text.startswith(f"model.checkpoint = {path}: cannot be read as plain weights")
+        assert text.endswith("give an intact state dict")
+
+    def test_cut_short(self, tiny_checkpoint):
+        tiny_checkpoint.write_bytes(tiny_checkpoint.read_bytes()[:1_000_000])
+        assert "cannot be read as plain weights" in refusal(name=self.NAME, checkpoint=tiny_checkpoint)
+
+    def test_code_is_not_run(self, tmp_path):
+        class Bomb:
+            def __reduce__(self):
+                return (os.mkdir, (str(tmp_path / "exploded"),))
+
+        torch.save({"model": Bomb()}, tmp_path / "bomb.pth")
+        assert "cannot be read as plain weights" in refusal(name=self.NAME, checkpoint=tmp_path / "bomb.pth")
+        assert not (tmp_path / "exploded").exists()
+
+    @pytest.mark.parametrize("content", [[1, 2], {}, {"epoch": 3}, {"model": {"cls_token": 1}}])
+    def test_no_state_dict(self, tmp_path, content):
+        torch.save(content, tmp_path / "other.pth")
+        assert refusal(name=self.NAME, checkpoint=tmp_path / "other.pth").endswith(
+            "holds no state dict; save model.state_dict()"
+        )
+
+    @pytest.mark.parametrize(
+        ("change", "said"),
+        [
+            (lambda state: state.pop("blocks.3.attn.qkv.weight"), "lacks blocks.3.attn.qkv.weight;"),
+            (lambda state: state.update(extra=torch.zeros(1)), "has too many extra;"),
+            (lambda state: state.update({"norm.bias": torch.zeros(5)}), "norm.bias (5,) instead of (192,);"),
+        ],
+        ids=["missing", "unexpected", "misshapen"],
+    )
+    def test_keys_that_do_not_fit(self, tmp_path, tiny_state, change, said):
+        state = dict(tiny_state)
+        change(state)
+        save_file(state, tmp_path / "tiny.safetensors")
+        text = refusal(name=self.NAME, checkpoint=tmp_path / "tiny.safetensors")
+        assert said in text
+        assert text.endswith("give weights of deit_tiny_patch16_224, or set model.name to what they belong to")
+
+    def test_weights_of_another_architecture(self, tmp_path, tiny_state):
+        save_file(tiny_state, tmp_path / "tiny.safetensors")
+        text = refusal(name="deit_small_patch16_224", checkpoint=tmp_path / "tiny.safetensors")
+        assert "has of another shape" in text
+        assert len(text) < 600
+
+    @pytest.mark.parametrize(
+        ("width", "said"), [(192, "pos_embed (1, "), (191, "does not fit deit_tiny_patch16_224 (")]
+    )
+    def test_a_position_grid_that_is_no_square(self, tmp_path, tiny_state, width, said):
+        save_file(tiny_state | {"pos_embed": torch.zeros(1, 8, width)}, tmp_path / "odd.safetensors")
+        text = refusal(name=self.NAME, checkpoint=tmp_path / "odd.safetensors")
+        assert text.startswith(f"model.checkpoint = {tmp_path / 'odd.safetensors'}: ")
+        assert said in text
+
+
+class TestSuitableModel:
+    @pytest.mark.parametrize(
+        ("name", "size"),
+        [
+            ("vit_small_patch14_reg4_dinov2", 56),
+            ("deit_tiny_patch16_224", 64),
+            ("deit3_small_patch16_224", 64),
+            ("vit_tiny_patch16_224.augreg_in21k", 32),
+            ("vit_medium_patch32_clip_224", 32),
+        ],
+    )
+    def test_is_timms_own(self, name, size):
+        torch.manual_seed(0)
+        model = create_model(ModelConfig(name=name, pretrained=False, image_size=size, num_classes=5))
+        torch.manual_seed(0)
+        assert model.has_class_token
+        assert input_spec(model).image_size == size
+        assert model(torch.zeros(1, 3, size, size)).shape == (1, 5)
+        expected = timm.create_model(name, img_size=size, num_classes=5).state_dict()
+        assert all(torch.equal(value, expected[key]) for key, value in model.state_dict().items())
+
+    def test_keeps_its_own_classifier_and_size(self):
+        model = create_model(ModelConfig(name="deit_tiny_patch16_224", pretrained=False))
+        assert (model.num_classes, input_spec(model).image_size) == (1000, 224)
+
+    @pytest.mark.parametrize(
+        ("name", "said"),
+        [
+            ("deit_tiny_patch16_244", "timm has no such model; did you mean deit_tiny_patch16_224"),
+            ("zzz", "timm has no such model; deit_small_patch16_224 is one, embedded another"),
+            ("deit_tiny_patch16_224.fb_in2k", "no such weights; after the dot goes fb_in1k"),
+            ("resnet18", "is not a timm VisionTransformer; take one, deit_small_patch16_224 say"),
+            ("vit_tiny_r_s16_p8_224", "is not a timm VisionTransformer"),
+            ("deit_tiny_distilled_patch16_224", "and two classifiers; take deit_tiny_patch16_224"),
+            ("vit_base_patch16_siglip_224", "has no class token, by which tokens are ranked; take deit_small"),
+            ("vit_base_patch16_reg4_gap_256", "has no class token, by which tokens are ranked; take deit_small"),
+            (
+                "beit3_base_patch16_224",
+                "classifies by avg pooling, not from the class token; take vit_base_patch16_224",
+            ),
+            ("vit_small_patch16_18x2_224", "is built of ParallelThingsBlock, not of timm's plain Block; take vit_base"),
+        ],
+    )
+    def test_or_refused(self, name, said):
+        text = refusal(name=name, pretrained=False)
+        assert text.startswith(f"model.name = {name}: ")
+        assert said in text
+
+    @pytest.mark.parametrize(
+        ("name", "size", "choice"),
+        [
+            ("embedded", 30, "28 or 32"),
+            ("deit_tiny_patch16_224", 100, "96 or 112"),
+            ("deit_tiny_patch16_224", 12, "16"),
+        ],
+    )
+    def test_an_image_size_that_is_no_multiple_of_the_patch_size(self, name, size, choice):
+        text = refusal(name=name, image_size=size, pretrained=False)
+        assert text.startswith(f"model.image_size = {size}: is no multiple of the patch size")
+        assert text.endswith(f"; give {choice}")
+
+
+class TestHub:
+    def test_out_of_reach(self, hub_cache):
+        text = refusal(name="deit_tiny_patch16_224", num_classes=10)
+        assert text.startswith(
+            "model.pretrained = True: the weights of deit_tiny_patch16_224 are not in the cache, and"
+        )
+        assert f"{NOWHERE} is out of reach" in text
+        assert "set model.checkpoint to a local .safetensors or .pth file, or HF_HOME to" in text
+
+    def test_an_unsuitable_model_is_refused_before_that(self, hub_cache):
+        assert refusal(name="vit_base_patch16_siglip_224").startswith("model.name = ")
+
+    def test_no_weights_to_be_had(self, hub_cache):
+        text = refusal(name="vit_giant_patch14_224")
+        assert text == (
+            "model.pretrained = True: timm has no weights of vit_giant_patch14_224; "
+            "set model.checkpoint, or model.pretrained to false"
+        )
+
+    @pytest.fixture
+    def cached(self, hub_cache, tiny_state):
+        """The hub's cache, holding deit_tiny_patch16_224."""
+        repository = hub_cache / "models--timm--deit_tiny_patch16_224.fb_in1k"
+        snapshot = repository / "snapshots" / ("0" * 40)
+        snapshot.mkdir(parents=True)
+        (repository / "refs").mkdir()
+        (repository / "refs" / "main").write_text("0" * 40)
+        save_file(tiny_state | {"head.weight": torch.zeros(1000, 192)}, snapshot / "model.safetensors")
+        return snapshot / "model.safetensors"
+
+    def test_cached_weights_need_no_network(self, cached, tiny_state):
+        model = create_model(ModelConfig(name="deit_tiny_patch16_224", num_classes=10, image_size=64))
+        assert torch.equal(model.blocks[4].attn.qkv.weight, tiny_state["blocks.4.attn.qkv.weight"])
+        assert model.pos_embed.shape == (1, 17, 192)
+
+    def test_a_broken_cache(self, cached):
+        cached.write_bytes(b"rubbish")
+        text = refusal(name="deit_tiny_patch16_224", num_classes=10)
+        assert "the weights of deit_tiny_patch16_224 could not be loaded (" in text
+        assert "set model.checkpoint" in text
