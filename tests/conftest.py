@@ -1,0 +1,42 @@
+"""What holds for every test: nothing of the person's own is read, written or connected to."""
+
+import os
+import secrets
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+
+# Before anything imports ray, torch, mlflow or matplotlib. The folder's path is short: Ray's sockets lie in it, and the
+# name of a unix socket has at most 107 characters.
+PRIVATE = Path(tempfile.mkdtemp(prefix="r", dir="/tmp"))
+for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN_PATH", "MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID"):
+    os.environ.pop(name, None)
+os.environ |= {
+    "HOME": str(PRIVATE),
+    "RAY_TMPDIR": str(PRIVATE),
+    # Explicit, or the first ray.init() changes how the next one behaves. The token in the environment serves heads,
+    # workers and clients alike.
+    "RAY_AUTH_MODE": "token",
+    "RAY_AUTH_TOKEN": secrets.token_hex(32),
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "HF_HUB_OFFLINE": "1",
+    "MPLBACKEND": "agg",
+    "OMP_NUM_THREADS": "1",  # same sums in the same order on every machine
+}
+
+try:
+    import hypothesis
+except ImportError:  # a GPU machine that has little more than torch
+    pass
+else:
+    hypothesis.settings.register_profile("house", deadline=None, derandomize=True, database=None)
+    hypothesis.settings.load_profile("house")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    shutil.rmtree(PRIVATE, ignore_errors=True)

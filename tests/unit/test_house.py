@@ -1,0 +1,126 @@
+"""The house itself: what the files promise one another."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[2]
+BINARY = {".safetensors", ".png", ".pt", ".npz"}
+# In pieces, so that this file does not hold what it looks for.
+INDEX = re.compile(
+    "|".join(("pypi" + r"\.org", "python" + r"hosted\.org", "://[^ ]*/" + "simple", r"(?<!-emit)-index" + "-url[ =]"))
+)
+HOMES = re.compile(r"(?<![\w.~-])(/root|/home/(?!ray\b)\w+|/Users/\w+)(?=/)")  # /home/ray is in Ray's own images
+
+
+def texts() -> list[Path]:
+    command = ["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    try:
+        listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\0")
+        files = [ROOT / name for name in listed if name]
+    except (OSError, subprocess.CalledProcessError):  # no git, or an unpacked archive
+        files = [
+            path for path in ROOT.rglob("*") if not any(part.startswith(".") for part in path.relative_to(ROOT).parts)
+        ]
+    return [path for path in files if path.is_file() and path.suffix not in BINARY]
+
+
+def recipes() -> dict[str, str]:
+    """Name of each public recipe -> the line above it."""
+    lines = (ROOT / "justfile").read_text().splitlines()
+    heads = (
+        (re.match(r"([a-z][\w-]*)( [^:=]*)?:(?!=)", line), above)
+        for above, line in zip(["", *lines], lines, strict=False)
+    )
+    return {head[1]: above for head, above in heads if head and above != "[private]"}
+
+
+def pins() -> dict[str, list[Requirement]]:
+    found: dict[str, list[Requirement]] = {}
+    for line in (ROOT / "requirements.lock").read_text().splitlines():
+        if line and line[0] not in "# ":
+            pin = Requirement(line.rstrip("\\ "))
+            found.setdefault(canonicalize_name(pin.name), []).append(pin)
+    return found
+
+
+def test_no_file_names_a_home_or_an_index() -> None:
+    here = f"{ROOT}/" if len(ROOT.parts) > 2 else None  # /src would be too common a word
+    for path in texts():
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            where = f"{path.relative_to(ROOT)}:{number}"
+            assert here is None or here not in line, f"{where} names a path of this machine"
+            assert not HOMES.search(line), f"{where} names somebody's home"
+            assert not INDEX.search(line), f"{where} names a package index"
+
+
+def test_lock_pins_what_pyproject_asks_for() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    locked = pins()
+    for line in project["dependencies"] + project["optional-dependencies"]["dev"]:
+        wanted = Requirement(line)
+        of_it = locked.get(canonicalize_name(wanted.name), [])
+        assert of_it, f"requirements.lock lacks {wanted}"
+        for pin in of_it:
+            (exact,) = pin.specifier
+            assert exact.operator == "=="
+            assert wanted.specifier.contains(exact.version), (
+                f"requirements.lock has {pin}, pyproject.toml wants {wanted}"
+            )
+
+
+@pytest.mark.parametrize("python", ["3.11", "3.12", "3.13"])
+def test_lock_has_one_version_of_a_package_for_each_python(python: str) -> None:
+    machine = {
+        "python_version": python,
+        "python_full_version": f"{python}.0",
+        "sys_platform": "linux",
+        "platform_machine": "x86_64",
+        "implementation_name": "cpython",
+        "platform_python_implementation": "CPython",
+    }
+    for name, alternatives in pins().items():
+        fitting = [pin for pin in alternatives if pin.marker is None or pin.marker.evaluate(machine)]
+        assert len(fitting) <= 1, f"{name}: {fitting}"
+        assert fitting or all(pin.marker is not None for pin in alternatives)
+
+
+def test_lock_has_a_hash_for_every_pin() -> None:
+    blocks = re.split(r"\n(?=[^ #\n])", (ROOT / "requirements.lock").read_text())[1:]
+    assert len(blocks) == sum(map(len, pins().values()))
+    assert all("--hash=sha256:" in block for block in blocks)
+
+
+def test_recipes_are_those_promised_and_described() -> None:
+    names = "setup demo sweep submit ui test test-all test-gpu lint fmt bench"
+    assert sorted(recipes()) == sorted(names.split())
+    for name, above in recipes().items():
+        assert above.startswith("# "), f"{name} has no line that describes it"
+
+
+@pytest.mark.parametrize("document", [*sorted(path.name for path in ROOT.glob("*.md")), "justfile", ".ci/run"])
+def test_commands_in_documents_exist(document: str) -> None:
+    text = (ROOT / document).read_text()
+    code = "\n".join(re.findall(r"```.*?```|`[^`\n]+`", text, re.DOTALL)) if document.endswith(".md") else text
+    for recipe in re.findall(r"(?:^|[`/ ])just ([a-z][\w-]*)", code, re.MULTILINE):
+        assert recipe in recipes(), f"{document}: just {recipe}"
+    for preset in re.findall(r"--preset ([a-z][\w-]*)(?![\w./-])", code):
+        assert (ROOT / "sweeps/presets" / f"{preset}.yaml").exists(), f"{document}: --preset {preset}"
+    for script in re.findall(r"python3? ((?:sweeps|benchmarks|clusters)/\S+\.py)", code):
+        assert (ROOT / script).exists(), f"{document}: {script}"
+
+
+def test_the_training_core_imports_without_ray_optuna_and_mlflow() -> None:
+    program = """
+import sys
+sys.modules |= dict.fromkeys(("ray", "optuna", "mlflow"))  # None: importing it raises ModuleNotFoundError
+import alast_tune, alast_tune.front
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
