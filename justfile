@@ -12,7 +12,7 @@ export MLFLOW_DISABLE_TELEMETRY := env("MLFLOW_DISABLE_TELEMETRY", "true")
 
 [private]
 default:
-    @just --list --unsorted
+    @{{ quote(just_executable()) }} --justfile {{ quote(justfile()) }} --list --unsorted
 
 # Make .venv from requirements.lock; does nothing while that is up to date
 setup:
