@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from pydantic import BaseModel, Field, ValidationError
-from pydantic_settings import BaseSettings, CliApp, CliPositionalArg, CliSubCommand, SettingsConfigDict
+from pydantic_settings import BaseSettings, CliApp, CliPositionalArg, CliSubCommand, SettingsConfigDict, SettingsError
 from rich.console import Console
 from rich.progress import Progress
 
@@ -35,6 +35,8 @@ def guarded(command: Callable[[], None]) -> Callable[[], None]:
             sys.exit(_complain(str(error)))
         except ValidationError as error:
             sys.exit(_complain(explain(error)))
+        except SettingsError as error:
+            sys.exit(_complain(f"{str(error).removeprefix('error parsing CLI: ')}; see --help"))
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             sys.exit(130)
@@ -111,7 +113,7 @@ class Doctor(BaseModel):
 class AlastTune(BaseSettings):
     """Fine-tune Vision Transformers with ALaST, and reuse what a sweep has found."""
 
-    model_config = SettingsConfigDict(cli_prog_name="alast-tune", cli_kebab_case=True)
+    model_config = SettingsConfigDict(cli_prog_name="alast-tune", cli_kebab_case=True, cli_exit_on_error=False)
 
     front: CliSubCommand[Front]
     train: CliSubCommand[Train]

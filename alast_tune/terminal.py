@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -75,21 +76,22 @@ def front_table(front: FrontFile) -> Table:
         title=f"{front.sweep}: {len(front.front)} of {counts.complete} complete trials on the front "
         f"({counts.pruned} pruned, {counts.failed} failed), hypervolume {front.hypervolume_share:.4f}",
         title_justify="left",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
     )
-    for name in ("trial", "accuracy", "test", "train FLOPs", "peak memory"):
+    for name in ("trial", "accuracy", "test", "training", "memory"):
         table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("settings that differ")
     flat = [_flatten(member.config) for member in front.front]
     varied = [path for path in (flat[0] if flat else {}) if len({str(one.get(path)) for one in flat}) > 1]
-    for path in varied:
-        table.add_column(path.removeprefix("method/").removeprefix("train/"), justify="right")
     for member, values in zip(front.front, flat, strict=True):
         table.add_row(
-            member.trial_id + (" *" if member.trial_id == front.knee else ""),
+            member.trial_id + (" *" if member.trial_id == front.knee else "  "),
             f"{member.objectives['accuracy']:.4f}",
             "-" if member.test_accuracy is None else f"{member.test_accuracy:.4f}",
             human_flops(member.objectives["train_flops"]),
             human_bytes(member.objectives["peak_bytes"]),
-            *(_short(values.get(path)) for path in varied),
+            ", ".join(f"{path.rsplit('/', 1)[-1]} {_short(values.get(path))}" for path in varied),
             style="bold" if member.trial_id == front.knee else None,
         )
     if front.knee:

@@ -27,8 +27,12 @@ from alast_tune.results import EpochReport, Measurements
 _AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def load_trial(config: TrialConfig) -> tuple[VisionTransformer, Splits]:
+def load_trial(config: TrialConfig, verify: bool = True) -> tuple[VisionTransformer, Splits]:
     """Build the model, its classifier sized to the dataset, and load the data at its input size.
+
+    Args:
+        config: of the run.
+        verify: look at every image once; not needed where another process just has.
 
     Raises:
         ConfigError: whatever cannot work, before any training.
@@ -37,7 +41,7 @@ def load_trial(config: TrialConfig) -> tuple[VisionTransformer, Splits]:
     model_config = config.model.model_copy(update={"num_classes": num_classes_of(config.data)})
     torch.manual_seed(config.train.seed)  # the classifier's first weights
     model = create_model(model_config)
-    return model, load_splits(config.data, input_spec(model))
+    return model, load_splits(config.data, input_spec(model), verify)
 
 
 class Run:
@@ -47,10 +51,10 @@ class Run:
     augmentations and dropout from the seed and its own number.
     """
 
-    def __init__(self, config: TrialConfig) -> None:
+    def __init__(self, config: TrialConfig, verify: bool = True) -> None:
         self.config = config
         self.device = _device(config.train)
-        self.model, self._splits = load_trial(config)
+        self.model, self._splits = load_trial(config, verify)
         self.model.to(self.device)
         self.method = build_method(config.method, self.model, config.train)
         self._optimizer = _optimizer(config.train, self.method.parameters())

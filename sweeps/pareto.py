@@ -21,7 +21,7 @@ from alast_tune.errors import ConfigError
 from alast_tune.results import FrontFile
 from alast_tune.terminal import front_table
 from alast_tune.tracking import default_uri, ui_command
-from alast_tune.tune.study import run_sweep
+from alast_tune.tune.study import run_sweep, stored_sweep
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -38,10 +38,9 @@ class Preset(PydanticBaseSettingsSource):
         given = self.current_state
         preset, resume = given.get("preset"), given.get("resume")
         if resume:
-            folder = Path(given.get("storage", "runs")) / resume
-            return {"name": resume} | read_mapping(folder / "sweep.json")
+            return stored_sweep(Path(given.get("storage", "runs")) / resume).model_dump(mode="json", exclude={"storage"})
         if preset is None:
-            return {}
+            raise ConfigError("preset", "not given", f"give --preset (one of {', '.join(presets())}) or --resume")
         file = Path(preset) if Path(preset).suffix in {".yaml", ".yml", ".json"} else PRESETS / f"{preset}.yaml"
         if not file.exists():
             raise ConfigError("preset", preset, f"not a file and none of {', '.join(presets())}")
@@ -50,7 +49,7 @@ class Preset(PydanticBaseSettingsSource):
 
 class Pareto(BaseSettings, SweepConfig):
     __doc__ = __doc__
-    model_config = SettingsConfigDict(extra="forbid", frozen=True, cli_prog_name="pareto.py", cli_avoid_json=True)
+    model_config = SettingsConfigDict(extra="forbid", frozen=True, cli_prog_name="pareto.py", cli_exit_on_error=False)
 
     preset: str | None = Field(None, description="a name from sweeps/presets, or a YAML file")
     resume: str | None = Field(None, description="name of a sweep to go on with; only --trials may differ")
@@ -73,7 +72,7 @@ def main() -> None:
     """Run or resume a sweep; print its front and where to look at it."""
     options = CliApp.run(Pareto, cli_args=sys.argv[1:])
     sweep = parse(SweepConfig, options.model_dump(exclude={"preset", "resume"}))
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 120)
     run_sweep(sweep, resume=options.resume is not None, console=console)
     file = sweep.storage / sweep.name / "front.json"
     console.print(front_table(FrontFile.read(file)))

@@ -49,17 +49,15 @@ class Observer(Protocol):
 def open_study(sweep: SweepConfig, database: Path) -> optuna.Study:
     """Create or reopen the sweep's study in a SQLite file."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return optuna.create_study(
-        storage=f"sqlite:///{database}",
-        study_name=sweep.name,
-        directions=list(DIRECTIONS),
-        sampler=_sampler(sweep, database.exists()),
-        load_if_exists=True,
+    study = optuna.create_study(
+        storage=f"sqlite:///{database}", study_name=sweep.name, directions=list(DIRECTIONS), load_if_exists=True
     )
+    # A sampler that starts again where trials are already must not repeat their draws.
+    study.sampler = _sampler(sweep, sweep.seed + 7919 * len(study.get_trials(deepcopy=False)))
+    return study
 
 
-def _sampler(sweep: SweepConfig, resumed: bool) -> optuna.samplers.BaseSampler:
-    seed = sweep.seed + 7919 * resumed  # a resumed sampler would otherwise repeat its first draws
+def _sampler(sweep: SweepConfig, seed: int) -> optuna.samplers.BaseSampler:
     if sweep.sampler == "random":
         return optuna.samplers.RandomSampler(seed=seed)
     if sweep.sampler == "nsga2":
@@ -154,6 +152,10 @@ class StudySearcher(Searcher):
             self._tell(trial, TrialState.FAIL, None, f"not a finite number: {', '.join(unusable)}", epochs)
         else:
             self._tell(trial, TrialState.COMPLETE, values, None, epochs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune pickles its searcher to restore from, and it is the study that a sweep resumes from."""
+        return {}
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the study is saved at every step."""

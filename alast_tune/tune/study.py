@@ -186,6 +186,10 @@ class _Failures(tune.Callback):
         lines = [line for line in Path(trial.error_file or os.devnull).read_text().splitlines() if line.strip()]
         self._observer.explain(trial.config["number"], lines[-1].strip() if lines else "worker lost")
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune pickles its callbacks to restore from, and it is the study that a sweep resumes from."""
+        return {}
+
 
 def checkpoints(folder: Path, number: int) -> list[Path]:
     """List a trial's checkpoints, newest first, over all the drivers that have worked on the sweep."""
@@ -256,6 +260,7 @@ def _only_driver(folder: Path) -> Iterator[None]:
 def _cluster() -> Iterator[None]:
     """Connect to the cluster that RAY_ADDRESS names (a job's own is set by Ray), else start one here."""
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # MLflow has it all
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the newer one prints a banner whatever its verbosity
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C comes as an exception, as SIGTERM does
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     started = not ray.is_initialized()

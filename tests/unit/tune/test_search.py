@@ -160,6 +160,17 @@ def test_a_killed_driver_leaves_no_orphan_and_no_trial_twice(tmp_path: Path) -> 
     assert search.suggest("z") == StudySearcher.FINISHED
 
 
+def test_every_resumed_sampler_draws_anew(tmp_path: Path) -> None:
+    alphas = []
+    for _ in range(3):
+        search, study, _ = searcher(tmp_path, sweep(sampler="random"))
+        suggestion = search.suggest(key := str(search.remaining))
+        search.on_trial_complete(key, report())
+        assert isinstance(suggestion, dict)
+        alphas.append(suggestion["trial"]["method"]["alpha"])
+    assert len(set(alphas)) == 3
+
+
 def test_an_orphan_asked_only_in_part_gets_the_rest_of_its_parameters(tmp_path: Path) -> None:
     study = open_study(sweep(), tmp_path / "study.db")
     study.ask().suggest_float("method/alpha", 1e-4, 1.0, log=True)
