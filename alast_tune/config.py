@@ -14,7 +14,6 @@ from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, Va
 
 from alast_tune.errors import ConfigError, explain
 
-
 T = TypeVar("T", bound=BaseModel)
 
 
@@ -115,8 +114,12 @@ class AlastConfig(Record):
         1.0, description="calibrate: from the relative magnitude of each block's class-token update"
     )
     target_budget: float = Field(0.6, gt=0, le=1, description="mean budget that calibrate aims at")
-    delta_reduction: Literal["batch_mean", "batch_sum"] = Field("batch_mean", description="class-token delta, equation 5")
-    first_delta: Literal["skip", "zero"] = Field("skip", description="before the first step: no update, or a delta of 0")
+    delta_reduction: Literal["batch_mean", "batch_sum"] = Field(
+        "batch_mean", description="class-token delta, equation 5"
+    )
+    first_delta: Literal["skip", "zero"] = Field(
+        "skip", description="before the first step: no update, or a delta of 0"
+    )
     budget_timing: Literal["same_step", "next_step"] = Field(
         "same_step", description="when a new budget counts; next_step needs no host synchronisation in the forward"
     )
@@ -124,7 +127,9 @@ class AlastConfig(Record):
         "image", description="share of the image's patch tokens, or of those that arrive (compounds over blocks)"
     )
     keep_multiple: int = Field(1, ge=1, description="round the number kept up to a multiple of this")
-    selection: Literal["proportional", "softmax", "top_k"] = Field("proportional", description="how the K blocks are drawn")
+    selection: Literal["proportional", "softmax", "top_k"] = Field(
+        "proportional", description="how the K blocks are drawn"
+    )
     train_embeddings: bool = Field(False, description="train patch and position embeddings as well")
     frozen_backward: Literal["exact", "residual"] = Field(
         "exact", description="residual: gradients pass a frozen block by its skip connection alone (approximation)"
@@ -295,7 +300,9 @@ def read_mapping(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text())
     except OSError as error:
-        raise ConfigError("config", path, f"cannot be read ({error.strerror}); give an existing YAML or JSON file") from None
+        raise ConfigError(
+            "config", path, f"cannot be read ({error.strerror}); give an existing YAML or JSON file"
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError("config", path, f"is not YAML: {error}") from None
     if not isinstance(values, dict):

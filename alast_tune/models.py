@@ -28,6 +28,17 @@ from torch import Tensor
 from alast_tune.config import ModelConfig
 from alast_tune.errors import ConfigError
 
+__all__ = [
+    "EMBEDDED_MEAN",
+    "EMBEDDED_STD",
+    "EMBEDDED_WEIGHTS",
+    "InputSpec",
+    "VisionTransformer",
+    "create_model",
+    "embedded_vit",
+    "input_spec",
+]
+
 EMBEDDED_MEAN = (0.5, 0.5, 0.5)
 EMBEDDED_STD = (0.5, 0.5, 0.5)
 EMBEDDED_WEIGHTS = Path(__file__).parent / "embedded" / "backbone.safetensors"

@@ -38,7 +38,7 @@ def summarise(
     on_front = pareto_mask(values_TM, DIRECTIONS) if complete else np.zeros(0, dtype=bool)
     members = sorted(
         (result for result, member in zip(complete, on_front, strict=True) if member),
-        key=lambda result: (result.values or ())[1],
+        key=lambda result: result.values[1] if result.values else 0.0,
     )
     compromise = None
     if members:

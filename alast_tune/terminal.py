@@ -58,7 +58,9 @@ class SweepProgress:
         self._bar.update(self._task, completed=done, line=line)
         if not self._console.is_terminal or result.state == "failed":
             why = f" ({result.reason})" if result.reason else ""
-            self._console.print(f"trial {result.number:04d} {result.state}{why} | {line}", highlight=False, soft_wrap=True)
+            self._console.print(
+                f"trial {result.number:04d} {result.state}{why} | {line}", highlight=False, soft_wrap=True
+            )
 
     def note(self, text: str) -> None:
         """Print a line above the progress."""

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -21,7 +20,7 @@ from alast_tune.data import Splits, check_classes, eval_loader, load_splits, num
 from alast_tune.errors import ConfigError
 from alast_tune.evaluate import evaluate
 from alast_tune.methods import build_method
-from alast_tune.models import create_model, input_spec
+from alast_tune.models import VisionTransformer, create_model, input_spec
 from alast_tune.results import EpochReport, Measurements
 
 _AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}

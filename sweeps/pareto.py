@@ -38,7 +38,9 @@ class Preset(PydanticBaseSettingsSource):
         given = self.current_state
         preset, resume = given.get("preset"), given.get("resume")
         if resume:
-            return stored_sweep(Path(given.get("storage", "runs")) / resume).model_dump(mode="json", exclude={"storage"})
+            return stored_sweep(Path(given.get("storage", "runs")) / resume).model_dump(
+                mode="json", exclude={"storage"}
+            )
         if preset is None:
             raise ConfigError("preset", "not given", f"give --preset (one of {', '.join(presets())}) or --resume")
         file = Path(preset) if Path(preset).suffix in {".yaml", ".yml", ".json"} else PRESETS / f"{preset}.yaml"
@@ -48,7 +50,9 @@ class Preset(PydanticBaseSettingsSource):
 
 
 class Pareto(BaseSettings, SweepConfig):
-    __doc__ = __doc__
+    """The command line: every setting of a sweep, and where the others come from."""
+
+    __doc__ = __doc__  # --help shows the module's
     model_config = SettingsConfigDict(extra="forbid", frozen=True, cli_prog_name="pareto.py", cli_exit_on_error=False)
 
     preset: str | None = Field(None, description="a name from sweeps/presets, or a YAML file")
@@ -56,7 +60,7 @@ class Pareto(BaseSettings, SweepConfig):
 
     @classmethod
     def settings_customise_sources(
-        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, **others: Any
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, *others: Any, **named: Any
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Command line first, then the preset; no environment variables."""
         return init_settings, Preset(settings_cls)

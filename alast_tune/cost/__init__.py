@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -15,6 +14,7 @@ from alast_tune.cost.clock import Clock
 from alast_tune.cost.flops import forward_flops, step_flops
 from alast_tune.cost.memory import MemoryMeter, step_peak_bytes
 from alast_tune.methods.base import Method
+from alast_tune.models import VisionTransformer
 from alast_tune.results import Measurements
 
 __all__ = ["Clock", "MemoryMeter", "Meter", "forward_flops", "step_flops", "step_peak_bytes"]

@@ -11,11 +11,13 @@ W the sum of in x out over a block's linear layers, N tokens, width A of the att
 
 from __future__ import annotations
 
-from timm.models.vision_transformer import VisionTransformer
+from typing import Any
+
 from torch import nn
 
 from alast_tune.config import AlastConfig, HeadConfig, MethodConfig
-from alast_tune.methods.base import StepPlan
+from alast_tune.methods.base import StepPlan, blocks_of
+from alast_tune.models import VisionTransformer
 
 
 def step_flops(
@@ -30,7 +32,7 @@ def step_flops(
     total = projection + _classifier(model)
     if isinstance(method_config, HeadConfig):
         # Nothing below the classifier gets a gradient; the classifier's own inputs do not either.
-        forward = sum(_forward(block, tokens) for block, tokens in zip(model.blocks, plan.tokens_L, strict=True))
+        forward = sum(_forward(block, tokens) for block, tokens in zip(blocks_of(model), plan.tokens_L, strict=True))
         return batch * (total + forward + _classifier(model))
 
     alast = method_config if isinstance(method_config, AlastConfig) else None
@@ -40,7 +42,9 @@ def step_flops(
     total += 2 * _classifier(model)
     residual = alast is not None and alast.frozen_backward == "residual"
     graph = embeddings_train  # whether a gradient has to reach the block's input
-    for index, (block, tokens, trains) in enumerate(zip(model.blocks, plan.tokens_L, plan.trainable_L, strict=True)):
+    for index, (block, tokens, trains) in enumerate(
+        zip(blocks_of(model), plan.tokens_L, plan.trainable_L, strict=True)
+    ):
         total += _forward(block, tokens)
         if trains:
             total += 4 * tokens * _weights(block) + 10 * tokens**2 * block.attn.attn_dim
@@ -58,7 +62,7 @@ def forward_flops(model: VisionTransformer, image_size: int, batch: int) -> int:
     """Count one forward with every token, as evaluation does it."""
     patches = (image_size // model.patch_embed.patch_size[0]) * (image_size // model.patch_embed.patch_size[1])
     tokens = int(patches + model.num_prefix_tokens)
-    blocks = sum(_forward(block, tokens) for block in model.blocks)
+    blocks = sum(_forward(block, tokens) for block in blocks_of(model))
     return int(batch * (2 * patches * model.patch_embed.proj.weight.numel() + blocks + _classifier(model)))
 
 
@@ -67,7 +71,7 @@ def _weights(block: nn.Module) -> int:
     return sum(module.weight.numel() for module in block.modules() if isinstance(module, nn.Linear))
 
 
-def _forward(block: nn.Module, tokens: int) -> int:
+def _forward(block: Any, tokens: int) -> int:
     return int(2 * tokens * _weights(block) + 4 * tokens**2 * block.attn.attn_dim)
 
 

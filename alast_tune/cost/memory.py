@@ -14,13 +14,13 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.distributed._tools.mem_tracker import MemTracker
 from torch.optim import Optimizer
 
 from alast_tune.config import AlastConfig, HeadConfig, MethodConfig
-from alast_tune.methods.base import Method, StepPlan
+from alast_tune.methods.base import Method, StepPlan, blocks_of
+from alast_tune.models import VisionTransformer
 
 _BYTES = 4  # single precision
 _HEAVIER = 1.02  # a plan predicted heavier by less is not worth another probe
@@ -67,7 +67,7 @@ def saved_elements(model: VisionTransformer, method_config: MethodConfig, plan: 
     graph = not isinstance(method_config, HeadConfig) and (alast is None or alast.train_embeddings)
     residual = alast is not None and alast.frozen_backward == "residual"
     saved, peak = 0, 0
-    for block, tokens, trains in zip(model.blocks, plan.tokens_L, plan.trainable_L, strict=True):
+    for block, tokens, trains in zip(blocks_of(model), plan.tokens_L, plan.trainable_L, strict=True):
         width, attention = block.norm1.weight.numel(), block.attn.attn_dim
         hidden = block.mlp.fc1.out_features
         # norm inputs (2), queries, keys, values, attention's output, activation's input

@@ -1,0 +1,1 @@
+"""The embedded backbone: weights, their card, and the script that made both."""

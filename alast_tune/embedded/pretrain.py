@@ -125,7 +125,7 @@ def main() -> None:
         generator = torch.Generator().manual_seed(options.seed * 1000 + epoch)
         torch.manual_seed(options.seed * 1000 + epoch)  # timm's patch dropout draws from the global one
         if epoch >= MASKED_EPOCHS:
-            model.patch_drop = nn.Identity()
+            model.patch_drop = nn.Identity()  # type: ignore[assignment]
         model.train()
         started = time.monotonic()
         order = torch.randperm(len(labels), generator=generator)[: steps * BATCH]
@@ -143,7 +143,7 @@ def main() -> None:
         checkpoint.with_suffix(".tmp").replace(checkpoint)
         print(json.dumps({"epoch": epoch + 1, "loss": round(loss.item(), 4), "seconds": round(seconds)}), flush=True)
 
-    model.patch_drop = nn.Identity()
+    model.patch_drop = nn.Identity()  # type: ignore[assignment]
     score = accuracy(model, test_images, test_labels)
     model.reset_classifier(0)
     target = HERE / "backbone.safetensors"

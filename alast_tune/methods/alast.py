@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from alast_tune.config import AlastConfig
 from alast_tune.errors import ConfigError
-from alast_tune.methods.base import StepPlan, embed, output_parameters, set_trainable, token_count
+from alast_tune.methods.base import StepPlan, blocks_of, embed, output_parameters, set_trainable, token_count
 from alast_tune.methods.budgets import class_delta, relative_magnitude, sample_layers, scale_to_mean, update_budgets
 from alast_tune.methods.tokens import class_attention, keep_count, keep_tokens
 
@@ -63,7 +63,7 @@ class Alast:
 
         self._recording = False  # the hooks stay quiet in evaluation and calibration
         self._qkv: Tensor | None = None
-        for block in model.blocks:
+        for block in blocks_of(model):
             block.attn.qkv.register_forward_hook(self._remember_qkv)
 
     @property
@@ -103,7 +103,7 @@ class Alast:
         self._deltas = []
         last = len(self.model.blocks) - 1
         self._recording = True
-        for index, block in enumerate(self.model.blocks):
+        for index, block in enumerate(blocks_of(self.model)):
             tokens.append(x_BND.shape[1])
             arriving = x_BND.shape[1] - prefix
             before_BD = x_BND[:, 0].detach()
@@ -212,7 +212,7 @@ class Alast:
             self._qkv = output.detach()
 
     @torch.no_grad()
-    def _score(self, attention: nn.Module) -> Tensor:
+    def _score(self, attention: Any) -> Tensor:
         """Class token's attention row of the block just run, (B, N-1), from its remembered qkv."""
         assert self._qkv is not None, "scores are asked for right after the block has run"
         B, N, _ = self._qkv.shape

@@ -60,6 +60,11 @@ def embed(model: VisionTransformer, images_BCHW: Tensor) -> Tensor:
     return tokens
 
 
+def blocks_of(model: VisionTransformer) -> list[Any]:
+    """List the transformer blocks; untyped, as timm leaves their parts (``attn.qkv``, ``mlp.fc1``) to the reader."""
+    return list(model.blocks)
+
+
 def token_count(model: VisionTransformer) -> int:
     """Count the tokens of an image: patches, class token and registers."""
     return int(model.patch_embed.num_patches) + int(model.num_prefix_tokens)

@@ -18,7 +18,8 @@ def class_delta(
     inputs' device, in at least single precision: reading it as a float is what synchronises.
     """
     squared_B = (after_BD - before_BD).float().square().sum(dim=-1)
-    return squared_B.mean() if reduction == "batch_mean" else squared_B.sum()
+    delta: Tensor = squared_B.mean() if reduction == "batch_mean" else squared_B.sum()
+    return delta
 
 
 def relative_magnitude(before_BD: Tensor, after_BD: Tensor) -> Tensor:

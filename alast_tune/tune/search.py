@@ -34,9 +34,7 @@ _STATES = {
 class Observer(Protocol):
     """Who wants to know how trials fare."""
 
-    def started(
-        self, number: int, config: TrialConfig, params: Mapping[str, object], run_id: str | None
-    ) -> str | None:
+    def started(self, number: int, config: TrialConfig, params: Mapping[str, object], run_id: str | None) -> str | None:
         """A trial was handed to a worker, for the first time or (with its tracking run's id) again; returns the id."""
 
     def reported(self, number: int, metrics: Mapping[str, float]) -> None:
@@ -107,7 +105,7 @@ class StudySearcher(Searcher):
         """Objectives and space are the study's; Tune has nothing to add."""
         return not config
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override] # FINISHED is a string
         """Hand out an orphan, else a new trial; None while enough are out, FINISHED when none is left."""
         if len(self._live) >= self._concurrent:
             return None
@@ -147,7 +145,9 @@ class StudySearcher(Searcher):
         if error:
             self._tell(trial, TrialState.FAIL, None, "crashed", epochs)
         elif epochs < config.train.epochs:
-            self._tell(trial, TrialState.PRUNED, None, f"stopped after {epochs} of {config.train.epochs} epochs", epochs)
+            self._tell(
+                trial, TrialState.PRUNED, None, f"stopped after {epochs} of {config.train.epochs} epochs", epochs
+            )
         elif unusable:
             self._tell(trial, TrialState.FAIL, None, f"not a finite number: {', '.join(unusable)}", epochs)
         else:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -66,7 +68,9 @@ def run_sweep(sweep: SweepConfig, *, resume: bool = False, console: Console | No
         if before.model_copy(update={"trials": sweep.trials, "storage": sweep.storage}) != sweep:
             raise ConfigError("resume", sweep.name, "was started with other settings; only --trials may change")
     elif (folder / "study.db").exists():
-        raise ConfigError("name", sweep.name, f"already exists; go on with --resume {sweep.name}, or choose another --name")
+        raise ConfigError(
+            "name", sweep.name, f"already exists; go on with --resume {sweep.name}, or choose another --name"
+        )
     uri = default_uri(sweep.storage)
     reference = reference_point(sweep.trial)  # builds model, data and method: what cannot work says so here
     folder.mkdir(parents=True, exist_ok=True)
@@ -230,9 +234,7 @@ def _test_members(
     tested = dict(study.user_attrs.get("test_accuracy", {}))
     accuracy = ray.remote(num_cpus=resources["cpu"], num_gpus=resources["gpu"])(member_accuracy)
     pending = {
-        member.trial_id: accuracy.remote(
-            member.config.model_dump(mode="json"), str(newest), sweep.cpus_per_trial
-        )
+        member.trial_id: accuracy.remote(member.config.model_dump(mode="json"), str(newest), sweep.cpus_per_trial)
         for member in front.front
         if str(int(member.trial_id)) not in tested
         for newest in checkpoints(folder, int(member.trial_id))[:1]
@@ -265,11 +267,8 @@ def _cluster() -> Iterator[None]:
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     started = not ray.is_initialized()
     if started:
-        quiet = {"logging_level": "ERROR", "log_to_driver": False}
-        if os.environ.get("RAY_ADDRESS"):
-            ray.init(**quiet)
-        else:
-            ray.init(include_dashboard=False, **quiet)
+        dashboard = None if os.environ.get("RAY_ADDRESS") else False  # not ours to choose on a cluster that is there
+        ray.init(include_dashboard=dashboard, logging_level=logging.ERROR, log_to_driver=False)
     try:
         yield
     finally:
@@ -284,6 +283,9 @@ def _stopped_by_signals() -> Iterator[None]:
     def stop(signum: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + signum)
 
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only there may signals be caught
+        return
     before = signal.signal(signal.SIGTERM, stop)
     try:
         yield

@@ -44,9 +44,9 @@ class AlastTrainable(tune.Trainable):
         """Write everything the next epoch depends on."""
         self._run.save(Path(checkpoint_dir))
 
-    def load_checkpoint(self, checkpoint_dir: str) -> None:
-        """Go on from a checkpoint, after the worker or its node has died."""
-        self._run.load(Path(checkpoint_dir))
+    def load_checkpoint(self, checkpoint: str | dict[str, Any] | None) -> None:
+        """Go on from a checkpoint folder, after the worker or its node has died."""
+        self._run.load(Path(str(checkpoint)))
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take another trial into the same process, whose imports are done."""

@@ -54,10 +54,16 @@ def test_configurations_survive_json_and_are_hashable() -> None:
         ({"trial": {"method": {"name": "alast", "alpha": -1}}}, "trial.method.alpha = -1: Input should be greater"),
         ({"trial": {"method": {"name": "magic"}}}, "trial.method = {...}: Input tag 'magic' found"),
         ({"trial": {"data": {"dataset": "mnist"}}}, "trial.data.dataset = mnist: Input should be 'digits', 'cifar100'"),
-        ({"space": {"method/alfa": SPACE["method/alpha"]}}, "space.method/alfa = 0.0001: method/alfa = 0.0001: a trial"),
+        (
+            {"space": {"method/alfa": SPACE["method/alpha"]}},
+            "space.method/alfa = 0.0001: method/alfa = 0.0001: a trial",
+        ),
         ({"space": {"method/alpha": {"type": "float", "low": 2, "high": 1}}}, "low = 2.0, high = 1.0: low must not"),
         ({"space": {"method/alpha": {"type": "float", "low": 0, "high": 1, "log": True}}}, "nor be <= 0 with log"),
-        ({"space": {"method/trainable_blocks": {"type": "int", "low": 0, "high": 5}}}, "space.method/trainable_blocks = 0"),
+        (
+            {"space": {"method/trainable_blocks": {"type": "int", "low": 0, "high": 5}}},
+            "space.method/trainable_blocks = 0",
+        ),
         ({"space": {}}, "space = {...}: Dictionary should have at least 1 item"),
         ({"name": "../x"}, "name = ../x: String should match pattern"),
     ],

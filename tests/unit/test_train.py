@@ -20,7 +20,8 @@ def trial(method: dict[str, Any] | None = None, **train: Any) -> TrialConfig:
         {
             "data": {"train_images": 96},
             "method": method or {"name": "alast", "alpha": 0.5, "trainable_blocks": 4, "target_budget": 0.4},
-            "train": {"epochs": 3, "batch_size": 32, "learning_rate": 1e-3, "warmup_epochs": 0.5, "device": "cpu"} | train,
+            "train": {"epochs": 3, "batch_size": 32, "learning_rate": 1e-3, "warmup_epochs": 0.5, "device": "cpu"}
+            | train,
         }
     )
 
@@ -79,9 +80,7 @@ def test_fit_yields_an_epoch_at_a_time_resumes_and_leaves_a_plain_timm_model(tmp
     (second,) = fit(config, tmp_path)
     assert second.epoch == 2
     assert list(fit(config, tmp_path)) == []
-    model = create_model(
-        ModelConfig(num_classes=10, checkpoint=tmp_path / "model.safetensors")
-    )
+    model = create_model(ModelConfig(num_classes=10, checkpoint=tmp_path / "model.safetensors"))
     run = Run(config)
     run.load(tmp_path)
     for one, other in zip(model.state_dict().values(), run.model.state_dict().values(), strict=True):

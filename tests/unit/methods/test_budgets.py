@@ -1,5 +1,7 @@
 """Equations 5 and 6 by hand, and the drawing of blocks."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -30,7 +32,7 @@ def test_without_an_earlier_delta_budgets_stay() -> None:
 def test_updates_telescope_while_nothing_is_clipped() -> None:
     """b_i = b_0 + alpha (delta_i - delta_0), whatever lay between."""
     budgets, deltas = torch.tensor([0.5]), [[0.2], [0.9], [0.1], [0.6]]
-    for previous, delta in zip(deltas, deltas[1:], strict=False):
+    for previous, delta in pairwise(deltas):
         budgets = update_budgets(budgets, delta, previous, alpha=0.25, low=0.01, high=1.0)
     assert float(budgets) == pytest.approx(0.5 + 0.25 * (0.6 - 0.2))
 
@@ -38,7 +40,9 @@ def test_updates_telescope_while_nothing_is_clipped() -> None:
 def test_scaling_reaches_the_mean_and_respects_floors() -> None:
     scaled = scale_to_mean(torch.tensor([1.0, 3.0]), 0.4, torch.tensor([0.1, 0.1]), 1.0)
     assert scaled.tolist() == pytest.approx([0.2, 0.6])
-    assert scale_to_mean(torch.tensor([1.0, 9.0]), 0.5, torch.tensor([0.3, 0.3]), 0.8).tolist() == pytest.approx([0.3, 0.8])
+    assert scale_to_mean(torch.tensor([1.0, 9.0]), 0.5, torch.tensor([0.3, 0.3]), 0.8).tolist() == pytest.approx(
+        [0.3, 0.8]
+    )
 
 
 @pytest.mark.parametrize("how", ["proportional", "softmax", "top_k"])

@@ -22,9 +22,7 @@ class Recorder:
         self.epochs: list[tuple[int, float]] = []
         self.ends: list[TrialResult] = []
 
-    def started(
-        self, number: int, config: TrialConfig, params: Mapping[str, object], run_id: str | None
-    ) -> str | None:
+    def started(self, number: int, config: TrialConfig, params: Mapping[str, object], run_id: str | None) -> str | None:
         self.starts.append((number, run_id))
         return f"run-{number}"
 
@@ -163,7 +161,7 @@ def test_a_killed_driver_leaves_no_orphan_and_no_trial_twice(tmp_path: Path) -> 
 def test_every_resumed_sampler_draws_anew(tmp_path: Path) -> None:
     alphas = []
     for _ in range(3):
-        search, study, _ = searcher(tmp_path, sweep(sampler="random"))
+        search, _, _ = searcher(tmp_path, sweep(sampler="random"))
         suggestion = search.suggest(key := str(search.remaining))
         search.on_trial_complete(key, report())
         assert isinstance(suggestion, dict)
