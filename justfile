@@ -75,7 +75,7 @@ ui *args: setup
         http*) echo "MLFLOW_TRACKING_URI is a server: open $store"; exit ;;
         "sqlite:///$PWD/runs/mlflow.db") [ -e runs/mlflow.db ] || { echo "nothing in runs/ yet: just demo"; exit 1; } ;;
     esac
-    exec {{ quote(python) }} -m mlflow ui --backend-store-uri "$store" --host 127.0.0.1 "$@"
+    exec {{ quote(python) }} -m mlflow ui --backend-store-uri "$store" --host 127.0.0.1 --workers 1 "$@"
 
 # Tests, the slow ones left out
 test *args: setup
