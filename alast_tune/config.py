@@ -281,6 +281,20 @@ def apply_params(trial: TrialConfig, params: dict[str, Any]) -> TrialConfig:
     return parse(TrialConfig, values)
 
 
+def flatten(record: Record, prefix: str = "") -> dict[str, Any]:
+    """Turn a configuration into paths and plain values: ``method/floors/early`` -> 0.1."""
+    flat: dict[str, Any] = {}
+    for name in type(record).model_fields:
+        value = getattr(record, name)
+        if isinstance(value, Record):
+            flat |= flatten(value, f"{prefix}{name}/")
+        elif isinstance(value, dict):
+            flat |= {f"{prefix}{name}/{key}": item for key, item in value.items()}
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
 def parse(kind: type[T], values: Any) -> T:
     """Validate plain values into a record; a refusal comes as one :class:`ConfigError` line."""
     try:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from alast_tune.config import Record
+from alast_tune.config import flatten
 from alast_tune.plots import human_bytes, human_flops
 from alast_tune.results import FrontFile, TrialResult
 
@@ -84,7 +83,7 @@ def front_table(front: FrontFile) -> Table:
     for name in ("trial", "accuracy", "test", "training", "memory"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("settings that differ")
-    flat = [_flatten(member.config) for member in front.front]
+    flat = [flatten(member.config) for member in front.front]
     varied = [path for path in (flat[0] if flat else {}) if len({str(one.get(path)) for one in flat}) > 1]
     for member, values in zip(front.front, flat, strict=True):
         table.add_row(
@@ -99,14 +98,6 @@ def front_table(front: FrontFile) -> Table:
     if front.knee:
         table.caption = "* the knee: nearest to the best of every objective"
     return table
-
-
-def _flatten(record: Record, prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name in type(record).model_fields:
-        value = getattr(record, name)
-        flat |= _flatten(value, f"{prefix}{name}/") if isinstance(value, Record) else {f"{prefix}{name}": value}
-    return flat
 
 
 def _short(value: object) -> str:

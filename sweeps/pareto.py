@@ -8,6 +8,7 @@ Every setting below can be given; what is not comes from the preset.
 """
 
 import sys
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ class Preset(PydanticBaseSettingsSource):
         file = Path(preset) if Path(preset).suffix in {".yaml", ".yml", ".json"} else PRESETS / f"{preset}.yaml"
         if not file.exists():
             raise ConfigError("preset", preset, f"not a file and none of {', '.join(presets())}")
-        return {"name": file.stem} | read_mapping(file)
+        return {"name": free_name(Path(given.get("storage", "runs")), file.stem)} | read_mapping(file)
 
 
 class Pareto(BaseSettings, SweepConfig):
@@ -64,6 +65,12 @@ class Pareto(BaseSettings, SweepConfig):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Command line first, then the preset; no environment variables."""
         return init_settings, Preset(settings_cls)
+
+
+def free_name(storage: Path, wish: str) -> str:
+    """Name a new sweep as its preset, with a number behind where that is taken."""
+    names = (wish if number == 1 else f"{wish}-{number}" for number in count(1))
+    return next(name for name in names if not (storage / name).exists())
 
 
 def presets() -> list[str]:

@@ -42,9 +42,8 @@ def step_flops(
     total += 2 * _classifier(model)
     residual = alast is not None and alast.frozen_backward == "residual"
     graph = embeddings_train  # whether a gradient has to reach the block's input
-    for index, (block, tokens, trains) in enumerate(
-        zip(blocks_of(model), plan.tokens_L, plan.trainable_L, strict=True)
-    ):
+    per_block = zip(blocks_of(model), plan.tokens_L, plan.trainable_L, strict=True)
+    for index, (block, tokens, trains) in enumerate(per_block):
         total += _forward(block, tokens)
         if trains:
             total += 4 * tokens * _weights(block) + 10 * tokens**2 * block.attn.attn_dim

@@ -25,7 +25,8 @@ def class_delta(
 def relative_magnitude(before_BD: Tensor, after_BD: Tensor) -> Tensor:
     """|f(x)| / |f(x) + x| of the class token, mean over the batch (figure 2); a scalar >= 0."""
     update_B = (after_BD - before_BD).float().norm(dim=-1)
-    return (update_B / after_BD.float().norm(dim=-1).clamp_min(1e-12)).mean()
+    magnitude: Tensor = (update_B / after_BD.float().norm(dim=-1).clamp_min(1e-12)).mean()
+    return magnitude
 
 
 def update_budgets(
