@@ -13,6 +13,8 @@ from alast_tune.train import fit
 if TYPE_CHECKING:
     from alast_tune.tune.study import run_sweep
 
+__version__ = "0.1.0"
+
 __all__ = ["SweepConfig", "TrialConfig", "build_method", "create_model", "fit", "run_sweep"]
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from pydantic import BaseModel, Field, ValidationError
-from pydantic_settings import BaseSettings, CliApp, CliPositionalArg, CliSubCommand, SettingsConfigDict, SettingsError
+from pydantic_settings import BaseSettings, CliApp, CliImplicitFlag, CliPositionalArg, CliSubCommand, SettingsConfigDict, SettingsError
 from rich.console import Console
 from rich.progress import Progress
 
@@ -54,7 +54,7 @@ class Front(BaseModel):
 
     sweep: CliPositionalArg[Path] = Field(description="its folder, its front.json, or its name under --storage")
     storage: Path = Field(Path("runs"), description="where sweeps are")
-    as_json: bool = Field(False, alias="json", description="print front.json itself")
+    as_json: CliImplicitFlag[bool] = Field(False, alias="json", description="print front.json itself")
 
     def cli_cmd(self) -> None:
         """Read front.json and print it."""

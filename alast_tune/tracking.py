@@ -12,7 +12,6 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +21,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
+from alast_tune import __version__
 from alast_tune.config import SweepConfig, TrialConfig, flatten
 from alast_tune.errors import ConfigError
 from alast_tune.plots import front_html, front_png, human_bytes, human_flops
@@ -86,7 +86,7 @@ class Tracker:
         """Open the parent run, or reopen it; returns its id."""
         self._sweep = sweep
         if run_id is None:
-            tags = {"mlflow.runName": sweep.name, "alast.kind": "sweep", "alast.version": version("alast-tune")}
+            tags = {"mlflow.runName": sweep.name, "alast.kind": "sweep", "alast.version": __version__}
             run_id = str(self._client.create_run(self._experiment, tags=tags).info.run_id)
             self._log_params(run_id, flatten(sweep))
             self._client.set_tag(

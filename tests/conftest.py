@@ -5,8 +5,12 @@ import secrets
 import shutil
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.integration.harness import Pareto
 
 # Before anything imports ray, torch, mlflow or matplotlib. The folder's path is short: Ray's sockets lie in it, and the
 # name of a unix socket has at most 107 characters.
@@ -36,6 +40,14 @@ except ImportError:  # a GPU machine that has little more than torch
 else:
     hypothesis.settings.register_profile("house", deadline=None, derandomize=True, database=None)
     hypothesis.settings.load_profile("house")
+
+
+@pytest.fixture
+def pareto(tmp_path: Path) -> "Pareto":
+    """Run sweeps as a person does, in a storage of the test's own."""
+    from tests.integration.harness import Pareto
+
+    return Pareto(tmp_path)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

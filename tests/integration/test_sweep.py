@@ -15,7 +15,7 @@ import pytest
 
 from alast_tune.config import TrialConfig
 from alast_tune.results import FrontFile
-from tests.integration.conftest import Pareto, kill, wait_for
+from tests.integration.harness import Pareto, kill, wait_for
 
 
 def trial_states(folder: Path) -> list[str]:

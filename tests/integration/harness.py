@@ -8,8 +8,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[2]
 
 TINY = """\
@@ -72,9 +70,3 @@ def kill(process: subprocess.Popen[str]) -> None:
     """SIGKILL the driver, and nothing but the driver."""
     process.send_signal(signal.SIGKILL)
     process.wait(timeout=30)
-
-
-@pytest.fixture
-def pareto(tmp_path: Path) -> Pareto:
-    """A runner with a storage of its own."""
-    return Pareto(tmp_path)

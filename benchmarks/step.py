@@ -1,0 +1,150 @@
+"""One training step of every method against `full`: time, FLOPs, and how much of the saving is realised.
+
+    python benchmarks/step.py --model deit_tiny_patch16_224 --batch 32
+    python benchmarks/step.py --device cuda --precision bf16 --batch 128 --json
+
+The limit is time ratio = FLOPs ratio; *saving realised* = (1 - time ratio) / (1 - FLOPs ratio). Steps of
+all methods are interleaved, round by round, and the median of each round's ratio to `full` counts: the
+machine's mood cancels. Needs neither Ray nor MLflow.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch.nn import functional as F
+
+from alast_tune.config import ModelConfig, TrainConfig, TrialConfig, parse
+from alast_tune.cost import step_flops, step_peak_bytes
+from alast_tune.methods import build_method
+from alast_tune.models import create_model, input_spec
+
+METHODS: dict[str, dict[str, Any]] = {
+    "full": {"name": "full"},
+    "head": {"name": "head"},
+    "alast paper": {"name": "alast", "reading": "paper"},
+    "alast authors": {"name": "alast", "reading": "authors"},
+    "alast fast": {"name": "alast", "reading": "fast"},
+    "alast fast, K 6, residual": {
+        "name": "alast", "reading": "fast", "trainable_blocks": 6, "frozen_backward": "residual",
+    },
+}  # fmt: skip
+
+
+class Stepper:
+    """A method on a model of its own, ready to take training steps."""
+
+    def __init__(self, values: dict[str, Any], options: argparse.Namespace) -> None:
+        self.config = parse(TrialConfig, {"method": values}).method
+        torch.manual_seed(0)
+        pretrained = options.model == "embedded"  # the others' speed does not depend on their weights
+        self.model = create_model(ModelConfig(name=options.model, pretrained=pretrained, num_classes=10))
+        self.model.to(options.device)
+        self.size = input_spec(self.model).image_size
+        self.method = build_method(self.config, self.model, TrainConfig())
+        self._optimizer = torch.optim.Adam(self.method.parameters(), 1e-4)
+        self._dtype = {"fp32": None, "bf16": torch.bfloat16}[options.precision]
+        self._device = options.device
+        self._steps = 0
+        self.batch = options.batch
+        self.own_seconds: list[float] = []
+
+    def step(self, images: torch.Tensor, labels: torch.Tensor) -> float:
+        """Train one step; returns its seconds."""
+        synchronise(self._device)
+        started = time.perf_counter()
+        self.method.begin_step(self._steps)
+        begun = time.perf_counter()
+        with torch.autocast(self._device, self._dtype, enabled=self._dtype is not None):
+            loss = F.cross_entropy(self.method.forward(images), labels)
+        loss.backward()
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        synchronise(self._device)
+        ending = time.perf_counter()
+        self.method.end_step()
+        ended = time.perf_counter()
+        self._steps += 1
+        self.own_seconds.append(begun - started + ended - ending)
+        return ended - started
+
+    def flops(self) -> int:
+        """Of the last step."""
+        return step_flops(self.model, self.config, self.method.plan, self.size, self.batch)
+
+    def peak_bytes(self) -> int:
+        """Predicted for the last step's plan, single precision."""
+        return step_peak_bytes(self.model, self.config, self.method.plan, self.size, self.batch, self._optimizer)
+
+
+def synchronise(device: str) -> None:
+    """Wait for the accelerator, if there is one."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Interleave the methods' steps; one row a method."""
+    steppers = {name: Stepper(values, options) for name, values in METHODS.items()}
+    size = steppers["full"].size
+    images = torch.randn(options.batch, 3, size, size, device=options.device)
+    labels = torch.randint(0, 10, (options.batch,), device=options.device)
+    for stepper in steppers.values():
+        for _ in range(options.warmup):
+            stepper.step(images, labels)
+    seconds: dict[str, list[float]] = {name: [] for name in steppers}
+    flops: dict[str, list[float]] = {name: [] for name in steppers}
+    for _ in range(options.rounds):
+        for name, stepper in steppers.items():
+            seconds[name].append(stepper.step(images, labels))
+            flops[name].append(stepper.flops() / steppers["full"].flops())
+    rows = []
+    for name, stepper in steppers.items():
+        pairs = zip(seconds[name], seconds["full"], strict=True)
+        time_ratio, flops_ratio = statistics.median(a / b for a, b in pairs), statistics.median(flops[name])
+        rows.append(
+            {
+                "method": name,
+                "milliseconds": 1e3 * statistics.median(seconds[name]),
+                "time_ratio": time_ratio,
+                "flops_ratio": flops_ratio,
+                "saving_realised": (1 - time_ratio) / (1 - flops_ratio) if flops_ratio < 1 else None,
+                "overhead": statistics.median(stepper.own_seconds[options.warmup :]) / statistics.median(seconds[name]),
+                "predicted_peak_ratio": stepper.peak_bytes() / steppers["full"].peak_bytes(),
+            }
+        )
+    return rows
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="embedded", help="embedded, or a timm name (weights at random)")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--warmup", type=int, default=2)
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--json", action="store_true", help="rows as JSON instead of a table")
+    options = parser.parse_args()
+    rows = measure(options)
+    device = torch.cuda.get_device_name() if options.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    setting = {"device": device, "model": options.model, "batch": options.batch, "precision": options.precision}
+    if options.json:
+        print(json.dumps({"setting": setting, "rows": rows}, indent=2))
+        return
+    table = Table(title=", ".join(f"{name} {value}" for name, value in setting.items()), title_justify="left")
+    for column in rows[0]:
+        table.add_column(column.replace("_", " "), justify="left" if column == "method" else "right")
+    for row in rows:
+        table.add_row(*("-" if v is None else v if isinstance(v, str) else f"{v:.3f}" for v in row.values()))
+    Console(width=120).print(table)
+
+
+if __name__ == "__main__":
+    main()
