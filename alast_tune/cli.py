@@ -7,13 +7,22 @@ import os
 import platform
 import sys
 from collections.abc import Callable
+from functools import wraps
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import ParamSpec
 
 import torch
 from pydantic import BaseModel, Field, ValidationError
-from pydantic_settings import BaseSettings, CliApp, CliImplicitFlag, CliPositionalArg, CliSubCommand, SettingsConfigDict, SettingsError
+from pydantic_settings import (
+    BaseSettings,
+    CliApp,
+    CliImplicitFlag,
+    CliPositionalArg,
+    CliSubCommand,
+    SettingsConfigDict,
+    SettingsError,
+)
 from rich.console import Console
 from rich.progress import Progress
 
@@ -24,13 +33,16 @@ from alast_tune.results import FrontFile
 from alast_tune.terminal import describe, front_table
 from alast_tune.train import fit
 
+P = ParamSpec("P")
 
-def guarded(command: Callable[[], None]) -> Callable[[], None]:
+
+def guarded(command: Callable[P, None]) -> Callable[P, None]:
     """Turn a setting that cannot work into one line and exit code 2; an interruption into 130."""
 
-    def run() -> None:
+    @wraps(command)
+    def run(*arguments: P.args, **options: P.kwargs) -> None:
         try:
-            command()
+            command(*arguments, **options)
         except ConfigError as error:
             sys.exit(_complain(str(error)))
         except ValidationError as error:
@@ -144,7 +156,7 @@ def machine() -> dict[str, object]:
 
 
 @guarded
-def main(arguments: Any = None) -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Entry point of ``alast-tune``."""
     CliApp.run(AlastTune, cli_args=sys.argv[1:] if arguments is None else arguments)
 
