@@ -12,6 +12,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from getpass import getuser
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -28,6 +29,8 @@ from alast_tune.plots import front_html, front_png, human_bytes, human_flops
 from alast_tune.results import FrontFile, TrialResult
 
 _METRICS, _PARAMS, _VALUE = 1000, 100, 6000  # MLflow's limits of one log_batch, and of a parameter's length
+
+_EXPERIMENT = {"mlflow.experimentKind": "custom_model_development"}  # else the pages are those for language models
 
 
 def default_uri(storage: Path) -> str:
@@ -71,7 +74,9 @@ class Tracker:
             self._client = MlflowClient(uri)
             found = self._client.get_experiment_by_name(experiment)
             self._experiment = (
-                found.experiment_id if found else self._client.create_experiment(experiment, artifact_location=location)
+                found.experiment_id
+                if found
+                else self._client.create_experiment(experiment, artifact_location=location, tags=_EXPERIMENT)
             )
         except Exception as error:
             what = str(error).splitlines()[0] if isinstance(error, MlflowException) else type(error).__name__
@@ -86,7 +91,8 @@ class Tracker:
         """Open the parent run, or reopen it; returns its id."""
         self._sweep = sweep
         if run_id is None:
-            tags = {"mlflow.runName": sweep.name, "alast.kind": "sweep", "alast.version": __version__}
+            tags = {"mlflow.runName": sweep.name, "mlflow.user": getuser(), "mlflow.source.name": "alast-tune"}
+            tags |= {"alast.kind": "sweep", "alast.version": __version__}
             run_id = str(self._client.create_run(self._experiment, tags=tags).info.run_id)
             self._log_params(run_id, flatten(sweep))
             self._client.set_tag(

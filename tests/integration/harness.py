@@ -70,3 +70,5 @@ def kill(process: subprocess.Popen[str]) -> None:
     """SIGKILL the driver, and nothing but the driver."""
     process.send_signal(signal.SIGKILL)
     process.wait(timeout=30)
+    if process.stdout:
+        process.stdout.close()
