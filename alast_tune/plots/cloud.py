@@ -1,0 +1,69 @@
+"""The complete trials of a sweep as points, in units that suit the axes."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alast_tune.front import pareto_mask
+from alast_tune.plots.units import byte_unit, flop_unit, human_bytes, human_flops, short
+from alast_tune.results import DIRECTIONS, FrontFile, TrialResult
+from alast_tune.summary import trial_id
+
+# Okabe and Ito's palette: told apart with any colour vision.
+BLUE, VERMILLION, GREY, INK = "#0072B2", "#D55E00", "#8A8F98", "#24292F"
+ACCURACY, FLOPS, BYTES = 0, 1, 2
+NOBODY = "No trial has completed yet, so there is no front to show."
+
+
+@dataclass(frozen=True)
+class Cloud:
+    """T complete trials, M = 3 objectives in the order of ``OBJECTIVES``."""
+
+    ids: list[str]
+    values_TM: NDArray[np.float64]
+    """In the units that ``labels`` name."""
+    member_T: NDArray[np.bool_]
+    knee_T: NDArray[np.bool_]
+    """At most one is true."""
+    labels: tuple[str, str, str]
+    units: tuple[str, str, str]
+    hover: list[str]
+    """Trial, objectives and what varied, with ``<br>`` between."""
+
+    @classmethod
+    def of(cls, front: FrontFile, results: Sequence[TrialResult]) -> Cloud:
+        """Collect the complete trials; members and knee are those of the front."""
+        trials = [(result, result.values) for result in results if result.state == "complete" and result.values]
+        values_TM = np.array([values for _, values in trials], dtype=np.float64).reshape(-1, len(DIRECTIONS))
+        flops, flops_name = flop_unit(values_TM[:, FLOPS].max(initial=0.0))
+        size, size_name = byte_unit(values_TM[:, BYTES].max(initial=0.0))
+        members = {member.trial_id for member in front.front}
+        ids = [trial_id(result.number) for result, _ in trials]
+        return cls(
+            ids=ids,
+            values_TM=values_TM / np.array([1.0, flops, size]),
+            member_T=np.array([name in members for name in ids], dtype=np.bool_),
+            knee_T=np.array([name == front.knee for name in ids], dtype=np.bool_),
+            labels=("Validation accuracy", f"Training FLOPs ({flops_name})", f"Peak memory ({size_name})"),
+            units=("", flops_name, size_name),
+            hover=[_hover(result, values) for result, values in trials],
+        )
+
+    def staircase(self, x: int, y: int) -> NDArray[np.float64]:
+        """Find the corners of what the members attain of two objectives, (corners, 2), by rising x."""
+        points_F2 = self.values_TM[self.member_T][:, [x, y]]
+        points_F2 = points_F2[pareto_mask(points_F2, (DIRECTIONS[x], DIRECTIONS[y]))]
+        corners: NDArray[np.float64] = points_F2[np.argsort(points_F2[:, 0], kind="stable")]
+        return corners
+
+
+def _hover(result: TrialResult, values: tuple[float, ...]) -> str:
+    lines = [f"<b>trial {trial_id(result.number)}</b>", f"accuracy {values[ACCURACY]:.4f}"]
+    lines += [human_flops(values[FLOPS]), human_bytes(values[BYTES])]
+    lines += [html.escape(f"{path} = {short(value)}") for path, value in result.params.items()]
+    return "<br>".join(lines)

@@ -1,0 +1,174 @@
+"""The front as a page that needs nothing else: plotly's JavaScript is inside it."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import numpy as np
+
+from alast_tune.plots.cloud import ACCURACY, BLUE, BYTES, FLOPS, GREY, INK, NOBODY, VERMILLION, Cloud
+from alast_tune.plots.units import human_bytes, human_flops, short
+from alast_tune.results import FrontFile, TrialResult
+from alast_tune.summary import trial_id
+
+PANELS = ((FLOPS, ACCURACY), (BYTES, ACCURACY), (FLOPS, BYTES))
+"""Objective on the x and on the y axis of each projection."""
+AXIS = {"gridcolor": "#E6E8EB", "zeroline": False, "linecolor": GREY, "ticks": "outside", "tickcolor": GREY}
+TEMPLATE = Template(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
+
+
+def front_html(front: FrontFile, results: Sequence[TrialResult]) -> str:
+    """Draw three projections and a 3-D view of the trials, and a table of the front.
+
+    Projections zoom together where they share an axis; the trial under the pointer, in a projection or in the table,
+    is ringed in all four views. Faint: dominated trials. Steps: what the front attains.
+
+    Args:
+        front: says which trials are members, and the knee.
+        results: every trial; those that are not complete are left out.
+
+    Returns:
+        A whole HTML page of about 5 MB; without a complete trial a small one that says so.
+    """
+    cloud = Cloud.of(front, results)
+    return TEMPLATE.substitute(
+        title=f"Pareto front of {html.escape(front.sweep)}",
+        lead=html.escape(_lead(front) if cloud.ids else NOBODY),
+        plot=_plot(cloud) if cloud.ids else "",
+        table=_table(front, results) if cloud.ids else "",
+        values=json.dumps(dict(zip(cloud.ids, cloud.values_TM.tolist(), strict=True))),
+        panels=json.dumps(PANELS),
+    )
+
+
+def _lead(front: FrontFile) -> str:
+    counts = front.trials
+    lead = f"{len(front.front)} of {counts.complete} complete trials on the front"
+    if counts.pruned or counts.failed:
+        lead += f" ({counts.pruned} pruned, {counts.failed} failed)"
+    return f"{lead} · hypervolume share {front.hypervolume_share:.3f} · knee: trial {front.knee}"
+
+
+def _plot(cloud: Cloud) -> str:
+    from plotly.subplots import make_subplots
+
+    specs: list[list[dict[str, str]]] = [[{}, {}], [{}, {"type": "scene"}]]
+    figure = make_subplots(rows=2, cols=2, specs=specs, horizontal_spacing=0.1, vertical_spacing=0.12)
+    for place, axes in enumerate([*PANELS, (FLOPS, BYTES, ACCURACY)]):
+        row, column = divmod(place, 2)
+        for trace in _traces(cloud, axes, legend=place == 0):
+            figure.add_trace(trace, row=row + 1, col=column + 1)
+    figure.update_xaxes(**AXIS)
+    figure.update_yaxes(**AXIS)
+    accuracy, flops, size = ({"title": {"text": label}} for label in cloud.labels)
+    figure.update_layout(
+        template="plotly_white",
+        font={"family": "system-ui, sans-serif", "size": 13, "color": INK},
+        height=900,
+        margin={"l": 70, "r": 20, "t": 40, "b": 60},
+        legend={"orientation": "h", "x": 0, "y": 1.01, "yanchor": "bottom", "itemsizing": "trace"},
+        hoverlabel={"align": "left", "bgcolor": "white", "font": {"color": INK}},
+        xaxis=flops,
+        yaxis=accuracy,
+        xaxis2=size,
+        yaxis2=accuracy | {"matches": "y"},
+        xaxis3=flops | {"matches": "x"},
+        yaxis3=size,
+        scene={
+            # Titles of a scene are not moved out of one another's way: units alone, and the whole box kept in view.
+            "xaxis": {"title": {"text": cloud.units[FLOPS]}},
+            "yaxis": {"title": {"text": cloud.units[BYTES]}},
+            "zaxis": {"title": {"text": "Accuracy"}},
+            "camera": {"eye": {"x": 1.5, "y": -1.7, "z": 0.7}, "center": {"x": 0, "y": 0, "z": -0.12}},
+        },
+    )
+    # plotly 7 has a button that uploads the figure to its makers' cloud unless told otherwise.
+    config = {"responsive": True, "displaylogo": False, "showSendToCloud": False}
+    page: str = figure.to_html(full_html=False, include_plotlyjs=True, div_id="front", config=config)
+    return page
+
+
+def _traces(cloud: Cloud, axes: tuple[int, ...], legend: bool) -> list[Any]:
+    """Make the traces of one view, from the back to the front: connection, dominated, members, knee, pointer."""
+    import plotly.graph_objects as go
+
+    flat = len(axes) == 2
+    kind = go.Scatter if flat else go.Scatter3d
+    quiet = {"hoverinfo": "skip", "showlegend": False}
+    if flat:
+        path, line = cloud.staircase(*axes), {"color": BLUE, "width": 1.5, "shape": "hv"}
+    else:
+        path, line = cloud.values_TM[cloud.member_T][:, list(axes)], {"color": BLUE, "width": 3}
+        path = path[np.argsort(path[:, 0], kind="stable")]
+    traces = [kind(**_columns(path), mode="lines", line=line, opacity=0.6, name="connection", **quiet)]
+    # WebGL draws the same size larger, and has no star.
+    size = 1.0 if flat else 0.5
+    edge = {"color": "white", "width": 1.5 if flat else 0}
+    styles = {
+        "dominated": (~cloud.member_T, {"color": GREY, "opacity": 0.4, "size": 9 * size}),
+        "front": (cloud.member_T & ~cloud.knee_T, {"color": BLUE, "size": 13 * size, "line": edge}),
+        "knee": (
+            cloud.knee_T,
+            {
+                "color": VERMILLION,
+                "symbol": "star" if flat else "diamond",
+                "size": 20 * size if flat else 6,
+                "line": edge,
+            },
+        ),
+    }
+    for name, (mask_T, marker) in styles.items():
+        chosen = np.flatnonzero(mask_T)
+        traces.append(
+            kind(
+                **_columns(cloud.values_TM[chosen][:, list(axes)]),
+                mode="markers",
+                marker=marker,
+                name=name,
+                legendgroup=name,
+                showlegend=legend and len(chosen) > 0,
+                customdata=[cloud.ids[index] for index in chosen],
+                text=[cloud.hover[index] for index in chosen],
+                hovertemplate="%{text}<extra></extra>",
+            )
+        )
+    ring = {"symbol": "circle-open", "size": 24 if flat else 18, "color": INK, "line": {"color": INK, "width": 2.5}}
+    nowhere = {axis: [None] for axis in "xyz"[: len(axes)]}
+    return [*traces, kind(**nowhere, mode="markers", marker=ring, name="pointer", **quiet)]
+
+
+def _columns(points: np.ndarray[Any, np.dtype[np.float64]]) -> dict[str, list[float]]:
+    # Lists, since plotly packs arrays as base64, which nobody can read or search in the page.
+    return {axis: points[:, column].tolist() for column, axis in zip(range(points.shape[1]), "xyz", strict=False)}
+
+
+def _table(front: FrontFile, results: Sequence[TrialResult]) -> str:
+    chosen = {trial_id(result.number): result.params for result in results}
+    paths = list(dict.fromkeys(path for member in front.front for path in chosen.get(member.trial_id, {})))
+    tested = any(member.test_accuracy is not None for member in front.front)
+    head = ["trial", "accuracy", *(["test accuracy"] if tested else []), "FLOPs", "peak memory", *paths]
+    rows = []
+    for member in front.front:
+        values = chosen.get(member.trial_id, {})
+        test = "-" if member.test_accuracy is None else f"{member.test_accuracy:.4f}"
+        cells = [
+            member.trial_id,
+            f"{member.objectives['accuracy']:.4f}",
+            *([test] if tested else []),
+            human_flops(member.objectives["train_flops"]),
+            human_bytes(member.objectives["peak_bytes"]),
+            *(short(values.get(path, "-")) for path in paths),
+        ]
+        kind = ' class="knee" title="knee"' if member.trial_id == front.knee else ""
+        rows.append(f'<tr data-trial="{html.escape(member.trial_id)}"{kind}>{_cells(cells, "td")}</tr>')
+    return f"<table><thead><tr>{_cells(head, 'th')}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+
+
+def _cells(values: Sequence[str], tag: str) -> str:
+    # A path may break after a slash, or a table of ten settings is three screens wide.
+    return "".join(f"<{tag}>{html.escape(value).replace('/', '/<wbr>')}</{tag}>" for value in values)
