@@ -11,6 +11,7 @@ import math
 import os
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from getpass import getuser
 from itertools import islice
@@ -65,6 +66,7 @@ class Tracker:
             logging.getLogger(name).setLevel(logging.WARNING)
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # 7 by default: minutes of silence
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # two lines a trial, into the progress
         self.uri = uri
         location = None
         if is_file_based(uri):
@@ -138,6 +140,15 @@ class Tracker:
         self._client.set_terminated(run_id, status)
         self._open.discard(run_id)
 
+    def settle(self, results: Sequence[TrialResult]) -> None:
+        """End the runs of trials that the study has as ended: a driver may have died between the two."""
+        for result in results:
+            if result.state == "running" or not result.mlflow_run_id:
+                continue
+            status = end_status(result)
+            if self._client.get_run(result.mlflow_run_id).info.status != status:
+                self._client.set_terminated(result.mlflow_run_id, status)
+
     def log_progress(self, metrics: Mapping[str, float], step: int) -> None:
         """Log metrics of the parent against the number of finished trials."""
         self.log_epoch(self._parent, metrics, step)
@@ -167,7 +178,9 @@ class Tracker:
             for m in front.front
         ]
         columns = {name: [row[name] for row in rows] for name in rows[0]} if rows else {"trial": []}
-        self._client.log_table(self._parent, columns, "front_table.json")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # MLflow's use of pandas
+            self._client.log_table(self._parent, columns, "front_table.json")
         with tempfile.TemporaryDirectory() as scratch:
             front.write(Path(scratch, "front.json"))
             Path(scratch, "front.html").write_text(front_html(front, results))
@@ -187,6 +200,11 @@ class Tracker:
     def _log_params(self, run_id: str, values: Mapping[str, Any]) -> None:
         for batch in _batches([Param(name, str(value)[:_VALUE]) for name, value in values.items()], _PARAMS):
             self._client.log_batch(run_id, params=batch)
+
+
+def end_status(result: TrialResult) -> Literal["FINISHED", "FAILED"]:
+    """MLflow's word for how a trial ended; a pruned one did what it was told."""
+    return "FAILED" if result.state == "failed" else "FINISHED"
 
 
 def describe_front(front: FrontFile) -> str:

@@ -29,7 +29,7 @@ from alast_tune.methods import build_method
 from alast_tune.results import FrontFile, TrialResult
 from alast_tune.summary import summarise, trial_id
 from alast_tune.terminal import SweepProgress
-from alast_tune.tracking import Tracker, default_uri, is_file_based
+from alast_tune.tracking import Tracker, default_uri, end_status, is_file_based
 from alast_tune.train import load_trial
 from alast_tune.tune.resources import fitting, trial_resources
 from alast_tune.tune.search import StudySearcher, open_study, results
@@ -88,6 +88,7 @@ def run_sweep(sweep: SweepConfig, *, resume: bool = False, console: Console | No
         tracker = Tracker(uri, sweep.storage)
         parent = tracker.start_sweep(sweep, study.user_attrs.get("mlflow_run_id"))
         study.set_user_attr("mlflow_run_id", parent)
+        tracker.settle(results(study, sweep.trial))
         observer = SweepObserver(sweep, study, tracker, console)
         searcher = StudySearcher(
             study,
@@ -164,7 +165,7 @@ class SweepObserver:
         run_id = self._run_ids.get(result.number)
         if run_id:
             tags = {"alast.state": result.state} | ({"alast.reason": result.reason} if result.reason else {})
-            self._tracker.end_trial(run_id, "FAILED" if result.state == "failed" else "FINISHED", tags=tags)
+            self._tracker.end_trial(run_id, end_status(result), tags=tags)
         front.write(self._sweep.storage.absolute() / self._sweep.name / "front.json")
         counts = front.trials
         finished = counts.complete + counts.pruned + counts.failed

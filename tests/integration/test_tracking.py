@@ -1,0 +1,160 @@
+"""The tracker on a real store and a real server: runs, limits, resumption, kills, refusals."""
+
+import json
+import math
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from alast_tune.config import SweepConfig, TrialConfig
+from alast_tune.errors import ConfigError
+from alast_tune.results import TrialResult
+from alast_tune.summary import summarise
+from alast_tune.tracking import Tracker, default_uri, is_file_based, ui_command
+
+SWEEP = SweepConfig.model_validate(
+    {"name": "s", "space": {"method/alpha": {"type": "float", "low": 0.001, "high": 1.0, "log": True}}}
+)
+REFERENCE = (0.0, 4e12, 8e8)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A tracking server over HTTP."""
+    folder = tmp_path_factory.mktemp("server")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--backend-store-uri", f"sqlite:///{folder}/m.db",
+         "--artifacts-destination", str(folder / "artifacts"), "--host", "127.0.0.1", "--port", str(port)],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    address, end = f"http://127.0.0.1:{port}", time.monotonic() + 90
+    while True:
+        try:
+            with urllib.request.urlopen(f"{address}/health", timeout=2):
+                break
+        except (urllib.error.URLError, TimeoutError, ConnectionError):
+            assert process.poll() is None and time.monotonic() < end, "no server"
+            time.sleep(0.3)
+    yield address
+    process.terminate()
+    process.wait(timeout=60)
+
+
+def write_sweep(tracker: Tracker) -> tuple[str, list[TrialResult]]:
+    parent = tracker.start_sweep(SWEEP)
+    results = []
+    for number, values in enumerate([(0.9, 2e12, 4e8), (0.8, 1e12, 2e8), (0.7, 3e12, 3e8)]):
+        run = tracker.start_trial(number, TrialConfig(), {"method/alpha": 0.1})
+        for epoch in (1, 2):
+            metrics = dict(zip(("accuracy", "train_flops", "peak_bytes"), values, strict=True)) | {"lost": math.inf}
+            tracker.log_epoch(run, metrics, epoch)
+        tracker.end_trial(run, "FINISHED", tags={"alast.state": "complete"})
+        results.append(TrialResult(number, "complete", TrialConfig(), {"method/alpha": 0.1}, values, 2, run))
+    front = summarise("s", results, REFERENCE)
+    tracker.log_front(front, results)
+    tracker.end_sweep("FINISHED")
+    return parent, results
+
+
+@pytest.mark.parametrize("kind", ["file", pytest.param("http", marks=pytest.mark.slow)])
+def test_a_sweep_is_a_parent_its_trials_children_and_its_front_findable(
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    uri = request.getfixturevalue("server") if kind == "http" else default_uri(tmp_path)
+    parent, results = write_sweep(Tracker(uri, tmp_path))
+    client = mlflow.MlflowClient(uri)
+    experiment = client.get_experiment_by_name("alast-tune")
+    assert experiment
+
+    def found(condition: str) -> set[str]:
+        query = f"{condition} and tags.`mlflow.parentRunId` = '{parent}'"
+        return {run.info.run_id for run in client.search_runs([experiment.experiment_id], query)}
+
+    runs = [str(result.mlflow_run_id) for result in results]
+    assert found("tags.pareto = 'true'") == {runs[0], runs[1]}
+    assert found("tags.pareto = 'false'") == {runs[2]}
+    assert len(found("tags.knee = 'true'")) == 1
+    child = client.get_run(runs[0])
+    assert child.data.params["method/floors/early"] == "0.1"
+    assert "lost" not in child.data.metrics
+    assert [metric.step for metric in client.get_metric_history(runs[0], "accuracy")] == [1, 2]
+    whole = client.get_run(parent)
+    assert whole.data.metrics["best_accuracy"] == 0.9
+    assert whole.data.metrics["front_size"] == 2
+    assert whole.data.metrics["hypervolume"] > 0
+    assert (
+        "| 0001 |" in whole.data.tags["mlflow.note.content"]
+        or "| **0001** (knee) |" in whole.data.tags["mlflow.note.content"]
+    )
+    assert whole.data.params["space/method/alpha"]
+    files = {file.path for file in client.list_artifacts(parent)}
+    assert files == {"front.json", "front.html", "front.png", "front_table.json"}
+    table = json.loads(Path(client.download_artifacts(parent, "front_table.json", str(tmp_path))).read_text())
+    assert "accuracy" in table["columns"] and len(table["data"]) == 2
+
+
+def test_resuming_reopens_the_same_runs_and_logs_no_parameter_again(tmp_path: Path) -> None:
+    uri = default_uri(tmp_path)
+    first = Tracker(uri, tmp_path)
+    parent = first.start_sweep(SWEEP)
+    run = first.start_trial(0, TrialConfig(), {})
+    first.kill()
+    client = mlflow.MlflowClient(uri)
+    assert {client.get_run(one).info.status for one in (parent, run)} == {"KILLED"}
+
+    second = Tracker(uri, tmp_path)
+    assert second.start_sweep(SWEEP.model_copy(update={"trials": 99}), parent) == parent
+    assert second.start_trial(0, TrialConfig(), {}, run) == run
+    assert {client.get_run(one).info.status for one in (parent, run)} == {"RUNNING"}
+    second.end_trial(run, "FAILED", {"alast.reason": "x" * 9000})
+    second.end_sweep("FINISHED")
+    assert client.get_run(run).info.status == "FAILED"
+
+
+def test_a_run_left_open_by_a_driver_that_died_after_telling_the_study_is_settled(tmp_path: Path) -> None:
+    uri = default_uri(tmp_path)
+    tracker = Tracker(uri, tmp_path)
+    tracker.start_sweep(SWEEP)
+    runs = [tracker.start_trial(number, TrialConfig(), {}) for number in range(3)]
+    states = ("complete", "failed", "running")
+    results = [TrialResult(n, state, TrialConfig(), {}, None, 1, runs[n]) for n, state in enumerate(states)]  # type: ignore[arg-type]
+    tracker.settle(results)
+    client = mlflow.MlflowClient(uri)
+    assert [client.get_run(run).info.status for run in runs] == ["FINISHED", "FAILED", "RUNNING"]
+
+
+def test_killing_sixteen_trials_takes_less_than_ray_gives(tmp_path: Path) -> None:
+    tracker = Tracker(default_uri(tmp_path), tmp_path)
+    tracker.start_sweep(SWEEP)
+    runs = [tracker.start_trial(number, TrialConfig(), {}) for number in range(16)]
+    tracker.kill()
+    client = mlflow.MlflowClient(tracker.uri)
+    assert {client.get_run(run).info.status for run in runs} == {"KILLED"}
+
+
+def test_where_a_store_is_and_how_to_open_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert default_uri(tmp_path) == f"sqlite:///{tmp_path / 'mlflow.db'}"
+    assert ui_command(default_uri(tmp_path)) == f"mlflow ui --backend-store-uri sqlite:///{tmp_path / 'mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://host:5000")
+    assert default_uri(tmp_path) == ui_command(default_uri(tmp_path)) == "http://host:5000"
+    assert [is_file_based(uri) for uri in ("sqlite:///x", "file:/x", "runs", "http://h", "postgresql://h/d")] == [
+        True, True, True, False, False,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("uri", ["http://127.0.0.1:9", "nonsense://x", "sqlite:////proc/nowhere/m.db"])
+def test_a_store_that_cannot_be_used_is_refused_soon_in_one_line(uri: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^MLFLOW_TRACKING_URI = ") as error:
+        Tracker(uri, tmp_path)
+    assert "\n" not in str(error.value)
