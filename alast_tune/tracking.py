@@ -6,15 +6,16 @@ active run, few requests.
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import os
+import shlex
 import tempfile
 import time
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from getpass import getuser
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlparse
@@ -29,7 +30,7 @@ from alast_tune.errors import ConfigError
 from alast_tune.plots import front_html, front_png, human_bytes, human_flops
 from alast_tune.results import FrontFile, TrialResult
 
-_METRICS, _PARAMS, _VALUE = 1000, 100, 6000  # MLflow's limits of one log_batch, and of a parameter's length
+_VALUE = 6000  # MLflow's limit of a parameter's length; the client cuts batches to theirs itself
 
 _EXPERIMENT = {"mlflow.experimentKind": "custom_model_development"}  # else the pages are those for language models
 
@@ -41,12 +42,12 @@ def default_uri(storage: Path) -> str:
 
 def is_file_based(uri: str) -> bool:
     """Whether a store is a file, which only processes on its own machine can share."""
-    return urlparse(uri).scheme in {"", "file", "sqlite"}
+    return urlparse(uri).scheme in {"", "file", "sqlite"} and uri not in {"databricks", "databricks-uc", "uc"}
 
 
 def ui_command(uri: str) -> str:
     """Command that opens a store's pages, or the address of the server that already does."""
-    return uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
+    return uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
 
 
 class Tracker:
@@ -64,44 +65,51 @@ class Tracker:
     def __init__(self, uri: str, storage: Path, experiment: str = "alast-tune") -> None:
         for name in ("alembic", "mlflow.store.db.utils"):  # the schema's migration, step by step
             logging.getLogger(name).setLevel(logging.WARNING)
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # 7 by default: minutes of silence
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # two lines a trial, into the progress
         self.uri = uri
-        location = None
-        if is_file_based(uri):
-            storage.mkdir(parents=True, exist_ok=True)
-            location = (storage.absolute() / "mlartifacts").as_uri()
+        location = (storage.absolute() / "mlartifacts").as_uri() if is_file_based(uri) else None
         try:
-            self._client = MlflowClient(uri)
-            found = self._client.get_experiment_by_name(experiment)
-            self._experiment = (
-                found.experiment_id
-                if found
-                else self._client.create_experiment(experiment, artifact_location=location, tags=_EXPERIMENT)
-            )
+            storage.mkdir(parents=True, exist_ok=True)
+            # A silent server is asked for minutes by default, which is right during a sweep, not before it.
+            with _patience(retries=1, seconds=4):
+                self._client = MlflowClient(uri)
+                found = self._client.get_experiment_by_name(experiment)
+                if found is None:
+                    found = self._client.get_experiment(
+                        self._client.create_experiment(experiment, artifact_location=location, tags=_EXPERIMENT)
+                    )
         except Exception as error:
-            what = str(error).splitlines()[0] if isinstance(error, MlflowException) else type(error).__name__
+            remedy = "start the server" if uri.startswith("http") else "give sqlite:///FILE or a server's address"
             raise ConfigError(
-                "MLFLOW_TRACKING_URI", uri, f"cannot be used ({what[:160]}); start it or unset it"
+                "MLFLOW_TRACKING_URI", uri, f"cannot be used ({_reason(error)}); {remedy}, or unset it"
             ) from None
+        if found.lifecycle_stage == "deleted":
+            restore = f"mlflow experiments restore -x {found.experiment_id}"
+            raise ConfigError("MLFLOW_TRACKING_URI", uri, f"experiment {experiment} was deleted there; {restore}")
+        self._experiment = str(found.experiment_id)
         self._sweep: SweepConfig | None = None
         self._parent = ""
         self._open: set[str] = set()
 
     def start_sweep(self, sweep: SweepConfig, run_id: str | None = None) -> str:
-        """Open the parent run, or reopen it; returns its id."""
+        """Open the parent run, or reopen it; returns its id.
+
+        Raises:
+            ConfigError: the store does not have that run, or has it in its bin.
+        """
         self._sweep = sweep
         if run_id is None:
-            tags = {"mlflow.runName": sweep.name, "mlflow.user": getuser(), "mlflow.source.name": "alast-tune"}
+            tags = {"mlflow.runName": sweep.name, "mlflow.user": _user(), "mlflow.source.name": "alast-tune"}
             tags |= {"alast.kind": "sweep", "alast.version": __version__}
+            tags |= {"mlflow.note.content": f"Sweep `{sweep.name}`, {sweep.trials} trials: running."}
             run_id = str(self._client.create_run(self._experiment, tags=tags).info.run_id)
             self._log_params(run_id, flatten(sweep))
-            self._client.set_tag(
-                run_id, "mlflow.note.content", f"Sweep `{sweep.name}`, {sweep.trials} trials: running."
-            )
         else:
-            self._client.update_run(run_id, "RUNNING")
+            try:
+                self._client.update_run(run_id, "RUNNING")
+            except MlflowException as error:
+                remedy = f"cannot reopen run {run_id} ({_reason(error)}); resume with the store the sweep began in"
+                raise ConfigError("MLFLOW_TRACKING_URI", self.uri, remedy) from None
         self._parent = run_id
         return run_id
 
@@ -128,8 +136,7 @@ class Tracker:
         """Log an epoch's metrics; those that are not finite numbers, which ruin MLflow's charts, are left out."""
         now = int(time.time() * 1000)
         finite = [Metric(name, value, now, step) for name, value in metrics.items() if math.isfinite(value)]
-        for batch in _batches(finite, _METRICS):
-            self._client.log_batch(run_id, metrics=batch)
+        self._client.log_batch(run_id, metrics=finite)
 
     def end_trial(
         self, run_id: str, status: Literal["FINISHED", "FAILED", "KILLED"], tags: Mapping[str, str] | None = None
@@ -172,18 +179,13 @@ class Tracker:
             f"alast.reference.{o.name}": str(v) for o, v in zip(front.objectives, front.reference_point, strict=True)
         }
         tags["mlflow.note.content"] = describe_front(front)
+        # The client's log_table appends to the table of an earlier ending; this replaces it, and says so as that does.
+        tags["mlflow.loggedArtifacts"] = json.dumps([{"path": "front_table.json", "type": "table"}])
         self._client.log_batch(self._parent, tags=[RunTag(*tag) for tag in tags.items()])
-        rows = [
-            {"trial": m.trial_id, **m.objectives, "test_accuracy": m.test_accuracy, "run": m.mlflow_run_id}
-            for m in front.front
-        ]
-        columns = {name: [row[name] for row in rows] for name in rows[0]} if rows else {"trial": []}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # MLflow's use of pandas
-            self._client.log_table(self._parent, columns, "front_table.json")
         with tempfile.TemporaryDirectory() as scratch:
             front.write(Path(scratch, "front.json"))
-            Path(scratch, "front.html").write_text(front_html(front, results))
+            Path(scratch, "front_table.json").write_text(json.dumps(_table(front, results)), encoding="utf-8")
+            Path(scratch, "front.html").write_text(front_html(front, results), encoding="utf-8")
             Path(scratch, "front.png").write_bytes(front_png(front, results))
             self._client.log_artifacts(self._parent, scratch)
 
@@ -192,14 +194,22 @@ class Tracker:
         self._client.set_terminated(self._parent, status)
 
     def kill(self) -> None:
-        """End the parent and the children still running as KILLED; little time may be left."""
-        for run_id in (*self._open, self._parent):
-            self._client.set_terminated(run_id, "KILLED")
+        """End the parent and the children still running as KILLED.
+
+        Little time may be left (Ray follows SIGTERM with SIGKILL after 3 s), and whatever made the sweep end
+        matters more: a store that does not answer is left alone. Not for a signal's handler: the store may be in
+        the middle of a transaction there; let the handler raise, and call this on the way out.
+        """
+        with _patience(retries=0, seconds=2):
+            try:
+                for run_id in filter(None, (self._parent, *self._open)):
+                    self._client.set_terminated(run_id, "KILLED")
+            except MlflowException as error:
+                logging.getLogger(__name__).warning("runs stay RUNNING in MLflow: %s", _reason(error))
         self._open.clear()
 
     def _log_params(self, run_id: str, values: Mapping[str, Any]) -> None:
-        for batch in _batches([Param(name, str(value)[:_VALUE]) for name, value in values.items()], _PARAMS):
-            self._client.log_batch(run_id, params=batch)
+        self._client.log_batch(run_id, params=[Param(name, str(value)[:_VALUE]) for name, value in values.items()])
 
 
 def end_status(result: TrialResult) -> Literal["FINISHED", "FAILED"]:
@@ -228,7 +238,46 @@ def describe_front(front: FrontFile) -> str:
     return "\n".join(lines)
 
 
-def _batches(items: Sequence[Any], size: int) -> Iterator[list[Any]]:
-    rest = iter(items)
-    while batch := list(islice(rest, size)):
-        yield batch
+def _table(front: FrontFile, results: Sequence[TrialResult]) -> dict[str, list[Any]]:
+    """Lay the front out as MLflow reads tables: columns and rows, the settings that were searched included."""
+    chosen = {result.mlflow_run_id: result.params for result in results}
+    searched = list(dict.fromkeys(path for m in front.front for path in chosen.get(m.mlflow_run_id, {})))
+    names = [objective.name for objective in front.objectives]
+    rows = [
+        [
+            m.trial_id,
+            *(m.objectives[name] for name in names),
+            m.test_accuracy,
+            *(chosen.get(m.mlflow_run_id, {}).get(path) for path in searched),
+            m.mlflow_run_id,
+        ]
+        for m in front.front
+    ]
+    return {"columns": ["trial", *names, "test_accuracy", *searched, "run"], "data": rows}
+
+
+@contextmanager
+def _patience(retries: int, seconds: int) -> Iterator[None]:
+    """Limit how long MLflow tries to reach a server, unless the person has set that."""
+    limits = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": str(retries), "MLFLOW_HTTP_REQUEST_TIMEOUT": str(seconds)}
+    ours = {name: value for name, value in limits.items() if name not in os.environ}
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        for name in ours:
+            os.environ.pop(name, None)
+
+
+def _reason(error: Exception) -> str:
+    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if "Max retries exceeded" in text or "timed out" in text:
+        return "no answer"
+    return (text.partition(" failed with ")[2] or text)[:160]
+
+
+def _user() -> str:
+    try:
+        return getuser()
+    except (KeyError, OSError):  # a container under a user id that has no name
+        return "unknown"

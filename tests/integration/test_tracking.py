@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import socket
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from alast_tune.config import SweepConfig, TrialConfig
 from alast_tune.errors import ConfigError
 from alast_tune.results import TrialResult
 from alast_tune.summary import summarise
-from alast_tune.tracking import Tracker, default_uri, is_file_based, ui_command
+from alast_tune.tracking import Tracker, _patience, default_uri, is_file_based, ui_command
 
 SWEEP = SweepConfig.model_validate(
     {"name": "s", "space": {"method/alpha": {"type": "float", "low": 0.001, "high": 1.0, "log": True}}}
@@ -158,3 +159,99 @@ def test_a_store_that_cannot_be_used_is_refused_soon_in_one_line(uri: str, tmp_p
     with pytest.raises(ConfigError, match=r"^MLFLOW_TRACKING_URI = ") as error:
         Tracker(uri, tmp_path)
     assert "\n" not in str(error.value)
+
+
+def test_a_front_logged_again_replaces_the_earlier_one(tmp_path: Path) -> None:
+    tracker = Tracker(default_uri(tmp_path), tmp_path)
+    parent, results = write_sweep(tracker)
+    run = tracker.start_trial(3, TrialConfig(), {"method/alpha": 0.2})
+    results.append(TrialResult(3, "complete", TrialConfig(), {"method/alpha": 0.2}, (0.95, 1e12, 2e8), 2, run))
+    tracker.log_front(summarise("s", results, REFERENCE), results)
+    client = mlflow.MlflowClient(tracker.uri)
+    tags = [client.get_run(str(result.mlflow_run_id)).data.tags for result in results]
+    assert [(tag["pareto"], tag["knee"]) for tag in tags] == [("false", "false")] * 3 + [("true", "true")]
+    assert json.loads(client.get_run(parent).data.tags["mlflow.loggedArtifacts"]) == [
+        {"path": "front_table.json", "type": "table"}
+    ]
+    table = json.loads(Path(client.download_artifacts(parent, "front_table.json", str(tmp_path))).read_text())
+    assert table["columns"] == [
+        "trial",
+        "accuracy",
+        "train_flops",
+        "peak_bytes",
+        "test_accuracy",
+        "method/alpha",
+        "run",
+    ]
+    assert table["data"] == [["0003", 0.95, 1e12, 2e8, None, 0.2, run]]
+
+
+def test_limits_of_one_request_are_kept_by_the_client(tmp_path: Path) -> None:
+    tracker = Tracker(default_uri(tmp_path), tmp_path)
+    parent = tracker.start_sweep(SWEEP)
+    tracker.log_epoch(parent, {f"m{index}": float(index) for index in range(2500)}, 1)
+    tracker.log_epoch(parent, {"lost": math.nan}, 1)
+    tracker._log_params(parent, {f"p{index}": "x" * 7000 for index in range(150)})
+    run = mlflow.MlflowClient(tracker.uri).get_run(parent)
+    assert run.data.metrics == {f"m{index}": float(index) for index in range(2500)}
+    assert {len(run.data.params[f"p{index}"]) for index in range(150)} == {6000}
+
+
+@pytest.mark.slow
+def test_the_terminal_is_left_to_the_sweep(server: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for uri in (server, default_uri(tmp_path)):
+        write_sweep(Tracker(uri, tmp_path))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_silent_server_is_given_up_on(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        begin = time.monotonic()
+        with pytest.raises(ConfigError, match="no answer"):
+            Tracker(f"http://127.0.0.1:{silent.getsockname()[1]}", tmp_path)
+    assert time.monotonic() - begin < 30  # minutes, if MLflow is left to itself
+
+
+def test_patience_is_the_persons_to_set_and_only_ours_outside_a_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "77")
+    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", raising=False)
+    with _patience(retries=1, seconds=4):
+        assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "77"
+        assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "1"
+    assert "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in os.environ
+
+
+def test_a_sweep_that_is_killed_while_the_server_is_away_ends_all_the_same(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tracker = Tracker(default_uri(tmp_path), tmp_path)
+    tracker.start_sweep(SWEEP)
+    tracker._client = mlflow.MlflowClient("http://127.0.0.1:9")
+    tracker.kill()
+    assert "no answer" in caplog.text
+
+
+def test_what_a_store_no_longer_has_is_said(tmp_path: Path) -> None:
+    uri = default_uri(tmp_path)
+    tracker = Tracker(uri, tmp_path)
+    with pytest.raises(ConfigError, match="resume with the store"):
+        tracker.start_sweep(SWEEP, "0" * 32)
+    client = mlflow.MlflowClient(uri)
+    experiment = client.get_experiment_by_name("alast-tune")
+    assert experiment
+    client.delete_experiment(experiment.experiment_id)
+    with pytest.raises(ConfigError, match="mlflow experiments restore -x 1"):
+        Tracker(uri, tmp_path)
+
+
+def test_a_folder_with_a_blank_and_a_user_without_a_name_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody() -> str:
+        raise KeyError("getpwuid(): uid not found: 12345")
+
+    monkeypatch.setattr("alast_tune.tracking.getuser", nobody)
+    storage = tmp_path / "my runs"
+    tracker = Tracker(default_uri(storage), storage)
+    write_sweep(tracker)
+    assert (storage / "mlflow.db").exists()
+    assert list((storage / "mlartifacts").glob("*/artifacts/front.html"))
+    assert ui_command(tracker.uri) == f"mlflow ui --backend-store-uri 'sqlite:///{storage}/mlflow.db'"
