@@ -26,7 +26,8 @@ setup:
     # uv is quick but does not read pip's configuration: hand it pip's index, and where that is not enough use pip.
     index="${PIP_INDEX_URL:-$(.venv/bin/python -m pip config get global.index-url 2>/dev/null || true)}"
     if [ -n "$index" ]; then export UV_DEFAULT_INDEX="${UV_DEFAULT_INDEX:-$index}"; fi
-    install() { .venv/bin/uv pip install -q --python .venv/bin/python "$@" || .venv/bin/python -m pip install -q "$@"; }
+    # Compiled here once: uv leaves that to the first import, and every Ray worker would do it again where it may not write.
+    install() { .venv/bin/uv pip install -q --compile-bytecode --python .venv/bin/python "$@" || .venv/bin/python -m pip install -q "$@"; }
     install -r requirements.lock
     install --no-deps -e .
     echo "$want" > "$stamp"
