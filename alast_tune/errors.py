@@ -1,5 +1,7 @@
 """The one error a person is meant to read: it names the field, the value and the remedy."""
 
+from __future__ import annotations
+
 from pydantic import ValidationError
 
 
@@ -15,6 +17,11 @@ class ConfigError(ValueError):
     def __init__(self, field: str, value: object, remedy: str) -> None:
         super().__init__(f"{field} = {value!s}: {' '.join(remedy.split())}")
         self.field = field
+        self._parts = (field, value, remedy)
+
+    def __reduce__(self) -> tuple[type[ConfigError], tuple[str, object, str]]:
+        """Pickle by the three parts: it travels from workers to the driver."""
+        return ConfigError, self._parts
 
 
 def explain(error: ValidationError) -> str:

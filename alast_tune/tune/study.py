@@ -62,7 +62,8 @@ def run_sweep(sweep: SweepConfig, *, resume: bool = False, console: Console | No
         ConfigError: whatever cannot work, before any trial starts.
     """
     console = console or Console(stderr=True)
-    folder = sweep.storage.absolute() / sweep.name
+    sweep = _with_absolute_paths(sweep)
+    folder = sweep.storage / sweep.name
     if resume:
         before = stored_sweep(folder)
         if before.model_copy(update={"trials": sweep.trials, "storage": sweep.storage}) != sweep:
@@ -113,6 +114,15 @@ def run_sweep(sweep: SweepConfig, *, resume: bool = False, console: Console | No
         finally:
             observer.progress.close()
         return results(study, sweep.trial)
+
+
+def _with_absolute_paths(sweep: SweepConfig) -> SweepConfig:
+    """Paths mean the driver's folder; workers have another."""
+    trial = sweep.trial
+    data = trial.data.model_copy(update={"root": trial.data.root and trial.data.root.absolute()})
+    model = trial.model.model_copy(update={"checkpoint": trial.model.checkpoint and trial.model.checkpoint.absolute()})
+    trial = trial.model_copy(update={"data": data, "model": model})
+    return sweep.model_copy(update={"storage": sweep.storage.absolute(), "trial": trial})
 
 
 def reference_point(trial: TrialConfig) -> tuple[float, float, float]:
@@ -166,7 +176,7 @@ class SweepObserver:
         if run_id:
             tags = {"alast.state": result.state} | ({"alast.reason": result.reason} if result.reason else {})
             self._tracker.end_trial(run_id, end_status(result), tags=tags)
-        front.write(self._sweep.storage.absolute() / self._sweep.name / "front.json")
+        front.write(self._sweep.storage / self._sweep.name / "front.json")
         counts = front.trials
         finished = counts.complete + counts.pruned + counts.failed
         best = max((member.objectives["accuracy"] for member in front.front), default=0.0)

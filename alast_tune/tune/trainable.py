@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,10 @@ class AlastTrainable(tune.Trainable):
 
     def setup(self, config: dict[str, Any]) -> None:
         """Build the run; go on from the newest checkpoint that can be read."""
+        with _plain_errors():
+            self._start(config)
+
+    def _start(self, config: dict[str, Any]) -> None:
         torch.set_num_threads(config["threads"])
         trial = TrialConfig.model_validate(config["trial"])
         self._run = Run(trial, verify=False)  # the driver has looked at every image
@@ -37,7 +43,8 @@ class AlastTrainable(tune.Trainable):
         """Train one epoch; a run that was finished before only repeats its last report."""
         report = self._run.report
         if report is None or not self._run.finished:
-            report = self._run.train_epoch()
+            with _plain_errors():
+                report = self._run.train_epoch()
         return {"report": report.metrics(), "done": self._run.finished}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
@@ -52,6 +59,15 @@ class AlastTrainable(tune.Trainable):
         """Take another trial into the same process, whose imports are done."""
         self.setup(new_config)
         return True
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """Let errors travel as text: one that Ray cannot unpickle in the driver would end the whole sweep."""
+    try:
+        yield
+    except Exception as error:
+        raise RuntimeError(f"{type(error).__name__}: {error}") from error
 
 
 def member_accuracy(trial: dict[str, Any], folder: str, threads: int) -> float | None:

@@ -131,7 +131,7 @@ def test_people_find_the_sweep_its_trials_and_its_front(storage: Path, server: s
         expect(plot.locator(".scatterlayer").first).to_be_visible()
         points = plot.locator(".scatterlayer .point")
         expect(points.nth(3 * front.trials.complete - 1)).to_be_attached()
-        page.screenshot(path=pictures / "mlflow-front.png")
+        page.locator("iframe").screenshot(path=pictures / "mlflow-front.png")
 
         # The parent describes the sweep.
         page.goto(f"{server}/#/experiments/{experiment}/runs/{parent.info.run_id}")

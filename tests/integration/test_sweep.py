@@ -11,8 +11,10 @@ from collections import Counter
 from pathlib import Path
 
 import mlflow
+import psutil
 import pytest
 
+import alast_tune
 from alast_tune.config import TrialConfig
 from alast_tune.results import FrontFile
 from tests.integration.harness import Pareto, kill, wait_for
@@ -124,6 +126,46 @@ def test_sigterm_ends_mlflow_runs_as_killed_and_leaves_a_resumable_sweep(pareto:
     assert trial_states(folder) == ["COMPLETE"] * 3
     statuses = Counter(run.info.status for run in client.search_runs([experiment.experiment_id]))
     assert statuses == {"FINISHED": 4}
+
+
+@pytest.mark.slow
+def test_a_killed_worker_costs_no_trial(pareto: Pareto) -> None:
+    folder = pareto.storage / "worker"
+    process = pareto.start("--preset", pareto.preset(trials=3, epochs=4), "--name", "worker")
+    wait_for(lambda: any(folder.glob("tune/*/*/checkpoint_*")), 120, process)
+    workers = [
+        child
+        for child in psutil.Process(process.pid).children(recursive=True)
+        if "Trainable" in " ".join(child.cmdline())
+    ]
+    assert workers
+    for worker in workers:
+        worker.kill()
+    out, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, out
+    assert trial_states(folder) == ["COMPLETE"] * 3, out
+    assert {member.epochs for member in FrontFile.read(folder / "front.json").front} == {4}
+
+
+@pytest.mark.slow
+def test_a_trial_that_cannot_run_fails_with_its_reason_and_the_others_go_on(pareto: Pareto, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.safetensors"
+    broken.write_text("no weights")
+    preset = Path(pareto.preset(trials=6, epochs=1))
+    good = Path(alast_tune.__file__).parent / "embedded" / "backbone.safetensors"
+    preset.write_text(f"{preset.read_text()}  model/checkpoint: {{type: categorical, choices: [{good}, {broken}]}}\n")
+    out = pareto.run("--preset", str(preset), "--name", "half", "--sampler", "random", "--retries", "0")
+    states = Counter(trial_states(pareto.storage / "half"))
+    assert states["FAIL"] > 0 and states["COMPLETE"] > 0 and states["FAIL"] + states["COMPLETE"] == 6
+    front = FrontFile.read(pareto.storage / "half" / "front.json")
+    assert front.trials.failed == states["FAIL"]
+    assert {member.config.model.checkpoint for member in front.front} == {good}
+    assert "broken.safetensors" in out
+    client = mlflow.MlflowClient(f"sqlite:///{pareto.storage / 'mlflow.db'}")
+    (experiment,) = client.search_experiments(filter_string="name = 'alast-tune'")
+    failed = client.search_runs([experiment.experiment_id], "attributes.status = 'FAILED'")
+    assert len(failed) == states["FAIL"]
+    assert all("broken.safetensors" in run.data.tags["alast.reason"] for run in failed)
 
 
 @pytest.mark.slow
