@@ -278,8 +278,12 @@ def _cluster() -> Iterator[None]:
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     started = not ray.is_initialized()
     if started:
-        dashboard = None if os.environ.get("RAY_ADDRESS") else False  # not ours to choose on a cluster that is there
-        ray.init(include_dashboard=dashboard, logging_level=logging.ERROR, log_to_driver=False)
+        quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
+        if os.environ.get("RAY_ADDRESS"):
+            ray.init(**quiet)  # type: ignore[arg-type]
+        else:
+            # Not left to Ray, which would look for the last head on this machine, and wait for it if that is gone.
+            ray.init(address="local", include_dashboard=False, **quiet)  # type: ignore[arg-type]
     try:
         yield
     finally:

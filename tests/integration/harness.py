@@ -52,7 +52,11 @@ class Pareto:
     def run(self, *arguments: str, expect: int = 0) -> str:
         """Run it to its end; returns what it printed."""
         process = self.start(*arguments)
-        out, _ = process.communicate(timeout=280)
+        try:
+            out, _ = process.communicate(timeout=240)
+        except subprocess.TimeoutExpired:
+            kill(process)
+            raise
         assert process.returncode == expect, out
         return out
 
