@@ -32,7 +32,7 @@ class Preset(PydanticBaseSettingsSource):
 
     def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
         """Not asked for: the source gives all fields at once."""
-        raise NotImplementedError
+        return None, field_name, False
 
     def __call__(self) -> dict[str, Any]:
         """Read the file that ``--preset`` or ``--resume`` names."""

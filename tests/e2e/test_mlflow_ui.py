@@ -6,12 +6,6 @@ where the pictures go (docs/ of the repository for the README's).
 
 import os
 import shutil
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,7 +14,7 @@ import pytest
 from mlflow.entities import Run
 
 from alast_tune.results import FrontFile
-from tests.integration.harness import Pareto
+from tests.integration.harness import Pareto, mlflow_server
 
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
@@ -56,25 +50,8 @@ def storage(pareto: Pareto) -> Path:
 @pytest.fixture
 def server(storage: Path) -> Iterator[str]:
     """An MLflow server on it: its address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    store = f"sqlite:///{storage / 'mlflow.db'}"
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store, "--workers", "1"]
-    process = subprocess.Popen(
-        [*command, "--host", "127.0.0.1", "--port", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    address, end = f"http://127.0.0.1:{port}", time.monotonic() + 90
-    while True:
-        try:
-            with urllib.request.urlopen(f"{address}/health", timeout=2):
-                break
-        except (urllib.error.URLError, TimeoutError, ConnectionError):
-            assert process.poll() is None and time.monotonic() < end, "no server"
-            time.sleep(0.3)
-    yield address
-    process.terminate()
-    process.wait(timeout=60)
+    with mlflow_server("--backend-store-uri", f"sqlite:///{storage / 'mlflow.db'}") as address:
+        yield address
 
 
 def newest_sweep(address: str) -> tuple[str, Run, list[Run]]:

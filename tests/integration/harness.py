@@ -2,10 +2,14 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -59,6 +63,27 @@ class Pareto:
             raise
         assert process.returncode == expect, out
         return out
+
+
+@contextmanager
+def mlflow_server(*options: str) -> Iterator[str]:
+    """Run an MLflow server on a free port; its address."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", "127.0.0.1", "--port", str(port)]
+    process = subprocess.Popen([*command, *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    address, end = f"http://127.0.0.1:{port}", time.monotonic() + 90
+    while True:
+        try:
+            with urllib.request.urlopen(f"{address}/health", timeout=2):
+                break
+        except (urllib.error.URLError, TimeoutError, ConnectionError):
+            assert process.poll() is None and time.monotonic() < end, "no server"
+            time.sleep(0.3)
+    yield address
+    process.terminate()
+    process.wait(timeout=60)
 
 
 def wait_for(condition: Callable[[], bool], seconds: float, process: subprocess.Popen[str]) -> None:
