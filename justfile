@@ -58,6 +58,10 @@ submit *args: setup
         if ! (: < "/dev/tcp/127.0.0.1/${port%%/*}") 2>/dev/null; then
             ray start --head --dashboard-port "${port%%/*}" >/dev/null
             echo "started a Ray head on this machine; .venv/bin/ray stop ends it (and all others of yours)"
+            # A new head takes jobs only once its agent is up: try with an empty one.
+            for _ in {1..30}; do
+                ray job submit --address "$address" --no-wait -- true >/dev/null 2>&1 && break || sleep 1
+            done
         fi
     esac
     environment="$(python -c 'if True:
