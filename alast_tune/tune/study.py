@@ -75,7 +75,7 @@ def run_sweep(sweep: SweepConfig, *, resume: bool = False, console: Console | No
     uri = default_uri(sweep.storage)
     reference = reference_point(sweep.trial)  # builds model, data and method: what cannot work says so here
     folder.mkdir(parents=True, exist_ok=True)
-    with _only_driver(folder), _cluster(), _stopped_by_signals():
+    with _only_driver(folder), _cluster(), _stopped_by_signals() as stop:
         cluster = ray.cluster_resources()
         resources = trial_resources(sweep, cluster)
         if is_file_based(uri) and sum(node["Alive"] for node in ray.nodes()) > 1:
@@ -100,7 +100,8 @@ def run_sweep(sweep: SweepConfig, *, resume: bool = False, console: Console | No
         )
         try:
             if searcher.remaining:
-                _tune(sweep, folder, searcher, observer, resources)
+                _tune(sweep, folder, searcher, _TuneEvents(observer, stop), resources)
+            stop.check()
             front = observer.front
             _test_members(study, sweep, folder, front, resources)
             front = observer.front
@@ -191,11 +192,15 @@ class SweepObserver:
         self.progress.note(f"trial {trial_id(number)}: {reason}")
 
 
-class _Failures(tune.Callback):
-    """Tune tells the searcher that a trial failed, and only callbacks why."""
+class _TuneEvents(tune.Callback):
+    """What only Tune's callbacks hear: why a trial failed, and the pulse of its loop."""
 
-    def __init__(self, observer: SweepObserver) -> None:
+    def __init__(self, observer: SweepObserver, stop: _Stop) -> None:
         self._observer = observer
+        self._stop = stop
+
+    def on_step_begin(self, iteration: int, trials: list[TuneTrial], **info: Any) -> None:
+        self._stop.check()
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         lines = [line for line in Path(trial.error_file or os.devnull).read_text().splitlines() if line.strip()]
@@ -213,7 +218,7 @@ def checkpoints(folder: Path, number: int) -> list[Path]:
 
 
 def _tune(
-    sweep: SweepConfig, folder: Path, searcher: StudySearcher, observer: SweepObserver, resources: dict[str, float]
+    sweep: SweepConfig, folder: Path, searcher: StudySearcher, events: _TuneEvents, resources: dict[str, float]
 ) -> None:
     """Let Ray Tune run what remains, under a folder of its own: its state is not needed afterwards."""
     attempt = len(list(folder.glob("tune/*")))
@@ -232,7 +237,7 @@ def _tune(
             verbose=0,
             failure_config=FailureConfig(max_failures=sweep.retries),
             checkpoint_config=CheckpointConfig(num_to_keep=1, checkpoint_frequency=1),
-            callbacks=[_Failures(observer)],
+            callbacks=[events],
         ),
     )
     tuner.fit()
@@ -291,18 +296,32 @@ def _cluster() -> Iterator[None]:
             ray.shutdown()
 
 
+class _Stop:
+    """Whether SIGTERM has come: its exception is lost where Python ignores them, in a weak reference's callback say."""
+
+    def __init__(self) -> None:
+        self._signum = 0
+
+    def now(self, signum: int, frame: FrameType | None) -> None:
+        """Stop: the signal's handler."""
+        self._signum = signum
+        self.check()
+
+    def check(self) -> None:
+        """Stop if the signal has come."""
+        if self._signum:
+            raise SystemExit(128 + self._signum)
+
+
 @contextmanager
-def _stopped_by_signals() -> Iterator[None]:
+def _stopped_by_signals() -> Iterator[_Stop]:
     """Turn SIGTERM (`ray job stop` sends it, and SIGKILL 3 s later) into an exception that ends MLflow's runs."""
-
-    def stop(signum: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + signum)
-
+    stop = _Stop()
     if threading.current_thread() is not threading.main_thread():
-        yield  # only there may signals be caught
+        yield stop  # only there may signals be caught
         return
-    before = signal.signal(signal.SIGTERM, stop)
+    before = signal.signal(signal.SIGTERM, stop.now)
     try:
-        yield
+        yield stop
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -1,6 +1,8 @@
 """Sweeps on a cluster of several real Ray nodes: the refusal of a store that nodes cannot share."""
 
+import signal
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ from ray.cluster_utils import Cluster
 
 from alast_tune.config import SweepConfig
 from alast_tune.errors import ConfigError
-from alast_tune.tune.study import checkpoints, reference_point, run_sweep
+from alast_tune.tune.study import _Stop, checkpoints, reference_point, run_sweep
 
 
 def sweep(storage: Path) -> SweepConfig:
@@ -47,6 +49,16 @@ def test_reference_point_is_somewhat_above_full_fine_tuning(tmp_path: Path) -> N
         1.1 * 64 * 440_558_807_040 // 1056, rel=1e-6
     )  # FLOPs counted over 33 full batches of 32
     assert 5e7 < peak < 2.5e8
+
+
+def test_a_stop_whose_exception_was_swallowed_comes_again_at_the_next_pulse() -> None:
+    stop = _Stop()
+    stop.check()
+    with suppress(SystemExit):  # as Python does in a weak reference's callback
+        stop.now(signal.SIGTERM, None)
+    with pytest.raises(SystemExit) as exit_:
+        stop.check()
+    assert exit_.value.code == 143
 
 
 def test_checkpoints_are_listed_newest_first_over_all_drivers(tmp_path: Path) -> None:
