@@ -201,11 +201,13 @@ class Tracker:
         the middle of a transaction there; let the handler raise, and call this on the way out.
         """
         with _patience(retries=0, seconds=2):
-            try:
-                for run_id in filter(None, (self._parent, *self._open)):
+            for run_id in filter(None, (self._parent, *self._open)):
+                try:
                     self._client.set_terminated(run_id, "KILLED")
-            except MlflowException as error:
-                logging.getLogger(__name__).warning("runs stay RUNNING in MLflow: %s", _reason(error))
+                except MlflowException as error:
+                    logging.getLogger(__name__).warning("run %s stays RUNNING in MLflow: %s", run_id, _reason(error))
+                    if not is_file_based(self.uri):
+                        break  # a server that is gone would be asked once a run
         self._open.clear()
 
     def _log_params(self, run_id: str, values: Mapping[str, Any]) -> None:

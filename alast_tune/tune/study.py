@@ -103,7 +103,7 @@ def run_sweep(sweep: SweepConfig, *, resume: bool = False, console: Console | No
                 _tune(sweep, folder, searcher, _TuneEvents(observer, stop), resources)
             stop.check()
             front = observer.front
-            _test_members(study, sweep, folder, front, resources)
+            _test_members(study, sweep, folder, front, resources, stop)
             front = observer.front
             front.write(folder / "front.json")
             tracker.log_front(front, results(study, sweep.trial))
@@ -244,7 +244,7 @@ def _tune(
 
 
 def _test_members(
-    study: optuna.Study, sweep: SweepConfig, folder: Path, front: FrontFile, resources: dict[str, float]
+    study: optuna.Study, sweep: SweepConfig, folder: Path, front: FrontFile, resources: dict[str, float], stop: _Stop
 ) -> None:
     """Look at the test images, for the members of the final front only, once each."""
     tested = dict(study.user_attrs.get("test_accuracy", {}))
@@ -256,6 +256,8 @@ def _test_members(
         for newest in checkpoints(folder, int(member.trial_id))[:1]
     }
     for member_id, reference in pending.items():
+        while not ray.wait([reference], timeout=0.2)[0]:
+            stop.check()
         tested[str(int(member_id))] = ray.get(reference)
     study.set_user_attr("test_accuracy", tested)
 
@@ -297,31 +299,33 @@ def _cluster() -> Iterator[None]:
 
 
 class _Stop:
-    """Whether SIGTERM has come: its exception is lost where Python ignores them, in a weak reference's callback say."""
+    """Whether to stop: asked at Tune's every pulse, so that nothing is cut off in the middle of a transaction."""
 
     def __init__(self) -> None:
         self._signum = 0
 
-    def now(self, signum: int, frame: FrameType | None) -> None:
-        """Stop: the signal's handler."""
+    def request(self, signum: int, frame: FrameType | None) -> None:
+        """Stop soon: the signals' handler; asked twice, at once."""
+        if self._signum:
+            raise KeyboardInterrupt
         self._signum = signum
-        self.check()
 
     def check(self) -> None:
-        """Stop if the signal has come."""
+        """Stop if a signal has come."""
         if self._signum:
             raise SystemExit(128 + self._signum)
 
 
 @contextmanager
 def _stopped_by_signals() -> Iterator[_Stop]:
-    """Turn SIGTERM (`ray job stop` sends it, and SIGKILL 3 s later) into an exception that ends MLflow's runs."""
+    """Let SIGTERM (`ray job stop` sends it, and SIGKILL 3 s later) and Ctrl-C end MLflow's runs on the way out."""
     stop = _Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop  # only there may signals be caught
         return
-    before = signal.signal(signal.SIGTERM, stop.now)
+    before = {signum: signal.signal(signum, stop.request) for signum in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield stop
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
