@@ -108,6 +108,11 @@ class TrialCounts(Record):
     pruned: int
     failed: int
 
+    @property
+    def finished(self) -> int:
+        """Those that have ended, however."""
+        return self.complete + self.pruned + self.failed
+
 
 class FrontFile(Record):
     """``front.json``: the front of a sweep's complete trials."""
@@ -125,6 +130,11 @@ class FrontFile(Record):
     knee: str | None
     """Trial id of the compromise nearest the ideal."""
     front: tuple[FrontMember, ...]
+
+    @property
+    def best_accuracy(self) -> float:
+        """Of the front's members; 0 without any."""
+        return max((member.objectives["accuracy"] for member in self.front), default=0.0)
 
     @classmethod
     def read(cls, path: Path) -> FrontFile:

@@ -46,13 +46,13 @@ class SweepProgress:
     def ended(self, result: TrialResult, front: FrontFile) -> None:
         """A trial has ended; the front is that of all so far."""
         self._running = max(0, self._running - 1)
-        done = front.trials.complete + front.trials.pruned + front.trials.failed
-        best = max((member.objectives["accuracy"] for member in front.front), default=0.0)
+        done = front.trials.finished
         per_trial = (time.monotonic() - self._started) / max(1, done - self._already)
         left = per_trial * (self._total - done)
         line = (
             f"{done}/{self._total} finished, {self._running} running, {front.trials.failed} failed | "
-            f"best accuracy {best:.3f} | hypervolume {front.hypervolume_share:.3f} | {_duration(left)} left"
+            f"best accuracy {front.best_accuracy:.3f} | "
+            f"hypervolume {front.hypervolume_share:.3f} | {_duration(left)} left"
         )
         self._bar.update(self._task, completed=done, line=line)
         if not self._console.is_terminal or result.state == "failed":

@@ -87,7 +87,6 @@ class Tracker:
             restore = f"mlflow experiments restore -x {found.experiment_id}"
             raise ConfigError("MLFLOW_TRACKING_URI", uri, f"experiment {experiment} was deleted there; {restore}")
         self._experiment = str(found.experiment_id)
-        self._sweep: SweepConfig | None = None
         self._parent = ""
         self._open: set[str] = set()
 
@@ -97,7 +96,6 @@ class Tracker:
         Raises:
             ConfigError: the store does not have that run, or has it in its bin.
         """
-        self._sweep = sweep
         if run_id is None:
             tags = {"mlflow.runName": sweep.name, "mlflow.user": _user(), "mlflow.source.name": "alast-tune"}
             tags |= {"alast.kind": "sweep", "alast.version": __version__}
@@ -171,10 +169,10 @@ class Tracker:
                     "knee": str(result.mlflow_run_id == knee).lower(),
                 }
                 self._client.log_batch(result.mlflow_run_id, tags=[RunTag(*tag) for tag in tags.items()])
-        finished = front.trials.complete + front.trials.pruned + front.trials.failed
-        best = max((member.objectives["accuracy"] for member in front.front), default=0.0)
         metrics = {"hypervolume": front.hypervolume, "hypervolume_share": front.hypervolume_share}
-        self.log_progress(metrics | {"best_accuracy": best, "front_size": len(front.front)}, finished)
+        self.log_progress(
+            metrics | {"best_accuracy": front.best_accuracy, "front_size": len(front.front)}, front.trials.finished
+        )
         tags = {
             f"alast.reference.{o.name}": str(v) for o, v in zip(front.objectives, front.reference_point, strict=True)
         }

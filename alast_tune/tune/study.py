@@ -150,8 +150,7 @@ class SweepObserver:
         self._study = study
         self._tracker = tracker
         self._run_ids: dict[int, str] = {}
-        done = self.front.trials
-        self.progress = SweepProgress(sweep.trials, done.complete + done.pruned + done.failed, console)
+        self.progress = SweepProgress(sweep.trials, self.front.trials.finished, console)
 
     @property
     def front(self) -> FrontFile:
@@ -179,10 +178,10 @@ class SweepObserver:
             self._tracker.end_trial(run_id, end_status(result), tags=tags)
         front.write(self._sweep.storage / self._sweep.name / "front.json")
         counts = front.trials
-        finished = counts.complete + counts.pruned + counts.failed
-        best = max((member.objectives["accuracy"] for member in front.front), default=0.0)
         progress = {"hypervolume": front.hypervolume, "hypervolume_share": front.hypervolume_share}
-        self._tracker.log_progress(progress | {"best_accuracy": best, "failed": counts.failed}, finished)
+        self._tracker.log_progress(
+            progress | {"best_accuracy": front.best_accuracy, "failed": counts.failed}, counts.finished
+        )
         self.progress.ended(result, front)
 
     def explain(self, number: int, reason: str) -> None:
