@@ -24,6 +24,18 @@ class ConfigError(ValueError):
         return ConfigError, self._parts
 
 
+class DivergedError(RuntimeError):
+    """Training has left the numbers: a loss or a class-token delta is not finite."""
+
+
+class WorkersError(RuntimeError):
+    """The workers of a distributed run have failed for good, said in one line; it can be gone on with."""
+
+
+class StorageError(RuntimeError):
+    """A disk that is full or broken, said in one line; what was on it stays, and a sweep can be resumed."""
+
+
 def explain(error: ValidationError) -> str:
     """Put pydantic's first complaint into the one-line form of :class:`ConfigError`."""
     first = error.errors(include_url=False)[0]
@@ -31,8 +43,13 @@ def explain(error: ValidationError) -> str:
     if isinstance(cause, ConfigError):
         return str(cause)
     # pydantic puts the tag of a tagged union (method.alast.alpha) into the location; people do not write it.
-    tags = {"alast", "full", "head", "float", "int", "categorical"}
-    path = [str(part) for part in first["loc"] if part not in tags or first["type"] == "extra_forbidden"]
+    place = [str(part) for part in first["loc"]]
+    tags = {"float", "int", "categorical", "variants"}
+    path = [
+        part
+        for before, part in zip(["", *place], place, strict=False)
+        if before != "method" and (part not in tags or first["type"] == "extra_forbidden")
+    ]
     field = ".".join(path) or "configuration"
     if first["type"] == "extra_forbidden":
         return f"{field} = {first['input']!s}: no such setting; see --help for those there are"

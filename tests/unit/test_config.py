@@ -1,11 +1,13 @@
 """Settings: readings, paths, round trips, and refusals of one line each."""
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from alast_tune.config import AlastConfig, SweepConfig, TrialConfig, apply_params, parse, read_mapping
+from alast_tune.config import AlastConfig, SweepConfig, TrialConfig, apply_params, flatten, parse, read_mapping
 from alast_tune.errors import ConfigError
 
 SPACE = {"method/alpha": {"type": "float", "low": 1e-4, "high": 1.0, "log": True}}
@@ -61,8 +63,8 @@ def test_configurations_survive_json_and_are_hashable() -> None:
         ({"space": {"method/alpha": {"type": "float", "low": 2, "high": 1}}}, "low = 2.0, high = 1.0: low must not"),
         ({"space": {"method/alpha": {"type": "float", "low": 0, "high": 1, "log": True}}}, "nor be <= 0 with log"),
         (
-            {"space": {"method/trainable_blocks": {"type": "int", "low": 0, "high": 5}}},
-            "space.method/trainable_blocks = 0",
+            {"space": {"method/trainable_blocks": {"type": "int", "low": -1, "high": 5}}},
+            "space.method/trainable_blocks = -1",
         ),
         ({"space": {}}, "space = {...}: Dictionary should have at least 1 item"),
         ({"name": "../x"}, "name = ../x: String should match pattern"),
@@ -95,3 +97,39 @@ def test_files_are_mappings_in_yaml_or_json(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=words) as error:
             read_mapping(tmp_path / name)
         assert name in str(error.value) and "\n" not in str(error.value)
+
+
+def test_adapters_have_their_own_learning_rate_unless_one_is_set() -> None:
+    """Appendix E: 1e-3 for LoRA, 1e-4 for the rest."""
+    plain = TrialConfig()
+    assert plain.train.learning_rate == 1e-4
+    lora = TrialConfig.model_validate({"method": {"name": "lora"}})
+    assert lora.train.learning_rate == 1e-3
+    assert TrialConfig.model_validate_json(lora.model_dump_json()) == lora
+    assert apply_params(lora, {"method/rank": 4}).train.learning_rate == 1e-3
+    assert TrialConfig.model_validate({"method": {"name": "alast", "lora": {}}}).train.learning_rate == 1e-3
+    set_by_hand = TrialConfig.model_validate({"method": {"name": "lora"}, "train": {"learning_rate": 1e-4}})
+    assert set_by_hand.train.learning_rate == 1e-4
+
+
+@pytest.mark.parametrize(
+    ("values", "line"),
+    [
+        ({"name": "tome"}, "method = {...}: give either merge (8, say) or target_flops"),
+        ({"name": "tome", "merge": 2, "target_flops": 0.5}, "give either merge (8, say) or target_flops"),
+        ({"name": "lora", "targets": ["qkvs"]}, "method.targets.0 = qkvs: Input should be"),
+        ({"name": "alast", "lora": {"rank": 0}}, "method.lora.rank = 0: Input should be greater than or equal to 1"),
+        ({"name": "bsr", "keep": 0}, "method.keep = 0: Input should be greater than 0"),
+    ],
+)
+def test_methods_refuse_in_one_line(values: dict[str, Any], line: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(line)):
+        parse(TrialConfig, {"method": values})
+
+
+def test_a_flat_configuration_has_plain_values_by_their_paths() -> None:
+    trial = TrialConfig.model_validate({"model": {"checkpoint": "/a/b.safetensors"}, "method": {"name": "alast"}})
+    flat = flatten(trial)
+    assert flat["model/checkpoint"] == "/a/b.safetensors"
+    assert flat["method/floors/early"] == 0.1
+    json.dumps(flat)

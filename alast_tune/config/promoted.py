@@ -1,0 +1,48 @@
+"""A configuration that a sweep has found, and where it comes from."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from alast_tune.config.record import Record
+from alast_tune.config.trial import TrialConfig
+
+
+class Provenance(Record):
+    """Where a promoted configuration comes from, and what was measured there."""
+
+    sweep: str
+    trial_id: str
+    mlflow_run_id: str | None
+    tracking_uri: str
+    """Of the store that has the run, without a password."""
+    model_name: str
+    """Registered under it is the trial's model, and so is what will be trained by this configuration."""
+    objectives: dict[str, float]
+    """Measured by the trial: validation accuracy, training FLOPs, peak bytes."""
+    test_accuracy: float | None
+    epochs: int
+    seed: int
+    data_fingerprint: str
+    """Of class names, sizes and labels of the splits; pixels are not looked at."""
+    weights_fingerprint: str | None
+    """Of the file that training started from; None where timm's hub has it."""
+    verified: bool
+    """Whether the trial was repeated before promotion, with the same outcome."""
+    versions: dict[str, str]
+    """Of Python and of the packages that training rests on, at promotion."""
+    git_commit: str | None
+    """Of alast-tune's checkout at promotion, if it is one; ends in ``-dirty`` if files differ from the commit."""
+    promoted_at: str
+    """ISO 8601, UTC."""
+
+
+class PromotedConfig(TrialConfig):
+    """What ``alast-tune promote`` writes and ``alast-tune train`` reads; of anybody's own it has no provenance."""
+
+    provenance: Provenance | None = Field(None, description="where the configuration comes from; promote fills it in")
+
+    @property
+    def trial(self) -> TrialConfig:
+        """The configuration alone."""
+        return TrialConfig.model_validate(self.model_dump(exclude={"provenance"}))

@@ -1,0 +1,239 @@
+"""A multi-objective search: what varies, and how long to look."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import ByteSize, Field, JsonValue, field_validator, model_validator
+
+from alast_tune.config.record import Record, parse, read_mapping
+from alast_tune.config.trial import TrialConfig, apply_params
+from alast_tune.errors import ConfigError
+from alast_tune.storage import Place, address_of, fetch, names_with
+
+
+class FloatRange(Record):
+    """A real parameter between two bounds, searched on a logarithmic scale if ``log``."""
+
+    type: Literal["float"] = "float"
+    low: float
+    high: float
+    log: bool = False
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.low > self.high or (self.log and self.low <= 0):
+            raise ValueError(f"low = {self.low}, high = {self.high}: low must not exceed high, nor be <= 0 with log")
+        return self
+
+
+class IntRange(Record):
+    """A whole parameter between two bounds, both possible."""
+
+    type: Literal["int"] = "int"
+    low: int
+    high: int
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.low > self.high:
+            raise ValueError(f"low = {self.low} exceeds high = {self.high}")
+        return self
+
+
+class Choice(Record):
+    """One of several values."""
+
+    type: Literal["categorical"] = "categorical"
+    choices: tuple[bool | int | float | str, ...] = Field(min_length=1)
+
+
+class Variants(Record):
+    """One of several named sets of settings; the name is what a sampler, MLflow and the front see."""
+
+    type: Literal["variants"] = "variants"
+    variants: dict[str, dict[str, JsonValue]] = Field(
+        min_length=1, description="name -> path in the trial (method/alpha, or a whole record: method) -> value"
+    )
+
+
+Distribution = Annotated[FloatRange | IntRange | Choice | Variants, Field(discriminator="type")]
+
+
+def choices_of(distribution: Distribution) -> Sequence[bool | int | float | str] | None:
+    """List what a distribution has to choose from, variants by their names; None for a real parameter."""
+    if isinstance(distribution, Choice):
+        return distribution.choices
+    if isinstance(distribution, Variants):
+        return tuple(distribution.variants)
+    return range(distribution.low, distribution.high + 1) if isinstance(distribution, IntRange) else None
+
+
+class Limits(Record):
+    """What a configuration must keep to, to be of use; unset: anything goes."""
+
+    max_memory: ByteSize | None = Field(None, gt=0, description="largest peak memory of training, as 6GiB")
+    max_flops: float | None = Field(None, gt=0, description="most FLOPs of training")
+    min_accuracy: float | None = Field(None, ge=0, le=1, description="least validation accuracy")
+
+    def excess(
+        self, *, accuracy: float | None = None, train_flops: float | None = None, peak_bytes: float | None = None
+    ) -> dict[str, float]:
+        """Measure by how much each limit is broken: above 0 it is, at or below 0 it is kept.
+
+        Costs as a share of their limit, accuracy in its own unit; without an entry for what is not limited or not
+        given. Optuna's constraints are made of these.
+        """
+        found = {}
+        if self.max_memory is not None and peak_bytes is not None:
+            found["max_memory"] = peak_bytes / self.max_memory - 1
+        if self.max_flops is not None and train_flops is not None:
+            found["max_flops"] = train_flops / self.max_flops - 1
+        if self.min_accuracy is not None and accuracy is not None:
+            found["min_accuracy"] = self.min_accuracy - accuracy
+        return found
+
+    def kept(self, **objectives: float) -> bool:
+        """Whether measured objectives break no limit."""
+        return all(excess <= 0 for excess in self.excess(**objectives).values())
+
+
+class SweepConfig(Limits):
+    """A multi-objective search: a base trial, what varies in it, what it must keep to, and how long to look."""
+
+    name: str = Field("sweep", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="folder under storage")
+    storage: Place = Field(Path("runs"), description="every sweep is a folder in here; also s3://... or gs://...")
+    study: str = Field(
+        "sqlite",
+        description="where trials are recorded: sqlite, or journal for network drives, a file in the sweep's folder; "
+        "or postgresql://USER@HOST/DATABASE, the password in PGPASSWORD or ~/.pgpass",
+    )
+    trials: int = Field(16, ge=1, description="how many trials in all; of a grid, all that there are")
+    seed: int = Field(0, ge=0, description="of the sampler")
+    sampler: Literal["ehvi", "tpe", "nsga2", "gp", "random", "grid"] = Field(
+        "ehvi",
+        description="ehvi: by expected hypervolume improvement per FLOP, costs being forecast; "
+        "grid: every combination once, in order, and nothing else",
+    )
+    scheduler: Literal["moasha", "none"] | None = Field(
+        None, description="moasha stops unpromising trials early; unset: moasha from 4 epochs on, none in a grid"
+    )
+    grace_epochs: int | None = Field(
+        None, ge=1, description="no trial is stopped earlier; fewer save more, where accuracy is not noisy; unset: half"
+    )
+    warm_start: Place | None = Field(
+        None, description="folder or front.json of an earlier sweep of the same space, whose results are fed in"
+    )
+    concurrent: int | None = Field(
+        None,
+        ge=1,
+        description="trials at a time, on a cluster that grows as many as it shall grow to; unset: as many as fit",
+    )
+    cpus_per_trial: int = Field(1, ge=1, description="also the threads torch uses on a CPU")
+    gpus_per_trial: float | None = Field(
+        None,
+        ge=0,
+        description="a card or a share of one; unset: the share that its predicted peak needs, none without cards",
+    )
+    retries: int = Field(2, ge=0, description="restarts of a trial, from its last checkpoint, after a crash")
+    epoch_timeout: float | None = Field(
+        None, gt=0, description="seconds; a trial that reports no epoch for so long has failed"
+    )
+    trial: TrialConfig = Field(default_factory=TrialConfig, description="what every trial has in common")
+    space: dict[str, Distribution] = Field(
+        min_length=1,
+        description="what varies: path in the trial (method/alpha), or any name for variants -> distribution",
+    )
+
+    @property
+    def limits(self) -> Limits:
+        """The limits alone."""
+        return Limits(max_memory=self.max_memory, max_flops=self.max_flops, min_accuracy=self.min_accuracy)
+
+    def given(self) -> dict[str, Any]:
+        """All settings as plain values, from which it can be read again; of the trial only what was given."""
+        return self.model_dump(mode="json", include=set(SweepConfig.model_fields)) | {"trial": self.trial.given()}
+
+    @property
+    def stops_early(self) -> bool:
+        """Whether trials are stopped early."""
+        by_default = self.sampler != "grid" and self.trial.train.epochs >= 4
+        return self.scheduler == "moasha" or (self.scheduler is None and by_default)
+
+    def settings(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Put what variants set in the place of their names: a point of the space as paths in the trial.
+
+        Of two parameters that set the same path, the later one of the space does.
+        """
+        found: dict[str, Any] = {}
+        for path in (path for path in self.space if path in params):
+            item, value = self.space[path], params[path]
+            found |= item.variants[value] if isinstance(item, Variants) else {path: value}
+        return found
+
+    def combinations(self) -> Iterator[dict[str, Any]]:
+        """Yield every point of a space without real parameters, the last parameter varying fastest."""
+        for values in itertools.product(*(choices_of(item) or () for item in self.space.values())):
+            yield dict(zip(self.space, values, strict=True))
+
+    @field_validator("study")
+    @classmethod
+    def _check_study(cls, study: str) -> str:
+        if study not in {"sqlite", "journal"} and not study.startswith("postgresql://"):
+            raise ConfigError("study", study, "none of sqlite, journal and postgresql://USER@HOST/DATABASE")
+        password = urlsplit(study).password
+        if password is not None or "password=" in study:
+            hidden = study.partition("?")[0].replace(f":{password}@", ":...@")
+            raise ConfigError("study", hidden, "holds a password, which would be logged; put it in PGPASSWORD")
+        return study
+
+    @model_validator(mode="after")
+    def _check_space(self) -> Self:
+        if self.trial.data.all_data or "data/all_data" in self.space:
+            raise ConfigError("trial.data.all_data", True, "a sweep selects on validation images; leave it to training")
+        for path, distribution in self.space.items():
+            if isinstance(distribution, Variants) and "/" in path:
+                raise ConfigError(f"space.{path}", "variants", "no path but a name of their own, without a slash")
+            if isinstance(distribution, FloatRange | IntRange):
+                ends: Sequence[Any] = (distribution.low, distribution.high)
+            else:
+                ends = choices_of(distribution) or ()
+            for value in ends:
+                try:
+                    apply_params(self.trial, self.settings({path: value}))
+                except ConfigError as error:
+                    raise ConfigError(f"space.{path}", value, str(error)) from None
+        return self
+
+    @model_validator(mode="after")
+    def _check_grid(self) -> Self:
+        if self.sampler != "grid":
+            return self
+        for path, distribution in self.space.items():
+            if choices_of(distribution) is None:
+                remedy = "a grid has no place for a real parameter; list values: {type: categorical, choices: [...]}"
+                raise ConfigError(f"space.{path}", "float", remedy)
+        size = math.prod(len(choices_of(distribution) or ()) for distribution in self.space.values())
+        if "trials" in self.model_fields_set and self.trials != size:
+            raise ConfigError("trials", self.trials, f"the grid has {size} combinations, each once; leave it out")
+        object.__setattr__(self, "trials", size)  # frozen from here on
+        return self
+
+
+def stored_sweep(folder: Path, field: str = "resume") -> SweepConfig:
+    """Read the configuration with which a sweep was started.
+
+    Raises:
+        ConfigError: no sweep there.
+    """
+    fetch(folder)
+    if not (folder / "sweep.json").exists():
+        known = ", ".join(names_with(folder.parent, "sweep.json"))
+        remedy = f"no such sweep under {address_of(folder.parent)}; there are: {known}" if known else "holds no sweep"
+        raise ConfigError(field, folder.name, remedy)
+    return parse(SweepConfig, read_mapping(folder / "sweep.json"))

@@ -1,0 +1,149 @@
+"""What determines one fine-tuning run: data, model, method, training loop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, Field, ModelWrapValidatorHandler, model_validator
+
+from alast_tune.config.methods import AlastConfig, LoraConfig, MethodConfig
+from alast_tune.config.record import Record, parse
+from alast_tune.errors import ConfigError
+
+
+class DataConfig(Record):
+    """Which images, and how they are split and augmented."""
+
+    dataset: Literal["digits", "cifar100", "flowers102", "food101", "folder"] = Field(
+        "digits",
+        description="digits comes with scikit-learn; folder is any image folder (see root)",
+    )
+    root: Path | None = Field(
+        None,
+        description="where the files lie, or are downloaded to; for folder: <root>/{train,val,test}/<class>/* "
+        "or <root>/<class>/*, which is then split 60/20/20",
+    )
+    download: bool = Field(True, description="fetch a torchvision dataset that is not under root yet")
+    augment: Literal["none", "paper"] = Field(
+        "none", description="paper: two of horizontal flip, vertical flip and random crop (appendix E)"
+    )
+    validation_fraction: float = Field(
+        0.2, gt=0, lt=1, description="share of the training images held out where the dataset has no validation split"
+    )
+    split_seed: int = Field(0, description="seed of that split")
+    train_images: int | None = Field(None, ge=1, description="use only so many training images, classes balanced")
+    all_data: bool = Field(
+        False,
+        description="for production: train on all training and validation images, whatever train_images says; "
+        "validation is then no measure of quality, test images are",
+    )
+    cache: Literal["auto", "memory", "none"] = Field(
+        "auto",
+        description="memory: decode and resize each image once, and keep it; none: decode it whenever it is needed; "
+        "auto: memory, if all splits take at most a quarter of what is free and there are no workers",
+    )
+    workers: int = Field(0, ge=0, description="loader processes that decode; 0: threads of the training process do")
+
+    @model_validator(mode="after")
+    def _check_cache(self) -> Self:
+        if self.cache == "memory" and self.workers:
+            raise ValueError("cache: memory is filled by threads; leave out workers, or take cache: none")
+        return self
+
+
+class ModelConfig(Record):
+    """Which Vision Transformer, and where its weights come from."""
+
+    name: str = Field(
+        "embedded", description="embedded, or any timm Vision Transformer with a class token (deit_small_patch16_224)"
+    )
+    pretrained: bool = Field(True, description="start from pretrained weights (timm's hub, unless checkpoint is set)")
+    checkpoint: Path | None = Field(None, description="local weights instead: .safetensors, .pth, .pt or .bin")
+    num_classes: int | None = Field(None, ge=2, description="size of the classifier; unset: the dataset's classes")
+    image_size: int | None = Field(None, ge=8, description="input side, pixels; unset: the model's own")
+
+
+class TrainConfig(Record):
+    """The training loop. Defaults are the paper's (appendix E) where it has one."""
+
+    epochs: int = Field(10, ge=1)
+    batch_size: int = Field(128, ge=1)
+    accumulate: int = Field(
+        1, ge=1, description="split each batch into so many forwards and backwards, for less memory"
+    )
+    learning_rate: float = Field(1e-4, gt=0, description="unset: 1e-4, with adapters 1e-3, as in the paper")
+    warmup_epochs: float = Field(0.0, ge=0, description="linear warm-up of the learning rate")
+    schedule: Literal["constant", "cosine"] = "constant"
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    weight_decay: float = Field(0.0, ge=0)
+    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="autocast type; fp16 scales the loss")
+    compile: bool = Field(False, description="compile the blocks with torch.compile")
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    seed: int = Field(0, ge=0)
+
+
+class TrialConfig(Record):
+    """Everything that determines one fine-tuning run."""
+
+    data: DataConfig = Field(default_factory=DataConfig)
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    method: MethodConfig = Field(default_factory=AlastConfig)
+    train: TrainConfig = Field(default_factory=TrainConfig)
+
+    def given(self) -> dict[str, Any]:
+        """What was given, as plain values: read again it is this trial, of which a reading may still be replaced."""
+        values = self.model_dump(mode="json", exclude_unset=True)
+        return values | {"method": values.get("method", {}) | {"name": self.method.name}}
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _fill_learning_rate(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        config = handler(values)
+        adapted = isinstance(config.method, LoraConfig) or getattr(config.method, "lora", None) is not None
+        if not adapted or "learning_rate" in config.train.model_fields_set:
+            return config
+        train = config.train.model_copy(update={"learning_rate": ADAPTER_LEARNING_RATE})
+        train.model_fields_set.discard("learning_rate")  # filled in: another method may still replace it
+        filled = config.model_copy(update={"train": train})
+        filled.model_fields_set.intersection_update(config.model_fields_set)
+        return filled
+
+
+def with_absolute_paths(trial: TrialConfig) -> TrialConfig:
+    """Replace relative paths, which mean the folder of the process that was given them; workers have another."""
+    data = trial.data.model_copy(update={"root": trial.data.root and trial.data.root.absolute()})
+    model = trial.model.model_copy(update={"checkpoint": trial.model.checkpoint and trial.model.checkpoint.absolute()})
+    return trial.model_copy(update={"data": data, "model": model})
+
+
+ADAPTER_LEARNING_RATE = 1e-3
+"""Of low-rank adapters where none is set (appendix E)."""
+
+
+def apply_params(trial: TrialConfig, params: dict[str, Any]) -> TrialConfig:
+    """Set paths such as ``method/floors/early`` in a trial, validating the result.
+
+    A path without a slash (``method``) replaces the whole record; what else is set then goes on top of that.
+
+    Raises:
+        ConfigError: a path that the trial does not have, or a value that its field refuses.
+    """
+    whole = {path: value for path, value in params.items() if path in TrialConfig.model_fields}
+    params = {path: value for path, value in params.items() if path not in whole}
+    if whole:
+        trial = parse(TrialConfig, trial.given() | whole)
+    values = trial.given()
+    for path, value in params.items():
+        *parents, leaf = path.split("/")
+        owner: Any = trial
+        target = values
+        for key in parents:
+            if not isinstance(owner, BaseModel) or key not in type(owner).model_fields:
+                raise ConfigError(path, value, "a trial has no such setting; paths look like method/alpha")
+            owner = getattr(owner, key)
+            target = target.setdefault(key, {})
+        if not isinstance(owner, BaseModel) or leaf not in type(owner).model_fields:
+            raise ConfigError(path, value, "a trial has no such setting; paths look like method/alpha")
+        target[leaf] = value
+    return parse(TrialConfig, values)
