@@ -1,4 +1,8 @@
-"""What training costs: one meter for every method."""
+"""What training costs: one meter for every method.
+
+``prediction.py`` says what a step will cost, from its plan alone, by walking it (``step.py``) on sizes
+(``tape.py``); ``memory.py`` and ``clock.py`` measure; ``ledger.py`` keeps a line about each step.
+"""
 
 from __future__ import annotations
 
@@ -9,51 +13,105 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-from alast_tune.config import MethodConfig
+from alast_tune.config import FullConfig, MethodConfig, TrainConfig
 from alast_tune.cost.clock import Clock
-from alast_tune.cost.flops import forward_flops, step_flops
-from alast_tune.cost.memory import MemoryMeter, step_peak_bytes
-from alast_tune.methods.base import Method
+from alast_tune.cost.ledger import Ledger, StepRecord
+from alast_tune.cost.memory import MemoryMeter
+from alast_tune.cost.prediction import StepCost, forward_flops, step_cost, step_flops, step_peak_bytes
+from alast_tune.methods.base import Method, StepPlan
 from alast_tune.models import VisionTransformer
+from alast_tune.parallel import largest_over_ranks
 from alast_tune.results import Measurements
 
-__all__ = ["Clock", "MemoryMeter", "Meter", "forward_flops", "step_flops", "step_peak_bytes"]
+__all__ = ["Ledger", "MemoryMeter", "Meter", "StepCost", "forward_flops", "step_cost", "step_flops", "step_peak_bytes"]
 
 
 class Meter:
-    """Adds up the FLOPs, the peaks and the time of a run's training steps."""
+    """Adds up the FLOPs, the peaks and the time of a run's training steps, and keeps a line about each."""
 
-    def __init__(self, model: VisionTransformer, method_config: MethodConfig, optimizer: Optimizer) -> None:
+    def __init__(self, model: VisionTransformer, train: TrainConfig) -> None:
         self.clock = Clock()
+        self.ledger = Ledger()
+        self.exploring = False
         self._model = model
-        self._method_config = method_config
-        self._memory = MemoryMeter(model, method_config, optimizer)
+        self._train = train
+        self._memory = MemoryMeter(model)
+        self._costs: dict[tuple[MethodConfig, StepPlan, int], StepCost] = {}
         self._flops = 0
+        self._exploration_flops = 0
 
     @contextmanager
-    def step(self, method: Method, images_BCHW: Tensor) -> Iterator[None]:
-        """Run one training step inside, from its forward to its update."""
-        with self._memory.step(method, images_BCHW):
+    def step(self, method: Method, optimizer: Optimizer, images_BCHW: Tensor, batch: int) -> Iterator[None]:
+        """Run one training step inside, from its first forward to its update.
+
+        ``images_BCHW`` are this rank's, ``batch`` counts those of all ranks: FLOPs are all ranks', bytes this one's.
+        """
+
+        def cost(config: MethodConfig, plan: StepPlan) -> StepCost:
+            key = (config, plan, len(images_BCHW))
+            if key not in self._costs:
+                size, train = images_BCHW.shape[-1], self._train
+                self._costs[key] = step_cost(
+                    self._model, config, plan, size, len(images_BCHW), optimizer, train.precision, train.accumulate
+                )
+            return self._costs[key]
+
+        with self._memory.step(lambda: cost(method.config, method.plan).peak_bytes, optimizer, images_BCHW):
             yield
-        batch, _, _, side = images_BCHW.shape
-        self._flops += step_flops(self._model, self._method_config, method.plan, side, batch)
+        done = cost(method.config, method.plan)
+        depth = len(method.plan.tokens_L)
+        full = cost(FullConfig(), StepPlan((method.plan.tokens_L[0],) * depth, (True,) * depth))
+        flops = done.flops * batch // len(images_BCHW)  # every image costs the same
+        self._flops += flops
+        self.ledger.add(
+            StepRecord(
+                step=len(self.ledger.records),
+                images=batch,
+                probe=self.exploring,
+                flops=flops,
+                held_bytes=done.held_bytes,
+                full_held_bytes=full.held_bytes,
+                predicted_peak_bytes=done.peak_bytes,
+                measured_peak_bytes=self._memory.last_bytes,
+                plan=method.plan,
+                budgets=getattr(method, "budgets", ()),
+            )
+        )
+
+    def add_forward(self, image_size: int, images: int) -> None:
+        """Count forwards, all tokens, that a method needed beside its steps; ``images`` are all ranks'."""
+        self._flops += forward_flops(self._model, image_size, images)
+
+    def end_exploration(self) -> None:
+        """Remember what has been spent so far as the price of exploration."""
+        self.exploring, self._exploration_flops = False, self._flops
 
     def read(self) -> Measurements:
-        """Sum up the run so far."""
+        """Sum up the run so far: FLOPs of all ranks, bytes of the one that takes most. Every rank has to call it."""
+        peak_bytes, steady_peak_bytes = largest_over_ranks(self._memory.peak_bytes, self._memory.steady_peak_bytes)
         return Measurements(
             train_flops=self._flops,
-            peak_bytes=self._memory.peak_bytes,
-            steady_peak_bytes=self._memory.steady_peak_bytes,
+            peak_bytes=peak_bytes,
+            steady_peak_bytes=steady_peak_bytes,
             wall_seconds=self.clock.wall_seconds,
             train_seconds=self.clock.train_seconds,
+            exploration_flops=self._exploration_flops,
         )
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values for a checkpoint."""
-        return {"clock": self.clock.state_dict(), "memory": self._memory.state_dict(), "flops": self._flops}
+        return {
+            "clock": self.clock.state_dict(),
+            "memory": self._memory.state_dict(),
+            "ledger": self.ledger.state_dict(),
+            "flops": self._flops,
+            "exploration_flops": self._exploration_flops,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from where :meth:`state_dict` was taken."""
         self.clock.load_state_dict(state["clock"])
         self._memory.load_state_dict(state["memory"])
+        self.ledger.load_state_dict(state["ledger"])
         self._flops = state["flops"]
+        self._exploration_flops = state["exploration_flops"]

@@ -1,15 +1,14 @@
-"""Peak memory of training steps: predicted in closed form, measured by the allocator or a tracker.
+"""Peak memory of training steps as measured: by the allocator on CUDA, by a tracker on a CPU.
 
-On CUDA every step is measured by the allocator. On a CPU live tensor bytes are measured by
-torch's ``MemTracker``, which slows a step down severalfold: only steps whose plan is predicted
-to be heavier than all before are probed, and the others' peaks are the prediction, scaled by
-the last probe's ratio of measured to predicted.
+On CUDA every step is measured. On a CPU live tensor bytes are measured by torch's ``MemTracker``, which slows
+a step down severalfold: only steps whose plan is predicted to be heavier than all before are probed, and the
+others' peaks are the prediction, scaled by the last probe's ratio of measured to predicted.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -18,116 +17,56 @@ from torch import Tensor, nn
 from torch.distributed._tools.mem_tracker import MemTracker
 from torch.optim import Optimizer
 
-from alast_tune.config import AlastConfig, HeadConfig, MethodConfig
-from alast_tune.methods.base import Method, StepPlan, blocks_of
-from alast_tune.models import VisionTransformer
+from alast_tune.cost.prediction import moments
+from alast_tune.cost.tape import FLOAT
 
-_BYTES = 4  # single precision
 _HEAVIER = 1.02  # a plan predicted heavier by less is not worth another probe
-
-
-def step_peak_bytes(
-    model: VisionTransformer,
-    method_config: MethodConfig,
-    plan: StepPlan,
-    image_size: int,
-    batch: int,
-    optimizer: Optimizer,
-) -> int:
-    """Predict the peak of live tensor bytes of one training step under a plan, single precision.
-
-    Weights, the optimizer's moments, and the larger of what the forward leaves for the backward
-    and what the update needs (gradients, and as much again in temporaries).
-    """
-    weights = sum(p.numel() for p in model.parameters())
-    updated = _updated(optimizer)
-    frozen = sum(
-        sum(p.numel() for p in block.parameters())
-        for block, trains in zip(model.blocks, plan.trainable_L, strict=True)
-        if not trains and not isinstance(method_config, HeadConfig)
-    )
-    gradients = updated - frozen
-    images = batch * 3 * image_size**2
-    activations = batch * saved_elements(model, method_config, plan)
-    return _BYTES * (weights + _moments(optimizer) + images + max(activations, 2 * gradients))
-
-
-def _moments(optimizer: Optimizer) -> int:
-    """Numbers the optimizer keeps once every parameter has been updated."""
-    return 0 if isinstance(optimizer, torch.optim.SGD) else 2 * _updated(optimizer)
-
-
-def _updated(optimizer: Optimizer) -> int:
-    return sum(p.numel() for group in optimizer.param_groups for p in group["params"])
-
-
-def saved_elements(model: VisionTransformer, method_config: MethodConfig, plan: StepPlan) -> int:
-    """Count the numbers an image's forward holds at its peak: what is saved for the backward, or one block's work."""
-    alast = method_config if isinstance(method_config, AlastConfig) else None
-    graph = not isinstance(method_config, HeadConfig) and (alast is None or alast.train_embeddings)
-    residual = alast is not None and alast.frozen_backward == "residual"
-    saved, peak = 0, 0
-    for block, tokens, trains in zip(blocks_of(model), plan.tokens_L, plan.trainable_L, strict=True):
-        width, attention = block.norm1.weight.numel(), block.attn.attn_dim
-        hidden = block.mlp.fc1.out_features
-        # norm inputs (2), queries, keys, values, attention's output, activation's input
-        through = 2 * width + 4 * attention + hidden
-        working = saved + tokens * (3 * width + 2 * hidden)
-        if trains:
-            saved += tokens * (through + 2 * width + hidden)  # and the linear layers' inputs
-        elif graph and not residual:
-            saved += tokens * through
-        graph = graph or trains
-        peak = max(peak, working, saved)
-    return peak
 
 
 class MemoryMeter:
     """Peak bytes over a run's steps, and their median (the steady peak)."""
 
-    def __init__(self, model: VisionTransformer, method_config: MethodConfig, optimizer: Optimizer) -> None:
+    def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._method_config = method_config
-        self._optimizer = optimizer
         self._peaks: Counter[int] = Counter()  # bytes, measured on CUDA and predicted on a CPU -> steps
         self._asked = 0  # heaviest prediction for which a probe has been tried
         self._probed = 0  # heaviest prediction of a step that was measured,
         self._measured = 0  # the largest measurement,
         self._scale = 1.0  # and how it compares with that prediction
         self._cuda = next(model.parameters()).is_cuda
+        self.last_bytes = 0
 
     @contextmanager
-    def step(self, method: Method, images_BCHW: Tensor) -> Iterator[None]:
-        """Run one training step inside; measure it where that is free or its plan is a new heaviest."""
+    def step(self, predict: Callable[[], int], optimizer: Optimizer, images_BCHW: Tensor) -> Iterator[None]:
+        """Run one training step inside; measure it where that is free or its plan is a new heaviest.
+
+        Args:
+            predict: gives the peak of the method's present plan, moments and all.
+            optimizer: that the step updates with.
+            images_BCHW: of the step.
+        """
         if self._cuda:
             torch.cuda.reset_peak_memory_stats()
             yield
-            self._measured = max(self._measured, torch.cuda.max_memory_allocated())
-            self._peaks[torch.cuda.max_memory_allocated()] += 1
+            self.last_bytes = torch.cuda.max_memory_allocated()
+            self._measured = max(self._measured, self.last_bytes)
+            self._peaks[self.last_bytes] += 1
             return
-        missing = _BYTES * (_moments(self._optimizer) - self._present_moments())
+        missing = FLOAT * (moments(optimizer) - _present_moments(optimizer))
         # Under `same_step` the plan is known only afterwards: a step heavier than expected has the next one probed.
-        expected = max(self._predict(method.plan, images_BCHW) - missing, max(self._peaks, default=0))
+        expected = max(predict() - missing, max(self._peaks, default=0))
         probe = expected > _HEAVIER * self._asked
-        tracking = track_live_bytes(self._model, self._optimizer, images_BCHW) if probe else nullcontext([0])
+        tracking = track_live_bytes(self._model, optimizer, images_BCHW) if probe else nullcontext([0])
         with tracking as measured:
             yield
-        predicted = self._predict(method.plan, images_BCHW) - missing
+        self.last_bytes = measured[0]
+        predicted = predict() - missing
         self._peaks[predicted] += 1
         if probe:
             self._asked = max(self._asked, expected)
             self._measured = max(self._measured, measured[0])
             if predicted > self._probed:
                 self._probed, self._scale = predicted, measured[0] / predicted
-
-    def _predict(self, plan: StepPlan, images_BCHW: Tensor) -> int:
-        return step_peak_bytes(
-            self._model, self._method_config, plan, images_BCHW.shape[-1], len(images_BCHW), self._optimizer
-        )
-
-    def _present_moments(self) -> int:
-        """Numbers in the optimizer's moments so far: they come into being at a parameter's first update."""
-        return sum(t.numel() for state in self._optimizer.state.values() for t in state.values() if t.dim())
 
     @property
     def peak_bytes(self) -> int:
@@ -164,6 +103,12 @@ class MemoryMeter:
         self._probed = state["probed"]
         self._measured = state["measured"]
         self._scale = state["scale"]
+
+
+def _present_moments(optimizer: Optimizer) -> int:
+    """Numbers in the optimizer's moments so far: they come into being at a parameter's first update."""
+    kept = [t for state in optimizer.state.values() for t in state.values() if torch.is_tensor(t)]
+    return sum(t.numel() for t in kept if t.dim())
 
 
 @contextmanager

@@ -1,0 +1,123 @@
+"""What a training step will cost, without running it: FLOPs and peak memory of any method's plan.
+
+FLOPs equal torch's ``FlopCounterMode`` to the last one: a multiply-add counts 2, and only matrix products,
+convolutions and attention count. With W the sum of in x out over a block's linear layers, N tokens and
+attention of width A, a plain block costs an image
+
+    forward            2 N W + 4 N^2 A
+    backward, frozen   2 N W + 10 N^2 A     gradients pass through, exactly
+    backward, trained  4 N W + 10 N^2 A     and reach the weights
+    class-token row    2 N A                where tokens are dropped after the block
+
+What adapters, cut layers and merged tokens change comes out of the same walk over the step's operations,
+and so does the memory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch.optim import Optimizer
+
+from alast_tune.config import HeadConfig, MethodConfig
+from alast_tune.cost.step import StepOnTape
+from alast_tune.cost.tape import FLOAT
+from alast_tune.methods.base import StepPlan
+from alast_tune.models import VisionTransformer
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """One training step, forward to update."""
+
+    flops: int
+    """Forward and backward; evaluation, the update and element-wise work are not counted."""
+    held_bytes: int
+    """What waits for the backward when a micro-batch's forward has ended."""
+    peak_bytes: int
+    """Most that is ever live: weights, moments, gradients, images, activations and temporaries."""
+
+
+def step_cost(
+    model: VisionTransformer,
+    method_config: MethodConfig,
+    plan: StepPlan,
+    image_size: int,
+    batch: int,
+    optimizer: Optimizer,
+    precision: Precision = "fp32",
+    accumulate: int = 1,
+) -> StepCost:
+    """Predict a training step under a plan.
+
+    Args:
+        model: as its method has prepared it; may lie on the meta device.
+        method_config: of the method.
+        plan: what the step does.
+        image_size: side of the images, pixels.
+        batch: images of the step.
+        optimizer: over all that may ever train; its moments count as if they were there.
+        precision: of matrix products; other than ``fp32`` under autocast.
+        accumulate: micro-batches that the batch is split into.
+    """
+    width = FLOAT if precision == "fp32" else 2
+    micro = -(-batch // accumulate)
+    first = StepOnTape(model, method_config, plan, image_size, micro, width).run()
+    gradients, working, flops = first.tape.live_bytes, first.tape.peak_bytes, first.tape.flops
+    if micro < batch:
+        later = replace(plan, calibrated=False)
+        again = StepOnTape(model, method_config, later, image_size, micro, width, accumulating=True).run()
+        working = max(working, gradients + again.tape.peak_bytes)
+        flops += again.tape.flops * (batch - micro) // micro
+    weights = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+    images = FLOAT * batch * 3 * image_size**2
+    there = weights + FLOAT * moments(optimizer) + images
+    peak = there + max(working, gradients + _update_bytes(optimizer, gradients))
+    return StepCost(flops, first.held_bytes, peak)
+
+
+def step_flops(
+    model: VisionTransformer, method_config: MethodConfig, plan: StepPlan, image_size: int, batch: int
+) -> int:
+    """Count forward and backward of one training step under a plan, for ``batch`` images."""
+    return StepOnTape(model, method_config, plan, image_size, batch).run().tape.flops
+
+
+def step_peak_bytes(
+    model: VisionTransformer,
+    method_config: MethodConfig,
+    plan: StepPlan,
+    image_size: int,
+    batch: int,
+    optimizer: Optimizer,
+    precision: Precision = "fp32",
+    accumulate: int = 1,
+) -> int:
+    """Predict the peak of live tensor bytes of one training step under a plan; arguments as :func:`step_cost`'s."""
+    return step_cost(model, method_config, plan, image_size, batch, optimizer, precision, accumulate).peak_bytes
+
+
+def forward_flops(model: VisionTransformer, image_size: int, batch: int) -> int:
+    """Count one forward with every token, as evaluation does it."""
+    depth = len(model.blocks)
+    tokens = (image_size // model.patch_embed.patch_size[0]) ** 2 + int(model.num_prefix_tokens)
+    plan = StepPlan((tokens,) * depth, (False,) * depth)
+    return StepOnTape(model, HeadConfig(), plan, image_size, batch).forward().tape.flops
+
+
+def moments(optimizer: Optimizer) -> int:
+    """Numbers that the optimizer keeps once every parameter has been updated."""
+    updated = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
+    return int(updated if isinstance(optimizer, torch.optim.SGD) else 2 * updated)
+
+
+def _update_bytes(optimizer: Optimizer, gradients: int) -> int:
+    """Temporaries of an update: none if fused, else all gradients' on CUDA, twice the largest parameter's on a CPU."""
+    if optimizer.defaults.get("fused"):
+        return 0
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    return gradients if parameters[0].is_cuda else 2 * FLOAT * max(p.numel() for p in parameters)
