@@ -1,6 +1,7 @@
 """Images, split once into train, validation and test, and loaders over them.
 
-Here: normalising, augmenting, loading; ``sources.py`` finds the images, ``splitting.py`` divides them.
+Here: putting it all together; ``sources.py`` finds the images, ``splitting.py`` divides them, ``images.py``
+decodes, keeps, augments and normalises them, ``loading.py`` hands them out batch by batch.
 Whatever is wrong with them (a missing folder, a class too small to split, an unreadable file, a
 download without a network) is said in one line before anything trains.
 """
@@ -9,23 +10,39 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import ConcatDataset
 from torchvision.transforms import v2
 
 from alast_tune.config import DataConfig, ModelConfig
 from alast_tune.data import sources
+from alast_tune.data.images import Decoded, Images, free_bytes, paper_augmentation
+from alast_tune.data.loading import batch_count, eval_loader, train_loader
 from alast_tune.data.splitting import Indices, balanced, stratified
 from alast_tune.errors import ConfigError
 from alast_tune.models import InputSpec
+from alast_tune.parallel import ranks_on_this_machine
+
+__all__ = [
+    "HELD_OUT",
+    "Images",
+    "Splits",
+    "batch_count",
+    "check_classes",
+    "eval_loader",
+    "fingerprint",
+    "labels_of",
+    "load_splits",
+    "num_classes_of",
+    "paper_augmentation",
+    "train_loader",
+]
 
 _CLASSES = {"digits": 10, "cifar100": 100, "flowers102": 102, "food101": 101}
 
@@ -33,36 +50,13 @@ HELD_OUT = (0.2, 0.2)
 """Validation and test share of a data set that nobody has split yet."""
 
 
-class Images(Dataset[tuple[Tensor, int]]):
-    """Some images of a source, each transformed when it is asked for."""
-
-    def __init__(
-        self, images: Dataset[Any], labels: Indices, indices: Indices, transform: Callable[[Any], Tensor]
-    ) -> None:
-        self.images = images
-        self.indices = indices
-        self.labels = torch.from_numpy(labels[indices])
-        self.transform = transform
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        image, label = self.images[int(self.indices[index])]
-        return self.transform(image), int(label)
-
-
-Split = TensorDataset | Images
-"""Items are an image (3, H, W), normalised float32, and its label."""
-
-
 @dataclass(frozen=True)
 class Splits:
     """The three disjoint parts of a data set."""
 
-    train: Split
-    validation: Split
-    test: Split | None
+    train: Images
+    validation: Images
+    test: Images | None
     """None if an image folder has train/ but no test/."""
     classes: tuple[str, ...]
     """Names, in the order of the labels."""
@@ -114,36 +108,6 @@ def check_classes(data: DataConfig, model: ModelConfig) -> None:
         raise ConfigError("model.num_classes", model.num_classes, remedy)
 
 
-def train_loader(dataset: Split, batch_size: int, workers: int, generator: torch.Generator) -> DataLoader[Any]:
-    """Make a loader that shuffles: the generator's state determines the order, and the seeds of the workers.
-
-    An incomplete last batch is left out, unless it is the only one. Without workers, augmentation draws
-    from torch's global generator.
-    """
-    # Not persistent_workers: those are seeded once, so a resumed run would see other augmentations.
-    return DataLoader(
-        dataset,
-        batch_size,
-        shuffle=True,
-        generator=generator,
-        num_workers=workers,
-        drop_last=len(dataset) > batch_size,
-        pin_memory=torch.cuda.is_available(),
-    )
-
-
-def eval_loader(dataset: Split, batch_size: int, workers: int) -> DataLoader[Any]:
-    """Make a loader over everything in order; it moves no random state."""
-    # A loader draws a seed for its workers whenever it starts: without its own generator, from the global one.
-    return DataLoader(
-        dataset,
-        batch_size,
-        num_workers=workers,
-        generator=torch.Generator(),
-        pin_memory=torch.cuda.is_available(),
-    )
-
-
 def fingerprint(splits: Splits) -> str:
     """Hash class names, and size and labels of each split in order, to 16 hexadecimal digits (of SHA-256)."""
     digest = hashlib.sha256(json.dumps(splits.classes).encode())
@@ -154,21 +118,10 @@ def fingerprint(splits: Splits) -> str:
     return digest.hexdigest()[:16]
 
 
-def labels_of(split: Split) -> Indices:
+def labels_of(split: Images) -> Indices:
     """Get the labels (n,) of a split without loading its images."""
-    labels: Indices = (split.tensors[1] if isinstance(split, TensorDataset) else split.labels).numpy()
+    labels: Indices = split.labels.numpy()
     return labels
-
-
-def paper_augmentation(image_size: int) -> v2.Transform:
-    """Draw two of horizontal flip, vertical flip and random crop for each image (appendix E), all pairs as often.
-
-    A flip that is drawn flips half of the images; the crop is of the image's own size, after padding an eighth.
-    """
-    horizontal, vertical = v2.RandomHorizontalFlip(), v2.RandomVerticalFlip()
-    crop = v2.RandomCrop(image_size, padding=max(1, image_size // 8))
-    pairs = ((horizontal, vertical), (horizontal, crop), (vertical, crop))
-    return v2.RandomChoice([v2.Compose(pair) for pair in pairs])
 
 
 @lru_cache(maxsize=2)
@@ -191,27 +144,34 @@ def _load(config: DataConfig, spec: InputSpec) -> Splits:
     else:
         pieces = {part: (source, np.arange(len(source.labels))) for part, source in found.items()}
         if "validation" not in pieces:
-            whole = found["train"]
-            held_out, rest = _split(config, whole.labels, (config.validation_fraction,), classes)
-            pieces |= {"train": (whole, rest), "validation": (whole, held_out)}
-    plain = [v2.Resize((spec.image_size, spec.image_size))]
-    finish = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(spec.mean, spec.std)]
-    augmentation = [paper_augmentation(spec.image_size)] if config.augment == "paper" else []
+            source = found["train"]
+            held_out, rest = _split(config, source.labels, (config.validation_fraction,), classes)
+            pieces |= {"train": (source, rest), "validation": (source, held_out)}
+    source, train = pieces["train"]
+    if config.all_data:
+        pieces["train"] = _joined(config, pieces["train"], pieces["validation"])
+    else:
+        pieces["train"] = source, _fewer(config, source.labels, train)
+    keep = _keeps(config, sum(len(indices) for _, indices in pieces.values()), spec.image_size)
+    normalise = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(spec.mean, spec.std, inplace=True)]
+    augmented = [paper_augmentation, *normalise] if config.augment == "paper" else normalise
+    splits = {
+        part: Images(
+            Decoded(source, indices, spec.image_size, keep),
+            source.labels[indices],
+            v2.Compose(augmented if part == "train" else normalise),
+        )
+        for part, (source, indices) in pieces.items()
+    }
+    return Splits(splits["train"], splits["validation"], splits.get("test"), classes)
 
-    def split(part: str) -> Images | None:
-        if part not in pieces:
-            return None
-        source, indices = pieces[part]
-        steps = [*plain, *finish]
-        if part == "train":
-            indices = _fewer(config, source.labels, indices)
-            steps = [*plain, *augmentation, *finish]
-        return Images(source.images, source.labels, indices, v2.Compose(steps))
 
-    train, validation = split("train"), split("validation")
-    assert train is not None
-    assert validation is not None
-    return Splits(train, validation, split("test"), classes)
+def _keeps(config: DataConfig, count: int, size: int) -> bool:
+    """Decide whether that many decoded images are to stay in memory."""
+    if config.cache != "auto":
+        return config.cache == "memory"
+    # Loader processes would each fill a memory of their own.
+    return not config.workers and count * 3 * size**2 <= free_bytes() / 4 / ranks_on_this_machine()
 
 
 def _load_digits(config: DataConfig, spec: InputSpec) -> Splits:
@@ -225,15 +185,13 @@ def _load_digits(config: DataConfig, spec: InputSpec) -> Splits:
     labels = bunch.target.astype(np.int64)
     classes = tuple(str(name) for name in bunch.target_names)
     validation, test, train = _split(config, labels, HELD_OUT, classes)
-    train = _fewer(config, labels, train)
+    train = np.sort(np.concatenate([train, validation])) if config.all_data else _fewer(config, labels, train)
 
-    def part(indices: Indices) -> TensorDataset:
-        return TensorDataset((images[indices] - mean) / std, torch.from_numpy(labels[indices]))
+    def part(indices: Indices, augment: bool = False) -> Images:
+        normalised = (images[indices] - mean) / std
+        return Images(normalised.__getitem__, labels[indices], paper_augmentation if augment else v2.Identity())
 
-    augmented: Split = part(train)
-    if config.augment == "paper":
-        augmented = Images(augmented, labels[train], np.arange(len(train)), paper_augmentation(spec.image_size))
-    return Splits(augmented, part(validation), part(test), classes)
+    return Splits(part(train, config.augment == "paper"), part(validation), part(test), classes)
 
 
 def _split(config: DataConfig, labels: Indices, shares: Sequence[float], classes: Sequence[str]) -> list[Indices]:
@@ -246,6 +204,19 @@ def _split(config: DataConfig, labels: Indices, shares: Sequence[float], classes
         )
         raise ConfigError("data.root", config.root, remedy)
     return stratified(labels, shares, config.split_seed)
+
+
+def _joined(config: DataConfig, *pieces: tuple[sources.Source, Indices]) -> tuple[sources.Source, Indices]:
+    """Put some images of several sources one behind the other."""
+    parts = [source for source, _ in pieces]
+    starts = np.cumsum([0, *(len(source.labels) for source in parts)])
+    whole = sources.Source(
+        config,
+        ConcatDataset([source.images for source in parts]),
+        np.concatenate([source.labels for source in parts]),
+        [file for source in parts for file in source.files],
+    )
+    return whole, np.concatenate([start + chosen for start, (_, chosen) in zip(starts, pieces, strict=False)])
 
 
 def _fewer(config: DataConfig, labels: Indices, train: Indices) -> Indices:

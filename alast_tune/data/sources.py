@@ -30,12 +30,26 @@ NETWORK_TIMEOUT = 5.0
 class Source:
     """Images in some order, as PIL opens them."""
 
+    config: DataConfig
     images: Dataset[Any]
     """Items are (PIL image, label)."""
     labels: Indices
     """(n,) of the classes' order."""
     files: Sequence[Path]
     """(n,) of the images; empty if they do not lie in files of their own."""
+
+    def decode(self, index: int) -> Image.Image:
+        """Read an image, RGB.
+
+        Raises:
+            ConfigError: naming a file that is gone, or no image any more.
+        """
+        try:
+            image: Image.Image = self.images[index][0]
+        except Exception as error:  # as in _fault
+            fault = f"{type(error).__name__}: {error}"
+            raise _refuse(self.config, _unreadable(self.files[index], fault)) from error
+        return image
 
 
 @dataclass(frozen=True)
@@ -77,7 +91,7 @@ def open_sources(config: DataConfig) -> tuple[tuple[str, ...], dict[str, Source]
         return reference, {part: _folder_source(config, folder) for part, folder in parts.items()}
     splits = _torchvision(config)
     train = splits["train"]
-    return tuple(train.classes), {part: _torchvision_source(images) for part, images in splits.items()}
+    return tuple(train.classes), {part: _torchvision_source(config, images) for part, images in splits.items()}
 
 
 def folder_parts(config: DataConfig) -> dict[str, Path]:
@@ -130,9 +144,12 @@ def verify(config: DataConfig, files: Sequence[Path]) -> None:
             (file, fault) for file, fault in zip(files, pool.map(_fault, files, chunksize=64), strict=True) if fault
         ]
     if faults:
-        file, fault = faults[0]
         more = f", and so are {len(faults) - 1} more" if len(faults) > 1 else ""
-        raise _refuse(config, f"{file} is no readable image ({fault}){more}; repair or remove it")
+        raise _refuse(config, _unreadable(*faults[0], more))
+
+
+def _unreadable(file: Path, fault: str, more: str = "") -> str:
+    return f"{file} is no readable image ({fault}){more}; repair or remove it"
 
 
 def _fault(file: Path) -> str | None:
@@ -151,13 +168,13 @@ def _folder_source(config: DataConfig, folder: Path) -> Source:
         images = datasets.ImageFolder(str(folder))
     except FileNotFoundError as error:  # names the classes without an image
         raise _refuse(config, f"{folder.name}/: {error}; add images, or remove the class") from error
-    return Source(images, np.array(images.targets, np.int64), [Path(path) for path, _ in images.samples])
+    return Source(config, images, np.array(images.targets, np.int64), [Path(path) for path, _ in images.samples])
 
 
-def _torchvision_source(images: Any) -> Source:
+def _torchvision_source(config: DataConfig, images: Any) -> Source:
     if isinstance(images, datasets.CIFAR100):
-        return Source(images, np.array(images.targets, np.int64), ())
-    return Source(images, np.array(images._labels, np.int64), images._image_files)
+        return Source(config, images, np.array(images.targets, np.int64), ())
+    return Source(config, images, np.array(images._labels, np.int64), images._image_files)
 
 
 def _torchvision(config: DataConfig) -> dict[str, Any]:

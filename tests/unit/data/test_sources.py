@@ -1,4 +1,4 @@
-"""Splits are disjoint, stratified and the seed's; augmentation is for training only; faults are said in one line."""
+"""Every source of images gives its splits, augmented for training only; faults are said in one line."""
 
 import hashlib
 import json
@@ -10,16 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 from scipy.io import savemat
 from torchvision import datasets
+from torchvision.transforms import v2
 
 from alast_tune.config import DataConfig, ModelConfig
 from alast_tune.data import (
     check_classes,
-    eval_loader,
     fingerprint,
     labels_of,
     load_splits,
@@ -27,52 +25,12 @@ from alast_tune.data import (
     paper_augmentation,
     train_loader,
 )
-from alast_tune.data.splitting import balanced, stratified
 from alast_tune.errors import ConfigError
 from alast_tune.models import InputSpec
+from tests.unit.data.pictures import SPEC, all_of, load, refusal, write_images
 
-SPEC = InputSpec(image_size=16, mean=(0.5, 0.4, 0.3), std=(0.5, 0.25, 0.2))
-SHARED = Path(os.environ.get("ALAST_TUNE_SHARED", Path(__file__).parents[3] / "shared"))
+SHARED = Path(os.environ.get("ALAST_TUNE_SHARED", Path(__file__).parents[4] / "shared"))
 EMOJI = SHARED / "data" / "emoji57.tar"
-
-
-def load(dataset, **fields):
-    return load_splits(DataConfig(dataset=dataset, **fields), SPEC)
-
-
-def refusal(dataset, **fields):
-    with pytest.raises(ConfigError) as caught:
-        load(dataset, **fields)
-    text = str(caught.value)
-    assert "\n" not in text
-    assert text.startswith(f"{caught.value.field} = ")
-    return text
-
-
-def write_images(folder, count, size=(20, 12), suffix=".jpg", seed=0):
-    folder.mkdir(parents=True, exist_ok=True)
-    generator = np.random.default_rng([seed, count])
-    for index in range(count):
-        Image.fromarray(generator.integers(0, 256, (*size, 3), np.uint8)).save(folder / f"{index:03d}{suffix}")
-
-
-@pytest.fixture
-def flat(tmp_path):
-    """An image folder that nobody has split: three classes of 10, 15 and 20."""
-    root = tmp_path / "flat"
-    for name, count in (("ant", 10), ("bee", 15), ("cat", 20)):
-        write_images(root / name, count)
-    return root
-
-
-@pytest.fixture
-def divided(tmp_path):
-    """An image folder with train, val and test."""
-    root = tmp_path / "divided"
-    for part, count in (("train", 6), ("val", 3), ("test", 2)):
-        for name in ("ant", "bee"):
-            write_images(root / part / name, count)
-    return root
 
 
 @pytest.fixture
@@ -82,39 +40,6 @@ def no_network(monkeypatch):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
-
-
-LABELS = st.integers(2, 5).flatmap(
-    lambda classes: st.lists(st.integers(3, 30), min_size=classes, max_size=classes).map(
-        lambda counts: np.random.default_rng(len(counts)).permutation(np.repeat(np.arange(len(counts)), counts))
-    )
-)
-
-
-class TestSplitting:
-    @settings(deadline=None)
-    @given(labels=LABELS, shares=st.sampled_from([(0.2,), (0.2, 0.2), (0.5, 0.4), (0.01,)]), seed=st.integers(0, 99))
-    def test_parts_are_disjoint_complete_and_stratified(self, labels, shares, seed):
-        parts = stratified(labels, shares, seed)
-        assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(len(labels)))
-        counts = np.bincount(labels)
-        for part, share in zip(parts, (*shares, 1 - sum(shares)), strict=True):
-            found = np.bincount(labels[part], minlength=len(counts))
-            assert found.min() >= 1
-            assert np.abs(found - share * counts).max() <= len(shares) + 0.5
-        assert all(np.array_equal(a, b) for a, b in zip(parts, stratified(labels, shares, seed), strict=True))
-
-    def test_a_class_too_small(self):
-        with pytest.raises(ValueError, match="1 images with label 1 for 2 parts"):
-            stratified(np.array([0, 0, 1]), (0.2,), 0)
-
-    @settings(deadline=None)
-    @given(labels=LABELS, count=st.integers(1, 80), seed=st.integers(0, 99))
-    def test_a_subset_is_as_balanced_as_the_classes_allow(self, labels, count, seed):
-        chosen = balanced(labels, count, seed)
-        assert len(set(chosen)) == len(chosen) == min(count, len(labels))
-        found, counts = np.bincount(labels[chosen], minlength=labels.max() + 1), np.bincount(labels)
-        assert all(n == limit or n >= found.max() - 1 for n, limit in zip(found, counts, strict=True))
 
 
 class TestDigits:
@@ -141,14 +66,20 @@ class TestDigits:
 
     def test_nothing_stands_on_two_sides(self):
         splits = load("digits")
-        rows = torch.cat([split.tensors[0].flatten(1) for split in (splits.train, splits.validation, splits.test)])
+        rows = torch.cat([all_of(split).flatten(1) for split in (splits.train, splits.validation, splits.test)])
+        assert len(torch.unique(rows, dim=0)) == 1797
+
+    def test_all_data_leave_only_test_images_out(self):
+        whole, parts = load("digits", all_data=True, train_images=64), load("digits")
+        assert len(whole.train) == len(parts.train) + len(parts.validation)
+        rows = torch.cat([all_of(split).flatten(1) for split in (whole.train, whole.test)])
         assert len(torch.unique(rows, dim=0)) == 1797
 
     def test_the_seed_decides(self):
         first = load("digits", split_seed=5)
         again = load("digits", split_seed=5, augment="none", validation_fraction=0.3)
         other = load("digits", split_seed=6)
-        assert torch.equal(first.train.tensors[0], again.train.tensors[0])
+        assert torch.equal(all_of(first.train), all_of(again.train))
         assert fingerprint(first) == fingerprint(again) != fingerprint(other)
 
     def test_is_loaded_once(self):
@@ -180,18 +111,31 @@ class TestAugmentation:
         draws = [augmented.train[3] for _ in range(12)]
         assert {label for _, label in draws} == {int(plain.train[3][1])}
         assert any(not torch.equal(image, plain.train[3][0]) for image, _ in draws)
-        assert torch.equal(augmented.validation.tensors[0], plain.validation.tensors[0])
+        assert torch.equal(all_of(augmented.validation), all_of(plain.validation))
 
     def test_draws_flips_and_crops_two_at_a_time(self):
         torch.manual_seed(0)
         image = torch.arange(1.0, 257).reshape(1, 16, 16)
-        augment = paper_augmentation(16)
-        draws = [augment(image) for _ in range(300)]
-        assert {draw.shape for draw in draws} == {image.shape}
+        draws = paper_augmentation(image.expand(300, 1, 16, 16))
+        assert draws.shape == (300, 1, 16, 16)
         for symmetry in (image, image.flip(-1), image.flip(-2), image.flip((-1, -2))):
             assert any(torch.equal(draw, symmetry) for draw in draws)
         cropped = sum(bool((draw == 0).any()) for draw in draws) / len(draws)
         assert cropped == pytest.approx(2 / 3 * (1 - 1 / 25), abs=0.1)  # an offset of (0, 0) shows no border
+        both = sum(torch.equal(draw, image.flip((-1, -2))) for draw in draws) / len(draws)
+        assert both == pytest.approx(1 / 3 / 4 + 2 / 3 / 2 / 25 / 4, abs=0.05)  # flips are drawn apart, for a half each
+
+    def test_each_draw_is_what_torchvision_makes_of_it(self):
+        torch.manual_seed(1)
+        image = torch.randint(1, 256, (3, 16, 16), dtype=torch.uint8)
+        flipped = [v2.functional.horizontal_flip(image), v2.functional.vertical_flip(image)]
+        possible = {image.flip((-1, -2)).numpy().tobytes()}
+        for one in (image, *flipped):
+            padded = v2.functional.pad(one, [2, 2, 2, 2])
+            crops = [v2.functional.crop(padded, top, left, 16, 16) for top in range(5) for left in range(5)]
+            possible |= {crop.numpy().tobytes() for crop in crops}
+        found = {draw.numpy().tobytes() for draw in paper_augmentation(image.expand(2000, 3, 16, 16))}
+        assert found == possible
 
     def test_comes_from_torchs_global_generator(self, divided):
         splits = load("folder", root=divided, augment="paper")
@@ -212,8 +156,7 @@ class TestFolder:
     def test_a_divided_one_is_taken_as_it_is(self, divided):
         splits = load("folder", root=divided)
         assert [len(split) for split in (splits.train, splits.validation, splits.test)] == [12, 6, 4]
-        files = {Path(path) for path, _ in splits.test.images.samples}
-        assert {file.parent.parent.name for file in files} == {"test"}
+        assert {file.parent.parent.name for file in splits.test.pixels.source.files} == {"test"}
 
     def test_validation_may_have_its_long_name(self, divided):
         (divided / "val").rename(divided / "validation")
@@ -247,6 +190,19 @@ class TestFolder:
         before = fingerprint(load("folder", root=flat))
         (flat / "ant").rename(flat / "aardvark")
         assert before != fingerprint(load("folder", root=flat, split_seed=0, workers=1))
+
+    @pytest.mark.parametrize("kind", ["divided", "flat"])
+    def test_all_data_are_training_and_validation_images_each_once(self, kind, request):
+        root = request.getfixturevalue(kind)
+        parts, whole = load("folder", root=root), load("folder", root=root, all_data=True, train_images=3)
+        together = torch.cat([all_of(parts.train), all_of(parts.validation)])
+        assert torch.equal(all_of(whole.train), together)
+        assert torch.equal(whole.train.labels, torch.cat([parts.train.labels, parts.validation.labels]))
+        assert torch.equal(all_of(whole.validation), all_of(parts.validation))
+        assert torch.equal(all_of(whole.test), all_of(parts.test))
+        generator = torch.Generator().manual_seed(0)
+        batches = list(train_loader(whole.train, 4, 0, generator))  # decoded ahead, in threads
+        assert sum(map(len, (labels for _, labels in batches))) == len(together) // 4 * 4
 
     @pytest.mark.skipif(not EMOJI.exists(), reason="emoji57.tar is not in ../shared/data")
     def test_a_real_one(self, tmp_path):
@@ -425,42 +381,3 @@ class TestClasses:
         with pytest.raises(ConfigError) as caught:
             check_classes(DataConfig(dataset="cifar100"), ModelConfig(num_classes=10))
         assert str(caught.value) == ("model.num_classes = 10: cifar100 has 100 classes; set it to 100, or leave it out")
-
-
-class TestLoaders:
-    def test_the_generator_decides_the_order(self):
-        train = load("digits").train
-
-        def labels(seed):
-            loader = train_loader(train, 64, 0, torch.Generator().manual_seed(seed))
-            return [torch.cat([label for _, label in loader]) for _ in range(2)]
-
-        (first, second), (again, _), (other, _) = labels(1), labels(1), labels(2)
-        assert torch.equal(first, again)
-        assert not torch.equal(first, second)
-        assert not torch.equal(first, other)
-
-    @pytest.mark.parametrize(("count", "batches"), [(20, [20]), (64, [64]), (65, [64]), (150, [64, 64])])
-    def test_an_incomplete_batch_is_dropped_unless_alone(self, count, batches):
-        train = load("digits", train_images=count).train
-        assert [len(label) for _, label in train_loader(train, 64, 0, torch.Generator())] == batches
-
-    def test_evaluation_sees_everything_in_order_and_moves_no_random_state(self):
-        validation = load("digits").validation
-        before = torch.get_rng_state()
-        labels = torch.cat([label for _, label in eval_loader(validation, 100, 0)])
-        assert torch.equal(torch.get_rng_state(), before)
-        assert np.array_equal(labels.numpy(), labels_of(validation))
-
-    @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # Python 3.12 on, of a process with threads
-    def test_the_generator_decides_what_workers_draw(self, divided):
-        train = load("folder", root=divided, augment="paper").train
-
-        def epoch():
-            loader = train_loader(train, 6, 2, torch.Generator().manual_seed(3))
-            return torch.cat([image for image, _ in loader])
-
-        torch.manual_seed(0)
-        first = epoch()
-        torch.manual_seed(1)
-        assert torch.equal(first, epoch())

@@ -1,0 +1,40 @@
+"""Splits are disjoint, stratified and the seed's."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from alast_tune.data.splitting import balanced, stratified
+
+LABELS = st.integers(2, 5).flatmap(
+    lambda classes: st.lists(st.integers(3, 30), min_size=classes, max_size=classes).map(
+        lambda counts: np.random.default_rng(len(counts)).permutation(np.repeat(np.arange(len(counts)), counts))
+    )
+)
+
+
+class TestSplitting:
+    @settings(deadline=None)
+    @given(labels=LABELS, shares=st.sampled_from([(0.2,), (0.2, 0.2), (0.5, 0.4), (0.01,)]), seed=st.integers(0, 99))
+    def test_parts_are_disjoint_complete_and_stratified(self, labels, shares, seed):
+        parts = stratified(labels, shares, seed)
+        assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(len(labels)))
+        counts = np.bincount(labels)
+        for part, share in zip(parts, (*shares, 1 - sum(shares)), strict=True):
+            found = np.bincount(labels[part], minlength=len(counts))
+            assert found.min() >= 1
+            assert np.abs(found - share * counts).max() <= len(shares) + 0.5
+        assert all(np.array_equal(a, b) for a, b in zip(parts, stratified(labels, shares, seed), strict=True))
+
+    def test_a_class_too_small(self):
+        with pytest.raises(ValueError, match="1 images with label 1 for 2 parts"):
+            stratified(np.array([0, 0, 1]), (0.2,), 0)
+
+    @settings(deadline=None)
+    @given(labels=LABELS, count=st.integers(1, 80), seed=st.integers(0, 99))
+    def test_a_subset_is_as_balanced_as_the_classes_allow(self, labels, count, seed):
+        chosen = balanced(labels, count, seed)
+        assert len(set(chosen)) == len(chosen) == min(count, len(labels))
+        found, counts = np.bincount(labels[chosen], minlength=labels.max() + 1), np.bincount(labels)
+        assert all(n == limit or n >= found.max() - 1 for n, limit in zip(found, counts, strict=True))
