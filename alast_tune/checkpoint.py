@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save as to_safetensors
 from torch import nn
 
+from alast_tune.config import ModelConfig
 from alast_tune.errors import ConfigError
+from alast_tune.models import InputSpec, timm_arguments
+from alast_tune.storage import whole
 
 FILE = "state.pt"
+BEST = "model.safetensors"
+"""Weights of the epoch with the highest validation accuracy, by the name that timm looks for."""
+LAST = "last.safetensors"
+"""Weights of the last epoch."""
+MODEL_CARD = "config.json"
+"""What timm reads beside ``model.safetensors``: architecture, input, class names."""
 
 
 def save(state: dict[str, Any], folder: Path) -> None:
     """Write tensors and plain values to ``folder``, atomically."""
-    folder.mkdir(parents=True, exist_ok=True)
-    scratch = folder / f"{FILE}.tmp"
-    torch.save(state, scratch)
-    scratch.replace(folder / FILE)
+    with whole(folder / FILE) as scratch:
+        torch.save(state, scratch)
 
 
 def load(folder: Path) -> dict[str, Any]:
@@ -37,9 +46,40 @@ def load(folder: Path) -> dict[str, Any]:
     return state
 
 
+def save_model_card(config: ModelConfig, spec: InputSpec, classes: Sequence[str], folder: Path) -> None:
+    """Write timm's ``config.json``: ``timm.create_model("local-dir:FOLDER", pretrained=True)`` then gives the model.
+
+    Args:
+        config: of the model, adapters merged.
+        spec: of its images; resized to that size whatever their shape, as evaluation does.
+        classes: names, in the order of the labels.
+        folder: holds ``model.safetensors``.
+    """
+    architecture, arguments = timm_arguments(config, spec.image_size)
+    card = {
+        "architecture": architecture,
+        "num_classes": len(classes),
+        "label_names": list(classes),
+        "model_args": arguments,
+        "pretrained_cfg": {
+            "num_classes": len(classes),
+            "input_size": [3, spec.image_size, spec.image_size],
+            "fixed_input_size": True,
+            "interpolation": "bilinear",
+            "crop_pct": 1.0,
+            "crop_mode": "squash",
+            "mean": list(spec.mean),
+            "std": list(spec.std),
+            "first_conv": "patch_embed.proj",
+            "classifier": "head",
+        },
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MODEL_CARD).write_text(json.dumps(card, indent=2) + "\n")
+
+
 def save_weights(model: nn.Module, path: Path) -> None:
     """Write a model's weights alone as safetensors, which timm's ``checkpoint_path`` loads."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_suffix(".tmp")
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}, scratch)
-    scratch.replace(path)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    with whole(path) as scratch:
+        scratch.write_bytes(to_safetensors(tensors))  # its own writer makes files that nobody else may read

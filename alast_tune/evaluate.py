@@ -1,16 +1,19 @@
-"""Accuracy and loss over a loader, every token of every image."""
+"""Accuracy and loss over batches, every token of every image."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
+
+from alast_tune.parallel import total_over_ranks
 
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, loader: DataLoader[tuple[Tensor, Tensor]], device: torch.device, dtype: torch.dtype | None = None
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device, dtype: torch.dtype | None = None
 ) -> tuple[float, float]:
     """Share of correct answers in [0, 1] and mean cross-entropy; ``dtype`` is that of autocast, None for none.
 
@@ -21,7 +24,7 @@ def evaluate(
     right = torch.zeros((), device=device)
     loss = torch.zeros((), device=device)
     count = 0
-    for images, labels in loader:
+    for images, labels in batches:
         images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
         with torch.autocast(device.type, dtype, enabled=dtype is not None):
             logits = model(images).float()
@@ -29,4 +32,5 @@ def evaluate(
         loss += F.cross_entropy(logits, labels, reduction="sum")
         count += len(labels)
     model.train(was_training)
-    return right.item() / count, loss.item() / count
+    sums, count = total_over_ranks(torch.stack([right, loss]), count)
+    return sums[0].item() / count, sums[1].item() / count

@@ -37,11 +37,14 @@ __all__ = [
     "create_model",
     "embedded_vit",
     "input_spec",
+    "timm_arguments",
 ]
 
 EMBEDDED_MEAN = (0.5, 0.5, 0.5)
 EMBEDDED_STD = (0.5, 0.5, 0.5)
 EMBEDDED_WEIGHTS = Path(__file__).parent / "embedded" / "backbone.safetensors"
+
+EMBEDDED_SHAPE: dict[str, Any] = {"patch_size": 4, "embed_dim": 80, "depth": 12, "num_heads": 5}
 
 TIMM_MODULES = ("vision_transformer", "deit")
 """Where timm's plain Vision Transformers live."""
@@ -63,9 +66,17 @@ class InputSpec:
 
 def embedded_vit(num_classes: int, image_size: int = 32, **options: Any) -> VisionTransformer:
     """Build the embedded architecture, weights at random: 12 blocks, 32x32 input, patch 4."""
-    return VisionTransformer(
-        img_size=image_size, patch_size=4, embed_dim=80, depth=12, num_heads=5, num_classes=num_classes, **options
-    )
+    return VisionTransformer(img_size=image_size, num_classes=num_classes, **EMBEDDED_SHAPE, **options)
+
+
+def timm_arguments(config: ModelConfig, image_size: int) -> tuple[str, dict[str, Any]]:
+    """Say what builds a model's architecture by ``timm.create_model`` alone: a name, and arguments besides.
+
+    timm does not know the embedded backbone, but any of its plain ViTs takes another shape.
+    """
+    shape = EMBEDDED_SHAPE if config.name == "embedded" else {}
+    name = "vit_tiny_patch16_224" if config.name == "embedded" else config.name.partition(".")[0]
+    return name, {"img_size": image_size, **shape}
 
 
 def create_model(config: ModelConfig) -> VisionTransformer:
@@ -163,7 +174,8 @@ def _skeleton(name: str) -> VisionTransformer:
         )
     blocks = list(model.blocks)
     plain = type(model.patch_embed) is PatchEmbed and all(
-        type(block) is Block and type(block.attn) is Attention for block in blocks
+        type(block) is Block and type(block.attn) is Attention and getattr(block.attn, "gate", None) is None
+        for block in blocks
     )
     if not plain:
         raise refuse(f"is built of {type(blocks[0]).__name__}, not of timm's plain Block", "vit_base_patch16_224, say")

@@ -5,25 +5,33 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from alast_tune import checkpoint
-from alast_tune.config import TrainConfig, TrialConfig
+from alast_tune.config import BlockChoice, TopKConfig, TrainConfig, TrialConfig, with_absolute_paths
 from alast_tune.cost import Meter
 from alast_tune.data import Splits, check_classes, eval_loader, load_splits, num_classes_of, train_loader
-from alast_tune.errors import ConfigError
+from alast_tune.errors import ConfigError, DivergedError
 from alast_tune.evaluate import evaluate
-from alast_tune.methods import build_method
+from alast_tune.methods import Method, build_method, compile_blocks, most_influential, settled
 from alast_tune.models import VisionTransformer, create_model, input_spec
+from alast_tune.optimizers import build_optimizer, rate
+from alast_tune.parallel import sum_gradients, total_over_ranks, world
 from alast_tune.results import EpochReport, Measurements
 
-_AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+STEPS = "steps.csv"
+"""What each step did and cost, beside the finished model."""
+
+AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""What forwards run in, by ``train.precision``."""
 
 
 def load_trial(config: TrialConfig, verify: bool = True) -> tuple[VisionTransformer, Splits]:
@@ -47,22 +55,36 @@ class Run:
     """One fine-tuning run, an epoch at a time, that can be saved and resumed at every epoch's end.
 
     A resumed run equals an uninterrupted one bit for bit on a CPU: every epoch draws its order,
-    augmentations and dropout from the seed and its own number.
+    augmentations and dropout from the seed and its own number. In a process group every rank runs
+    one, takes its share of each batch, and comes to the same weights.
     """
 
     def __init__(self, config: TrialConfig, verify: bool = True) -> None:
         self.config = config
-        self.device = _device(config.train)
+        self.device = device_of(config.train)
         self.model, self._splits = load_trial(config, verify)
         self.model.to(self.device)
-        self.method = build_method(config.method, self.model, config.train)
-        self._optimizer = _optimizer(config.train, self.method.parameters())
         self.steps_per_epoch = len(self._loader(0))
-        self._scheduler = LambdaLR(self._optimizer, _rate(config.train, self.steps_per_epoch))
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=config.train.precision == "fp16")
-        self._dtype = _AUTOCAST[config.train.precision]
-        self.meter = Meter(self.model, config.method, self._optimizer)
+        self._dtype = AUTOCAST[config.train.precision]
+        self.meter = Meter(self.model, config.train)
         self.report: EpochReport | None = None
+        self.best: EpochReport | None = None
+        """Of the epoch with the highest validation accuracy, the first of several."""
+        self._blocks: tuple[int, ...] | None = None  # found by exploration
+        self._started = False
+        if settled(config.method) is config.method:
+            self._start()
+
+    def _start(self) -> None:
+        """Wrap the model in its method, once nothing about that is left open."""
+        self.method = build_method(settled(self.config.method, self._blocks), self.model, self.config.train)
+        self.model.to(self.device)  # adapters were made on the CPU
+        if self.config.train.compile:
+            compile_blocks(self.method)
+        self._optimizer = build_optimizer(self.config.train, self.method.parameters())
+        self._scheduler = LambdaLR(self._optimizer, rate(self.config.train, self.steps_per_epoch))
+        self._started = True
 
     @property
     def epoch(self) -> int:
@@ -75,35 +97,32 @@ class Run:
         return self.epoch >= self.config.train.epochs
 
     def train_epoch(self, on_step: Callable[[int], None] | None = None) -> EpochReport:
-        """Train one epoch, validate, and report; ``on_step`` is called with the steps done in the epoch."""
-        depth = len(self.model.blocks)
-        trained, tokens = [0] * depth, [0] * depth
+        """Train one epoch, validate, and report; ``on_step`` is called with the steps done in the epoch.
+
+        Raises:
+            DivergedError: a loss or a class-token delta that is not finite.
+        """
+        if not self._started:
+            with self.meter.clock.training():
+                self._blocks = self._explore()
+            self._start()
         losses = torch.zeros((), device=self.device)
         with self.meter.clock.training():
             self.model.train()
             loader = self._loader(self.epoch)
             torch.manual_seed(_epoch_seed(self.config.train.seed, self.epoch))  # dropout, augmentations
             for step, (images, labels) in enumerate(loader):
-                images = images.to(self.device, non_blocking=True)
-                labels = labels.to(self.device, non_blocking=True)
-                self.method.begin_step(self.epoch * self.steps_per_epoch + step)
-                with self.meter.step(self.method, images):
-                    with torch.autocast(self.device.type, self._dtype, enabled=self._dtype is not None):
-                        loss = F.cross_entropy(self.method.forward(images), labels)
-                    self._scaler.scale(loss).backward()
-                    self._scaler.step(self._optimizer)
-                    self._optimizer.zero_grad(set_to_none=True)
-                self._scaler.update()
+                losses += self._step(self.method, self._optimizer, images, labels)
                 self._scheduler.step()
-                self.method.end_step()
-                losses += loss.detach()
-                plan = self.method.plan
-                trained = [n + trains for n, trains in zip(trained, plan.trainable_L, strict=True)]
-                tokens = [n + count for n, count in zip(tokens, plan.tokens_L, strict=True)]
                 if on_step:
                     on_step(step + 1)
-            train_loss = losses.item() / self.steps_per_epoch
+            train_loss = total_over_ranks(losses, 1)[0].item() / self.steps_per_epoch
+        if not math.isfinite(train_loss):
+            raise DivergedError(
+                f"the loss of epoch {self.epoch + 1} is {train_loss}: training has diverged; lower train.learning_rate"
+            )
         accuracy, validation_loss = self.evaluate("validation")
+        plans = [record.plan for record in self.meter.ledger.records[-self.steps_per_epoch :]]
         self.report = EpochReport(
             epoch=self.epoch + 1,
             train_loss=train_loss,
@@ -111,10 +130,64 @@ class Run:
             accuracy=accuracy,
             cost=self.meter.read(),
             budgets=getattr(self.method, "budgets", ()),
-            trained=tuple(trained),
-            tokens=tuple(count / self.steps_per_epoch for count in tokens),
+            trained=tuple(sum(trains) for trains in zip(*(plan.trainable_L for plan in plans), strict=True)),
+            tokens=tuple(sum(counts) / len(plans) for counts in zip(*(plan.tokens_L for plan in plans), strict=True)),
         )
+        # What has trained on the validation images cannot be chosen by them.
+        if self.best is None or self.config.data.all_data or accuracy > self.best.accuracy:
+            self.best = self.report
         return self.report
+
+    def _step(self, method: Method, optimizer: Optimizer, images_BCHW: Tensor, labels_B: Tensor) -> Tensor:
+        """One update from this rank's share of a batch; returns its part of the batch's mean loss."""
+        images_BCHW = images_BCHW.to(self.device, non_blocking=True)
+        labels_B = labels_B.to(self.device, non_blocking=True)
+        _, batch = total_over_ranks(images_BCHW.new_zeros(1), len(images_BCHW))
+        parts = min(self.config.train.accumulate, len(images_BCHW))
+        loss = torch.zeros((), device=self.device)
+        method.begin_step(len(self.meter.ledger.records))
+        with self.meter.step(method, optimizer, images_BCHW, batch):
+            for images, labels in zip(images_BCHW.tensor_split(parts), labels_B.tensor_split(parts), strict=True):
+                with torch.autocast(self.device.type, self._dtype, enabled=self._dtype is not None):
+                    part = F.cross_entropy(method.forward(images), labels) * (len(labels) / batch)
+                self._scaler.scale(part).backward()
+                loss += part.detach()
+            sum_gradients(method.parameters())
+            self._scaler.step(optimizer)
+            optimizer.zero_grad(set_to_none=True)
+            method.end_step()
+        self._scaler.update()
+        return loss
+
+    def _explore(self) -> tuple[int, ...]:
+        """Find the most influential blocks: train each alone for a few steps, score it on the batches that follow.
+
+        The weights are put back after each probe; what the probes cost is in the meter.
+        """
+        choice = self.config.method
+        assert isinstance(choice, BlockChoice)
+        if choice.count > len(self.model.blocks):
+            raise ConfigError("method.count", choice.count, f"the model has {len(self.model.blocks)} blocks")
+        train, size = self.config.train, choice.probe_steps
+        drawn = list(islice(chain.from_iterable(self._loader(epoch) for epoch in (0, 1)), 2 * size))
+        learning, scoring = drawn[: -(len(drawn) // 2)], drawn[-(len(drawn) // 2) :]
+        _, scored = total_over_ranks(torch.zeros((), device=self.device), sum(len(labels) for _, labels in scoring))
+        weights = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+        losses = []
+        self.meter.exploring = True
+        for block in range(len(self.model.blocks)):
+            probe = build_method(TopKConfig(blocks=(block,)), self.model, train)
+            optimizer = build_optimizer(train, probe.parameters())
+            torch.manual_seed(_epoch_seed(train.seed, 0))
+            self.model.train()
+            for images, labels in learning:
+                self._step(probe, optimizer, images, labels)
+            _, loss = evaluate(self.model, scoring, self.device, self._dtype)
+            self.meter.add_forward(learning[0][0].shape[-1], scored)
+            losses.append(loss)
+            self.model.load_state_dict(weights)
+        self.meter.end_exploration()
+        return most_influential(losses, choice.count)
 
     def evaluate(self, split: str) -> tuple[float, float]:
         """Accuracy and loss of the bare model on ``validation`` or ``test``."""
@@ -138,7 +211,9 @@ class Run:
             "scaler": self._scaler.state_dict(),
             "method": self.method.state_dict(),
             "meter": self.meter.state_dict(),
+            "blocks": self._blocks,
             "report": asdict(self.report) if self.report else None,
+            "best": asdict(self.best) if self.best else None,
             "config": self.config.model_dump_json(),
         }
         checkpoint.save(state, folder)
@@ -150,15 +225,20 @@ class Run:
             ConfigError: not a checkpoint, or of a run with other settings.
         """
         state = checkpoint.load(folder)
-        if TrialConfig.model_validate_json(state["config"]) != self.config:
+        if with_absolute_paths(TrialConfig.model_validate_json(state["config"])) != with_absolute_paths(self.config):
             raise ConfigError("checkpoint", folder, "belongs to a run with other settings; use another folder")
+        if not self._started:
+            self._blocks = state["blocks"]
+            self._start()
         self.model.load_state_dict(state["model"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._scheduler.load_state_dict(state["scheduler"])
         self._scaler.load_state_dict(state["scaler"])
         self.method.load_state_dict(state["method"])
         self.meter.load_state_dict(state["meter"])
-        self.report = _read_report(state["report"]) if state["report"] else None
+        self.report = read_report(state["report"]) if state["report"] else None
+        best = state.get("best")  # checkpoints of version 0.1 do not say
+        self.best = read_report(best) if best else self.report
 
     def _loader(self, epoch: int) -> Any:
         train = self.config.train
@@ -173,8 +253,10 @@ def fit(
 
     Args:
         config: everything that determines the run.
-        folder: keeps a checkpoint an epoch and resumes from one that is there; the finished
-            model ends up in its ``model.safetensors``.
+        folder: keeps a checkpoint an epoch and resumes from one that is there. Its ``model.safetensors``
+            is the model of the epoch with the highest validation accuracy so far (of the last one if it trains
+            on the validation images), ``last.safetensors`` that of the last epoch, once all are done. In a process
+            group all ranks read it, and the first one writes.
         on_step: called with the steps done in the running epoch.
 
     Raises:
@@ -183,43 +265,51 @@ def fit(
     run = Run(config)
     if folder and (folder / checkpoint.FILE).exists():
         run.load(folder)
+    if world()[0]:
+        folder = None  # all ranks hold the same, and the first one writes it
+    if folder and run.report:
+        _keep_best(run, folder)  # it may have been killed between the two
     while not run.finished:
         report = run.train_epoch(on_step)
         if folder:
             run.save(folder)
+            _keep_best(run, folder)
         yield report
     if folder:
-        checkpoint.save_weights(run.model, folder / "model.safetensors")
+        checkpoint.save_weights(run.method.export(), folder / checkpoint.LAST)
+        run.meter.ledger.write(folder / STEPS)
 
 
-def _read_report(values: dict[str, Any]) -> EpochReport:
+def _keep_best(run: Run, folder: Path) -> None:
+    """Keep the weights of the epoch just done, if it is the best so far."""
+    if run.best == run.report:
+        checkpoint.save_weights(run.method.export(), folder / checkpoint.BEST)
+
+
+def read_report(values: dict[str, Any]) -> EpochReport:
+    """Read a report out of a checkpoint."""
     return EpochReport(**{**values, "cost": Measurements(**values["cost"])})
+
+
+def last_report(folder: Path) -> EpochReport | None:
+    """Read how far the run in a folder has come; None without a checkpoint."""
+    if not (folder / checkpoint.FILE).exists():
+        return None
+    return read_report(checkpoint.load(folder)["report"])
 
 
 def _epoch_seed(seed: int, epoch: int) -> int:
     return seed * 100_003 + epoch + 1  # no two (seed, epoch) of a sensible run share it
 
 
-def _device(train: TrainConfig) -> torch.device:
+def device_of(train: TrainConfig) -> torch.device:
+    """Find the device that a run takes.
+
+    Raises:
+        ConfigError: a GPU is asked for and there is none.
+    """
     if train.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("train.device", "cuda", "no CUDA device is visible; use auto or cpu")
     if train.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(train.device)
-
-
-def _optimizer(train: TrainConfig, parameters: list[torch.nn.Parameter]) -> Optimizer:
-    if train.optimizer == "sgd":
-        return torch.optim.SGD(parameters, train.learning_rate, momentum=0.9, weight_decay=train.weight_decay)
-    kind = torch.optim.Adam if train.optimizer == "adam" else torch.optim.AdamW
-    return kind(parameters, train.learning_rate, weight_decay=train.weight_decay)
-
-
-def _rate(train: TrainConfig, steps_per_epoch: int) -> Callable[[int], float]:
-    warmup, total = train.warmup_epochs * steps_per_epoch, train.epochs * steps_per_epoch
-
-    def factor(step: int) -> float:
-        warm = min(1.0, (step + 1) / warmup) if warmup else 1.0
-        return warm if train.schedule == "constant" else warm * 0.5 * (1 + math.cos(math.pi * step / total))
-
-    return factor

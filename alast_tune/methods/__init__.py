@@ -2,22 +2,82 @@
 
 from timm.models.vision_transformer import VisionTransformer
 
-from alast_tune.config import AlastConfig, MethodConfig, TrainConfig
+from alast_tune.config import (
+    AlastConfig,
+    AplaConfig,
+    BsrConfig,
+    FullConfig,
+    HeadConfig,
+    LoraConfig,
+    MethodConfig,
+    TomeConfig,
+    TopKConfig,
+    TrainConfig,
+)
 from alast_tune.methods.alast import Alast
-from alast_tune.methods.base import Method, StepPlan
-from alast_tune.methods.freezing import Fixed
+from alast_tune.methods.apla import Apla
+from alast_tune.methods.base import Method, StepPlan, blocks_of
+from alast_tune.methods.bsr import Bsr
+from alast_tune.methods.freezing import Full, Head, TopK, most_influential, settled
+from alast_tune.methods.lora import Lora
+from alast_tune.methods.tome import Tome
 
-__all__ = ["Alast", "Fixed", "Method", "StepPlan", "build_method"]
+__all__ = [
+    "Alast",
+    "Apla",
+    "Bsr",
+    "Full",
+    "Head",
+    "Lora",
+    "Method",
+    "StepPlan",
+    "Tome",
+    "TopK",
+    "build_method",
+    "compile_blocks",
+    "most_influential",
+    "settled",
+]
 
 
 def build_method(config: MethodConfig, model: VisionTransformer, train: TrainConfig | None = None) -> Method:
     """Wrap a model for fine-tuning; ``train`` gives alpha's default (its learning rate) and the seed.
 
     Raises:
-        ConfigError: settings that do not fit the model.
+        ConfigError: settings that do not fit the model, or blocks that are still to be explored.
     """
     train = train or TrainConfig()
-    if isinstance(config, AlastConfig):
-        alpha = train.learning_rate if config.alpha is None else config.alpha
-        return Alast(config, model, alpha, train.seed)
-    return Fixed(model, head_only=config.name == "head")
+    match config:
+        case AlastConfig():
+            alpha = train.learning_rate if config.alpha is None else config.alpha
+            return Alast(config, model, alpha, train.seed)
+        case FullConfig():
+            return Full(config, model)
+        case HeadConfig():
+            return Head(config, model)
+        case TopKConfig():
+            return TopK(config, model)
+        case BsrConfig():
+            return Bsr(config, model)
+        case TomeConfig():
+            return Tome(config, model)
+        case LoraConfig():
+            return Lora(config, model)
+        case AplaConfig():
+            return Apla(config, model, train.seed)
+
+
+def compile_blocks(method: Method) -> None:
+    """Compile a method's blocks with torch.compile, whatever number of tokens they get.
+
+    A block trains or not, a gradient has to pass it or not, its attention is listened to or not: some
+    dozen variants, shared by all blocks, all of them met in the first steps and in the first evaluation.
+    """
+    import torch._dynamo  # a second to import, and only this needs it
+
+    limits = torch._dynamo.config
+    limits.recompile_limit = max(limits.recompile_limit, 64)
+    for block in blocks_of(method.model):
+        # ToMe goes between a block's halves, so these are compiled one by one.
+        for module in (block.attn, block.mlp) if isinstance(method, Tome) else (block,):
+            module.compile(dynamic=True)

@@ -9,10 +9,14 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from alast_tune.config import AlastConfig
-from alast_tune.errors import ConfigError
-from alast_tune.methods.base import StepPlan, blocks_of, embed, output_parameters, set_trainable, token_count
-from alast_tune.methods.budgets import class_delta, relative_magnitude, sample_layers, scale_to_mean, update_budgets
-from alast_tune.methods.tokens import class_attention, keep_count, keep_tokens
+from alast_tune.errors import ConfigError, DivergedError
+from alast_tune.methods.base import StepPlan, blocks_of, classify, embed, token_count
+from alast_tune.methods.budgets import class_delta, relative_magnitudes, sample_layers, scale_to_mean, update_budgets
+from alast_tune.methods.lora import adapted_blocks, add_adapters, merged
+from alast_tune.methods.parameters import may_train, set_trainable
+from alast_tune.methods.tap import QkvTap
+from alast_tune.methods.tokens import keep_count, keep_tokens
+from alast_tune.parallel import total_over_ranks
 
 
 class Alast:
@@ -33,10 +37,15 @@ class Alast:
 
     def __init__(self, config: AlastConfig, model: VisionTransformer, alpha: float, seed: int) -> None:
         depth = len(model.blocks)
-        if config.trainable_blocks > depth:
-            raise ConfigError("method.trainable_blocks", config.trainable_blocks, f"the model has {depth} blocks")
+        if config.lora is not None:
+            add_adapters(config.lora, model)
+        self._drawable_L = torch.tensor([True] * depth if config.lora is None else adapted_blocks(config.lora, model))
+        drawable = int(self._drawable_L.sum())
+        if config.trainable_blocks > drawable:
+            what = "the model has" if drawable == depth else "method.lora.blocks leaves"
+            raise ConfigError("method.trainable_blocks", config.trainable_blocks, f"{what} {drawable} blocks")
         self.model = model
-        self._config = config
+        self.config = config
         self._alpha = alpha
         self._generator = torch.Generator().manual_seed(seed)
         thirds = (config.floors.early, config.floors.middle, config.floors.late)
@@ -47,24 +56,19 @@ class Alast:
         initial = torch.full((depth,), float(start), dtype=torch.float64)
         self._budgets_L = update_budgets(initial, (), None, 0.0, self._floors_L, config.max_budget)
         self._previous_L = torch.zeros(depth, dtype=torch.float64) if config.first_delta == "zero" else None
-        self._deltas: list[Tensor] = []
+        self._deltas: list[Tensor] = []  # (L,) of each micro-batch, summed over
+        self._images = 0  # so many images
 
         self._all_tokens = token_count(model)
         self._tokens_L: tuple[int, ...] = (self._all_tokens,) * depth
         self._plan = StepPlan(self._tokens_L, (True,) * depth)
 
-        outputs = output_parameters(model)
-        blocks = list(model.blocks.parameters())
-        known = {id(p) for p in (*outputs, *blocks)}
-        embeddings = [p for p in model.parameters() if id(p) not in known]
-        self._parameters = outputs + blocks + (embeddings if config.train_embeddings else [])
-        set_trainable(embeddings, config.train_embeddings)
-        set_trainable(outputs, True)
-
-        self._recording = False  # the hooks stay quiet in evaluation and calibration
-        self._qkv: Tensor | None = None
-        for block in blocks_of(model):
-            block.attn.qkv.register_forward_hook(self._remember_qkv)
+        self._parameters = may_train(config, model)
+        set_trainable(model.parameters(), False)
+        set_trainable(self._parameters, True)
+        chosen = {id(p) for p in self._parameters}
+        self._of_block = [[p for p in block.parameters() if id(p) in chosen] for block in model.blocks]
+        self._tap = QkvTap(model)
 
     @property
     def plan(self) -> StepPlan:
@@ -82,57 +86,76 @@ class Alast:
         return () if self._previous_L is None else tuple(self._previous_L.tolist())
 
     def parameters(self) -> list[nn.Parameter]:
-        """Final norm, classifier and all blocks; embeddings where they train."""
+        """Classifier, and final norm and all blocks or their adapters; embeddings where they train."""
         return self._parameters
 
     def begin_step(self, step: int) -> None:
         """Draw the blocks that train; under ``next_step`` also fix how many tokens each gets."""
+        self._deltas, self._images = [], 0
         if not self._calibrate_next:  # otherwise the forward decides, once it has seen the images
             self._decide()
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        """Training forward: every block on the tokens that its predecessors' budgets let through."""
+        """Training forward: every block on the tokens that its predecessors' budgets let through.
+
+        Budgets learn, and calibrate, on a step's first micro-batch; the others follow its plan.
+        """
         x_BND = embed(self.model, images_BCHW)
+        first = not self._deltas
         calibrated = self._calibrate_next
         if calibrated:
             self._calibrate(x_BND.detach())
             self._decide()
-        same_step = self._config.budget_timing == "same_step"
+        same_step = self.config.budget_timing == "same_step"
+        learning = first and same_step
+        planned = None if learning else self._plan.tokens_L
         prefix = int(self.model.num_prefix_tokens)
         tokens: list[int] = []
-        self._deltas = []
+        deltas: list[Tensor] = []
         last = len(self.model.blocks) - 1
-        self._recording = True
         for index, block in enumerate(blocks_of(self.model)):
             tokens.append(x_BND.shape[1])
             arriving = x_BND.shape[1] - prefix
             before_BD = x_BND[:, 0].detach()
+            self._tap.listening = index < last and (planned is None or planned[index + 1] < tokens[-1])
             x_BND = self._run(block, self._plan.trainable_L[index], x_BND)
-            self._deltas.append(class_delta(before_BD, x_BND[:, 0].detach(), self._config.delta_reduction))
-            if same_step:
-                self._update(index)
+            deltas.append(class_delta(before_BD, x_BND[:, 0].detach(), "batch_sum"))
+            if learning:
+                self._update(index, deltas[-1], len(images_BCHW))
             if index < last:
-                flow_on = self._keep(index, arriving) if same_step else self._tokens_L[index + 1] - prefix
+                flow_on = self._keep(index, arriving) if planned is None else planned[index + 1] - prefix
                 if flow_on < arriving:
-                    x_BND, _ = keep_tokens(x_BND, self._score(block.attn)[:, prefix - 1 :], flow_on)
-        self._recording, self._qkv = False, None
-        self._plan = StepPlan(tuple(tokens), self._plan.trainable_L, calibrated)
-        logits: Tensor = self.model.forward_head(self.model.norm(x_BND))
-        return logits
+                    scores_BN = self._tap.class_scores(block.attn)[:, prefix - 1 :]
+                    x_BND, _ = keep_tokens(x_BND, scores_BN, flow_on)
+            self._tap.forget()
+        if first:
+            self._plan = StepPlan(tuple(tokens), self._plan.trainable_L, calibrated)
+        if first or not same_step:
+            self._deltas.append(torch.stack(deltas))
+            self._images += len(images_BCHW)
+        return classify(self.model, x_BND)
 
     def end_step(self) -> None:
-        """Move the budgets by equation 6 (``same_step`` has already), and keep the deltas."""
-        deltas_L = torch.stack(self._deltas).double().cpu()  # the step's one host synchronisation
-        if self._config.budget_timing == "next_step":
+        """Move the budgets by equation 6 (``same_step`` has already), and keep the deltas.
+
+        Raises:
+            DivergedError: a delta that is not finite.
+        """
+        deltas_L = self._reduce(torch.stack(self._deltas).sum(dim=0), self._images)
+        if self.config.budget_timing == "next_step":
             self._budgets_L = update_budgets(
-                self._budgets_L, deltas_L, self._previous_L, self._alpha, self._floors_L, self._config.max_budget
+                self._budgets_L, deltas_L, self._previous_L, self._alpha, self._floors_L, self.config.max_budget
             )
         self._previous_L = deltas_L
+
+    def export(self) -> VisionTransformer:
+        """The model itself; with adapters a copy in which they are merged."""
+        return self.model if self.config.lora is None else merged(self.model)
 
     def state_dict(self) -> dict[str, Any]:
         """Budgets, last deltas, whether to calibrate, and the generator."""
         return {
-            "budgets": self._budgets_L,
+            "budgets": self._budgets_L.clone(),  # same_step writes into them
             "previous": self._previous_L,
             "calibrate": self._calibrate_next,
             "generator": self._generator.get_state(),
@@ -140,17 +163,20 @@ class Alast:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what :meth:`state_dict` gave."""
-        self._budgets_L = state["budgets"]
+        self._budgets_L = state["budgets"].clone()
         self._previous_L = state["previous"]
         self._calibrate_next = state["calibrate"]
         self._generator.set_state(state["generator"])
 
     def _decide(self) -> None:
         """Fix who trains and, from the budgets as they are, how many tokens each block gets."""
-        config = self._config
-        mask_L = sample_layers(self._budgets_L, config.trainable_blocks, self._generator, config.selection)
-        for block, trains in zip(self.model.blocks, mask_L.tolist(), strict=True):
-            set_trainable(block.parameters(), trains)
+        config = self.config
+        mask_L = torch.zeros_like(self._drawable_L)
+        mask_L[self._drawable_L] = sample_layers(
+            self._budgets_L[self._drawable_L], config.trainable_blocks, self._generator, config.selection
+        )
+        for parameters, trains in zip(self._of_block, mask_L.tolist(), strict=True):
+            set_trainable(parameters, trains)
         prefix = int(self.model.num_prefix_tokens)
         tokens = [self._all_tokens]
         for index in range(len(self.model.blocks) - 1):
@@ -166,39 +192,44 @@ class Alast:
             patches,
             arriving,
             int(self.model.num_prefix_tokens),
-            self._config.keep_reference,
-            self._config.keep_multiple,
+            self.config.keep_reference,
+            self.config.keep_multiple,
         )
 
-    def _update(self, index: int) -> None:
+    def _update(self, index: int, delta: Tensor, images: int) -> None:
         """Equation 6 for one block, inside the forward."""
         block = slice(index, index + 1)
         self._budgets_L[block] = update_budgets(
             self._budgets_L[block],
-            self._deltas[index].double().cpu().reshape(1),
+            self._reduce(delta.reshape(1), images),
             None if self._previous_L is None else self._previous_L[block],
             self._alpha,
             self._floors_L[block],
-            self._config.max_budget,
+            self.config.max_budget,
         )
 
-    @torch.no_grad()
+    def _reduce(self, sums: Tensor, images: int) -> Tensor:
+        """Turn deltas summed over this rank's images into the reading's, on the CPU: here the host waits.
+
+        Raises:
+            DivergedError: one that is not finite.
+        """
+        totals, count = total_over_ranks(sums, images)
+        deltas = _finite(totals.double().cpu())
+        return deltas / count if self.config.delta_reduction == "batch_mean" else deltas
+
     def _calibrate(self, x_BND: Tensor) -> None:
         """Set budgets from the relative magnitude of each block's class-token update, all tokens."""
-        magnitudes = []
-        for block in self.model.blocks:
-            y_BND = block(x_BND)
-            magnitudes.append(relative_magnitude(x_BND[:, 0], y_BND[:, 0]))
-            x_BND = y_BND
-        magnitudes_L = torch.stack(magnitudes).cpu()
+        magnitudes_L = relative_magnitudes(self.model.blocks, x_BND)
+        sums_L, images = total_over_ranks(magnitudes_L * len(x_BND), len(x_BND))
         self._budgets_L = scale_to_mean(
-            magnitudes_L, self._config.target_budget, self._floors_L, self._config.max_budget
+            _finite(sums_L.cpu() / images), self.config.target_budget, self._floors_L, self.config.max_budget
         )
         self._calibrate_next = False
 
     def _run(self, block: nn.Module, trains: bool, x_BND: Tensor) -> Tensor:
         """Run a block; frozen and ``residual``: without a graph, gradients pass by the skip connection."""
-        if trains or self._config.frozen_backward == "exact" or not x_BND.requires_grad:
+        if trains or self.config.frozen_backward == "exact" or not x_BND.requires_grad:
             y_BND: Tensor = block(x_BND)
             return y_BND
         with torch.no_grad():
@@ -206,18 +237,12 @@ class Alast:
         passed: Tensor = _PassGradient.apply(x_BND, y_BND)
         return passed
 
-    def _remember_qkv(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        """Keep a block's queries and keys, which fused attention does not give away."""
-        if self._recording:
-            self._qkv = output.detach()
 
-    @torch.no_grad()
-    def _score(self, attention: Any) -> Tensor:
-        """Class token's attention row of the block just run, (B, N-1), from its remembered qkv."""
-        assert self._qkv is not None, "scores are asked for right after the block has run"
-        B, N, _ = self._qkv.shape
-        q_BHND, k_BHND, _ = self._qkv.reshape(B, N, 3, attention.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-        return class_attention(attention.q_norm(q_BHND[:, :, :1]), attention.k_norm(k_BHND), attention.scale)
+def _finite(deltas: Tensor) -> Tensor:
+    """Give them back if they are numbers: a budget must not be made of anything else."""
+    if not deltas.isfinite().all():
+        raise DivergedError("a class-token delta is not finite: training has diverged; lower train.learning_rate")
+    return deltas
 
 
 class _PassGradient(torch.autograd.Function):

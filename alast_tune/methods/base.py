@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+
+from alast_tune.config import MethodConfig
+from alast_tune.errors import ConfigError
+from alast_tune.methods.parameters import may_train, set_trainable
 
 
 @dataclass(frozen=True)
@@ -15,7 +19,7 @@ class StepPlan:
     """What one training step does; its cost follows from it alone."""
 
     tokens_L: tuple[int, ...]
-    """Tokens each block processes, class token (and registers) counted."""
+    """Tokens each block receives, class token (and registers) counted."""
     trainable_L: tuple[bool, ...]
     """Which blocks get gradients."""
     calibrated: bool = False
@@ -23,10 +27,18 @@ class StepPlan:
 
 
 class Method(Protocol):
-    """Wraps a model for training; evaluation sees the bare model, all its tokens."""
+    """Wraps a model for training; evaluation sees the bare model, all its tokens.
+
+    A step is ``begin_step``, one ``forward`` for each of its micro-batches (usually one), and
+    ``end_step``; all its micro-batches follow one plan.
+    """
 
     model: VisionTransformer
     """What the optimizer and the evaluation see."""
+
+    @property
+    def config(self) -> MethodConfig:
+        """Its settings, nothing left open."""
 
     @property
     def plan(self) -> StepPlan:
@@ -44,11 +56,70 @@ class Method(Protocol):
     def end_step(self) -> None:
         """Learn from the step, after its backward; completes ``plan``."""
 
+    def export(self) -> VisionTransformer:
+        """Give the model as plain timm, adapters merged; the model itself where nothing was added to it."""
+
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs besides the model: tensors and plain values."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what :meth:`state_dict` gave."""
+
+
+class Constant:
+    """A method that does the same at every step; by default the model's own forward, all tokens.
+
+    Args:
+        config: its settings.
+        model: any timm Vision Transformer with a class token.
+        trainable_L: the blocks in which something trains.
+        tokens_L: what each block receives; unset: all tokens.
+    """
+
+    def __init__(
+        self,
+        config: MethodConfig,
+        model: VisionTransformer,
+        trainable_L: Sequence[bool],
+        tokens_L: Sequence[int] | None = None,
+    ) -> None:
+        self.config: MethodConfig = config
+        self.model = model
+        self._parameters = may_train(config, model)
+        self._plan = StepPlan(tuple(tokens_L or [token_count(model)] * len(model.blocks)), tuple(trainable_L))
+        set_trainable(model.parameters(), False)
+        set_trainable(self._parameters, True)
+
+    @property
+    def plan(self) -> StepPlan:
+        """The same for every step."""
+        return self._plan
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What trains."""
+        return self._parameters
+
+    def begin_step(self, step: int) -> None:
+        """Nothing to decide."""
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """timm's forward."""
+        logits: Tensor = self.model(images_BCHW)
+        return logits
+
+    def end_step(self) -> None:
+        """Nothing to learn."""
+
+    def export(self) -> VisionTransformer:
+        """The model itself."""
+        return self.model
+
+    def state_dict(self) -> dict[str, Any]:
+        """Empty."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to take over."""
 
 
 def embed(model: VisionTransformer, images_BCHW: Tensor) -> Tensor:
@@ -60,24 +131,28 @@ def embed(model: VisionTransformer, images_BCHW: Tensor) -> Tensor:
     return tokens
 
 
+def classify(model: VisionTransformer, x_BND: Tensor) -> Tensor:
+    """Turn what leaves the last block into logits (B, K), by timm's own modules."""
+    logits: Tensor = model.forward_head(model.norm(x_BND))
+    return logits
+
+
 def blocks_of(model: VisionTransformer) -> list[Any]:
     """List the transformer blocks; untyped, as timm leaves their parts (``attn.qkv``, ``mlp.fc1``) to the reader."""
     return list(model.blocks)
 
 
+def check_blocks(field: str, blocks: Sequence[int], model: VisionTransformer) -> None:
+    """Refuse numbers of blocks that there are not.
+
+    Raises:
+        ConfigError: the first such number.
+    """
+    for block in blocks:
+        if not 0 <= block < len(model.blocks):
+            raise ConfigError(field, block, f"the model has blocks 0 to {len(model.blocks) - 1}")
+
+
 def token_count(model: VisionTransformer) -> int:
     """Count the tokens of an image: patches, class token and registers."""
     return int(model.patch_embed.num_patches) + int(model.num_prefix_tokens)
-
-
-def set_trainable(parameters: Iterable[nn.Parameter], trainable: bool) -> None:
-    """Set ``requires_grad``; a frozen parameter also loses its gradient, so that Adam leaves it alone."""
-    for parameter in parameters:
-        parameter.requires_grad_(trainable)
-        if not trainable:
-            parameter.grad = None
-
-
-def output_parameters(model: VisionTransformer) -> list[nn.Parameter]:
-    """List what follows the blocks: the final norms and the classifier."""
-    return [p for module in (model.norm, model.fc_norm, model.head) for p in module.parameters()]

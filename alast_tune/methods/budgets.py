@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def class_delta(
@@ -27,6 +27,17 @@ def relative_magnitude(before_BD: Tensor, after_BD: Tensor) -> Tensor:
     update_B = (after_BD - before_BD).float().norm(dim=-1)
     magnitude: Tensor = (update_B / after_BD.float().norm(dim=-1).clamp_min(1e-12)).mean()
     return magnitude
+
+
+@torch.no_grad()
+def relative_magnitudes(blocks: Iterable[nn.Module], x_BND: Tensor) -> Tensor:
+    """Relative magnitude of the class token's update in each block, from what enters the first (figure 2); (L,)."""
+    magnitudes = []
+    for block in blocks:
+        y_BND = block(x_BND)
+        magnitudes.append(relative_magnitude(x_BND[:, 0], y_BND[:, 0]))
+        x_BND = y_BND
+    return torch.stack(magnitudes)
 
 
 def update_budgets(
@@ -67,7 +78,7 @@ def sample_layers(
 
     Args:
         budgets_L: one budget >= 0 a block.
-        count: 1 to L.
+        count: 0 to L.
         generator: of the draw; not used by ``top_k``, where ties go to the earlier block.
         how: the rule.
 
@@ -78,14 +89,14 @@ def sample_layers(
         ValueError: count out of range.
     """
     budgets = torch.as_tensor(budgets_L, dtype=torch.float64)
-    if not 1 <= count <= len(budgets):
-        raise ValueError(f"count = {count}: must be 1 to {len(budgets)}, the number of blocks")
+    if not 0 <= count <= len(budgets):
+        raise ValueError(f"count = {count}: must be 0 to {len(budgets)}, the number of blocks")
     if how == "top_k":
         chosen = budgets.argsort(descending=True, stable=True)[:count]
     else:
         # A block of budget 0 stays possible, else fewer than `count` could be drawn.
         weights = budgets.softmax(0) if how == "softmax" else budgets.clamp_min(1e-9)
-        chosen = torch.multinomial(weights, count, replacement=False, generator=generator)
+        chosen = torch.multinomial(weights, max(count, 1), replacement=False, generator=generator)[:count]
     mask = torch.zeros(len(budgets), dtype=torch.bool)
     mask[chosen] = True
     return mask

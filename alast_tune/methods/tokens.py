@@ -38,9 +38,12 @@ def keep_tokens(x_BND: Tensor, score_BN: Tensor, count: int) -> tuple[Tensor, Te
     if not 1 <= count <= scored:
         raise ValueError(f"count = {count}: must be 1 to {scored}, the tokens that have a score")
     kept_BK = score_BN.argsort(dim=1, descending=True, stable=True)[:, :count].sort(dim=1).values
-    prefix = x_BND.shape[1] - scored
-    index_BKD = (kept_BK + prefix)[:, :, None].expand(-1, -1, x_BND.shape[2])
-    return torch.cat([x_BND[:, :prefix], x_BND.gather(1, index_BKD)], dim=1), kept_BK
+    B, N, D = x_BND.shape
+    always_BP = torch.arange(N - scored, device=x_BND.device).expand(B, -1)
+    rows_BK = torch.cat([always_BP, kept_BK + N - scored], dim=1)
+    rows_BK += torch.arange(0, B * N, N, device=x_BND.device)[:, None]
+    # Whole rows by index_select: several times faster than gather, which would also keep x for the backward.
+    return x_BND.reshape(-1, D).index_select(0, rows_BK.flatten()).reshape(B, -1, D), kept_BK
 
 
 def keep_count(

@@ -177,7 +177,7 @@ def test_evaluation_sees_every_token_and_moves_nothing() -> None:
     with torch.no_grad():
         assert torch.equal(model.eval()(images()), twin.eval()(images()))
     assert torch.equal(method.state_dict()["budgets"], budgets)
-    assert method._qkv is None
+    assert method._tap._qkv is None
 
 
 def test_state_makes_a_twin_go_on_identically() -> None:

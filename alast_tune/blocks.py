@@ -1,0 +1,130 @@
+"""What a finished run did with its blocks, and what they do now: read from its checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from alast_tune.config import TrialConfig
+from alast_tune.methods.base import blocks_of, embed, token_count
+from alast_tune.methods.budgets import relative_magnitudes
+from alast_tune.methods.tap import QkvTap
+from alast_tune.models import InputSpec, VisionTransformer, input_spec
+from alast_tune.train import Run, load_trial
+
+COLUMNS = 200
+"""Points in time at most that budgets are shown at; longer runs are averaged over equal stretches."""
+
+SHOWN, MEASURED = 4, 64
+"""Validation images whose attention is shown, and over which the relative magnitude is averaged."""
+
+
+@dataclass(frozen=True)
+class BlockReport:
+    """A run, block by block: L blocks, S points in time, I images, A blocks whose attention is shown."""
+
+    steps_S: NDArray[np.float64]
+    """Middle of each stretch of steps, from 0."""
+    budgets_SL: NDArray[np.float64]
+    """Mean budget over each stretch; (0, L) for a method that has none."""
+    trained_L: NDArray[np.float64]
+    """Share of the steps in which each block trained."""
+    tokens_L: NDArray[np.float64]
+    """Mean number of tokens that each block processed."""
+    all_tokens: int
+    """Of an image, class token and registers counted."""
+    before_L: NDArray[np.float64]
+    """Relative magnitude |f(x)| / |f(x) + x| of the class token's update before fine-tuning (figure 2)."""
+    after_L: NDArray[np.float64]
+    """The same after it."""
+    images_IHWC: NDArray[np.uint8]
+    """Validation images of different classes, as far as there are."""
+    attended: tuple[int, ...]
+    """The A blocks: in the middle of the early, middle and late third."""
+    attention_AIhw: NDArray[np.float64]
+    """Share of the class token's attention that each patch gets, mean over heads (figure 4)."""
+
+
+def report_blocks(config: TrialConfig, folder: Path) -> BlockReport:
+    """Read a checkpoint's steps, and look at validation images with its weights and with those it began with.
+
+    Args:
+        config: of the run.
+        folder: of its checkpoint.
+
+    Raises:
+        ConfigError: as :meth:`~alast_tune.train.Run.load`.
+    """
+    before, splits = load_trial(config, verify=False)
+    run = Run(config, verify=False)
+    run.load(folder)
+    after = run.method.export()
+    spread = np.linspace(0, len(splits.validation) - 1, min(MEASURED, len(splits.validation)), dtype=int)
+    images_BCHW, _ = splits.validation.__getitems__(spread.tolist())
+    shown = _of_different_classes(splits.validation.labels)
+    seen_BCHW, _ = splits.validation.__getitems__(shown)
+    depth = len(before.blocks)
+    attended = tuple(dict.fromkeys((2 * third + 1) * depth // 6 for third in range(3)))
+    records = [record for record in run.meter.ledger.records if not record.probe]
+    stretches = np.array_split(np.arange(len(records)), min(COLUMNS, len(records)))
+    budgets = np.array([record.budgets for record in records], dtype=np.float64).reshape(len(records), -1)
+    return BlockReport(
+        steps_S=np.array([stretch.mean() for stretch in stretches]),
+        budgets_SL=np.array([budgets[stretch].mean(axis=0) for stretch in stretches if budgets.size]).reshape(
+            -1, depth
+        ),
+        trained_L=np.mean([record.plan.trainable_L for record in records], axis=0),
+        tokens_L=np.mean([record.plan.tokens_L for record in records], axis=0),
+        all_tokens=token_count(before),
+        before_L=_magnitudes(before.to(run.device), images_BCHW.to(run.device)),
+        after_L=_magnitudes(after, images_BCHW.to(run.device)),
+        images_IHWC=_pixels(seen_BCHW, input_spec(before)),
+        attended=attended,
+        attention_AIhw=_attention(after, seen_BCHW.to(run.device), attended),
+    )
+
+
+def _pixels(images_BCHW: Tensor, spec: InputSpec) -> NDArray[np.uint8]:
+    """Undo the normalisation."""
+    mean_C, std_C = torch.tensor(spec.mean), torch.tensor(spec.std)
+    pixels_BHWC = images_BCHW.permute(0, 2, 3, 1) * std_C + mean_C
+    pixels: NDArray[np.uint8] = (255 * pixels_BHWC.clamp(0, 1)).round().to(torch.uint8).numpy()
+    return pixels
+
+
+def _of_different_classes(labels: Tensor) -> list[int]:
+    """Choose a few images, the first of each class until there are enough."""
+    _, first = np.unique(labels.numpy(), return_index=True)
+    order = [*sorted(first.tolist()), *(index for index in range(len(labels)) if index not in first)]
+    return order[:SHOWN]
+
+
+@torch.no_grad()
+def _magnitudes(model: VisionTransformer, images_BCHW: Tensor) -> NDArray[np.float64]:
+    model.eval()
+    magnitudes: NDArray[np.float64] = (
+        relative_magnitudes(blocks_of(model), embed(model, images_BCHW)).double().cpu().numpy()
+    )
+    return magnitudes
+
+
+@torch.no_grad()
+def _attention(model: VisionTransformer, images_BCHW: Tensor, attended: tuple[int, ...]) -> NDArray[np.float64]:
+    """Class token's attention to the patches, all tokens flowing, (A, I, h, w)."""
+    model.eval()
+    tap = QkvTap(model)
+    registers = int(model.num_prefix_tokens) - 1
+    maps = []
+    x_BND = embed(model, images_BCHW)
+    for index, block in enumerate(blocks_of(model)):
+        tap.listening = index in attended
+        x_BND = block(x_BND)
+        if tap.listening:
+            scores_BN = tap.class_scores(block.attn)[:, registers:]
+            maps.append(scores_BN.reshape(len(scores_BN), *model.patch_embed.grid_size).double().cpu().numpy())
+    return np.stack(maps)

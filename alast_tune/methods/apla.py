@@ -1,0 +1,84 @@
+"""APLA (Sorkhei et al. 2025): train attention's output projections alone, or a random part of each."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from alast_tune.config import AplaConfig
+from alast_tune.errors import ConfigError
+from alast_tune.methods.base import Constant, blocks_of
+
+
+class PartialLinear(nn.Module):
+    """A linear layer of which some outputs train: rows of its weight, columns of the matrix that x meets.
+
+    The layer is cut in two, so that the frozen part costs neither gradient nor moments; it computes what
+    the whole did.
+
+    Args:
+        whole: the layer, taken apart.
+        trained: the outputs that train, (r,), indices.
+    """
+
+    def __init__(self, whole: nn.Linear, trained: Tensor) -> None:
+        super().__init__()
+        mask = torch.zeros(whole.out_features, dtype=torch.bool)
+        mask[trained] = True
+        order = torch.cat([mask.nonzero()[:, 0], (~mask).nonzero()[:, 0]])
+        self.trained = _rows(whole, order[: len(trained)])
+        self.frozen = _rows(whole, order[len(trained) :])
+        self.back: Tensor
+        self.register_buffer("back", order.argsort())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Both parts, put back into the whole's order."""
+        return torch.cat([self.trained(x), self.frozen(x)], dim=-1).index_select(-1, self.back)
+
+    def whole(self) -> nn.Linear:
+        """Put the layer together again."""
+        weight = torch.cat([self.trained.weight, self.frozen.weight])[self.back]
+        layer = nn.Linear(weight.shape[1], weight.shape[0], self.trained.bias is not None, weight.device, weight.dtype)
+        layer.weight = nn.Parameter(weight.detach())
+        if self.trained.bias is not None:
+            layer.bias = nn.Parameter(torch.cat([self.trained.bias, self.frozen.bias])[self.back].detach())
+        return layer
+
+
+def _rows(whole: nn.Linear, rows: Tensor) -> nn.Linear:
+    part = nn.Linear(whole.in_features, len(rows), whole.bias is not None, whole.weight.device, whole.weight.dtype)
+    part.weight = nn.Parameter(whole.weight.detach()[rows])
+    if whole.bias is not None:
+        part.bias = nn.Parameter(whole.bias.detach()[rows])
+    return part
+
+
+class Apla(Constant):
+    """Attention's output projections and the classifier train.
+
+    Raises:
+        ConfigError: more columns than the projections have.
+    """
+
+    def __init__(self, config: AplaConfig, model: VisionTransformer, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        for block in blocks_of(model):
+            width = block.attn.proj.out_features
+            if config.columns is not None and config.columns >= width:
+                raise ConfigError("method.columns", config.columns, f"give fewer than {width}, or none for all")
+            if config.columns is not None:
+                drawn = torch.randperm(width, generator=generator)[: config.columns]
+                block.attn.proj = PartialLinear(block.attn.proj, drawn)
+        super().__init__(config, model, [True] * len(model.blocks))
+
+    def export(self) -> VisionTransformer:
+        """A copy with whole projections, or the model itself if they were never cut."""
+        if not any(isinstance(block.attn.proj, PartialLinear) for block in blocks_of(self.model)):
+            return self.model
+        plain = copy.deepcopy(self.model)
+        for block in blocks_of(plain):
+            block.attn.proj = block.attn.proj.whole()
+        return plain

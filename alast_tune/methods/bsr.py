@@ -1,0 +1,66 @@
+"""Block Selective Reprogramming (Sarkar et al. 2024): few blocks train, some of the frozen ones drop tokens.
+
+The paper ranks tokens by the frozen blocks' self-attention, after EViT (Liang et al. 2022): the class token's
+row, mean over the heads. Our reading of the rest: a dropping block lets on the share ``keep`` of the patch
+tokens that reach it, and as in EViT three blocks drop, about a quarter, half and three quarters of the way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+from alast_tune.config import BsrConfig
+from alast_tune.errors import ConfigError
+from alast_tune.methods.base import Constant, blocks_of, check_blocks, classify, embed, token_count
+from alast_tune.methods.freezing import chosen_blocks
+from alast_tune.methods.tap import QkvTap
+from alast_tune.methods.tokens import keep_count, keep_tokens
+
+
+class Bsr(Constant):
+    """A subset of the blocks trains; tokens are dropped by the attention of frozen ones.
+
+    Raises:
+        ConfigError: a block that the model does not have, or one to drop after that trains or is the last.
+    """
+
+    def __init__(self, config: BsrConfig, model: VisionTransformer) -> None:
+        mask_L = chosen_blocks(config, model)
+        drop_after = default_drops(mask_L) if config.drop_after is None else config.drop_after
+        check_blocks("method.drop_after", drop_after, model)
+        for block in drop_after:
+            if block == len(mask_L) - 1:
+                raise ConfigError("method.drop_after", block, "no block comes after this one; give earlier ones")
+            if mask_L[block]:
+                raise ConfigError("method.drop_after", block, "this block trains; only frozen blocks drop tokens")
+        prefix = int(model.num_prefix_tokens)
+        tokens = [token_count(model)]
+        for block in range(len(mask_L) - 1):
+            patches = tokens[-1] - prefix
+            kept = keep_count(config.keep, patches, patches, prefix, "image") if block in drop_after else patches
+            tokens.append(prefix + kept)
+        super().__init__(config, model, mask_L, tokens)
+        self._tap = QkvTap(model)
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """Training forward: tokens go after the blocks that drop."""
+        tokens_L, prefix = self.plan.tokens_L, int(self.model.num_prefix_tokens)
+        x_BND = embed(self.model, images_BCHW)
+        for index, block in enumerate(blocks_of(self.model)):
+            drops = index + 1 < len(tokens_L) and tokens_L[index + 1] < tokens_L[index]
+            self._tap.listening = drops
+            x_BND = block(x_BND)
+            if drops:
+                scores_BN = self._tap.class_scores(block.attn)[:, prefix - 1 :]
+                x_BND, _ = keep_tokens(x_BND, scores_BN, tokens_L[index + 1] - prefix)
+        return classify(self.model, x_BND)
+
+
+def default_drops(mask_L: Sequence[bool]) -> tuple[int, ...]:
+    """Name the frozen blocks nearest to a quarter, half and three quarters of the depth; the last never drops."""
+    frozen = [block for block, trains in enumerate(mask_L[:-1]) if not trains]
+    marks = (len(mask_L) * quarter / 4 for quarter in (1, 2, 3))
+    return tuple(sorted({min(frozen, key=lambda block: abs(block - mark)) for mark in marks})) if frozen else ()

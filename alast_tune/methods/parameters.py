@@ -1,0 +1,78 @@
+"""Which parameters may ever train under each method: one table for the methods, the optimizer and the meter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from alast_tune.config import (
+    AlastConfig,
+    AplaConfig,
+    BsrConfig,
+    FullConfig,
+    HeadConfig,
+    LoraConfig,
+    MethodConfig,
+    TomeConfig,
+    TopKConfig,
+)
+
+
+def may_train(config: MethodConfig, model: VisionTransformer) -> list[nn.Parameter]:
+    """List what may ever train, on a model that its method has prepared (adapters in place)."""
+    match config:
+        case FullConfig() | TomeConfig():
+            return list(model.parameters())
+        case HeadConfig():
+            return list(model.head.parameters())
+        case TopKConfig() | BsrConfig():
+            chosen = [model.blocks[block] for block in config.blocks or ()]
+            return _outputs(model) + [p for block in chosen for p in block.parameters()]
+        case LoraConfig():
+            return _adapters(model) + list(model.head.parameters())
+        case AplaConfig():
+            return _projections(model) + list(model.head.parameters())
+        case AlastConfig():
+            embeddings = _embeddings(model) if config.train_embeddings else []
+            if config.lora is None:
+                return _outputs(model) + list(model.blocks.parameters()) + embeddings
+            return _adapters(model) + list(model.head.parameters()) + embeddings
+
+
+def trained(config: MethodConfig, model: VisionTransformer, trainable_L: Sequence[bool]) -> set[int]:
+    """Give the ids of the parameters that train at a step: those that may, but for frozen blocks'."""
+    frozen = {
+        id(p) for block, trains in zip(model.blocks, trainable_L, strict=True) if not trains for p in block.parameters()
+    }
+    return {id(p) for p in may_train(config, model)} - frozen
+
+
+def set_trainable(parameters: Iterable[nn.Parameter], trainable: bool) -> None:
+    """Set ``requires_grad``; a frozen parameter also loses its gradient, so that Adam leaves it alone."""
+    for parameter in parameters:
+        parameter.requires_grad_(trainable)
+        if not trainable:
+            parameter.grad = None
+
+
+def _outputs(model: VisionTransformer) -> list[nn.Parameter]:
+    """What follows the blocks: the final norms and the classifier."""
+    return [p for module in (model.norm, model.fc_norm, model.head) for p in module.parameters()]
+
+
+def _embeddings(model: VisionTransformer) -> list[nn.Parameter]:
+    """What comes before the blocks."""
+    later = {id(p) for p in (*model.blocks.parameters(), *_outputs(model))}
+    return [p for p in model.parameters() if id(p) not in later]
+
+
+def _adapters(model: VisionTransformer) -> list[nn.Parameter]:
+    """peft's low-rank matrices."""
+    return [p for name, p in model.blocks.named_parameters() if ".lora_" in name]
+
+
+def _projections(model: VisionTransformer) -> list[nn.Parameter]:
+    """Attention's output projections, of those that were cut the part that trains."""
+    return [p for name, p in model.blocks.named_parameters() if ".attn.proj." in name and ".frozen." not in name]

@@ -1,0 +1,146 @@
+"""Token Merging (Bolya et al. 2023) during training: similar tokens become one.
+
+Within each block, after its attention, the tokens (all but the class token) are split alternately into A
+and B; every token of A finds its most similar token of B, and the r best pairs merge to their mean, weighted
+by how many patches each stands for. Later attention counts a token that stands for s patches s times over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+from torch.nn import functional as F
+
+from alast_tune.config import TomeConfig
+from alast_tune.errors import ConfigError
+from alast_tune.methods.base import Constant, blocks_of, classify, embed, token_count
+from alast_tune.methods.tap import QkvTap
+
+
+def bipartite_merge(
+    x_BND: Tensor, metric_BNd: Tensor, size_BN1: Tensor, r: int, prefix: int = 1
+) -> tuple[Tensor, Tensor]:
+    """Merge the r most similar pairs of tokens, each token in at most one pair as the one that goes.
+
+    Args:
+        x_BND: tokens, class token first.
+        metric_BNd: what similarity (cosine) is judged by: the keys, mean over heads.
+        size_BN1: patches that each token stands for.
+        r: pairs; at most half of the tokens that may merge.
+        prefix: leading tokens that never merge: class token and registers.
+
+    Returns:
+        Tokens and sizes, (B, N-r, D) and (B, N-r, 1): the prefix, the rest of A in order of
+        their similarity, B in its order. The sum of size * x and the sum of sizes stay.
+    """
+    r = merged_count(r, x_BND.shape[1], prefix)
+    if r == 0:
+        return x_BND, size_BN1
+    B, N, D = x_BND.shape
+    with torch.no_grad():
+        metric = F.normalize(metric_BNd[:, prefix:], dim=-1)
+        similarity_BAC = metric[:, ::2] @ metric[:, 1::2].transpose(1, 2)
+        best_BA, partner_BA = similarity_BAC.max(dim=2)
+        order_BA = best_BA.argsort(dim=1, descending=True, stable=True)
+        gone_BR, stay_BS = order_BA[:, :r], order_BA[:, r:]
+        into_BR = partner_BA.gather(1, gone_BR)
+        # Row numbers in x, and of where the merged ones land among those that are kept.
+        images_B1 = torch.arange(B, device=x_BND.device)[:, None]
+        first_BP = torch.arange(prefix, device=x_BND.device).expand(B, -1)
+        second_BC = torch.arange(prefix + 1, N, 2, device=x_BND.device).expand(B, -1)
+        kept = (torch.cat([first_BP, prefix + 2 * stay_BS, second_BC], dim=1) + images_B1 * N).flatten()
+        gone = (prefix + 2 * gone_BR + images_B1 * N).flatten()
+        into = (prefix + stay_BS.shape[1] + into_BR + images_B1 * (N - r)).flatten()
+
+    def merge(rows: Tensor) -> Tensor:
+        return rows.index_select(0, kept).index_add(0, into, rows.index_select(0, gone))
+
+    size = merge(size_BN1.reshape(B * N, 1))
+    merged = merge((x_BND * size_BN1).reshape(B * N, D)) / size
+    return merged.reshape(B, N - r, D), size.reshape(B, N - r, 1)
+
+
+def merged_count(r: int, tokens: int, prefix: int = 1) -> int:
+    """Pairs that can merge: r, but no more than half of the tokens that may."""
+    return min(r, (tokens - prefix) // 2)
+
+
+class Tome(Constant):
+    """Everything trains, on fewer and fewer tokens.
+
+    Raises:
+        ConfigError: another number of r's than of blocks, or FLOPs that no merging reaches.
+    """
+
+    def __init__(self, config: TomeConfig, model: VisionTransformer) -> None:
+        depth = len(model.blocks)
+        self.merges_L = merges(config, model)
+        tokens_L = tokens_after(self.merges_L, token_count(model), int(model.num_prefix_tokens))[:depth]
+        super().__init__(config, model, [True] * depth, tokens_L)
+        self._tap = QkvTap(model)
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """Training forward: tokens merge between each block's attention and its MLP."""
+        prefix = int(self.model.num_prefix_tokens)
+        x_BND = embed(self.model, images_BCHW)
+        size_BN1: Tensor | None = None  # all 1: attention needs no weights yet
+        for block, r in zip(blocks_of(self.model), self.merges_L, strict=True):
+            r = merged_count(r, x_BND.shape[1], prefix)
+            self._tap.listening = r > 0
+            weights = None if size_BN1 is None else size_BN1.log().transpose(1, 2)[:, None].to(_dtype(x_BND))
+            x_BND = x_BND + block.drop_path1(block.ls1(block.attn(block.norm1(x_BND), attn_mask=weights)))
+            if r > 0:
+                size = x_BND.new_ones(*x_BND.shape[:2], 1) if size_BN1 is None else size_BN1
+                x_BND, size_BN1 = bipartite_merge(x_BND, self._tap.mean_keys(block.attn), size, r, prefix)
+            x_BND = x_BND + block.drop_path2(block.ls2(block.mlp(block.norm2(x_BND))))
+        return classify(self.model, x_BND)
+
+
+def merges(config: TomeConfig, model: VisionTransformer) -> tuple[int, ...]:
+    """Find r of each block, (L,): as given, or the smallest total, spread evenly, that reaches the FLOPs asked for.
+
+    Raises:
+        ConfigError: another number of r's than of blocks, or FLOPs that no merging reaches.
+    """
+    depth, tokens, prefix = len(model.blocks), token_count(model), int(model.num_prefix_tokens)
+    if isinstance(config.merge, int):
+        return (config.merge,) * depth
+    if config.merge is not None:
+        if len(config.merge) != depth:
+            raise ConfigError(
+                "method.merge", config.merge, f"the model has {depth} blocks: give {depth} numbers, or one"
+            )
+        return config.merge
+    assert config.target_flops is not None
+    full = _block_flops(model, [tokens] * (depth + 1))
+    for total in range(depth * tokens):
+        spread = tuple(total // depth + (block < total % depth) for block in range(depth))
+        if _block_flops(model, tokens_after(spread, tokens, prefix)) <= config.target_flops * full:
+            return spread
+    raise ConfigError("method.target_flops", config.target_flops, "no merging saves that much; give more, 0.5 say")
+
+
+def tokens_after(merges_L: Sequence[int], tokens: int, prefix: int) -> list[int]:
+    """Tokens that reach each block, and those that leave the last: (L+1,)."""
+    counts = [tokens]
+    for r in merges_L:
+        counts.append(counts[-1] - merged_count(r, counts[-1], prefix))
+    return counts
+
+
+def _block_flops(model: VisionTransformer, counts: Sequence[int]) -> int:
+    """FLOPs of all blocks' forward and backward an image, but for a constant factor."""
+    total = 0
+    for block, before, after in zip(blocks_of(model), counts[:-1], counts[1:], strict=True):
+        attention = block.attn.qkv.weight.numel() + block.attn.proj.weight.numel()
+        mlp = block.mlp.fc1.weight.numel() + block.mlp.fc2.weight.numel()
+        total += 6 * (before * attention + after * mlp) + 14 * before**2 * block.attn.attn_dim
+    return total
+
+
+def _dtype(x: Tensor) -> torch.dtype:
+    """What queries are computed in: autocast's type inside of it."""
+    return torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype

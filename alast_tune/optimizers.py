@@ -1,0 +1,31 @@
+"""What updates the weights, and how fast."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch.optim import Optimizer
+
+from alast_tune.config import TrainConfig
+
+
+def build_optimizer(train: TrainConfig, parameters: list[torch.nn.Parameter]) -> Optimizer:
+    """Build what updates the weights; Adam is fused: one pass over them, no temporaries."""
+    if train.optimizer == "sgd":
+        # Fused SGD wants all momenta or none; a block that trains for the first time late in the run has none yet.
+        return torch.optim.SGD(parameters, train.learning_rate, momentum=0.9, weight_decay=train.weight_decay)
+    kind = torch.optim.Adam if train.optimizer == "adam" else torch.optim.AdamW
+    return kind(parameters, train.learning_rate, weight_decay=train.weight_decay, fused=True)
+
+
+def rate(train: TrainConfig, steps_per_epoch: int) -> Callable[[int], float]:
+    """Schedule the learning rate: its factor at each step, warm-up included."""
+    warmup, total = train.warmup_epochs * steps_per_epoch, train.epochs * steps_per_epoch
+
+    def factor(step: int) -> float:
+        warm = min(1.0, (step + 1) / warmup) if warmup else 1.0
+        return warm if train.schedule == "constant" else warm * 0.5 * (1 + math.cos(math.pi * step / total))
+
+    return factor

@@ -1,0 +1,194 @@
+"""Low-rank adapters: nothing at first, merged at the end; under ALaST budgets and freezing act on them."""
+
+import re
+from typing import Any
+
+import pytest
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+from alast_tune.config import TrainConfig, TrialConfig
+from alast_tune.errors import ConfigError
+from alast_tune.methods import Method, build_method
+from tests.unit.every_method import DEPTH, MODELS, vit
+
+TARGETS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+
+
+def build(model: Any, name: str, **options: Any) -> Method:
+    config = TrialConfig.model_validate({"method": {"name": name, **options}}).method
+    return build_method(config, model, TrainConfig(seed=1))
+
+
+def images(seed: int = 7) -> Tensor:
+    return torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
+
+
+def step(method: Method, optimizer: torch.optim.Optimizer, number: int) -> None:
+    method.begin_step(number)
+    (method.forward(images(number)) - 1).square().mean().backward()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    method.end_step()
+
+
+def train(method: Method, steps: int) -> torch.optim.Adam:
+    optimizer = torch.optim.Adam(method.parameters(), 1e-2, weight_decay=0.1)
+    for number in range(steps):
+        step(method, optimizer, number)
+    return optimizer
+
+
+def adapted(model: Any) -> set[str]:
+    """Layers that have adapters."""
+    return {name.split(".lora_A")[0] for name, _ in model.named_parameters() if ".lora_A" in name}
+
+
+def without_adapters(model: Any) -> dict[str, Tensor]:
+    """The weights as they lie under the adapters, by timm's names."""
+    return {
+        name.replace(".base_layer", ""): tensor.clone()
+        for name, tensor in model.state_dict().items()
+        if ".lora_" not in name
+    }
+
+
+@pytest.mark.parametrize("options", MODELS.values(), ids=MODELS)
+@pytest.mark.parametrize("name", ["lora", "alast"])
+def test_it_starts_as_timm(name: str, options: dict[str, Any]) -> None:
+    more = {} if name == "lora" else {"reading": "paper", "trainable_blocks": 3, "lora": {}}
+    method = build(vit(options), name, **more)
+    method.begin_step(0)
+    torch.testing.assert_close(method.forward(images()), vit(options)(images()), atol=1e-6, rtol=1e-6)
+
+
+def test_only_adapters_and_the_classifier_train() -> None:
+    method = build(vit(), "lora")
+    train(method, 3)
+    start = vit().state_dict()
+    moved = {name for name, weight in without_adapters(method.model).items() if not torch.equal(weight, start[name])}
+    assert moved == {"head.weight", "head.bias"}
+    for name, parameter in method.model.named_parameters():
+        assert parameter.requires_grad == (".lora_" in name or name.startswith("head.")), name
+        assert ".lora_B" not in name or float(parameter.detach().abs().min()) > 0, name
+    assert {id(p) for p in method.parameters()} == {id(p) for p in method.model.parameters() if p.requires_grad}
+    assert method.plan.trainable_L == (True,) * DEPTH
+    assert method.plan.tokens_L == (17,) * DEPTH
+
+
+@pytest.mark.parametrize("targets", [("qkv",), ("proj", "fc2"), ("qkv", "proj", "fc1", "fc2")], ids=str)
+@pytest.mark.parametrize("blocks", [None, (1, 4)], ids=str)
+def test_adapters_are_where_they_were_asked_for(targets: tuple[str, ...], blocks: tuple[int, ...] | None) -> None:
+    method = build(vit(), "lora", targets=targets, blocks=blocks, rank=3)
+    chosen = range(DEPTH) if blocks is None else blocks
+    assert adapted(method.model) == {
+        f"blocks.{block}.{layer}" for block in chosen for layer in TARGETS if layer.split(".")[1] in targets
+    }
+    assert method.plan.trainable_L == tuple(block in chosen for block in range(DEPTH))
+    assert all(min(p.shape) == 3 for name, p in method.model.named_parameters() if ".lora_" in name)
+
+
+def test_block_1_is_not_block_10() -> None:
+    model = VisionTransformer(img_size=32, patch_size=8, embed_dim=8, depth=12, num_heads=1, num_classes=2)
+    assert {name.split(".")[1] for name in adapted(build(model, "lora", blocks=(1,)).model)} == {"1"}
+
+
+@pytest.mark.parametrize("name", ["lora", "alast"])
+@pytest.mark.parametrize("options", MODELS.values(), ids=MODELS)
+def test_merged_it_is_plain_timm_and_computes_the_same(name: str, options: dict[str, Any]) -> None:
+    adapters = {"rank": 4, "lora_alpha": 6.0}
+    method = build(vit(options), name, **(adapters if name == "lora" else {"trainable_blocks": 4, "lora": adapters}))
+    train(method, 4)
+    plain = vit(options)
+    plain.load_state_dict(method.export().state_dict(), strict=True)
+    with torch.no_grad():
+        expected = method.model.eval()(images())
+        torch.testing.assert_close(plain.eval()(images()), expected, atol=1e-5, rtol=1e-5)
+        assert not torch.allclose(vit(options).eval()(images()), expected, atol=1e-3)
+        assert torch.equal(method.model(images()), expected)  # the export took nothing away
+    assert len(adapted(method.model)) == 4 * DEPTH
+
+
+def test_an_adapter_adds_its_product_scaled_by_alpha_over_rank() -> None:
+    method = build(vit(), "lora", rank=4, lora_alpha=6.0, targets=("fc1",), blocks=(2,))
+    train(method, 3)
+    layer = method.model.blocks[2].mlp.fc1
+    update = layer.lora_B["default"].weight @ layer.lora_A["default"].weight * (6 / 4)
+    exported = method.export().blocks[2].mlp.fc1.weight
+    torch.testing.assert_close(exported, vit().blocks[2].mlp.fc1.weight + update)
+
+
+def test_under_alast_base_weights_never_move() -> None:
+    method = build(vit(), "alast", trainable_blocks=2, alpha=0.1, lora={"rank": 4})
+    train(method, 8)
+    start = vit().state_dict()
+    moved = {name for name, weight in without_adapters(method.model).items() if not torch.equal(weight, start[name])}
+    assert moved == {"head.weight", "head.bias"}
+
+
+@pytest.mark.parametrize("reading", ["paper", "authors", "fast"])
+def test_adapters_of_frozen_blocks_and_their_moments_do_not_move(reading: str) -> None:
+    more = {"train_embeddings": False, "alpha": 0.01, "lora": {"rank": 4}}
+    method = build(vit(), "alast", reading=reading, trainable_blocks=2, **more)
+    optimizer = train(method, 12)  # by now every adapter has moments
+    trained: set[tuple[bool, ...]] = set()
+    for number in range(12, 20):
+        before = {p: p.detach().clone() for p in method.parameters()}
+        moments = {p: (s["exp_avg"].clone(), s["exp_avg_sq"].clone()) for p, s in optimizer.state.items()}
+        step(method, optimizer, number)
+        trained.add(method.plan.trainable_L)
+        assert sum(method.plan.trainable_L) == 2
+        for name, parameter in method.model.named_parameters():
+            if ".lora_" not in name or parameter not in moments:
+                continue
+            trains = method.plan.trainable_L[int(re.findall(r"^blocks\.(\d+)\.", name)[0])]
+            state = optimizer.state[parameter]
+            assert torch.equal(parameter, before[parameter]) != trains, (number, name)
+            assert torch.equal(state["exp_avg"], moments[parameter][0]) != trains, (number, name)
+            assert torch.equal(state["exp_avg_sq"], moments[parameter][1]) != trains, (number, name)
+    assert len(trained) > 1
+
+
+@pytest.mark.parametrize("selection", ["proportional", "softmax", "top_k"])
+def test_only_blocks_with_adapters_are_drawn(selection: str) -> None:
+    method = build(vit(), "alast", trainable_blocks=2, selection=selection, lora={"blocks": (1, 3, 4)})
+    drawn = [0] * DEPTH
+    optimizer = torch.optim.SGD(method.parameters(), 0.0)
+    for number in range(20):
+        step(method, optimizer, number)
+        assert sum(method.plan.trainable_L) == 2
+        drawn = [count + trains for count, trains in zip(drawn, method.plan.trainable_L, strict=True)]
+    assert drawn[0] == drawn[2] == drawn[5] == 0
+    assert selection == "top_k" or min(drawn[1], drawn[3], drawn[4]) > 0
+
+
+def test_budgets_and_deltas_exist_for_blocks_without_adapters_too() -> None:
+    method: Any = build(vit(), "alast", trainable_blocks=1, target_budget=0.3, lora={"blocks": (5,)})
+    train(method, 2)
+    assert len(method.budgets) == len(method.deltas) == DEPTH
+    assert len(set(method.budgets)) > 1
+    assert min(method.plan.tokens_L) < 17
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "complaint"),
+    [
+        ("lora", {"blocks": (0, 6)}, "method.blocks = 6: the model has blocks 0 to 5"),
+        (
+            "alast",
+            {"trainable_blocks": 1, "lora": {"blocks": (0, 6)}},
+            "method.lora.blocks = 6: the model has blocks 0 to 5",
+        ),
+        (
+            "alast",
+            {"trainable_blocks": 3, "lora": {"blocks": (0, 5)}},
+            "method.trainable_blocks = 3: method.lora.blocks leaves 2 blocks",
+        ),
+        ("alast", {"trainable_blocks": 7, "lora": {}}, "method.trainable_blocks = 7: the model has 6 blocks"),
+    ],
+)
+def test_blocks_that_cannot_be_are_refused(name: str, options: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        build(vit(), name, **options)
+    assert str(refusal.value) == complaint

@@ -1,0 +1,63 @@
+"""Two processes that share each batch equal one that has all of it, and hold the same plans."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from alast_tune.config import TrialConfig
+
+WORKER = Path(__file__).with_name("parallel_worker.py")
+
+
+def outcomes(folder: Path, config: TrialConfig, ranks: int) -> list[dict[str, Any]]:
+    folder.mkdir()
+    file = folder / "config.json"
+    file.write_text(config.model_dump_json())
+    arguments = [[file, rank, ranks, folder / "rendezvous", folder] for rank in range(ranks)]
+    workers = [subprocess.Popen([sys.executable, WORKER, *map(str, words)]) for words in arguments]
+    assert [worker.wait(timeout=120) for worker in workers] == [0] * ranks
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(ranks)]
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"name": "full"},
+        {"name": "alast", "reading": "paper", "alpha": 0.01, "trainable_blocks": 4},
+        {"name": "alast", "reading": "authors", "alpha": 1e-4, "trainable_blocks": 4},
+        {"name": "alast", "reading": "fast", "alpha": 0.01, "lora": {"rank": 4}},
+        {"name": "top_k", "count": 2, "probe_steps": 1},
+    ],
+    ids=["full", "paper", "authors", "lora+alast", "top_k"],
+)
+@pytest.mark.slow
+def test_two_processes_equal_one(tmp_path: Path, method: dict[str, Any]) -> None:
+    config = TrialConfig.model_validate(
+        {
+            "data": {"train_images": 98},
+            "method": method,
+            "train": {"epochs": 1, "batch_size": 33, "learning_rate": 1e-2, "optimizer": "sgd", "device": "cpu"},
+        }
+    )
+    (alone,) = outcomes(tmp_path / "one", config, 1)
+    first, second = outcomes(tmp_path / "two", config, 2)
+    assert first["plans"] == second["plans"]
+    for name, tensor in first["model"].items():
+        assert torch.equal(tensor, second["model"][name]), name
+    assert [plan[:2] for plan in first["plans"]] == [plan[:2] for plan in alone["plans"]]
+    for mine, whole in zip(first["plans"], alone["plans"], strict=True):
+        assert mine[2] == pytest.approx(whole[2], abs=1e-4)
+    for name, tensor in alone["model"].items():
+        torch.testing.assert_close(first["model"][name], tensor, rtol=1e-3, atol=1e-5)
+    for name in ("accuracy", "validation_loss", "train_loss"):
+        assert first["report"][name] == pytest.approx(alone["report"][name], rel=1e-3), name
+    cost = ("train_flops", "exploration_flops", "peak_bytes", "steady_peak_bytes")
+    assert [first["report"][name] for name in cost] == [second["report"][name] for name in cost]
+    assert [first["report"][name] for name in cost[:2]] == [alone["report"][name] for name in cost[:2]]
+    # The first rank has an image more than the second, 17 of 33: the run's peak is its.
+    assert second["report"]["own_peak_bytes"] < first["report"]["own_peak_bytes"] <= first["report"]["peak_bytes"]
+    assert first["report"]["peak_bytes"] < alone["report"]["peak_bytes"]
