@@ -1,0 +1,202 @@
+"""A sweep's folder in the hands of one driver: a lock on this machine, and for a copy a lease beside the original."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sqlite3
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from filelock import Timeout
+
+from alast_tune.errors import ConfigError, StorageError
+from alast_tune.storage import (
+    ELSEWHERE,
+    LEASE,
+    STUDY,
+    address_of,
+    download,
+    driver_lock,
+    is_copy,
+    opened,
+    unusable,
+    words_of,
+)
+
+LEASE_SECONDS = 30.0
+"""A driver that has not said for so long that it lives does not."""
+
+
+class Hold:
+    """A sweep's folder, held by this process alone.
+
+    For a copy the hold is an object beside the original, renewed by a thread: another driver waits until it is old.
+
+    Raises:
+        ConfigError: the object storage cannot be used.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._copy = is_copy(folder)
+        self._address = address_of(folder)
+        self._filesystem, self._root = opened(folder)
+        self._owner = {"owner": uuid.uuid4().hex, "host": socket.gethostname(), "pid": os.getpid()}
+        self._kept: dict[str, tuple[int, int]] = {}
+        self._saved = 0.0
+        self._renewal = threading.Thread(target=self._stay, daemon=True, name="lease")
+        self._released = threading.Event()
+        self._lost = False
+
+    def save(self, every: float = 0.0) -> None:
+        """Bring what has changed to where the folder is kept, if the last time was longer ago than ``every`` seconds.
+
+        Raises:
+            StorageError: it cannot be written, or another driver has taken over.
+        """
+        if not self._copy or time.monotonic() - self._saved < every:
+            return
+        if self._lost:
+            raise StorageError(f"storage {self._address}: another driver has taken over; this one ends here")
+        try:
+            for file in sorted(_files(self.folder), key=lambda file: file.name != STUDY):  # the truth first
+                stamp, name = _stamp(file), self._name(file)
+                if self._kept.get(name) != stamp:
+                    self._write(name, _contents(file))
+                    self._kept[name] = stamp
+        except OSError as error:
+            raise StorageError(
+                f"storage {self._address}: {words_of(error)}; nothing finished is lost: "
+                f"once it is back, then go on with --resume {self.folder.name}"
+            ) from None
+        self._saved = time.monotonic()
+
+    def take(self, setting: str, say: Callable[[str], None]) -> None:
+        """Wait until no other driver says that it is alive, and bring the copy up to date.
+
+        Raises:
+            ConfigError: another driver is, or the object storage does not answer.
+        """
+        if not self._copy:
+            return
+        try:
+            while (other := self._lease()) and (age := time.time() - other["at"]) < LEASE_SECONDS:
+                wait = min(LEASE_SECONDS - age, LEASE_SECONDS)
+                host = other["host"]
+                say(f"{self.folder.name}: its last driver, on {host}, may be alive; waiting {wait:.0f} s for it")
+                time.sleep(wait + 0.1)
+                if (self._lease() or other)["at"] != other["at"]:
+                    raise _taken(setting, self.folder, f", on {other['host']}")
+            self._renew()
+            time.sleep(1)  # of several that come at the same time, the last to write has it
+            if (holder := self._lease()) and holder["owner"] != self._owner["owner"]:
+                raise _taken(setting, self.folder, f", on {holder['host']}")
+        except OSError as error:
+            raise unusable(self.folder, error) from None
+        download(self.folder)
+        self._kept = {self._name(file): _stamp(file) for file in _files(self.folder)}
+        self._renewal.start()
+
+    def release(self) -> None:
+        """Let others have it."""
+        self._released.set()
+        if self._renewal.is_alive():
+            self._renewal.join()
+        if self._copy and not self._lost:
+            with suppress(OSError):
+                self._filesystem.delete_file(f"{self._root}/{LEASE}")
+
+    def _stay(self) -> None:
+        while not self._released.wait(LEASE_SECONDS / 4):
+            with suppress(OSError):  # an outage: the next time
+                lease = self._lease()
+                self._lost = lease is not None and lease["owner"] != self._owner["owner"]
+                if self._lost:
+                    return
+                if not self._released.is_set():
+                    self._renew()
+
+    def _name(self, file: Path) -> str:
+        return file.relative_to(self.folder).as_posix()
+
+    def _lease(self) -> dict[str, Any] | None:
+        try:
+            with self._filesystem.open_input_stream(f"{self._root}/{LEASE}") as file:
+                found: dict[str, Any] = json.loads(file.read())
+                return found
+        except FileNotFoundError:
+            return None
+
+    def _renew(self) -> None:
+        self._write(LEASE, json.dumps(self._owner | {"at": time.time()}).encode())
+
+    def _write(self, name: str, contents: bytes) -> None:
+        with self._filesystem.open_output_stream(f"{self._root}/{name}") as out:
+            out.write(contents)
+
+
+@contextmanager
+def only_driver(folder: Path, setting: str = "name", say: Callable[[str], None] = print) -> Iterator[Hold]:
+    """Keep a folder to this process, whose hold goes with it, however it dies; a copy is brought up to date and saved.
+
+    Args:
+        folder: is made if it is not there.
+        setting: that names the folder, for the error.
+        say: prints a line, should it have to wait for a driver that has been killed elsewhere.
+
+    Raises:
+        ConfigError: another process has it.
+    """
+    lock, hold = driver_lock(folder), Hold(folder)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise _taken(setting, folder) from None
+    try:
+        hold.take(setting, say)
+        try:
+            yield hold
+        finally:
+            try:
+                hold.save()
+            finally:
+                hold.release()
+    finally:
+        lock.release()
+
+
+def _taken(setting: str, folder: Path, where: str = "") -> ConfigError:
+    return ConfigError(setting, folder.name, f"another driver is at work on it{where}; wait for it or stop it")
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    for top in folder.iterdir():
+        if top.name not in ELSEWHERE:
+            for file in [top] if top.is_file() else top.rglob("*"):
+                if file.is_file() and not file.name.endswith(("-wal", "-shm", ".tmp")):
+                    yield file
+
+
+def _stamp(file: Path) -> tuple[int, int]:
+    """Tell one state of a file from another; SQLite writes beside it first."""
+    beside = Path(f"{file}-wal")
+    stat = beside.stat() if file.name == STUDY and beside.exists() else file.stat()
+    return stat.st_mtime_ns, stat.st_size
+
+
+def _contents(file: Path) -> bytes:
+    if file.name != STUDY:
+        return file.read_bytes()
+    with tempfile.TemporaryDirectory() as scratch:
+        snapshot = Path(scratch) / STUDY
+        with closing(sqlite3.connect(file)) as source, closing(sqlite3.connect(snapshot)) as target:
+            source.backup(target)
+        return snapshot.read_bytes()

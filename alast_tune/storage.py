@@ -1,0 +1,189 @@
+"""Where sweeps are kept: folders, or object storage (``s3://``, ``gs://``), worked on in a copy on this machine.
+
+The copy's path follows from the address and the other way round, so that all code has plain paths. What is in
+the object storage is the truth: a copy is brought up to date before it is used. Checkpoints are never in it; workers
+write them where the sweep is kept.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from filelock import FileLock, Timeout
+from pydantic import AfterValidator, PlainSerializer
+
+from alast_tune.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pyarrow import fs
+
+SCHEMES = ("s3", "gs")
+STUDY = "study.db"
+"""The one file of a sweep's folder that is not copied as it is: SQLite may be writing it."""
+CHECKPOINTS = "tune"
+"""The part of a sweep's folder that workers write."""
+_LOCK = "driver.lock"
+LEASE = "driver.json"
+"""In object storage: which driver holds a sweep, and when it last said so."""
+ELSEWHERE = {CHECKPOINTS, _LOCK, LEASE, "promoted", "verify"}
+"""What of a sweep's folder a copy does not share with the original."""
+
+
+def copy_of(place: str | Path) -> Path:
+    """Path of a place: of ``s3://bucket/sweeps`` that of its copy on this machine, of a folder its own.
+
+    Raises:
+        ValueError: an address of another kind.
+    """
+    address = re.fullmatch(r"([A-Za-z0-9+]+):(/.*)?", str(place))  # a Path of it has one slash less
+    if address is None:
+        return Path(place)
+    scheme, rest = address[1], address[2] or ""
+    if scheme not in SCHEMES or "?" in rest or not rest.strip("/"):
+        raise ValueError("no folder, and not s3://BUCKET/... or gs://BUCKET/...; an endpoint goes to AWS_ENDPOINT_URL")
+    return _copies() / scheme / rest.strip("/")
+
+
+def address_of(folder: Path) -> str:
+    """Address of a folder: where it is kept if it is a copy, else its absolute path."""
+    with suppress(ValueError):
+        scheme, *parts = folder.absolute().relative_to(_copies()).parts
+        return f"{scheme}://{'/'.join(parts)}"
+    return str(folder.absolute())
+
+
+def is_copy(folder: Path) -> bool:
+    """Whether a folder is the copy of one in object storage."""
+    return folder.absolute().is_relative_to(_copies())
+
+
+def shown(path: Path) -> str:
+    """Write a path as a person gave it: a copy by its address."""
+    return address_of(path) if is_copy(path) else str(path)
+
+
+Place = Annotated[
+    Path,
+    AfterValidator(copy_of),
+    PlainSerializer(lambda path: shown(path), return_type=str, when_used="json"),
+]
+"""A folder, or an address in object storage, which becomes the path of its copy and is written as the address."""
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Write a file whole or not at all: to the path that this gives, which then takes the file's place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f"{path.name}.tmp")
+    yield scratch
+    scratch.replace(path)
+
+
+def _copies() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "alast-tune" / "storage"
+
+
+def listing(folder: Path) -> list[fs.FileInfo]:
+    """List what is in a folder where it is kept, nothing if it is not there.
+
+    Raises:
+        ConfigError: the storage cannot be read.
+    """
+    from pyarrow import fs
+
+    filesystem, path = opened(folder)
+    try:
+        found: list[fs.FileInfo] = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
+    except OSError as error:
+        raise unusable(folder, error) from None
+    return found
+
+
+def names_with(storage: Path, file: str) -> list[str]:
+    """Name the folders of a storage that hold a file."""
+    filesystem, _ = opened(storage)
+    there = [entry for entry in listing(storage) if filesystem.get_file_info(f"{entry.path}/{file}").is_file]
+    return sorted(entry.base_name for entry in there)
+
+
+def fetch(path: Path) -> None:
+    """Bring the copy of a sweep's folder up to date, unless a driver on this machine works on it.
+
+    Nothing to do for a folder that is no copy.
+
+    Args:
+        path: of the folder, or of a JSON file in it.
+
+    Raises:
+        ConfigError: the object storage cannot be read.
+    """
+    folder = path.parent if path.suffix == ".json" else path
+    if is_copy(folder):
+        with suppress(Timeout), driver_lock(folder):
+            download(folder)
+
+
+def driver_lock(folder: Path) -> FileLock:
+    """Make the lock of a folder among the processes that share it; the system takes it from one that dies."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return FileLock(folder / _LOCK, timeout=0)
+
+
+def opened(folder: Path) -> tuple[fs.FileSystem, str]:
+    """Open where a folder is kept; returns the filesystem and the path in it.
+
+    Raises:
+        ConfigError: no such object storage.
+    """
+    from pyarrow import fs  # a second to import, and the training core has no need of it
+
+    if not is_copy(folder):
+        return fs.LocalFileSystem(), str(folder.absolute())
+    try:
+        found: tuple[fs.FileSystem, str] = fs.FileSystem.from_uri(address_of(folder))
+    except (OSError, ValueError) as error:
+        raise unusable(folder, error) from None
+    return found
+
+
+def download(folder: Path) -> None:
+    """Bring a copy up to date, which nobody else may be doing.
+
+    Raises:
+        ConfigError: the object storage cannot be read.
+    """
+    from pyarrow import fs
+
+    filesystem, root = opened(folder)
+    try:
+        found = [entry for entry in listing(folder) if entry.base_name not in ELSEWHERE]
+        for entry in list(found):
+            if entry.type == fs.FileType.Directory:
+                found += filesystem.get_file_info(fs.FileSelector(entry.path, recursive=True))
+        for entry in found:
+            if entry.type == fs.FileType.File:
+                file = folder / entry.path.removeprefix(f"{root}/")
+                file.parent.mkdir(parents=True, exist_ok=True)
+                with filesystem.open_input_stream(entry.path) as source, file.open("wb") as target:
+                    shutil.copyfileobj(source, target)
+                for trace in (f"{file}-wal", f"{file}-shm"):  # SQLite's, of what was there before
+                    Path(trace).unlink(missing_ok=True)
+    except OSError as error:
+        raise unusable(folder, error) from None
+
+
+def unusable(folder: Path, error: Exception) -> ConfigError:
+    """Make the error of an object storage that cannot be used."""
+    return ConfigError("storage", address_of(folder), f"cannot be used ({words_of(error)}); see clusters/README.md")
+
+
+def words_of(error: Exception) -> str:
+    """Put an error of pyarrow, which says much, into a few words."""
+    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return text.rpartition("Details: ")[2].rpartition("AWS Error ")[2][:160]

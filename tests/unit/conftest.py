@@ -1,0 +1,42 @@
+"""Object storage, for the tests of several modules."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[str]:
+    """Run an S3 server; its address."""
+    from moto.server import ThreadedMotoServer  # here: a GPU machine has little more than torch
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def bucket(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Make an empty bucket, which a driver on a machine without copies finds; its address."""
+    import boto3
+
+    for name, value in {
+        "AWS_ENDPOINT_URL": server,
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "XDG_CACHE_HOME": str(tmp_path / "here"),
+    }.items():
+        monkeypatch.setenv(name, value)
+    name = tmp_path.name.replace("_", "-").lower()
+    boto3.client("s3").create_bucket(Bucket=name)
+    return f"s3://{name}/sweeps"
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> str:
+    """Name of another machine's folder of copies, for XDG_CACHE_HOME."""
+    return str(tmp_path / "elsewhere")
