@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,24 +19,35 @@ import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 from ray.tune.search import Searcher
 
-from alast_tune.config import SweepConfig, TrialConfig, apply_params
+from alast_tune.config import SweepConfig, TrialConfig
 from alast_tune.errors import ConfigError
-from alast_tune.results import DIRECTIONS, OBJECTIVES, TrialResult
-from alast_tune.tune.space import to_optuna
+from alast_tune.plots import human_bytes, human_flops
+from alast_tune.results import OBJECTIVES, TrialResult
+from alast_tune.tune.forecast import GROWTH, Costs
+from alast_tune.tune.grid import GridSampler
+from alast_tune.tune.resources import Packing, Request
+from alast_tune.tune.sampler import EhviSampler
+from alast_tune.tune.space import point, to_optuna, trial_config
+from alast_tune.tune.trials import to_result
 
-_STATES = {
-    TrialState.COMPLETE: "complete",
-    TrialState.PRUNED: "pruned",
-    TrialState.FAIL: "failed",
-    TrialState.RUNNING: "running",
+_WORDS: dict[str, Callable[[Any, Mapping[str, float]], str]] = {
+    "max_memory": lambda of, got: f"peak {human_bytes(got['peak_bytes'])} is above {human_bytes(of.max_memory)}",
+    "max_flops": lambda of, got: f"training {human_flops(got['train_flops'])} is above {human_flops(of.max_flops)}",
+    "min_accuracy": lambda of, got: f"accuracy {got['accuracy']:.4f} is below {of.min_accuracy:g}",
 }
+
+_PATIENCE = 100
+"""So many proposals in a row that are not worth launching end the search."""
+
+_STARVED = 1.0
+"""How far a trial that ran out of memory is told to be above the limit: by how much it really was nobody knows."""
 
 
 class Observer(Protocol):
     """Who wants to know how trials fare."""
 
-    def started(self, number: int, config: TrialConfig, params: Mapping[str, object], run_id: str | None) -> str | None:
-        """A trial was handed to a worker, for the first time or (with its tracking run's id) again; returns the id."""
+    def started(self, number: int, config: TrialConfig, params: Mapping[str, object]) -> None:
+        """A trial was handed to a worker, for the first time or again."""
 
     def reported(self, number: int, metrics: Mapping[str, float]) -> None:
         """It finished an epoch."""
@@ -44,36 +56,29 @@ class Observer(Protocol):
         """The study knows how it ended."""
 
 
-def open_study(sweep: SweepConfig, database: Path) -> optuna.Study:
-    """Create or reopen the sweep's study in a SQLite file."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(
-        storage=f"sqlite:///{database}", study_name=sweep.name, directions=list(DIRECTIONS), load_if_exists=True
-    )
-    # A sampler that starts again where trials are already must not repeat their draws.
-    study.sampler = _sampler(sweep, sweep.seed + 7919 * len(study.get_trials(deepcopy=False)))
-    return study
+@dataclass
+class _Live:
+    """A trial that is out."""
 
-
-def _sampler(sweep: SweepConfig, seed: int) -> optuna.samplers.BaseSampler:
-    if sweep.sampler == "random":
-        return optuna.samplers.RandomSampler(seed=seed)
-    if sweep.sampler == "nsga2":
-        return optuna.samplers.NSGAIISampler(seed=seed, population_size=max(4, min(50, sweep.trials // 4)))
-    if sweep.sampler == "gp":
-        return optuna.samplers.GPSampler(seed=seed)
-    return optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True)
+    trial: Trial
+    config: TrialConfig
+    request: Request
+    curve: list[list[float]] = field(default_factory=list)
+    """Objectives after each epoch."""
+    seconds: list[float] = field(default_factory=list)
+    """Spent in training by then."""
 
 
 class StudySearcher(Searcher):
     """Hands the study's trials to Ray Tune and tells the study how they end.
 
     Args:
-        study: with one direction an objective of :data:`~alast_tune.results.OBJECTIVES`.
-        sweep: base trial, space, and the number of trials in all.
+        study: of :func:`open_study`, with its ``reference_point``; gets the sweep's sampler.
+        sweep: base trial, space, limits, and the number of trials in all.
         observer: is told of every start, epoch and end.
-        concurrent: trials out at a time.
-        checkpoints: folders of a trial's checkpoints, newest first.
+        packing: says whether there is room for a trial, and what it takes.
+        forecast: predicts a trial's costs, the second argument being how far class-token deltas grow in training.
+        checkpoints: addresses of a trial's checkpoints, newest first.
     """
 
     def __init__(
@@ -81,23 +86,32 @@ class StudySearcher(Searcher):
         study: optuna.Study,
         sweep: SweepConfig,
         observer: Observer,
-        concurrent: int,
-        checkpoints: Callable[[int], Iterable[Path]] = lambda number: (),
+        packing: Packing,
+        forecast: Callable[[TrialConfig, float], Costs],
+        checkpoints: Callable[[int], Iterable[str]] = lambda number: (),
     ) -> None:
         super().__init__()
         self._study = study
         self._sweep = sweep
         self._observer = observer
-        self._concurrent = concurrent
+        self._packing = packing
+        self._forecast = forecast
         self._checkpoints = checkpoints
         self._space = to_optuna(sweep.space)
-        self._orphans = [trial for trial in study.get_trials(deepcopy=False) if trial.state == TrialState.RUNNING]
-        self._live: dict[str, tuple[Trial, TrialConfig]] = {}
+        self._grid = list(sweep.combinations()) if sweep.sampler == "grid" else None
+        study.sampler = self._sampler()
+        earlier = [trial for trial in study.get_trials(deepcopy=False) if trial.state != TrialState.WAITING]
+        self._orphans = [trial for trial in earlier if trial.state == TrialState.RUNNING]
+        self._launched = sum(_is_own(trial) for trial in earlier)
+        self._numbers = {point(trial.params): trial.number for trial in earlier if "landmark" not in trial.user_attrs}
+        self._live: dict[str, _Live] = {}
 
     @property
     def remaining(self) -> int:
         """Trials still to run: orphans of an earlier driver and those not yet proposed."""
-        return len(self._orphans) + max(0, self._sweep.trials - len(self._study.get_trials(deepcopy=False)))
+        if self._grid is None:
+            return len(self._orphans) + max(0, self._sweep.trials - self._launched)
+        return len(self._orphans) + sum(point(params) not in self._numbers for params in self._grid)
 
     def set_search_properties(
         self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: object
@@ -106,52 +120,65 @@ class StudySearcher(Searcher):
         return not config
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override] # FINISHED is a string
-        """Hand out an orphan, else a new trial; None while enough are out, FINISHED when none is left."""
-        if len(self._live) >= self._concurrent:
-            return None
-        while self.remaining:
-            trial = self._next()
-            try:
-                config = apply_params(self._sweep.trial, trial.params)
-            except ConfigError as error:  # two parameters, each fine, that contradict each other
-                self._tell(trial, TrialState.FAIL, None, str(error), epochs=0)
+        """Hand out an orphan, else a new trial; None while there is no room, FINISHED when none is left."""
+        most = self._sweep.concurrent
+        if len(self._live) == most or (most is None and not self._packing.room):
+            return None  # asked for so many at a time, they may wait for room: a cluster that grows does so for them
+        for _ in range(_PATIENCE):
+            if not self.remaining:
+                break
+            live = self._orphan() if self._orphans else self._propose()
+            if live is None:
                 continue
-            self._live[trial_id] = trial, config
-            run_id = self._observer.started(trial.number, config, trial.params, trial.user_attrs.get("mlflow_run_id"))
-            trial.set_user_attr("mlflow_run_id", run_id)
+            trial = live.trial
+            self._live[trial_id] = live
+            self._observer.started(trial.number, live.config, trial.params)
             return {
                 "number": trial.number,
-                "trial": config.model_dump(mode="json"),
+                "landmark": trial.user_attrs.get("landmark"),
+                "trial": live.config.model_dump(mode="json"),
                 "threads": self._sweep.cpus_per_trial,
-                "resume_from": [str(folder) for folder in self._checkpoints(trial.number)],
+                "resources": live.request,
+                "resume_from": list(self._checkpoints(trial.number)),
             }
         return str(Searcher.FINISHED)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Pass an epoch on."""
-        self._observer.reported(self._live[trial_id][0].number, _metrics(result))
+        """Pass an epoch on, and keep it."""
+        self._take(self._live[trial_id], _metrics(result))
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tell the study, once, what the trial really was."""
         if trial_id not in self._live:
             return
-        trial, config = self._live.pop(trial_id)
-        metrics = _metrics(result)
-        if metrics:
-            self._observer.reported(trial.number, metrics)
-        epochs = int(metrics.get("epoch", 0))
-        values = [metrics.get(objective.name, math.nan) for objective in OBJECTIVES]
-        unusable = [o.name for o, value in zip(OBJECTIVES, values, strict=True) if not math.isfinite(value)]
+        live = self._live.pop(trial_id)
+        self._packing.release(live.request)
+        metrics, trouble = _metrics(result), (result or {}).get("trouble")
+        if metrics and not trouble:
+            self._take(live, metrics)
+        epochs, budget = int(metrics.get("epoch", len(live.curve))), live.config.train.epochs
+        values = {objective.name: metrics.get(objective.name, math.nan) for objective in OBJECTIVES}
+        unusable = [name for name, value in values.items() if not math.isfinite(value)]
         if error:
-            self._tell(trial, TrialState.FAIL, None, "crashed", epochs)
-        elif epochs < config.train.epochs:
-            self._tell(
-                trial, TrialState.PRUNED, None, f"stopped after {epochs} of {config.train.epochs} epochs", epochs
-            )
-        elif unusable:
-            self._tell(trial, TrialState.FAIL, None, f"not a finite number: {', '.join(unusable)}", epochs)
+            self._tell(live.trial, TrialState.FAIL, "crashed", epochs)
+        elif (result or {}).get("out_of_memory"):
+            live.trial.set_constraint("max_memory", _STARVED)
+            self._tell(live.trial, TrialState.PRUNED, str(trouble), epochs)
+        elif trouble:
+            self._tell(live.trial, TrialState.FAIL, str(trouble), epochs)
+        elif metrics and unusable:
+            self._tell(live.trial, TrialState.FAIL, f"not a finite number: {', '.join(unusable)}", epochs)
+        elif epochs < budget:
+            reason = [f"stopped after {epochs} of {budget} epochs"]
+            if metrics:  # costs only grow: a limit that is broken now stays so; accuracy may yet rise
+                reason += self._constrain(
+                    live.trial, train_flops=values["train_flops"], peak_bytes=values["peak_bytes"]
+                )
+            self._tell(live.trial, TrialState.PRUNED, ": ".join(reason), epochs)
         else:
-            self._tell(trial, TrialState.COMPLETE, values, None, epochs)
+            broken = self._constrain(live.trial, **values)
+            live.trial.set_user_attr("metrics", {name: value for name, value in metrics.items() if "/" not in name})
+            self._tell(live.trial, TrialState.COMPLETE, ", ".join(broken) or None, epochs, list(values.values()))
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune pickles its searcher to restore from, and it is the study that a sweep resumes from."""
@@ -164,50 +191,120 @@ class StudySearcher(Searcher):
     def restore(self, checkpoint_path: str) -> None:
         """Nothing: a resumed sweep reopens the study."""
 
-    def _next(self) -> Trial:
-        if not self._orphans:
-            return self._study.ask(self._space)
-        trial = Trial(self._study, self._orphans.pop(0)._trial_id)
+    def _sampler(self) -> optuna.samplers.BaseSampler:
+        """Make the sweep's sampler; where there are trials already, one that does not repeat their draws."""
+        sweep = self._sweep
+        if self._grid is not None:
+            return GridSampler(self._space, self._grid)
+        seed = sweep.seed + 7919 * len(self._study.get_trials(deepcopy=False))
+        if sweep.sampler == "random":
+            return optuna.samplers.RandomSampler(seed=seed)
+        if sweep.sampler == "nsga2":
+            return optuna.samplers.NSGAIISampler(seed=seed, population_size=max(4, min(50, sweep.trials // 4)))
+        if sweep.sampler == "gp":
+            return optuna.samplers.GPSampler(seed=seed)
+        if sweep.sampler == "tpe":
+            return optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True)
+        accuracy, flops, peak = self._study.user_attrs["reference_point"]
+        worst = (
+            sweep.min_accuracy or accuracy,
+            min(sweep.max_flops or flops, flops),
+            min(sweep.max_memory or peak, peak),
+        )
+        return EhviSampler(self._space, self._costs, worst, seed)
+
+    def _costs(self, params: dict[str, Any]) -> tuple[float, float]:
+        """Forecast a configuration's training FLOPs and peak bytes."""
+        costs = self._forecast(trial_config(self._sweep, params), 0.0)
+        return costs.train_flops, costs.peak_bytes
+
+    def _orphan(self) -> _Live | None:
+        """Take up a trial of an earlier driver, with the curve it has so far."""
+        frozen = self._orphans.pop(0)
+        trial = Trial(self._study, frozen._trial_id)
         for path, distribution in self._space.items():
             trial._suggest(path, distribution)  # a driver killed while asking leaves some out; the others stay
-        return trial
+        self._numbers.setdefault(point(trial.params), trial.number)
+        live = self._admit(trial)
+        if live is not None:
+            live.curve.extend(frozen.user_attrs.get("curve", []))
+            live.seconds.extend(frozen.user_attrs.get("seconds", [math.nan] * len(live.curve)))
+        return live
+
+    def _propose(self) -> _Live | None:
+        """Ask for a new trial; None for one that is not launched."""
+        trial = self._study.ask(self._space)
+        if "landmark" not in trial.user_attrs:
+            twin = self._numbers.setdefault(point(trial.params), trial.number)
+            if twin != trial.number:
+                trial.set_user_attr("twin", twin)
+                self._study.tell(trial, state=TrialState.PRUNED)
+                return None
+        self._launched += 1
+        return self._admit(trial)
+
+    def _admit(self, trial: Trial) -> _Live | None:
+        """Find room for a trial; None for one that cannot work or be of use, which the study is told."""
+        try:
+            config = trial_config(self._sweep, trial.params, trial.user_attrs.get("landmark"))
+            peak = self._forecast(config, 0.0).peak_bytes
+        except ConfigError as error:  # two parameters, each fine, that contradict each other
+            self._tell(trial, TrialState.FAIL, str(error), epochs=0)
+            return None
+        if self._sweep.kept(peak_bytes=peak):
+            try:
+                return _Live(trial, config, self._packing.place(self._forecast(config, GROWTH).peak_bytes))
+            except ConfigError as error:
+                trial.set_constraint("max_memory", _STARVED)
+                broken = str(error)
+        else:
+            (broken,) = self._constrain(trial, peak_bytes=peak)
+        if trial.user_attrs.get("launched", True):
+            trial.set_user_attr("launched", False)
+            self._launched -= 1
+        self._tell(trial, TrialState.PRUNED, f"never launched: predicted {broken}", epochs=0)
+        return None
+
+    def _take(self, live: _Live, metrics: Mapping[str, float]) -> None:
+        """Keep an epoch's objectives with the trial, by which it is compared, also after a restart; and its time.
+
+        One that a restart has repeated, to the same end, is known already. Told first and kept then: a driver killed
+        between the two tells it again, and never leaves it out.
+        """
+        epoch = int(metrics.get("epoch", 0))
+        values = [metrics.get(objective.name, math.nan) for objective in OBJECTIVES]
+        if live.curve[epoch - 1 : epoch] == [values]:
+            return
+        self._observer.reported(live.trial.number, metrics)
+        if all(map(math.isfinite, values)) and len(live.curve) >= epoch - 1:
+            live.curve[epoch - 1 :] = [values]
+            live.seconds[epoch - 1 :] = [metrics.get("train_seconds", math.nan)]
+            live.trial.set_user_attr("curve", live.curve)
+            live.trial.set_user_attr("seconds", live.seconds)
+
+    def _constrain(self, trial: Trial, **objectives: float) -> list[str]:
+        """Set Optuna's constraints from measured or predicted objectives; say which limits are broken."""
+        excess = self._sweep.excess(**objectives)
+        for limit, amount in excess.items():
+            trial.set_constraint(limit, amount)
+        return [_WORDS[limit](self._sweep, objectives) for limit, amount in excess.items() if amount > 0]
 
     def _tell(
-        self, trial: Trial, state: TrialState, values: list[float] | None, reason: str | None, epochs: int
+        self, trial: Trial, state: TrialState, reason: str | None, epochs: int, values: list[float] | None = None
     ) -> None:
         trial.set_user_attr("epochs", epochs)
         if reason:
             trial.set_user_attr("reason", reason)
-        self._study.tell(trial, values, state)
-        told = self._study.get_trials(deepcopy=False)[trial.number]
-        self._observer.ended(to_result(told, self._sweep.trial))
+        told = self._study.tell(trial, values, state)
+        self._observer.ended(to_result(told, self._sweep))
+
+
+def _is_own(trial: FrozenTrial) -> bool:
+    """Whether it counts as one of the sweep's trials."""
+    return not trial.user_attrs.keys() & {"origin", "twin"} and trial.user_attrs.get("launched", True)
 
 
 def _metrics(result: dict[str, Any] | None) -> dict[str, float]:
     """Take the epoch's metrics out of a Tune result, which Tune has flattened to ``report/accuracy``."""
     prefix = "report/"
     return {key.removeprefix(prefix): value for key, value in (result or {}).items() if key.startswith(prefix)}
-
-
-def to_result(trial: FrozenTrial, base: TrialConfig) -> TrialResult:
-    """Read one trial of the study."""
-    try:
-        config = apply_params(base, trial.params)
-    except ConfigError:  # told FAIL for this very reason
-        config = base
-    complete = trial.state == TrialState.COMPLETE
-    return TrialResult(
-        number=trial.number,
-        state=_STATES[trial.state],  # type: ignore[arg-type]
-        config=config,
-        params=dict(trial.params),
-        values=tuple(trial.values) if complete else None,
-        epochs=trial.user_attrs.get("epochs", 0),
-        mlflow_run_id=trial.user_attrs.get("mlflow_run_id"),
-        reason=trial.user_attrs.get("reason"),
-    )
-
-
-def results(study: optuna.Study, base: TrialConfig) -> list[TrialResult]:
-    """Read every trial of the study, by number."""
-    return [to_result(trial, base) for trial in study.get_trials(deepcopy=False)]

@@ -1,12 +1,32 @@
-"""The search space: configuration paths on one side, Optuna's distributions on the other."""
+"""The search space: configuration paths on one side, Optuna's distributions on the other; and where a search begins."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from alast_tune.config import Choice, Distribution, FloatRange
+from alast_tune.config import (
+    AlastConfig,
+    Distribution,
+    FloatRange,
+    Floors,
+    FullConfig,
+    IntRange,
+    MethodConfig,
+    SweepConfig,
+    TrialConfig,
+    apply_params,
+    choices_of,
+    flatten,
+    parse,
+)
+
+LANDMARKS: dict[str, MethodConfig] = {"full": FullConfig(), "paper": AlastConfig(reading="paper")}
+"""What every sweep runs first and to the end: full fine-tuning, and the paper's configuration."""
+
+_LIKE_FULL = AlastConfig(trainable_blocks=1_000_000, floors=Floors(early=1.0, middle=1.0, late=1.0), target_budget=1.0)
 
 
 def to_optuna(space: Mapping[str, Distribution]) -> dict[str, BaseDistribution]:
@@ -15,8 +35,52 @@ def to_optuna(space: Mapping[str, Distribution]) -> dict[str, BaseDistribution]:
 
 
 def _distribution(item: Distribution) -> BaseDistribution:
-    if isinstance(item, Choice):
-        return CategoricalDistribution(item.choices)
     if isinstance(item, FloatRange):
         return FloatDistribution(item.low, item.high, log=item.log)
-    return IntDistribution(item.low, item.high)
+    if isinstance(item, IntRange):
+        return IntDistribution(item.low, item.high)
+    return CategoricalDistribution(choices_of(item) or ())
+
+
+def trial_config(sweep: SweepConfig, params: Mapping[str, Any], landmark: str | None = None) -> TrialConfig:
+    """Set a trial's parameters in the sweep's base; a landmark keeps its own method and takes the others.
+
+    Raises:
+        ConfigError: two parameters, each fine, that contradict each other.
+    """
+    settings = sweep.settings(params)
+    if landmark is None:
+        return apply_params(sweep.trial, settings)
+    own = _with_method(sweep.trial, LANDMARKS[landmark])
+    return apply_params(own, {path: value for path, value in settings.items() if path.split("/")[0] != "method"})
+
+
+def landmark_params(base: TrialConfig, space: Mapping[str, Distribution], landmark: str) -> dict[str, Any]:
+    """Find the point of the space that is nearest to a landmark: there a sampler sees its results.
+
+    The paper takes the learning rate for alpha; what a landmark says nothing of is the base trial's.
+    """
+    like = _LIKE_FULL if landmark == "full" else LANDMARKS[landmark]
+    own = _with_method(base, like)
+    values = {"method/alpha": own.train.learning_rate}
+    values |= {path: value for path, value in (flatten(base) | flatten(own)).items() if value is not None}
+    return {path: _nearest(item, values.get(path)) for path, item in space.items()}
+
+
+def point(params: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    """Put parameters into a form that can be looked up."""
+    return tuple(sorted(params.items()))
+
+
+def _with_method(base: TrialConfig, method: MethodConfig) -> TrialConfig:
+    values = method.model_dump(exclude_unset=True) | {"name": method.name}
+    return parse(TrialConfig, base.given() | {"method": values})
+
+
+def _nearest(item: Distribution, value: Any) -> bool | int | float | str:
+    if not isinstance(item, FloatRange | IntRange):
+        choices = choices_of(item) or ()
+        return value if value in choices else choices[0]
+    if not isinstance(value, int | float):
+        return item.low
+    return type(item.low)(min(max(value, item.low), item.high))

@@ -2,58 +2,92 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import ray
 import torch
 from ray import tune
 
+from alast_tune.blocks import BlockReport, report_blocks
 from alast_tune.config import TrialConfig
-from alast_tune.errors import ConfigError
+from alast_tune.errors import ConfigError, DivergedError
 from alast_tune.train import Run
+from alast_tune.tune.resources import limit_memory
 
 
 class AlastTrainable(tune.Trainable):
     """Wraps a :class:`~alast_tune.train.Run`.
 
     Config: ``number`` of the trial in the study, ``trial`` (a TrialConfig as plain values),
-    ``threads`` for torch on a CPU, ``resume_from`` (folders of checkpoints, newest first).
-    Each result holds the epoch's metrics under ``report``.
+    ``threads`` for torch on a CPU, ``resume_from`` (addresses of checkpoints, newest first).
+    Each result holds the epoch's metrics under ``report``, and the ``node`` it ran on: host, beginning of Ray's id.
     """
 
     def setup(self, config: dict[str, Any]) -> None:
         """Build the run; go on from the newest checkpoint that can be read."""
-        with _plain_errors():
-            self._start(config)
-
-    def _start(self, config: dict[str, Any]) -> None:
+        self._trouble: dict[str, Any] = {}
+        self.__dict__.pop("_run", None)  # a reused actor does not hold two models
         torch.set_num_threads(config["threads"])
-        trial = TrialConfig.model_validate(config["trial"])
-        self._run = Run(trial, verify=False)  # the driver has looked at every image
-        for folder in config["resume_from"]:
-            try:
-                self._run.load(Path(folder))
-                return
-            except ConfigError:  # damaged; a half-loaded run is not gone on with
-                self._run = Run(trial, verify=False)
+        if self.trial_resources:  # what Tune has reserved
+            limit_memory(self.trial_resources.required_resources.get("GPU", 0.0))
+        with self._guarded():
+            self._trial = TrialConfig.model_validate(config["trial"])
+            self._restore(config["resume_from"])
 
     def step(self) -> dict[str, Any]:
         """Train one epoch; a run that was finished before only repeats its last report."""
-        report = self._run.report
-        if report is None or not self._run.finished:
-            with _plain_errors():
-                report = self._run.train_epoch()
-        return {"report": report.metrics(), "done": self._run.finished}
+        if not self._trouble and not self._run.finished:
+            with self._guarded():
+                self._run.train_epoch()
+        if self._trouble:
+            return self._trouble
+        assert self._run.report
+        node = f"{socket.gethostname()} {ray.get_runtime_context().get_node_id()[:8]}"
+        return {"report": self._run.report.metrics(), "done": self._run.finished, "node": node}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Write everything the next epoch depends on."""
-        self._run.save(Path(checkpoint_dir))
+        if not self._trouble:
+            self._run.save(Path(checkpoint_dir))
 
     def load_checkpoint(self, checkpoint: str | dict[str, Any] | None) -> None:
-        """Go on from a checkpoint folder, after the worker or its node has died."""
-        self._run.load(Path(str(checkpoint)))
+        """Go on from a checkpoint folder, or if it is damaged the one before, after the worker or its node has died."""
+        newest = Path(str(checkpoint))
+        before = sorted(folder for folder in newest.parent.glob("checkpoint_*") if folder.name < newest.name)
+        with self._guarded():
+            self._restore([str(folder) for folder in (newest, *reversed(before))])
+
+    def _restore(self, checkpoints: list[str]) -> None:
+        """Start the run from the first checkpoint that can be read, else from the beginning."""
+        for address in checkpoints:
+            self._run = Run(self._trial, verify=False)  # the driver has looked at every image
+            try:
+                with stored(address) as folder:
+                    self._run.load(folder)
+                return
+            except (ConfigError, FileNotFoundError):  # damaged or gone; a half-loaded run is not gone on with
+                continue
+        self._run = Run(self._trial, verify=False)
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        """End the trial with a word, not an error, for what another try would only repeat.
+
+        Other errors travel as text: one that Ray cannot unpickle in the driver would end the whole sweep.
+        """
+        try:
+            yield
+        except Exception as error:
+            starved = out_of_memory(error)
+            if not starved and not isinstance(error, DivergedError):
+                raise RuntimeError(f"{type(error).__name__}: {error}") from error
+            report = {} if starved or self._run.report is None else self._run.report.metrics()
+            words = str(error).splitlines()[0] if str(error) else "out of memory"
+            self._trouble = {"report": report, "done": True, "trouble": words, "out_of_memory": starved}
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take another trial into the same process, whose imports are done."""
@@ -62,17 +96,31 @@ class AlastTrainable(tune.Trainable):
 
 
 @contextmanager
-def _plain_errors() -> Iterator[None]:
-    """Let errors travel as text: one that Ray cannot unpickle in the driver would end the whole sweep."""
-    try:
-        yield
-    except Exception as error:
-        raise RuntimeError(f"{type(error).__name__}: {error}") from error
+def stored(address: str) -> Iterator[Path]:
+    """Have a checkpoint in a folder, fetched from where it is kept if need be."""
+    with tune.Checkpoint(address).as_directory() as folder:
+        yield Path(folder)
 
 
-def member_accuracy(trial: dict[str, Any], folder: str, threads: int) -> float | None:
+def out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error says that memory ran out, a GPU's or the machine's."""
+    words = ("out of memory", "can't allocate memory", "cannot allocate memory")
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
+    )
+
+
+def member_accuracy(trial: dict[str, Any], address: str, threads: int) -> float | None:
     """Evaluate a finished trial's checkpoint on the test images, which no search has seen; None if there are none."""
     torch.set_num_threads(threads)
     run = Run(TrialConfig.model_validate(trial), verify=False)
-    run.load(Path(folder))
+    with stored(address) as folder:
+        run.load(folder)
     return run.evaluate("test")[0] if run.has_test else None
+
+
+def member_blocks(trial: dict[str, Any], address: str, threads: int) -> BlockReport:
+    """Look into a finished trial's checkpoint, block by block."""
+    torch.set_num_threads(threads)
+    with stored(address) as folder:
+        return report_blocks(TrialConfig.model_validate(trial), folder)

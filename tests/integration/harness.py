@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+RAY = Path(sys.executable).with_name("ray")
 
 TINY = """\
 trials: {trials}
@@ -28,11 +29,12 @@ space:
 
 
 class Pareto:
-    """Runs `python sweeps/pareto.py` on the tiny preset, as a person would."""
+    """Runs `python sweeps/pareto.py` on the tiny preset, as a person would; or another script of sweeps."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, script: str = "pareto.py") -> None:
         self.storage = folder / "runs"
         self._folder = folder
+        self._script = script
 
     def preset(self, trials: int = 4, epochs: int = 2) -> str:
         """Write the preset; returns its path."""
@@ -42,7 +44,7 @@ class Pareto:
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         """Start it in the background, in a process group of its own."""
-        command = [sys.executable, str(ROOT / "sweeps" / "pareto.py"), "--storage", str(self.storage), *arguments]
+        command = [sys.executable, str(ROOT / "sweeps" / self._script), "--storage", str(self.storage), *arguments]
         return subprocess.Popen(
             command,
             stdout=subprocess.PIPE,
@@ -65,25 +67,76 @@ class Pareto:
         return out
 
 
+class MlflowServer:
+    """An MLflow server on a free port, which it keeps when it is stopped and started again."""
+
+    def __init__(self, *options: str) -> None:
+        port = free_port()
+        self.address = f"http://127.0.0.1:{port}"
+        where = ["--workers", "1", "--host", "127.0.0.1", "--port", str(port)]
+        self._command = [sys.executable, "-m", "mlflow", "server", *where, *options]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        end = time.monotonic() + 180
+        while True:
+            try:
+                with urllib.request.urlopen(f"{self.address}/health", timeout=2):
+                    return
+            except (urllib.error.URLError, TimeoutError, ConnectionError):
+                assert self._process.poll() is None and time.monotonic() < end, "no server"
+                time.sleep(0.3)
+
+    def stop(self) -> None:
+        """End it, if it runs."""
+        if self._process:
+            self._process.terminate()
+            self._process.wait(timeout=60)
+            self._process = None
+
+
 @contextmanager
 def mlflow_server(*options: str) -> Iterator[str]:
     """Run an MLflow server on a free port; its address."""
+    server = MlflowServer(*options)
+    try:
+        server.start()
+        yield server.address
+    finally:
+        server.stop()
+
+
+def free_port(address: str = "127.0.0.1") -> int:
+    """Find a port that nobody listens on."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", "127.0.0.1", "--port", str(port)]
-    process = subprocess.Popen([*command, *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    address, end = f"http://127.0.0.1:{port}", time.monotonic() + 90
-    while True:
-        try:
-            with urllib.request.urlopen(f"{address}/health", timeout=2):
-                break
-        except (urllib.error.URLError, TimeoutError, ConnectionError):
-            assert process.poll() is None and time.monotonic() < end, "no server"
-            time.sleep(0.3)
-    yield address
-    process.terminate()
-    process.wait(timeout=60)
+        probe.bind((address, 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def ray_head() -> Iterator[str]:
+    """Run a Ray head of our own; its dashboard's address."""
+    dashboard = 8300 + os.getpid() % 500  # below the range that Ray keeps for its workers
+    command = [
+        str(RAY), "start", "--head", "--block", "--num-cpus", "2", "--port", str(dashboard + 1000),
+        "--dashboard-port", str(dashboard), "--dashboard-host", "127.0.0.1", "--node-ip-address", "127.0.0.1",
+        # Fixed by default: beside another Ray on the machine the agent then lives without it, and takes no jobs.
+        "--dashboard-agent-listen-port", str(dashboard - 500),
+    ]  # fmt: skip
+    process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    address = f"http://127.0.0.1:{dashboard}"
+    # A new head takes jobs only once its agent is up: try with an empty one.
+    empty = [str(RAY), "job", "submit", "--address", address, "--no-wait", "--", "true"]
+    try:
+        end = time.monotonic() + 180
+        while subprocess.run(empty, capture_output=True).returncode:
+            assert process.poll() is None and time.monotonic() < end, "no head"
+            time.sleep(1)
+        yield address
+    finally:
+        terminate(process)
 
 
 def wait_for(condition: Callable[[], bool], seconds: float, process: subprocess.Popen[str]) -> None:
@@ -93,6 +146,16 @@ def wait_for(condition: Callable[[], bool], seconds: float, process: subprocess.
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < end, f"not within {seconds} s"
         time.sleep(0.1)
+
+
+def terminate(process: subprocess.Popen[bytes]) -> None:
+    """Let a `ray start --block` end what it started; if it does not, kill its group."""
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(timeout=60)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait(timeout=30)
 
 
 def kill(process: subprocess.Popen[str]) -> None:

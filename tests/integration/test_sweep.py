@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import signal
 import sqlite3
 import subprocess
@@ -34,13 +35,13 @@ def trial_states(folder: Path) -> list[str]:
 @pytest.mark.slow
 def test_a_sweep_leaves_its_front_on_disk_and_in_mlflow(pareto: Pareto) -> None:
     out = pareto.run("--preset", pareto.preset(trials=4), "--name", "small")
-    assert "trial 0003 complete | 4/4 finished" in out
+    assert re.search(r"trial 000\d complete \| 4/4 finished", out)  # whichever ends last
     assert "front: " in out and "mlflow ui" in out
 
     folder = pareto.storage / "small"
     values = json.loads((folder / "front.json").read_text())
     assert values["schema"] == 1 and values["sweep"] == "small"
-    assert values["trials"] == {"total": 4, "complete": 4, "pruned": 0, "failed": 0}
+    assert values["trials"] == {"total": 4, "complete": 4, "infeasible": 0, "pruned": 0, "failed": 0}
     assert [objective["name"] for objective in values["objectives"]] == ["accuracy", "train_flops", "peak_bytes"]
     assert 0 < values["hypervolume_share"] < 1 and values["hypervolume"] > 0
     front = FrontFile.read(folder / "front.json")
@@ -66,7 +67,9 @@ def test_a_sweep_leaves_its_front_on_disk_and_in_mlflow(pareto: Pareto) -> None:
         assert len(client.get_metric_history(child.info.run_id, "accuracy")) == 2
         assert child.data.metrics["train_flops"] > 0
     names = {file.path for file in client.list_artifacts(parents[0].info.run_id)}
-    assert {"front.json", "front.html", "front.png"} <= names
+    assert {"front.json", "front.html", "front.png", "search.html", "search-space.png", "blocks.html"} <= names
+    assert {"search-importances.png", "search-convergence.png", "blocks-knee.png"} <= names
+    assert "drawn" not in out
 
     shown = subprocess.run(
         [sys.executable, "-m", "alast_tune.cli", "front", "small", "--storage", str(pareto.storage)],
@@ -78,32 +81,33 @@ def test_a_sweep_leaves_its_front_on_disk_and_in_mlflow(pareto: Pareto) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_sigkill_of_the_driver_at_three_random_moments_loses_and_repeats_nothing(pareto: Pareto) -> None:
+@pytest.mark.timeout(1500)
+def test_sigkill_of_the_driver_at_twenty_random_moments_loses_and_repeats_nothing(pareto: Pareto) -> None:
     draw = random.Random()  # other moments each time; the seed is of no use, the machine's speed differs anyway
     folder = pareto.storage / "killed"
-    arguments: tuple[str, ...] = ("--preset", pareto.preset(trials=8, epochs=3), "--name", "killed")
+    arguments: tuple[str, ...] = ("--preset", pareto.preset(trials=16, epochs=3), "--name", "killed")
     finished: set[int] = set()
-    for _ in range(3):
+    for _ in range(20):
         process = pareto.start(*arguments)
-        wait_for(lambda: "RUNNING" in trial_states(folder), 90, process)
-        time.sleep(draw.uniform(0, 16))
+        if not finished:
+            wait_for(lambda: "RUNNING" in trial_states(folder), 90, process)
+        time.sleep(draw.uniform(0, 16))  # also while it starts
         kill(process)
         complete = {number for number, state in enumerate(trial_states(folder)) if state == "COMPLETE"}
         assert finished <= complete, "a finished trial was lost"
         finished = complete
         arguments = ("--resume", "killed")
     out = pareto.run("--resume", "killed")
-    assert trial_states(folder) == ["COMPLETE"] * 8, out
+    assert trial_states(folder) == ["COMPLETE"] * 16, out
     front = FrontFile.read(folder / "front.json")
-    assert (front.trials.total, front.trials.complete) == (8, 8)
+    assert (front.trials.total, front.trials.complete) == (16, 16)
     # No trial ran twice to the end: one final checkpoint each, over all drivers, and every epoch logged once.
     client = mlflow.MlflowClient(f"sqlite:///{pareto.storage / 'mlflow.db'}")
     (experiment,) = client.search_experiments(filter_string="name = 'alast-tune'")
     children = client.search_runs([experiment.experiment_id], "tags.`alast.kind` = 'trial'")
-    assert len(children) == 8
+    assert len(children) == 16
     assert {run.info.status for run in children} == {"FINISHED"}
-    assert sorted(int(run.data.metrics["epoch"]) for run in children) == [3] * 8
+    assert sorted(int(run.data.metrics["epoch"]) for run in children) == [3] * 16
 
 
 @pytest.mark.slow
@@ -163,9 +167,15 @@ def test_a_trial_that_cannot_run_fails_with_its_reason_and_the_others_go_on(pare
     assert "broken.safetensors" in out
     client = mlflow.MlflowClient(f"sqlite:///{pareto.storage / 'mlflow.db'}")
     (experiment,) = client.search_experiments(filter_string="name = 'alast-tune'")
-    failed = client.search_runs([experiment.experiment_id], "attributes.status = 'FAILED'")
-    assert len(failed) == states["FAIL"]
-    assert all("broken.safetensors" in run.data.tags["alast.reason"] for run in failed)
+    runs = client.search_runs([experiment.experiment_id], "tags.`alast.kind` = 'trial'")
+    assert [run.info.status for run in runs] == ["FINISHED"] * states["COMPLETE"]  # the others were never launched
+
+
+@pytest.mark.slow
+def test_a_sweep_of_which_nothing_can_keep_the_limit_says_so(pareto: Pareto) -> None:
+    out = pareto.run("--preset", pareto.preset(trials=2), "--name", "small", "--max-memory", "1MiB")
+    assert "never launched: predicted peak" in out
+    assert "2 of 2 trials were not run: all that is left to propose was tried before, or is predicted to break" in out
 
 
 @pytest.mark.slow
@@ -174,7 +184,7 @@ def test_a_second_driver_of_the_same_sweep_is_refused(pareto: Pareto) -> None:
     first = pareto.start("--preset", pareto.preset(trials=2, epochs=3), "--name", "busy")
     wait_for(lambda: "RUNNING" in trial_states(folder), 90, first)
     out = pareto.run("--resume", "busy", expect=2)
-    assert "error: name = busy: another driver is running this sweep" in out
+    assert "error: name = busy: another driver is at work on it" in out
     out, _ = first.communicate(timeout=200)
     assert first.returncode == 0, out
 

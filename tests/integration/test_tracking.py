@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,9 +11,9 @@ import pytest
 
 from alast_tune.config import SweepConfig, TrialConfig
 from alast_tune.errors import ConfigError
-from alast_tune.results import TrialResult
+from alast_tune.results import FrontFile, TrialResult
 from alast_tune.summary import summarise
-from alast_tune.tracking import Tracker, _patience, default_uri, is_file_based, ui_command
+from alast_tune.tracking import Tracker, default_uri, is_file_based, run_ids, ui_command
 from tests.integration.harness import mlflow_server
 
 SWEEP = SweepConfig.model_validate(
@@ -36,12 +35,12 @@ def write_sweep(tracker: Tracker) -> tuple[str, list[TrialResult]]:
     parent = tracker.start_sweep(SWEEP)
     results = []
     for number, values in enumerate([(0.9, 2e12, 4e8), (0.8, 1e12, 2e8), (0.7, 3e12, 3e8)]):
-        run = tracker.start_trial(number, TrialConfig(), {"method/alpha": 0.1})
+        tracker.start_trial(number, TrialConfig(), {"method/alpha": 0.1})
         for epoch in (1, 2):
             metrics = dict(zip(("accuracy", "train_flops", "peak_bytes"), values, strict=True)) | {"lost": math.inf}
-            tracker.log_epoch(run, metrics, epoch)
-        tracker.end_trial(run, "FINISHED", tags={"alast.state": "complete"})
-        results.append(TrialResult(number, "complete", TrialConfig(), {"method/alpha": 0.1}, values, 2, run))
+            tracker.log_epoch(number, metrics, epoch)
+        tracker.end_trial(number, "FINISHED", tags={"alast.state": "complete"})
+        results.append(TrialResult(number, "complete", TrialConfig(), {"method/alpha": 0.1}, values, 2))
     front = summarise("s", results, REFERENCE)
     tracker.log_front(front, results)
     tracker.end_sweep("FINISHED")
@@ -53,7 +52,7 @@ def test_a_sweep_is_a_parent_its_trials_children_and_its_front_findable(
     kind: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     uri = request.getfixturevalue("server") if kind == "http" else default_uri(tmp_path)
-    parent, results = write_sweep(Tracker(uri, tmp_path))
+    parent, _ = write_sweep(Tracker(uri, tmp_path))
     client = mlflow.MlflowClient(uri)
     experiment = client.get_experiment_by_name("alast-tune")
     assert experiment
@@ -62,10 +61,12 @@ def test_a_sweep_is_a_parent_its_trials_children_and_its_front_findable(
         query = f"{condition} and tags.`mlflow.parentRunId` = '{parent}'"
         return {run.info.run_id for run in client.search_runs([experiment.experiment_id], query)}
 
-    runs = [str(result.mlflow_run_id) for result in results]
+    runs = run_ids(tmp_path / "s")
     assert found("tags.pareto = 'true'") == {runs[0], runs[1]}
     assert found("tags.pareto = 'false'") == {runs[2]}
     assert len(found("tags.knee = 'true'")) == 1
+    assert found("tags.pareto_rank = '0'") == {runs[0], runs[1]}
+    assert found("tags.pareto_rank = '1'") == {runs[2]}
     child = client.get_run(runs[0])
     assert child.data.params["method/floors/early"] == "0.1"
     assert "lost" not in child.data.metrics
@@ -74,54 +75,64 @@ def test_a_sweep_is_a_parent_its_trials_children_and_its_front_findable(
     assert whole.data.metrics["best_accuracy"] == 0.9
     assert whole.data.metrics["front_size"] == 2
     assert whole.data.metrics["hypervolume"] > 0
-    assert (
-        "| 0001 |" in whole.data.tags["mlflow.note.content"]
-        or "| **0001** (knee) |" in whole.data.tags["mlflow.note.content"]
-    )
+    assert "| 0001 | 0.8000 |" in whole.data.tags["mlflow.note.content"]
     assert whole.data.params["space/method/alpha"]
+    uploaded = FrontFile.read(Path(client.download_artifacts(parent, "front.json", str(tmp_path))))
+    assert {member.mlflow_run_id for member in uploaded.front} == {runs[0], runs[1]}
     files = {file.path for file in client.list_artifacts(parent)}
     assert files == {"front.json", "front.html", "front.png", "front_table.json"}
+    page = Path(client.download_artifacts(parent, "front.html", str(tmp_path))).read_text(encoding="utf-8")
+    assert json.dumps({f"{number:04d}": run for number, run in runs.items()}) in page
     table = json.loads(Path(client.download_artifacts(parent, "front_table.json", str(tmp_path))).read_text())
     assert "accuracy" in table["columns"] and len(table["data"]) == 2
 
 
-def test_resuming_reopens_the_same_runs_and_logs_no_parameter_again(tmp_path: Path) -> None:
+def test_resuming_reopens_the_same_runs_and_changes_no_parameter(tmp_path: Path) -> None:
     uri = default_uri(tmp_path)
     first = Tracker(uri, tmp_path)
     parent = first.start_sweep(SWEEP)
-    run = first.start_trial(0, TrialConfig(), {})
+    first.start_trial(0, TrialConfig(), {})
     first.kill()
     client = mlflow.MlflowClient(uri)
+    run = run_ids(tmp_path / "s")[0]
     assert {client.get_run(one).info.status for one in (parent, run)} == {"KILLED"}
 
     second = Tracker(uri, tmp_path)
-    assert second.start_sweep(SWEEP.model_copy(update={"trials": 99}), parent) == parent
-    assert second.start_trial(0, TrialConfig(), {}, run) == run
+    assert second.start_sweep(SWEEP.model_copy(update={"trials": 99})) == parent
+    second.start_trial(0, TrialConfig(), {})
+    assert second._writer.flush(patience=0)
+    assert run_ids(tmp_path / "s") == {0: run}
     assert {client.get_run(one).info.status for one in (parent, run)} == {"RUNNING"}
-    second.end_trial(run, "FAILED", {"alast.reason": "x" * 9000})
+    second.end_trial(0, "FAILED", {"alast.reason": "x" * 9000})
     second.end_sweep("FINISHED")
     assert client.get_run(run).info.status == "FAILED"
+    assert client.get_run(parent).data.params["trials"] == str(SWEEP.trials)
 
 
 def test_a_run_left_open_by_a_driver_that_died_after_telling_the_study_is_settled(tmp_path: Path) -> None:
     uri = default_uri(tmp_path)
     tracker = Tracker(uri, tmp_path)
     tracker.start_sweep(SWEEP)
-    runs = [tracker.start_trial(number, TrialConfig(), {}) for number in range(3)]
-    states = ("complete", "failed", "running")
-    results = [TrialResult(n, state, TrialConfig(), {}, None, 1, runs[n]) for n, state in enumerate(states)]  # type: ignore[arg-type]
+    for number in range(3):
+        tracker.start_trial(number, TrialConfig(), {})
+    states = ("complete", "failed", "running", "failed")  # the last never started
+    results = [TrialResult(n, state, TrialConfig(), {}, None, 1) for n, state in enumerate(states)]  # type: ignore[arg-type]
     tracker.settle(results)
+    tracker.end_sweep("FINISHED")
     client = mlflow.MlflowClient(uri)
-    assert [client.get_run(run).info.status for run in runs] == ["FINISHED", "FAILED", "RUNNING"]
+    runs = run_ids(tmp_path / "s")
+    assert {n: client.get_run(run).info.status for n, run in runs.items()} == {0: "FINISHED", 1: "FAILED", 2: "RUNNING"}
 
 
 def test_killing_sixteen_trials_takes_less_than_ray_gives(tmp_path: Path) -> None:
     tracker = Tracker(default_uri(tmp_path), tmp_path)
     tracker.start_sweep(SWEEP)
-    runs = [tracker.start_trial(number, TrialConfig(), {}) for number in range(16)]
+    for number in range(16):
+        tracker.start_trial(number, TrialConfig(), {})
+    assert tracker._writer.flush(patience=0)
     tracker.kill()
     client = mlflow.MlflowClient(tracker.uri)
-    assert {client.get_run(run).info.status for run in runs} == {"KILLED"}
+    assert {client.get_run(run).info.status for run in run_ids(tmp_path / "s").values()} == {"KILLED"}
 
 
 def test_where_a_store_is_and_how_to_open_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,17 +153,22 @@ def test_a_store_that_cannot_be_used_is_refused_soon_in_one_line(uri: str, tmp_p
 
 
 def test_a_front_logged_again_replaces_the_earlier_one(tmp_path: Path) -> None:
+    _, results = write_sweep(Tracker(default_uri(tmp_path), tmp_path))
     tracker = Tracker(default_uri(tmp_path), tmp_path)
-    parent, results = write_sweep(tracker)
-    run = tracker.start_trial(3, TrialConfig(), {"method/alpha": 0.2})
-    results.append(TrialResult(3, "complete", TrialConfig(), {"method/alpha": 0.2}, (0.95, 1e12, 2e8), 2, run))
+    parent = tracker.start_sweep(SWEEP)
+    tracker.start_trial(3, TrialConfig(), {"method/alpha": 0.2})
+    results.append(TrialResult(3, "complete", TrialConfig(), {"method/alpha": 0.2}, (0.95, 1e12, 2e8), 2))
     tracker.log_front(summarise("s", results, REFERENCE), results)
+    tracker.end_sweep("FINISHED")
+    runs = run_ids(tmp_path / "s")
     client = mlflow.MlflowClient(tracker.uri)
-    tags = [client.get_run(str(result.mlflow_run_id)).data.tags for result in results]
+    tags = [client.get_run(runs[number]).data.tags for number in range(4)]
     assert [(tag["pareto"], tag["knee"]) for tag in tags] == [("false", "false")] * 3 + [("true", "true")]
     assert json.loads(client.get_run(parent).data.tags["mlflow.loggedArtifacts"]) == [
         {"path": "front_table.json", "type": "table"}
     ]
+    page = Path(client.download_artifacts(parent, "front.html", str(tmp_path))).read_text(encoding="utf-8")
+    assert json.dumps({f"{number:04d}": run for number, run in runs.items()}) in page
     table = json.loads(Path(client.download_artifacts(parent, "front_table.json", str(tmp_path))).read_text())
     assert table["columns"] == [
         "trial",
@@ -163,15 +179,16 @@ def test_a_front_logged_again_replaces_the_earlier_one(tmp_path: Path) -> None:
         "method/alpha",
         "run",
     ]
-    assert table["data"] == [["0003", 0.95, 1e12, 2e8, None, 0.2, run]]
+    assert table["data"] == [["0003", 0.95, 1e12, 2e8, None, 0.2, runs[3]]]
 
 
 def test_limits_of_one_request_are_kept_by_the_client(tmp_path: Path) -> None:
     tracker = Tracker(default_uri(tmp_path), tmp_path)
     parent = tracker.start_sweep(SWEEP)
-    tracker.log_epoch(parent, {f"m{index}": float(index) for index in range(2500)}, 1)
-    tracker.log_epoch(parent, {"lost": math.nan}, 1)
-    tracker._log_params(parent, {f"p{index}": "x" * 7000 for index in range(150)})
+    tracker.log_progress({f"m{index}": float(index) for index in range(2500)}, 1)
+    tracker.log_progress({"lost": math.nan}, 1)
+    tracker._ask("sweep", "log", params={f"p{index}": "x" * 6000 for index in range(150)})
+    tracker.end_sweep("FINISHED")
     run = mlflow.MlflowClient(tracker.uri).get_run(parent)
     assert run.data.metrics == {f"m{index}": float(index) for index in range(2500)}
     assert {len(run.data.params[f"p{index}"]) for index in range(150)} == {6000}
@@ -180,7 +197,7 @@ def test_limits_of_one_request_are_kept_by_the_client(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_terminal_is_left_to_the_sweep(server: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     for uri in (server, default_uri(tmp_path)):
-        write_sweep(Tracker(uri, tmp_path))
+        write_sweep(Tracker(uri, tmp_path / uri[:4]))
     assert capfd.readouterr() == ("", "")
 
 
@@ -193,31 +210,17 @@ def test_a_silent_server_is_given_up_on(tmp_path: Path) -> None:
         Tracker(f"http://127.0.0.1:{silent.getsockname()[1]}", tmp_path)
 
 
-def test_patience_is_the_persons_to_set_and_only_ours_outside_a_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "77")
-    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", raising=False)
-    with _patience(retries=1, seconds=4):
-        assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "77"
-        assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "1"
-    assert "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in os.environ
-
-
-def test_a_sweep_that_is_killed_while_the_server_is_away_ends_all_the_same(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    tracker = Tracker(default_uri(tmp_path), tmp_path)
-    tracker.start_sweep(SWEEP)
-    tracker._client = mlflow.MlflowClient("http://127.0.0.1:9")
-    tracker.kill()
-    assert "no answer" in caplog.text
-
-
 def test_what_a_store_no_longer_has_is_said(tmp_path: Path) -> None:
     uri = default_uri(tmp_path)
     tracker = Tracker(uri, tmp_path)
-    with pytest.raises(ConfigError, match="resume with the store"):
-        tracker.start_sweep(SWEEP, "0" * 32)
+    parent = tracker.start_sweep(SWEEP)
+    tracker.kill()
+    with pytest.raises(ConfigError, match="use the store the sweep began in"):
+        Tracker(f"sqlite:///{tmp_path}/other.db", tmp_path).start_sweep(SWEEP)
     client = mlflow.MlflowClient(uri)
+    client.delete_run(parent)
+    with pytest.raises(ConfigError, match=f"mlflow runs restore --run-id {parent}"):
+        Tracker(uri, tmp_path).start_sweep(SWEEP)
     experiment = client.get_experiment_by_name("alast-tune")
     assert experiment
     client.delete_experiment(experiment.experiment_id)
@@ -229,7 +232,7 @@ def test_a_folder_with_a_blank_and_a_user_without_a_name_work(tmp_path: Path, mo
     def nobody() -> str:
         raise KeyError("getpwuid(): uid not found: 12345")
 
-    monkeypatch.setattr("alast_tune.tracking.getuser", nobody)
+    monkeypatch.setattr("alast_tune.tracking.tracker.getuser", nobody)
     storage = tmp_path / "my runs"
     tracker = Tracker(default_uri(storage), storage)
     write_sweep(tracker)

@@ -13,8 +13,10 @@ from ray.tune import RunConfig, TuneConfig
 from ray.tune.schedulers import ASHAScheduler
 
 from alast_tune.config import SweepConfig
-from alast_tune.tune.search import StudySearcher, open_study
-from tests.unit.tune.test_search import Recorder
+from alast_tune.tune.schedule import MoAsha
+from alast_tune.tune.search import StudySearcher
+from alast_tune.tune.trials import open_study
+from tests.unit.tune.test_search import Recorder, everywhere, forecast
 
 EPOCHS = 9
 
@@ -36,21 +38,26 @@ def epochs(config: dict[str, Any], crash_at: int = 99, nan_from: float = 2.0) ->
         tune.report({"report": {"epoch": epoch, "accuracy": accuracy, "train_flops": epoch * 1e9, "peak_bytes": 1e6}})
 
 
-def run(tmp_path: Path, trainable: Any, scheduler: Any = None, trials: int = 12) -> tuple[Any, Recorder]:
+def run(
+    tmp_path: Path, trainable: Any, scheduler: Any = lambda *sweep_and_study: None, trials: int = 12
+) -> tuple[Any, Recorder]:
     sweep = SweepConfig.model_validate(
         {
             "trials": trials,
+            "sampler": "random",
+            "grace_epochs": 1,
+            "concurrent": 4,
             "trial": {"train": {"epochs": EPOCHS}},
             "space": {"method/floors/early": {"type": "float", "low": 0.1, "high": 1.0}},
         }
     )
-    study, observer = open_study(sweep, tmp_path / "study.db"), Recorder()
+    study, observer = open_study(sweep, tmp_path), Recorder()
     tune.Tuner(
         trainable,
         tune_config=TuneConfig(
-            search_alg=StudySearcher(study, sweep, observer, concurrent=4),
+            search_alg=StudySearcher(study, sweep, observer, everywhere(sweep), forecast),
             num_samples=trials,
-            scheduler=scheduler,
+            scheduler=scheduler(sweep, study),
             reuse_actors=True,
         ),
         run_config=RunConfig(name="t", storage_path=str(tmp_path), verbose=0),
@@ -69,12 +76,25 @@ def test_trials_stopped_by_asha_are_pruned_and_none_is_on_the_front(cluster: Non
         grace_period=1,
         reduction_factor=3,
     )
-    study, _ = run(tmp_path, epochs, asha)
+    study, _ = run(tmp_path, epochs, lambda sweep, study: asha)
     states = Counter(trial.state for trial in study.trials)
     assert states[TrialState.PRUNED] > 0
     assert states[TrialState.COMPLETE] + states[TrialState.PRUNED] == 12
     assert {trial.user_attrs["epochs"] for trial in study.best_trials} == {EPOCHS}
     assert all(trial.values is None for trial in study.trials if trial.state == TrialState.PRUNED)
+
+
+@pytest.mark.slow
+def test_moasha_stops_what_others_dominate_and_the_best_always_finishes(cluster: None, tmp_path: Path) -> None:
+    study, observer = run(tmp_path, epochs, MoAsha, trials=16)
+    states = Counter(trial.state for trial in study.trials)
+    assert states[TrialState.COMPLETE] + states[TrialState.PRUNED] == len(observer.ends) == 16
+    assert states[TrialState.PRUNED] >= 4
+    stopped = [trial for trial in study.trials if trial.state == TrialState.PRUNED]
+    assert {trial.user_attrs["epochs"] for trial in stopped} <= {1, 2, 4, 8}
+    assert all(len(trial.user_attrs["curve"]) == trial.user_attrs["epochs"] for trial in study.trials)
+    (best,) = study.best_trials  # all cost the same: the most accurate dominates
+    assert best.params == max(study.trials, key=lambda trial: trial.params["method/floors/early"]).params
 
 
 @pytest.mark.slow

@@ -11,20 +11,22 @@ from optuna.trial import TrialState
 
 from alast_tune.config import SweepConfig, TrialConfig
 from alast_tune.results import TrialResult
-from alast_tune.tune.search import StudySearcher, open_study, results
+from alast_tune.tune.forecast import Costs
+from alast_tune.tune.resources import Node, Packing
+from alast_tune.tune.search import StudySearcher
+from alast_tune.tune.trials import enqueue_landmarks, open_study, results
 
 
 class Recorder:
     """Remembers what it was told."""
 
     def __init__(self) -> None:
-        self.starts: list[tuple[int, str | None]] = []
+        self.starts: list[int] = []
         self.epochs: list[tuple[int, float]] = []
         self.ends: list[TrialResult] = []
 
-    def started(self, number: int, config: TrialConfig, params: Mapping[str, object], run_id: str | None) -> str | None:
-        self.starts.append((number, run_id))
-        return f"run-{number}"
+    def started(self, number: int, config: TrialConfig, params: Mapping[str, object]) -> None:
+        self.starts.append(number)
 
     def reported(self, number: int, metrics: Mapping[str, float]) -> None:
         self.epochs.append((number, metrics["epoch"]))
@@ -56,8 +58,23 @@ def searcher(
     tmp_path: Path, config: SweepConfig | None = None, concurrent: int = 99, observer: Recorder | None = None
 ) -> tuple[StudySearcher, optuna.Study, Recorder]:
     config, observer = config or sweep(), observer or Recorder()
-    study = open_study(config, tmp_path / "study.db")
-    return StudySearcher(study, config, observer, concurrent), study, observer
+    config = config.model_copy(update={"concurrent": concurrent})
+    study = opened(config, tmp_path)
+    return StudySearcher(study, config, observer, everywhere(config), forecast), study, observer
+
+
+def opened(config: SweepConfig, folder: Path) -> optuna.Study:
+    study = open_study(config, folder)
+    study.set_user_attr("reference_point", (0.0, 2e12, 2e8))
+    return study
+
+
+def everywhere(config: SweepConfig) -> Packing:
+    return Packing(config, [Node("a", cpu=1e6, memory=1e18)])
+
+
+def forecast(trial: TrialConfig, growth: float) -> Costs:
+    return Costs(1e12, 10**8)
 
 
 def test_suggestions_are_whole_trial_configs_within_the_space(tmp_path: Path) -> None:
@@ -68,7 +85,7 @@ def test_suggestions_are_whole_trial_configs_within_the_space(tmp_path: Path) ->
     assert config.method.name == "alast"
     assert 1 <= config.method.trainable_blocks <= 12
     assert config.train.epochs == 3
-    assert observer.starts == [(0, None)]
+    assert observer.starts == [0]
 
 
 def test_complete_means_all_epochs_and_finite_objectives(tmp_path: Path) -> None:
@@ -80,7 +97,7 @@ def test_complete_means_all_epochs_and_finite_objectives(tmp_path: Path) -> None
     assert trial.state == TrialState.COMPLETE
     assert trial.values == [0.5, 1e12, 1e8]
     assert observer.epochs == [(0, 1.0), (0, 3.0)]
-    assert [(end.state, end.epochs, end.mlflow_run_id) for end in observer.ends] == [("complete", 3, "run-0")]
+    assert [(end.state, end.epochs) for end in observer.ends] == [("complete", 3)]
 
 
 @pytest.mark.parametrize(
@@ -151,7 +168,7 @@ def test_a_killed_driver_leaves_no_orphan_and_no_trial_twice(tmp_path: Path) -> 
     assert [s["number"] for s in again.values()] == [1, 2, 3, 4, 5]
     assert again["u"]["trial"] == suggestions["b"]["trial"]
     assert again["v"]["trial"] == suggestions["c"]["trial"]
-    assert observer.starts[3:5] == [(1, "run-1"), (2, "run-2")]
+    assert observer.starts[3:5] == [1, 2]
     for key in again:
         search.on_trial_complete(key, report())
     assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 6
@@ -170,7 +187,7 @@ def test_every_resumed_sampler_draws_anew(tmp_path: Path) -> None:
 
 
 def test_an_orphan_asked_only_in_part_gets_the_rest_of_its_parameters(tmp_path: Path) -> None:
-    study = open_study(sweep(), tmp_path / "study.db")
+    study = opened(sweep(), tmp_path)
     study.ask().suggest_float("method/alpha", 1e-4, 1.0, log=True)
     alpha = study.trials[0].params["method/alpha"]
     search, study, _ = searcher(tmp_path)
@@ -185,6 +202,7 @@ def test_parameters_that_contradict_each_other_fail_and_are_replaced(tmp_path: P
     space = {
         "method/max_budget": {"type": "categorical", "choices": [0.2]},
         "method/floors/late": {"type": "categorical", "choices": [0.15, 0.9]},
+        "method/alpha": {"type": "float", "low": 0.0, "high": 1.0},
     }
     base = {"method": {"name": "alast", "floors": {"early": 0.1, "middle": 0.1, "late": 0.1}, "max_budget": 1.0}}
     search, study, observer = searcher(tmp_path, sweep(space=space, trial=base, trials=12, sampler="random"))
@@ -192,7 +210,7 @@ def test_parameters_that_contradict_each_other_fail_and_are_replaced(tmp_path: P
     while isinstance(search.suggest(str(handed)), dict):
         search.on_trial_complete(str(handed), report(10))
         handed += 1
-    states = [trial.state for trial in study.trials]
+    states = [trial.state for trial in study.trials if "twin" not in trial.user_attrs]
     assert len(states) == 12
     assert states.count(TrialState.COMPLETE) == handed > 0
     assert states.count(TrialState.FAIL) == 12 - handed > 0
@@ -207,7 +225,7 @@ def test_every_sampler_proposes_and_learns(tmp_path: Path, sampler: str) -> None
         assert isinstance(suggestion, dict)
         blocks = suggestion["trial"]["method"]["trainable_blocks"]
         search.on_trial_complete(str(number), report(accuracy=blocks / 12, train_flops=float(blocks)))
-    assert len(study.trials) == 14
+    assert len(results(study, sweep())) == 14
     # The evolutionary one keeps some of a parent's parameters, the model-based ones may go to the bounds.
     assert len({trial.params["method/alpha"] for trial in study.trials}) >= 6
 
@@ -217,7 +235,152 @@ def test_results_read_back_what_the_study_holds(tmp_path: Path) -> None:
     search.suggest("a")
     search.suggest("b")
     search.on_trial_complete("a", report())
-    complete, running = results(study, sweep().trial)
+    complete, running = results(study, sweep())
     assert (complete.state, complete.values, complete.epochs) == ("complete", (0.5, 1e12, 1e8), 3)
     assert (running.state, running.values) == ("running", None)
     assert complete.config.method.trainable_blocks == complete.params["method/trainable_blocks"]
+
+
+def test_a_complete_trial_keeps_its_last_metrics_and_what_the_test_images_say(tmp_path: Path) -> None:
+    search, study, _ = searcher(tmp_path)
+    search.suggest("a")
+    search.on_trial_result("a", report(1, train_seconds=1.0))
+    search.on_trial_complete("a", report(3, train_seconds=3.0, steady_peak_bytes=9e7) | {"report/budget/block_00": 0.5})
+    search.suggest("b")
+    search.on_trial_complete("b", report(2, train_seconds=2.0))
+    study.set_user_attr("test_accuracy", {"0": 0.75})
+    complete, pruned = results(study, sweep())
+    assert complete.metrics == {
+        "accuracy": 0.5, "train_flops": 1e12, "peak_bytes": 1e8, "epoch": 3.0, "train_seconds": 3.0,
+        "steady_peak_bytes": 9e7,
+    }  # fmt: skip
+    assert (complete.test_accuracy, pruned.test_accuracy, pruned.metrics) == (0.75, None, {})
+
+
+def test_a_study_begins_with_full_fine_tuning_and_the_papers_configuration(tmp_path: Path) -> None:
+    config = sweep()
+    study = opened(config, tmp_path)
+    enqueue_landmarks(study, config)
+    enqueue_landmarks(study, config)  # a driver killed in between does it again
+    search = StudySearcher(study, config, Recorder(), everywhere(config), forecast)
+    full, paper, other = (search.suggest(key) for key in "abc")
+    assert isinstance(full, dict)
+    assert isinstance(paper, dict)
+    assert isinstance(other, dict)
+    assert [trial["landmark"] for trial in (full, paper, other)] == ["full", "paper", None]
+    assert full["trial"]["method"] == {"name": "full"}
+    assert (paper["trial"]["method"]["reading"], paper["trial"]["method"]["trainable_blocks"]) == ("paper", 9)
+    assert paper["trial"]["method"]["floors"] == {"early": 0.01, "middle": 0.01, "late": 0.01}
+    search.on_trial_complete("a", report())
+    assert study.trials[0].params["method/floors/early"] == 1.0  # the nearest point: there the sampler sees it
+    assert study.trials[0].params["method/trainable_blocks"] == 12
+    assert results(study, config)[0].config.method.name == "full"
+    assert search.remaining == 3
+
+
+def test_limits_become_constraints_and_what_breaks_them_is_infeasible(tmp_path: Path) -> None:
+    config = sweep(max_memory="100MB", max_flops=2e12, min_accuracy=0.5)
+    search, study, observer = searcher(tmp_path, config)
+    for key, result in {
+        "kept": report(),
+        "memory": report(peak_bytes=1.5e8),
+        "flops": report(train_flops=3e12),
+        "accuracy": report(accuracy=0.25),
+    }.items():
+        search.suggest(key)
+        search.on_trial_complete(key, result)
+    assert [end.state for end in observer.ends] == ["complete", "infeasible", "infeasible", "infeasible"]
+    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 4
+    assert study.trials[0].constraints == {"max_memory": 0.0, "max_flops": -0.5, "min_accuracy": 0.0}
+    assert study.trials[1].constraints["max_memory"] == pytest.approx(0.5)
+    assert [end.reason for end in observer.ends] == [
+        None,
+        "peak 143 MiB is above 95.4 MiB",
+        "training 3.00 TFLOP is above 2.00 TFLOP",
+        "accuracy 0.2500 is below 0.5",
+    ]
+    assert [trial.number for trial in study.best_trials] == [0]
+
+
+def test_what_is_foreseen_to_need_too_much_memory_is_never_launched(tmp_path: Path) -> None:
+    config, observer = sweep(max_memory="1GB", trials=5, sampler="random"), Recorder()
+    study = opened(config, tmp_path)
+
+    def by_blocks(trial: TrialConfig, growth: float) -> Costs:
+        return Costs(1e12, int(2e8) * trial.method.trainable_blocks)  # type: ignore[union-attr]
+
+    search = StudySearcher(study, config, observer, everywhere(config), by_blocks)
+    handed = []
+    while isinstance(suggestion := search.suggest(str(len(handed))), dict):
+        handed.append(suggestion)
+        search.on_trial_complete(str(len(handed) - 1), report())
+    assert len(handed) == 5  # those never launched do not use up the trials
+    assert all(trial["trial"]["method"]["trainable_blocks"] <= 5 for trial in handed)
+    unlaunched = [end for end in observer.ends if end.state == "infeasible"]
+    assert len(unlaunched) == len(study.trials) - 5 > 0
+    assert len(observer.starts) == 5
+    assert all((end.reason or "").startswith("never launched: predicted peak") for end in unlaunched)
+    assert {trial.state for trial in study.trials if trial.number in {e.number for e in unlaunched}} == {
+        TrialState.PRUNED
+    }
+
+
+def test_a_search_ends_when_nothing_is_worth_launching(tmp_path: Path) -> None:
+    config = sweep(max_memory="1MB")
+    study = opened(config, tmp_path)
+    search = StudySearcher(study, config, Recorder(), everywhere(config), forecast)
+    assert search.suggest("a") == StudySearcher.FINISHED
+    assert study.best_trials == []
+
+
+def test_a_space_that_is_used_up_ends_the_search_and_nothing_runs_twice(tmp_path: Path) -> None:
+    config = sweep(trials=20, space={"method/trainable_blocks": {"type": "int", "low": 1, "high": 4}})
+    search, study, observer = searcher(tmp_path, config)
+    blocks = []
+    while isinstance(suggestion := search.suggest(str(len(blocks))), dict):
+        blocks.append(suggestion["trial"]["method"]["trainable_blocks"])
+        search.on_trial_complete(str(len(blocks) - 1), report())
+    assert sorted(blocks) == [1, 2, 3, 4]
+    assert len(observer.ends) == len(results(study, config)) == 4
+
+
+def test_out_of_memory_is_an_observation_and_divergence_a_failure(tmp_path: Path) -> None:
+    search, study, observer = searcher(tmp_path)
+    search.suggest("a")
+    search.on_trial_complete("a", {"trouble": "CUDA out of memory", "out_of_memory": True, "done": True})
+    search.suggest("b")
+    search.on_trial_result("b", report(1))
+    search.on_trial_complete("b", report(1) | {"trouble": "the loss of epoch 2 is nan", "out_of_memory": False})
+    assert [(end.state, end.reason) for end in observer.ends] == [
+        ("infeasible", "CUDA out of memory"),
+        ("failed", "the loss of epoch 2 is nan"),
+    ]
+    assert study.trials[0].constraints["max_memory"] > 0
+    assert observer.epochs == [(1, 1.0)]
+
+
+def test_curves_are_kept_with_the_trial_and_gone_on_with(tmp_path: Path) -> None:
+    search, study, _ = searcher(tmp_path)
+    search.suggest("a")
+    for epoch in (1, 2):
+        search.on_trial_result("a", report(epoch, accuracy=epoch / 10))
+    del search, study  # SIGKILL
+    search, study, _ = searcher(tmp_path)
+    search.suggest("b")
+    search.on_trial_result("b", report(2, accuracy=0.25))  # from the checkpoint of the first epoch
+    search.on_trial_complete("b", report(3, accuracy=0.3))
+    assert [values[0] for values in study.trials[0].user_attrs["curve"]] == [0.1, 0.25, 0.3]
+
+
+def test_an_epoch_that_a_restart_repeats_is_told_once_unless_it_came_to_something_else(tmp_path: Path) -> None:
+    search, study, observer = searcher(tmp_path)
+    search.suggest("a")
+    for epoch in (1, 2, 1, 2):  # its worker was lost before the first epoch's checkpoint was written
+        search.on_trial_result("a", report(epoch, accuracy=epoch / 10))
+    assert observer.epochs == [(0, 1.0), (0, 2.0)]
+    search.on_trial_result("a", report(2, accuracy=0.25))  # a GPU does not repeat every bit
+    search.on_trial_complete("a", report(3, accuracy=0.3))
+    assert observer.epochs == [(0, 1.0), (0, 2.0), (0, 2.0), (0, 3.0)]
+    (trial,) = study.trials
+    assert trial.state == TrialState.COMPLETE
+    assert [values[0] for values in trial.user_attrs["curve"]] == [0.1, 0.25, 0.3]

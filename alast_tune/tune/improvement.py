@@ -1,0 +1,111 @@
+"""What a trial is expected to bring: a Gaussian process for what must be guessed, and the improvement's closed form."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import norm
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
+
+from alast_tune.front import pareto_mask
+from alast_tune.results import DIRECTIONS
+
+Floats = NDArray[np.float64]
+
+SCALE = 0.1
+"""Accuracy, and costs' logarithm, are taken to vary by no less, however alike the first trials are."""
+
+
+class Surrogate:
+    """A Gaussian process; its hyperparameters are found again when there are a fifth more trials."""
+
+    def __init__(self) -> None:
+        self._kernel: Any = None
+        self._fitted = 0
+
+    def fit(self, X_TD: Floats, y_T: Floats, error_T: Floats, trials: int) -> None:
+        """Learn y at X.
+
+        Args:
+            X_TD: points in the unit cube.
+            y_T: values there.
+            error_T: standard deviations of y from the truth, beside what is found as noise.
+            trials: so many there are, learnt from or not.
+        """
+        self._mean, self._scale = float(y_T.mean()), max(float(y_T.std()), SCALE)
+        if self._kernel is None:
+            smooth = Matern(np.ones(X_TD.shape[1]), (0.1, 10.0), nu=2.5)
+            self._kernel = ConstantKernel(1.0, (0.1, 10.0)) * smooth + WhiteKernel(0.05, (1e-3, 1.0))
+        optimizer = None
+        if trials >= 1.2 * self._fitted:
+            self._fitted, optimizer = trials, "fmin_l_bfgs_b"
+        noise_T = (error_T / self._scale) ** 2 + 1e-6
+        self._process = GaussianProcessRegressor(self._kernel, alpha=noise_T, optimizer=optimizer)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a length scale at its bound: a parameter that does not matter
+            self._process.fit(X_TD, (y_T - self._mean) / self._scale)
+        self._kernel = self._process.kernel_
+
+    def mean(self, X_CD: Floats) -> Floats:
+        """Mean, (C,)."""
+        mean_C: Floats = self._process.predict(X_CD)
+        return mean_C * self._scale + self._mean
+
+    def predict(self, X_CD: Floats) -> tuple[Floats, Floats]:
+        """Mean and standard deviation, (C,) each."""
+        mean_C, deviation_C = self._process.predict(X_CD, return_std=True)
+        return mean_C * self._scale + self._mean, deviation_C * self._scale
+
+
+def expected_improvement(
+    mean_C: Floats, deviation_C: Floats, costs_C2: Floats, points_F3: Floats, least: float = 0.0
+) -> Floats:
+    """Expect how much hypervolume candidates add, their costs known and their accuracy Gaussian.
+
+    Between two accuracies of the front, z and the next above, a candidate adds the area of costs that nobody of
+    higher accuracy covers, times the part of that slab it is expected to reach, E(a - z)+ - E(a - next)+.
+
+    Args:
+        mean_C: (C,) expected accuracy.
+        deviation_C: (C,) its standard deviation, above 0.
+        costs_C2: (C, 2) as shares of the reference point's.
+        points_F3: (F, 3) accuracy and costs of what is there, costs as shares of the reference point's.
+        least: accuracy from which hypervolume counts.
+
+    Returns:
+        (C,) share of the box between the reference point and the ideal.
+    """
+    points_F3 = points_F3[(points_F3[:, 1:] < 1.0).all(axis=1) & (points_F3[:, 0] > least)]
+    if len(points_F3):
+        points_F3 = points_F3[pareto_mask(points_F3, DIRECTIONS)]
+    points_F3 = points_F3[np.argsort(points_F3[:, 0])]
+    gain_C = np.zeros_like(mean_C)
+    reached_C = _expected_excess(mean_C, deviation_C, least)
+    for place in range(len(points_F3) + 1):
+        last = place == len(points_F3)
+        above_C = np.zeros_like(mean_C) if last else _expected_excess(mean_C, deviation_C, float(points_F3[place, 0]))
+        gain_C += (reached_C - above_C) * uncovered_area(costs_C2, points_F3[place:, 1:])
+        reached_C = above_C
+    return gain_C
+
+
+def _expected_excess(mean_C: Floats, deviation_C: Floats, level: float) -> Floats:
+    """E(a - level)+ of a Gaussian."""
+    z_C = (mean_C - level) / deviation_C
+    excess: Floats = (mean_C - level) * norm.cdf(z_C) + deviation_C * norm.pdf(z_C)
+    return excess
+
+
+def uncovered_area(costs_C2: Floats, others_K2: Floats) -> Floats:
+    """Measure what of the box from each candidate's costs to (1, 1) no other's box covers, (C,)."""
+    others_K2 = others_K2[np.argsort(others_K2[:, 0])]
+    left_K = np.concatenate([[-np.inf], others_K2[:, 0]])
+    right_K = np.concatenate([others_K2[:, 0], [1.0]])
+    ceiling_K = np.concatenate([[1.0], np.minimum.accumulate(others_K2[:, 1])])
+    width_CK = np.clip(right_K - np.maximum(left_K, costs_C2[:, :1]), 0.0, None)
+    area_C: Floats = (width_CK * np.clip(ceiling_K - costs_C2[:, 1:], 0.0, None)).sum(axis=1)
+    return area_C

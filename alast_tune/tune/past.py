@@ -1,0 +1,104 @@
+"""What there is to learn from the trials that have ended."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from optuna.trial import FrozenTrial, TrialState
+
+from alast_tune.front import hypervolume_contributions, pareto_mask
+from alast_tune.results import DIRECTIONS
+from alast_tune.tune.improvement import Floats
+from alast_tune.tune.space import point
+
+Params = dict[str, Any]
+
+LANDMARK_ERROR = 0.02
+"""Standard deviation of a landmark's accuracy from that of the nearest point of the space."""
+MEMORY = 128
+"""So many trials are learnt from, those on the front and the latest: time grows with their cube."""
+LARGEST_FRONT = 100
+"""So many points are to be improved upon, those that add most: time grows with their square."""
+
+Lesson = tuple[Params, tuple[float, float, float], float]
+"""A trial's parameters, its objectives (costs NaN if not known), the standard deviation of its accuracy."""
+
+
+class Past:
+    """The trials that have ended, each looked at once: so that a proposal takes no longer when there are many."""
+
+    def __init__(self) -> None:
+        self.known: set[tuple[tuple[str, Any], ...]] = set()
+        """Parameters of all that were proposed."""
+        self._taken: set[int] = set()
+        self._members: list[FrozenTrial] = []
+        """Complete trials that no other dominates."""
+        self._others: deque[FrozenTrial] = deque(maxlen=MEMORY)
+
+    def take(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+        """Take in those that have ended since; returns those that have not."""
+        others = [trial for trial in trials if trial.number not in self._taken]
+        fresh = [trial for trial in others if trial.state.is_finished()]
+        self._taken.update(trial.number for trial in fresh)
+        self.known.update(point(trial.params) for trial in fresh if "landmark" not in trial.user_attrs)
+        complete = [trial for trial in fresh if trial.state == TrialState.COMPLETE]
+        self._others.extend(trial for trial in fresh if trial.state != TrialState.COMPLETE)
+        if complete:
+            candidates = self._members + complete
+            on_front = pareto_mask([trial.values for trial in candidates], DIRECTIONS)
+            self._members = [trial for trial, member in zip(candidates, on_front, strict=True) if member]
+            self._others.extend(trial for trial, member in zip(candidates, on_front, strict=True) if not member)
+        return [trial for trial in others if not trial.state.is_finished()]
+
+    def front(self) -> Floats:
+        """Objectives of the front, (F, 3); of a large one of the points that add most."""
+        front_F3 = np.array([trial.values for trial in self._members], dtype=np.float64).reshape(-1, 3)
+        if len(front_F3) <= LARGEST_FRONT:
+            return front_F3
+        return front_F3[np.argsort(hypervolume_contributions(front_F3, DIRECTIONS))[-LARGEST_FRONT:]]
+
+    def params(self) -> list[Params]:
+        """Parameters of the front and of the latest others."""
+        return [trial.params for trial in (*self._members, *self._others)]
+
+    def lessons(self) -> list[Lesson]:
+        """What there is to learn from, no more than :data:`MEMORY` of it."""
+        members = self._members[-3 * MEMORY // 4 :]
+        kept = members + list(self._others)[len(members) - MEMORY :]
+        complete = [trial for trial in kept if trial.state == TrialState.COMPLETE]
+        worst = min((trial.values[0] for trial in complete), default=0.0)
+        lessons: list[Lesson] = [
+            (trial.params, (trial.values[0], math.nan, math.nan), LANDMARK_ERROR)
+            if "landmark" in trial.user_attrs
+            else (trial.params, tuple(trial.values), 0.0)
+            for trial in complete
+        ]
+        curves = [curve for trial in complete if (curve := trial.user_attrs.get("curve"))]
+        for trial in kept:
+            curve = trial.user_attrs.get("curve", [])
+            if trial.state == TrialState.PRUNED and curve:
+                lessons.extend(_projected(trial.params, curve, curves))
+            elif trial.state == TrialState.FAIL and trial.user_attrs.get("reason") != "crashed":
+                lessons.append((trial.params, (worst, math.nan, math.nan), 0.0))
+        return lessons
+
+
+def _projected(params: Params, curve: list[list[float]], whole: list[list[list[float]]]) -> list[Lesson]:
+    """Expect what a stopped trial would have come to, from the gains of those that went on; nothing without any."""
+    epochs = len(curve)
+    longer = [other for other in whole if len(other) > epochs]
+    if not longer:
+        return []
+    gains = [other[-1][0] - other[epochs - 1][0] for other in longer]
+    accuracy, flops, peak = curve[-1]
+    error = max(0.01, float(np.std(gains)))
+    return [(params, (accuracy + float(np.mean(gains)), flops * len(longer[0]) / epochs, peak), error)]
+
+
+def columns_of(lessons: Sequence[Lesson]) -> tuple[Floats, Floats]:
+    """Objectives, (T, 3), and errors, (T,)."""
+    return np.array([lesson[1] for lesson in lessons]), np.array([lesson[2] for lesson in lessons])

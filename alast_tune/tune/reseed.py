@@ -1,0 +1,88 @@
+"""Run the members of a front again with other seeds: what of it was luck."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from itertools import count
+from pathlib import Path
+
+from rich.console import Console
+
+from alast_tune.config import Limits, SweepConfig, parse, stored_sweep
+from alast_tune.errors import ConfigError
+from alast_tune.hold import only_driver
+from alast_tune.results import OBJECTIVES, RESEEDED, FrontFile, FrontMember, Reseeded, SeedRun
+from alast_tune.summary import reseeded
+from alast_tune.tracking import default_uri, log_reseeded, sync
+from alast_tune.tune.study import run_sweep
+
+
+def reseed(folder: Path, runs: int, console: Console) -> Reseeded:
+    """Run every member of a finished sweep's front with other seeds, and leave ``reseeded.json`` in its folder.
+
+    The runs are a sweep of their own, ``<name>-seeds``: a grid of members and seeds, with all that a sweep has; run
+    again the same goes on where it was.
+
+    Args:
+        folder: of a sweep that has ended.
+        runs: of each member, 2 or more, or there is no spread; their seeds follow that of the sweep's trial.
+        console: for progress.
+
+    Raises:
+        ConfigError: an empty front, or no member that ends with every seed.
+    """
+    sweep = stored_sweep(folder).model_copy(update={"storage": folder.parent.absolute()})
+    front = FrontFile.read(folder / "front.json")
+    if not front.front:
+        raise ConfigError("reseed", runs, f"the front of {sweep.name} is empty: there is nobody to run again")
+    again, begun = _free_name(_seeds_of(sweep, front.front, runs))
+    results = run_sweep(again, resume=begun, console=console)
+    found: dict[str, list[SeedRun]] = defaultdict(list)
+    for result in results:
+        if result.values is not None:
+            objectives = {o.name: value for o, value in zip(OBJECTIVES, result.values, strict=True)}
+            run = SeedRun(seed=result.params["train/seed"], objectives=objectives, test_accuracy=result.test_accuracy)
+            found[result.params["member"]].append(run)
+    whole = {member: ran for member, ran in found.items() if len(ran) == runs}
+    for member in front.front:
+        if member.trial_id not in whole:
+            done = len(found.get(member.trial_id, []))
+            console.print(f"trial {member.trial_id}: {done} of {runs} runs were completed; left out", highlight=False)
+    if not whole:
+        raise ConfigError("reseed", runs, f"no member was completed with every seed; see sweep {again.name}")
+    summary = reseeded(front, whole)
+    with only_driver(folder):
+        summary.write(folder / RESEEDED)
+        log_reseeded(summary, folder)
+        sync(folder, default_uri(sweep.storage), say=lambda line: console.print(line, highlight=False, soft_wrap=True))
+    return summary
+
+
+def _seeds_of(sweep: SweepConfig, members: tuple[FrontMember, ...], runs: int) -> SweepConfig:
+    """Make a grid of members and seeds."""
+    first = sweep.trial.train.seed + 1
+    values = sweep.given() | {
+        "name": f"{sweep.name}-seeds",
+        "sampler": "grid",
+        "scheduler": "none",
+        "warm_start": None,
+        "space": {
+            "member": {"type": "variants", "variants": {m.trial_id: m.config.model_dump(mode="json") for m in members}},
+            "train/seed": {"type": "categorical", "choices": list(range(first, first + runs))},
+        },
+    }
+    # A limit that a member breaks with another seed is no reason to leave that run out.
+    left_out = {"trials", *Limits.model_fields}
+    return parse(SweepConfig, {name: value for name, value in values.items() if name not in left_out})
+
+
+def _free_name(sweep: SweepConfig) -> tuple[SweepConfig, bool]:
+    """Find the same sweep, begun before; else a name for it that is free."""
+    for number in count(1):
+        wish = sweep if number == 1 else sweep.model_copy(update={"name": f"{sweep.name}-{number}"})
+        folder = sweep.storage / wish.name
+        if not (folder / "sweep.json").exists():
+            return wish, False
+        if stored_sweep(folder).model_copy(update={"storage": wish.storage}) == wish:
+            return wish, True
+    raise AssertionError

@@ -1,0 +1,224 @@
+"""A sampler for Optuna that knows what a trial will cost: hypervolume expected per training FLOP.
+
+FLOPs and peak memory of a configuration can be forecast without training it; only its accuracy must be guessed, by
+a Gaussian process. So the expected hypervolume improvement (Emmerich et al. 2006) has a closed form
+(``improvement.py``), and the candidate that promises most of it per FLOP (Snoek et al. 2012, section 3.2)
+is trained next.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from optuna import Study
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.samplers import BaseSampler, RandomSampler
+from optuna.trial import FrozenTrial, TrialState
+
+from alast_tune.errors import ConfigError
+from alast_tune.tune.improvement import Floats, Surrogate, expected_improvement
+from alast_tune.tune.past import Lesson, Params, Past, columns_of
+from alast_tune.tune.space import point
+
+CANDIDATES = 256
+"""A proposal is chosen from so many."""
+COUNTABLE = 1024
+"""A space with no more configurations is looked at as a whole: its candidates are those not proposed yet."""
+FORECASTS = 48
+"""So many configurations' costs are forecast, once; those of others are interpolated."""
+FORECAST_ERROR = 0.05
+"""Standard deviation of a forecast's logarithm from the truth."""
+
+
+class EhviSampler(BaseSampler):
+    """Proposes what promises most hypervolume per training FLOP.
+
+    Objectives are accuracy (maximized), training FLOPs and peak bytes (minimized), in this order. A running trial is
+    taken for what is expected of it, so that workers do not chase the same gap; a stopped one for what it would have
+    reached, by the gain of those that went on; one that failed by itself for the worst there is. Only complete ones
+    are on the front that is to be improved.
+
+    Args:
+        space: of the study; choices among numbers are taken as ordered.
+        forecast: training FLOPs and peak bytes of a configuration, without training it; raises ConfigError if it
+            cannot work.
+        reference: accuracy, FLOPs and bytes at which, or beyond which, a trial is worth nothing.
+        seed: of the candidates.
+    """
+
+    def __init__(
+        self,
+        space: Mapping[str, BaseDistribution],
+        forecast: Callable[[Params], Sequence[float]],
+        reference: Sequence[float],
+        seed: int,
+    ) -> None:
+        self._space = dict(space)
+        self._least, self._reference_2 = reference[0], np.asarray(reference[1:], dtype=np.float64)
+        self._forecast = forecast
+        self._draw = np.random.default_rng(seed)
+        self._random = RandomSampler(seed=seed)
+        self._all = _everything(self._space)
+        self._width = sum(_columns(item) for item in self._space.values())
+        self._forecasts: tuple[Floats, Floats] | None = None
+        self._accuracy = Surrogate()
+        self._costs = Surrogate(), Surrogate()
+        self._past = Past()
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """The whole space."""
+        return self._space
+
+    def sample_relative(self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> Params:
+        """Propose a configuration."""
+        unfinished = self._past.take(study.get_trials(deepcopy=False))
+        running = [
+            other
+            for other in unfinished
+            if other.state == TrialState.RUNNING and other.number != trial.number and "landmark" not in other.user_attrs
+        ]
+        proposed = len(self._past.known) + len(running)
+        candidates = self._candidates([other.params for other in running])
+        front_F3 = self._past.front()
+        seen = self._past.lessons()
+        X_C = self._encode([*candidates, *(other.params for other in running)])
+        costs_C2 = self._expected_costs(seen, X_C)
+        if len(seen) < 2:
+            return candidates[self._explore(costs_C2[: len(candidates), 0], proposed)]
+
+        X_T, values_T3, error_T = self._encode([lesson[0] for lesson in seen]), *columns_of(seen)
+        self._accuracy.fit(X_T, values_T3[:, 0], error_T, proposed)
+        mean_C, deviation_C = self._accuracy.predict(X_C)
+        believed_R3 = np.c_[mean_C, costs_C2][len(candidates) :]
+        scale_3 = np.array([1.0, *self._reference_2])
+        gain_C = expected_improvement(
+            mean_C[: len(candidates)],
+            deviation_C[: len(candidates)],
+            costs_C2[: len(candidates)] / self._reference_2,
+            np.concatenate([front_F3, believed_R3]) / scale_3,
+            self._least,
+        )
+        return candidates[int(np.argmax(gain_C / costs_C2[: len(candidates), 0]))]
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """Draw what does not belong to the space at random."""
+        return self._random.sample_independent(study, trial, param_name, param_distribution)
+
+    def _candidates(self, running: list[Params]) -> list[Params]:
+        """Draw from what has not been proposed yet; in a large space half of them near what has been."""
+        known = self._past.known | {point(params) for params in running}
+        if self._all:
+            fresh = [params for params in self._all if point(params) not in known] or self._all
+            count = min(CANDIDATES, len(fresh))
+            return [fresh[place] for place in self._draw.choice(len(fresh), count, replace=False)]
+        near = [*self._past.params(), *running]
+        drawn = [
+            self._point(near[self._draw.integers(len(near))] if near and index % 2 else None)
+            for index in range(CANDIDATES)
+        ]
+        return [params for params in drawn if point(params) not in known] or drawn
+
+    def _explore(self, flops_C: Floats, count: int) -> int:
+        """Begin with the cheapest, then spread over the costs."""
+        share = _van_der_corput(count) ** 2
+        return int(np.argsort(flops_C)[round(share * (len(flops_C) - 1))])
+
+    def _expected_costs(self, seen: list[Lesson], X_C: Floats) -> Floats:
+        """Interpolate between forecasts and what was measured, (C, 2)."""
+        if self._forecasts is None:
+            self._forecasts = self._forecast_some()
+        X_P, forecasts_P2 = self._forecasts
+        measured = [lesson for lesson in seen if math.isfinite(lesson[1][1])]
+        X_T = np.concatenate([X_P, self._encode([lesson[0] for lesson in measured])])
+        values_T2 = np.concatenate([forecasts_P2, np.log([lesson[1][1:] for lesson in measured]).reshape(-1, 2)])
+        error_T = np.repeat([FORECAST_ERROR, 1e-3], [len(X_P), len(measured)])
+        for surrogate, values_T in zip(self._costs, values_T2.T, strict=True):
+            surrogate.fit(X_T, values_T, error_T, len(values_T))
+        return np.exp(np.stack([surrogate.mean(X_C) for surrogate in self._costs], axis=1))
+
+    def _forecast_some(self) -> tuple[Floats, Floats]:
+        pool = self._all if 0 < len(self._all) <= FORECASTS else [self._point() for _ in range(FORECASTS)]
+        known: list[Params] = []
+        costs: list[Sequence[float]] = []
+        for params in pool:
+            try:
+                costs.append(self._forecast(params))
+                known.append(params)
+            except ConfigError as error:
+                unworkable = error
+        if not known:
+            raise ConfigError("space", ", ".join(self._space), f"none of {len(pool)} points of it works: {unworkable}")
+        return self._encode(known), np.log(costs)
+
+    def _point(self, near: Params | None = None) -> Params:
+        """Draw a configuration; ``near``: with about half of the parameters as they are there."""
+        fresh = {path: _from_unit(item, self._draw.random()) for path, item in self._space.items()}
+        if near is None:
+            return fresh
+        return {path: near[path] if self._draw.random() < 0.5 else value for path, value in fresh.items()}
+
+    def _encode(self, points: Sequence[Params]) -> Floats:
+        """(T, D) in [0, 1]: a column a parameter, several for a choice among names."""
+        rows = [[x for path, item in self._space.items() for x in _to_unit(item, params[path])] for params in points]
+        return np.array(rows, dtype=np.float64).reshape(len(points), self._width)
+
+
+def _van_der_corput(index: int) -> float:
+    """0, 1/2, 1/4, 3/4, 1/8, ...: ever finer, always spread over [0, 1)."""
+    return sum(int(bit) * 0.5 ** (place + 1) for place, bit in enumerate(reversed(f"{index:b}")))
+
+
+def _everything(space: Mapping[str, BaseDistribution]) -> list[Params]:
+    """All configurations, if they are no more than COUNTABLE; else none."""
+    values = []
+    for item in space.values():
+        if isinstance(item, CategoricalDistribution):
+            values.append(list(item.choices))
+        elif isinstance(item, IntDistribution):
+            values.append(list(range(item.low, item.high + 1, item.step)))
+        else:
+            return []
+    if math.prod(map(len, values)) > COUNTABLE:
+        return []
+    return [dict(zip(space, point, strict=True)) for point in itertools.product(*values)]
+
+
+def _columns(item: BaseDistribution) -> int:
+    return len(item.choices) if isinstance(item, CategoricalDistribution) and _ordered(item) is None else 1
+
+
+def _to_unit(item: BaseDistribution, value: Any) -> list[float]:
+    """Put a value into [0, 1]; a choice among names has a column for each."""
+    if isinstance(item, CategoricalDistribution):
+        order = _ordered(item)
+        if order is None:
+            return [float(value == choice) for choice in item.choices]
+        return [order.index(value) / max(1, len(order) - 1)]
+    assert isinstance(item, FloatDistribution | IntDistribution)
+    low, high, value = (math.log(x) if item.log else x for x in (item.low, item.high, value))
+    return [(value - low) / (high - low) if high > low else 0.0]
+
+
+def _from_unit(item: BaseDistribution, unit: float) -> Any:
+    """Look up the value at a place in [0, 1)."""
+    if isinstance(item, CategoricalDistribution):
+        return item.choices[int(unit * len(item.choices))]
+    assert isinstance(item, FloatDistribution | IntDistribution)
+    if isinstance(item, IntDistribution):
+        return item.low + int(unit * (item.high - item.low + 1))
+    low, high = (math.log(x) if item.log else x for x in (item.low, item.high))
+    value = low + unit * (high - low)
+    return min(max(math.exp(value) if item.log else value, item.low), item.high)
+
+
+def _ordered(item: CategoricalDistribution) -> list[Any] | None:
+    """Choices in their order, if they are numbers."""
+    if all(isinstance(choice, int | float) and not isinstance(choice, bool) for choice in item.choices):
+        return sorted(item.choices)
+    return None

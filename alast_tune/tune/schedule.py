@@ -1,0 +1,135 @@
+"""Multi-objective asynchronous successive halving.
+
+Stops trials that others outdo at the same epoch (Li et al. 2020, ASHA; Schmucker et al. 2021,
+MO-ASHA). Trials are only ever compared at equal epochs, where costs that grow with training are
+comparable; what a stopped trial reached is never taken for a result (see :mod:`alast_tune.tune.search`).
+Whoever is not dominated goes on: with three objectives most of a rung may be, and the half of them that
+successive halving would drop holds members of the final front.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.trial import TrialState
+from ray.tune.experiment import Trial as TuneTrial
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+
+from alast_tune.config import Limits, SweepConfig
+from alast_tune.front import hypervolume_contributions, pareto_rank
+from alast_tune.results import DIRECTIONS, OBJECTIVES
+from alast_tune.tune.outage import storage_trouble
+
+REDUCTION = 2
+"""One in so many goes on from a rung to the next; each rung has so many times the epochs of the one before."""
+
+WINDOW = 512
+"""A rung remembers so many, the latest: the time of a comparison does not grow with the sweep."""
+
+
+class Rungs:
+    """Who has reached which rung, and with what; decides who goes on.
+
+    Args:
+        epochs: of a whole run; no rung lies there.
+        grace: epochs of the first rung.
+        reduction: see :data:`REDUCTION`.
+    """
+
+    def __init__(self, epochs: int, grace: int = 1, reduction: int = REDUCTION) -> None:
+        self._reduction = reduction
+        self._rungs: dict[int, dict[int, Sequence[float]]] = {}
+        level = grace
+        while level < epochs:
+            self._rungs[level] = {}
+            level *= reduction
+
+    def record(self, number: int, epoch: int, values_M: Sequence[float]) -> None:
+        """Take in a trial's objectives after an epoch, for others to be compared with."""
+        rung = self._rungs.get(epoch)
+        if rung is not None:
+            rung[number] = tuple(values_M)
+            if len(rung) > WINDOW:
+                del rung[next(iter(rung))]
+
+    def report(self, number: int, epoch: int, values_M: Sequence[float]) -> bool:
+        """Take in a trial's objectives after an epoch, and say whether it goes on.
+
+        At a rung it does if nobody there dominates it, or if it is among the best ``1 / reduction`` of those that
+        have come so far.
+        """
+        self.record(number, epoch, values_M)
+        rung = self._rungs.get(epoch, {})
+        if len(rung) < self._reduction:
+            return True
+        place, rank = standing(list(rung.values()), list(rung).index(number))
+        return rank == 0 or place < math.ceil(len(rung) / self._reduction)
+
+
+def standing(values_TM: Sequence[Sequence[float]], row: int) -> tuple[int, int]:
+    """Place a trial among others by front (non-dominated sorting), and within its front by what it adds.
+
+    Args:
+        values_TM: (T, M) objectives at the same epoch, in the order of :data:`~alast_tune.results.OBJECTIVES`.
+        row: of the trial.
+
+    Returns:
+        How many are better, and the number of its front, both from 0. Better within a front is who contributes more
+        to its hypervolume.
+    """
+    ranks_T = pareto_rank(values_TM, DIRECTIONS)
+    peers = np.flatnonzero(ranks_T == ranks_T[row])
+    added_P = hypervolume_contributions(np.asarray(values_TM)[peers], DIRECTIONS)
+    mine = added_P[np.flatnonzero(peers == row)[0]]
+    return int((ranks_T < ranks_T[row]).sum() + (added_P > mine).sum()), int(ranks_T[row])
+
+
+class MoAsha(FIFOScheduler):
+    """Ray Tune's side of :class:`Rungs`; also stops a trial whose costs have already broken a limit.
+
+    Args:
+        sweep: its epochs, limits, and whether trials are stopped early.
+        study: has the curves of an earlier driver's trials, so that a resumed sweep compares with them too.
+    """
+
+    def __init__(self, sweep: SweepConfig, study: optuna.Study) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._limits: Limits = sweep.limits
+        epochs = sweep.trial.train.epochs
+        self._rungs = Rungs(epochs, sweep.grace_epochs or -(-epochs // 2)) if sweep.stops_early else None
+        for trial in study.get_trials(deepcopy=False):
+            if trial.state != TrialState.FAIL:
+                for epoch, values in enumerate(trial.user_attrs.get("curve", []), start=1):
+                    if self._rungs:
+                        self._rungs.record(trial.number, epoch, values)
+
+    def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: Mapping[str, Any]) -> str:
+        """Stop the trial or let it go on."""
+        values = {objective.name: result.get(f"report/{objective.name}", math.nan) for objective in OBJECTIVES}
+        if not all(map(math.isfinite, values.values())):
+            return str(TrialScheduler.STOP)  # what has left the numbers does not come back
+        if not self._limits.kept(train_flops=values["train_flops"], peak_bytes=values["peak_bytes"]):
+            return str(TrialScheduler.STOP)
+        if self._rungs and not trial.config["landmark"]:
+            epoch = int(result["report/epoch"])
+            if not self._rungs.report(trial.config["number"], epoch, list(values.values())):
+                return str(TrialScheduler.STOP)
+        return str(TrialScheduler.CONTINUE)
+
+    def on_trial_error(self, tune_controller: Any, trial: TuneTrial) -> None:
+        """End the sweep if a disk is full: the trial is not to blame, and a resumed sweep runs it.
+
+        Tune asks here before it tells the searcher of a failure.
+
+        Raises:
+            OSError: the disk is full.
+        """
+        words = storage_trouble(Path(trial.error_file or os.devnull).read_text())
+        if words:
+            raise OSError(words)

@@ -1,0 +1,132 @@
+"""Feeding the results of an earlier sweep into a new study."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState, create_trial
+from pydantic import ValidationError
+
+from alast_tune.config import Distribution, SweepConfig, TrialConfig, Variants, flatten, stored_sweep
+from alast_tune.errors import ConfigError, explain
+from alast_tune.results import OBJECTIVES, FrontFile
+from alast_tune.storage import fetch
+from alast_tune.tracking import run_ids
+from alast_tune.tune.space import landmark_params, to_optuna, trial_config
+from alast_tune.tune.trials import open_study, results
+
+_PLACES = {"data/root", "data/download", "data/workers", "data/cache", "model/checkpoint", "train/device"}
+"""What may differ: where things lie and run, which does not change the results."""
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """A result of an earlier sweep."""
+
+    config: TrialConfig
+    params: Mapping[str, Any]
+    """As the earlier sweep had them: the names of variants are nowhere else."""
+    values: tuple[float, ...]
+    landmark: str | None
+    origin: str
+    mlflow_run_id: str | None
+    test_accuracy: float | None
+
+
+def earlier_results(sweep: SweepConfig) -> list[Earlier]:
+    """Read what an earlier sweep of the same trial has measured.
+
+    Raises:
+        ConfigError: not a sweep, or one whose trials are something else, so that results do not compare.
+    """
+    assert sweep.warm_start
+    found = []
+    for earlier in _read(sweep.warm_start):
+        params = _params(sweep, earlier)
+        if None not in params.values():
+            _check_same(sweep, trial_config(sweep, params, earlier.landmark), earlier)
+        found.append(earlier)
+    return found
+
+
+def feed(study: optuna.Study, sweep: SweepConfig, earlier: Sequence[Earlier]) -> int:
+    """Tell a new study earlier results; returns how many lie in the sweep's space, the others being left out."""
+    space = to_optuna(sweep.space)
+    trials: list[FrozenTrial] = []
+    tested: dict[str, float] = {}
+    for result in earlier:
+        named = {objective.name: value for objective, value in zip(OBJECTIVES, result.values, strict=True)}
+        attributes = {"origin": result.origin, "epochs": sweep.trial.train.epochs}
+        attributes |= {"landmark": result.landmark} if result.landmark else {}
+        attributes |= {"mlflow_run_id": result.mlflow_run_id} if result.mlflow_run_id else {}
+        with suppress(ValueError):
+            trial = create_trial(
+                state=TrialState.COMPLETE,
+                params=_params(sweep, result),
+                distributions=space,
+                values=result.values,
+                user_attrs=attributes,
+                constraints=sweep.excess(**named),
+            )
+            if result.test_accuracy is not None:
+                tested[str(len(trials))] = result.test_accuracy
+            trials.append(trial)
+    there = len(study.get_trials(deepcopy=False))  # more than none if a driver was killed in the middle of this
+    study.add_trials(trials[there:])
+    study.set_user_attr("test_accuracy", tested)
+    return len(trials)
+
+
+def _params(sweep: SweepConfig, earlier: Earlier) -> dict[str, Any]:
+    if earlier.landmark:
+        return landmark_params(sweep.trial, sweep.space, earlier.landmark)
+    values = {**earlier.params, **flatten(earlier.config)}
+    return {path: values.get(path) if _known(item, values.get(path)) else None for path, item in sweep.space.items()}
+
+
+def _known(item: Distribution, value: Any) -> bool:
+    """Whether a value can be looked up: variants of other names cannot."""
+    return not isinstance(item, Variants) or value in item.variants
+
+
+def _read(source: Path) -> Iterator[Earlier]:
+    fetch(source)
+    if (source / "sweep.json").exists():
+        sweep = stored_sweep(source, "warm_start")
+        study = open_study(sweep, source)
+        tested = study.user_attrs.get("test_accuracy", {})
+        runs = run_ids(source)
+        for result in results(study, sweep):
+            if result.values is not None:
+                origin, test = result.origin or sweep.name, tested.get(str(result.number))
+                run_id = runs.get(result.number, result.mlflow_run_id)
+                yield Earlier(result.config, result.params, result.values, result.landmark, origin, run_id, test)
+        return
+    try:
+        front = FrontFile.read(source)
+    except OSError:
+        raise ConfigError("warm_start", source, "is neither the folder of a sweep nor a front.json") from None
+    except ValidationError as error:
+        raise ConfigError("warm_start", source, f"is not a front.json: {explain(error)}") from None
+    for member in front.front:
+        values = tuple(member.objectives[objective.name] for objective in OBJECTIVES)
+        origin = member.origin or front.sweep
+        yield Earlier(
+            member.config, member.params, values, member.landmark, origin, member.mlflow_run_id, member.test_accuracy
+        )
+
+
+def _check_same(sweep: SweepConfig, config: TrialConfig, earlier: Earlier) -> None:
+    """Refuse a result of another trial: with other data, model or epochs it does not compare."""
+    ours, theirs = flatten(config), flatten(earlier.config)
+    for path in sorted((ours.keys() | theirs.keys()) - _PLACES):
+        mine, other = ours.get(path), theirs.get(path)
+        if mine != other and not (isinstance(mine, float) and isinstance(other, float) and math.isclose(mine, other)):
+            remedy = f"its trials have {path} = {other}, this sweep's {mine}: such results do not compare; run it anew"
+            raise ConfigError("warm_start", sweep.warm_start, remedy)

@@ -1,0 +1,49 @@
+"""A front's members run again with other seeds, as a person does it; interrupted, and once more."""
+
+import json
+
+import mlflow
+import pytest
+
+from alast_tune.results import FrontFile, Reseeded
+from tests.integration.harness import Pareto, kill, wait_for
+
+
+@pytest.mark.slow
+def test_members_are_run_with_other_seeds_each_once_and_mlflow_has_it(pareto: Pareto) -> None:
+    pareto.run("--preset", pareto.preset(trials=3), "--name", "small")
+    folder, again = pareto.storage / "small", pareto.storage / "small-seeds"
+    front = FrontFile.read(folder / "front.json")
+
+    driver = pareto.start("--resume", "small", "--reseed", "2")
+    wait_for(lambda: bool(list(again.glob("tune/*/0001/checkpoint_*"))), 200, driver)
+    kill(driver)
+    assert not (folder / "reseeded.json").exists()
+    out = pareto.run("--resume", "small", "--reseed", "2")
+    assert "small: its front with 2 other seeds" in out
+
+    found = Reseeded.read(folder / "reseeded.json")
+    assert [member.trial_id for member in found.members] == [member.trial_id for member in front.front]
+    assert found.seeds == (1, 2)
+    for member, before in zip(found.members, front.front, strict=True):
+        assert member.found == before.objectives
+        assert [run.seed for run in member.runs] == [1, 2]
+        assert all(run.test_accuracy is not None for run in member.runs)
+        first, second = (run.objectives["accuracy"] for run in member.runs)
+        assert member.mean["accuracy"] == pytest.approx((first + second) / 2)
+        assert 0 <= member.front_probability <= 1
+    counts = json.loads((again / "front.json").read_text())["trials"]
+    assert (counts["complete"], counts["total"]) == (2 * len(front.front),) * 2
+
+    client = mlflow.MlflowClient(f"sqlite:///{pareto.storage / 'mlflow.db'}")
+    for member in found.members:
+        run_id = next(m.mlflow_run_id for m in front.front if m.trial_id == member.trial_id)
+        metrics = client.get_run(str(run_id)).data.metrics
+        assert metrics["reseeded_accuracy"] == pytest.approx(member.mean["accuracy"])
+        assert metrics["front_probability"] == pytest.approx(member.front_probability)
+
+
+def test_one_run_has_no_spread(pareto: Pareto) -> None:
+    out = pareto.run("--preset", pareto.preset(), "--reseed", "1", expect=2)
+    assert out.strip().splitlines()[-1].startswith("error: reseed = 1: ")
+    assert not pareto.storage.exists()

@@ -1,0 +1,127 @@
+"""Predicted peaks, against those of real runs of the embedded backbone on digits."""
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import torch
+
+from alast_tune.config import SweepConfig, TrialConfig, apply_params, parse, read_mapping
+from alast_tune.errors import ConfigError
+from alast_tune.train import Run
+from alast_tune.tune.forecast import GROWTH, Forecast
+from alast_tune.tune.resources import MARGIN
+from alast_tune.tune.space import to_optuna
+
+DEMO = Path(__file__).parents[3] / "sweeps" / "presets" / "demo.yaml"
+
+
+@pytest.fixture(scope="module")
+def forecast() -> Forecast:
+    return Forecast()
+
+
+def trial(method: dict[str, Any], **train: Any) -> TrialConfig:
+    options = {"epochs": 2, "batch_size": 32, "device": "cpu"} | train
+    return TrialConfig.model_validate({"data": {"train_images": 64}, "method": method, "train": options})
+
+
+def peak_bytes(forecast: Forecast, config: TrialConfig, growth: float = 0.0) -> int:
+    return forecast.costs(config, growth).peak_bytes
+
+
+def measured(config: TrialConfig) -> int:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    run = Run(config)
+    while not run.finished:
+        report = run.train_epoch()
+    torch.set_num_threads(threads)
+    return report.cost.peak_bytes
+
+
+STEADY: list[dict[str, Any]] = [
+    {"name": "full"},
+    {"name": "head"},
+    {"name": "top_k", "blocks": [0, 5, 11]},
+    {"name": "bsr", "blocks": [1, 9, 10]},
+    {"name": "tome", "merge": 4},
+    {"name": "lora"},
+    {"name": "apla", "columns": 20},
+    {"name": "alast", "reading": "paper", "trainable_blocks": 12},
+    {"name": "alast", "reading": "authors", "trainable_blocks": 12, "alpha": 1e-6},
+    {"name": "alast", "reading": "fast", "trainable_blocks": 12, "alpha": 0},
+    {"name": "alast", "reading": "fast", "trainable_blocks": 12, "alpha": 0, "lora": {}},
+]
+
+
+@pytest.mark.parametrize("method", STEADY, ids=lambda method: "-".join(map(str, list(method.values())[:2])))
+def test_where_nothing_is_drawn_and_no_budget_moves_the_peak_is_met_within_3_percent(
+    forecast: Forecast, method: dict[str, Any]
+) -> None:
+    config = trial(method)
+    error = peak_bytes(forecast, config) / measured(config) - 1
+    print(f"\n{error:+.4f}")
+    assert abs(error) <= 0.03
+
+
+@pytest.mark.slow
+def test_over_the_demos_space_the_grown_peak_is_seldom_exceeded() -> None:
+    """Of 24 draws: median error 5 %, at worst 45 % too low; with growth 3 %, 11 % too low to 65 % too high."""
+    sweep = parse(SweepConfig, read_mapping(DEMO))
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    forecast, errors, grown = Forecast(), [], []
+    for _ in range(6):
+        config = apply_params(sweep.trial, study.ask(to_optuna(sweep.space)).params)
+        peak = measured(config)
+        errors.append(peak_bytes(forecast, config) / peak - 1)
+        grown.append(peak_bytes(forecast, config, GROWTH) / peak - 1)
+    print("".join(f"\n{first:+.3f} {later:+.3f}" for first, later in zip(errors, grown, strict=True)))
+    assert statistics.median(map(abs, errors)) <= 0.1
+    assert statistics.median(map(abs, grown)) <= 0.1
+    assert min(grown) >= 1 / (1 + MARGIN) - 1  # packing's margin is enough
+
+
+def test_budgets_grow_by_alpha_up_to_the_largest(forecast: Forecast) -> None:
+    def peak(alpha: float, growth: float = GROWTH, **more: Any) -> int:
+        return peak_bytes(forecast, trial({"name": "alast", "alpha": alpha, "target_budget": 0.3} | more), growth)
+
+    still = peak(0.02, growth=0)
+    assert peak(0) == still < peak(0.02) < peak(0.05) < peak(1.0) == peak(2.0)
+    assert peak(1.0, max_budget=0.5) < peak(1.0)
+    assert peak(1e-4, delta_reduction="batch_sum") > peak(1e-4)  # of the batch, not of the few images tried
+    full = trial({"name": "full"})
+    assert peak_bytes(forecast, full, GROWTH) == peak_bytes(forecast, full)
+
+
+def test_one_trials_method_leaves_nothing_to_the_next(forecast: Forecast) -> None:
+    full, lora = trial({"name": "full"}), trial({"name": "lora"})
+    before = peak_bytes(forecast, full)
+    assert peak_bytes(forecast, lora) != before
+    assert peak_bytes(forecast, full) == before == peak_bytes(Forecast(), full)
+
+
+def test_blocks_that_are_still_to_be_found_are_the_ones_that_need_most(forecast: Forecast) -> None:
+    last, first = ({"name": "top_k", "blocks": blocks} for blocks in ([9, 10, 11], [0, 1, 2]))
+    open_ = peak_bytes(forecast, trial({"name": "top_k"}))
+    assert peak_bytes(forecast, trial(last)) < open_ == peak_bytes(forecast, trial(first))
+    probe = peak_bytes(forecast, trial({"name": "top_k", "blocks": [0]}))
+    assert peak_bytes(forecast, trial({"name": "bsr", "count": 1, "keep": 0.1})) == probe
+
+
+def test_the_training_loop_counts(forecast: Forecast) -> None:
+    whole = peak_bytes(forecast, trial({"name": "full"}))
+    assert peak_bytes(forecast, trial({"name": "full"}, accumulate=4)) < whole
+    assert peak_bytes(forecast, trial({"name": "full"}, precision="bf16")) < whole
+    assert peak_bytes(forecast, trial({"name": "full"}, optimizer="sgd")) != whole
+    assert peak_bytes(forecast, trial({"name": "full"}, batch_size=1000)) == peak_bytes(
+        forecast,
+        trial({"name": "full"}, batch_size=64),  # there are no more images
+    )
+
+
+def test_what_cannot_work_is_said(forecast: Forecast) -> None:
+    with pytest.raises(ConfigError, match=r"method\.trainable_blocks = 13: the model has 12 blocks"):
+        peak_bytes(forecast, trial({"name": "alast", "trainable_blocks": 13}))

@@ -1,0 +1,83 @@
+"""Importances and curves of small studies whose answer is known."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.trial import TrialState, create_trial
+
+from alast_tune.config import SweepConfig
+from alast_tune.results import DIRECTIONS
+from alast_tune.tune.insight import LEAST_TRIALS, importance, report_search
+from alast_tune.tune.space import to_optuna
+
+SWEEP = SweepConfig.model_validate(
+    {
+        "space": {
+            "method/alpha": {"type": "float", "low": 1e-3, "high": 1.0, "log": True},
+            "method/floors/early": {"type": "float", "low": 0.1, "high": 1.0},
+            "method/trainable_blocks": {"type": "int", "low": 3, "high": 3},
+            "method/frozen_backward": {"type": "categorical", "choices": ["exact", "residual"]},
+        }
+    }
+)
+
+
+def study(count: int, values: Callable[[dict[str, Any]], list[float]], **attrs: Any) -> optuna.Study:
+    """A study of random points with these objectives."""
+    found = optuna.create_study(directions=list(DIRECTIONS))
+    draw = np.random.default_rng(0)
+    for _ in range(count):
+        params = {
+            "method/alpha": float(draw.uniform(1e-3, 1)),
+            "method/floors/early": float(draw.uniform(0.1, 1)),
+            "method/trainable_blocks": 3,
+            "method/frozen_backward": str(draw.choice(["exact", "residual"])),
+        }
+        found.add_trial(
+            create_trial(
+                params=params, distributions=to_optuna(SWEEP.space), values=values(params), user_attrs=dict(attrs)
+            )
+        )
+    return found
+
+
+def by_floor_and_choice(params: dict[str, Any]) -> list[float]:
+    return [params["method/floors/early"], float(params["method/frozen_backward"] == "exact"), 5.0]
+
+
+def test_what_an_objective_depends_on_has_the_importance() -> None:
+    report = report_search(study(40, by_floor_and_choice), SWEEP)
+    assert report.importances["accuracy"]["method/floors/early"] > 0.9
+    assert report.importances["train_flops"]["method/frozen_backward"] > 0.9
+    assert "peak_bytes" not in report.importances  # all alike
+    for shares in report.importances.values():
+        assert shares.keys() == SWEEP.space.keys()
+        assert math.isclose(sum(shares.values()), 1.0)
+        assert shares["method/trainable_blocks"] == 0  # never varied
+
+
+def test_landmarks_say_nothing_about_parameters_that_only_stand_for_them() -> None:
+    found = study(20, by_floor_and_choice)
+    before = importance(found, SWEEP, 0)
+    for landmark in study(1, lambda params: [1000.0, 1e9, 1.0], landmark="full").trials:
+        found.add_trial(landmark)
+    assert importance(found, SWEEP, 0) == before
+
+
+def test_too_few_trials_tell_nothing() -> None:
+    assert report_search(study(LEAST_TRIALS - 1, by_floor_and_choice), SWEEP).importances == {}
+    assert report_search(study(0, by_floor_and_choice), SWEEP).importances == {}
+    assert report_search(study(LEAST_TRIALS, by_floor_and_choice), SWEEP).importances
+
+
+def test_curves_have_times_where_they_were_kept() -> None:
+    found = study(1, by_floor_and_choice, curve=[[0.1, 1, 2], [0.2, 2, 2]], seconds=[3.0, 4.0])
+    found.add_trial(create_trial(state=TrialState.PRUNED, user_attrs={"curve": [[0.1, 1, 2]]}))  # of an older version
+    found.add_trial(create_trial(state=TrialState.FAIL))
+    curves = report_search(found, SWEEP).curves
+    assert curves.keys() == {0, 1}
+    assert curves[0].tolist() == [[0.1, 1, 2, 3], [0.2, 2, 2, 4]]
+    assert curves[1][0, :3].tolist() == [0.1, 1, 2] and math.isnan(curves[1][0, 3])

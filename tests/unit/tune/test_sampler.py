@@ -1,0 +1,190 @@
+"""The cost-aware sampler: its closed forms against Monte Carlo, and what it learns from whom."""
+
+import math
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import TrialState, create_trial
+
+from alast_tune.errors import ConfigError
+from alast_tune.front import hypervolume
+from alast_tune.results import DIRECTIONS
+from alast_tune.tune import past as module
+from alast_tune.tune.improvement import Surrogate, expected_improvement, uncovered_area
+from alast_tune.tune.past import Past
+from alast_tune.tune.sampler import EhviSampler
+
+SPACE: dict[str, BaseDistribution] = {
+    "alpha": FloatDistribution(1e-4, 1.0, log=True),
+    "floor": FloatDistribution(0.1, 1.0),
+    "blocks": IntDistribution(1, 12),
+    "backward": CategoricalDistribution(["exact", "residual"]),
+    "width": CategoricalDistribution([8, 2, 4]),
+}
+
+
+def costs(params: dict[str, Any]) -> tuple[float, float]:
+    return params["blocks"] / 12 * params["floor"] + 0.1, params["floor"] / 2 + 0.2
+
+
+def accuracy(params: dict[str, Any]) -> float:
+    return 1 - math.exp(-3 * costs(params)[0]) * (1.2 if params["backward"] == "residual" else 1.0)
+
+
+def study(seed: int = 0, space: dict[str, BaseDistribution] = SPACE, **options: Any) -> optuna.Study:
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    reference = options.pop("reference", (0.0, 1.2, 1.0))
+    return optuna.create_study(directions=DIRECTIONS, sampler=EhviSampler(space, costs, reference, seed))
+
+
+def search(study: optuna.Study, trials: int, space: dict[str, BaseDistribution] = SPACE) -> None:
+    for _ in range(trials):
+        trial = study.ask(space)
+        study.tell(trial, (accuracy(trial.params), *costs(trial.params)))
+
+
+def test_the_uncovered_area_is_what_monte_carlo_finds() -> None:
+    draw = np.random.default_rng(0)
+    others_K2, candidates_C2 = draw.random((6, 2)), draw.random((4, 2))
+    points_N2 = draw.random((200_000, 2))
+    covered_N = (points_N2[:, None] >= others_K2).all(-1).any(-1)
+    for candidate_2, area in zip(candidates_C2, uncovered_area(candidates_C2, others_K2), strict=True):
+        assert area == pytest.approx(((points_N2 >= candidate_2).all(-1) & ~covered_N).mean(), abs=0.004)
+    assert uncovered_area(np.array([[0.25, 0.5], [1.0, 0.0]]), np.zeros((0, 2))) == pytest.approx([0.375, 0.0])
+
+
+@pytest.mark.parametrize("least", [0.0, 0.45])
+def test_the_expected_improvement_is_what_monte_carlo_finds(least: float) -> None:
+    draw = np.random.default_rng(1)
+    points_F3 = np.c_[draw.uniform(0.3, 0.9, 5), draw.uniform(0.3, 1.1, (5, 2))]
+    mean_C, deviation_C, costs_C2 = np.array([0.6, 0.8]), np.array([0.1, 0.3]), np.array([[0.5, 0.4], [0.2, 0.9]])
+    reference = (least, 1.0, 1.0)
+    before = hypervolume(points_F3, reference, DIRECTIONS)
+    for place, gain in enumerate(expected_improvement(mean_C, deviation_C, costs_C2, points_F3, least)):
+        drawn = draw.normal(mean_C[place], deviation_C[place], 3000)
+        after = [hypervolume([*points_F3, (one, *costs_C2[place])], reference, DIRECTIONS) for one in drawn]
+        assert gain == pytest.approx(np.mean(after) - before, rel=0.06)
+
+
+def test_proposals_lie_in_the_space_and_none_comes_twice() -> None:
+    search(it := study(), 30)
+    assert len({tuple(trial.params.values()) for trial in it.trials}) == 30
+    for trial in it.trials:
+        assert all(SPACE[path]._contains(SPACE[path].to_internal_repr(value)) for path, value in trial.params.items())
+
+
+def test_a_countable_space_is_used_up_before_anything_repeats() -> None:
+    space: dict[str, BaseDistribution] = {
+        "blocks": IntDistribution(2, 6, step=2),
+        "floor": CategoricalDistribution([0.5, 1.0]),
+        "backward": CategoricalDistribution(["exact", "residual"]),
+    }
+    search(it := study(space=space), 12, space)
+    assert len({tuple(trial.params.values()) for trial in it.trials}) == 12
+    search(it, 1, space)
+
+
+def test_it_needs_less_than_random_search_for_the_same_front() -> None:
+    reference = (0.0, 1.2, 1.0)
+
+    def spent(sampler: optuna.samplers.BaseSampler, trials: int) -> float:
+        search(it := optuna.create_study(directions=DIRECTIONS, sampler=sampler), trials)
+        values_TM = np.array([trial.values for trial in it.trials])
+        reached_T = np.array([hypervolume(values_TM[: n + 1], reference, DIRECTIONS) for n in range(trials)])
+        assert reached_T[-1] >= 0.54  # nine tenths of what there is
+        return float(values_TM[: np.argmax(reached_T >= 0.54) + 1, 1].sum())
+
+    ours = [spent(EhviSampler(SPACE, costs, reference, seed), 25) for seed in range(3)]
+    theirs = [spent(optuna.samplers.RandomSampler(seed=seed), 100) for seed in range(3)]
+    assert np.mean(ours) < 0.5 * np.mean(theirs)
+
+
+def test_what_runs_is_not_proposed_again_nor_its_neighbourhood() -> None:
+    search(it := study(), 10)
+    out = [it.ask(SPACE).params for _ in range(4)]
+    assert len({tuple(params.values()) for params in out}) == 4
+    spent = sorted(costs(params)[0] for params in out)
+    assert spent[-1] - spent[0] > 0.02
+
+
+def test_beyond_a_limit_nothing_is_proposed_once_costs_are_known() -> None:
+    search(it := study(reference=(0.5, 0.6, 0.55)), 25)
+    late = [costs(trial.params) for trial in it.trials[5:]]
+    assert np.mean([flops < 0.6 and peak < 0.55 for flops, peak in late]) > 0.9
+
+
+def trial(number: int, state: TrialState, values: Any = None, **attributes: Any) -> Any:
+    one = create_trial(state=state, params=PARAMS, distributions=SPACE, values=values, user_attrs=attributes)
+    one.number = number
+    return one
+
+
+PARAMS = {"alpha": 0.1, "floor": 0.5, "blocks": 3, "backward": "exact", "width": 4}
+
+
+def test_what_is_learnt_from_each_end() -> None:
+    past = Past()
+    past.take(
+        [
+            trial(0, TrialState.COMPLETE, [0.6, 4.0, 1.0], curve=[[0.3, 1, 1], [0.6, 4, 1]]),
+            trial(1, TrialState.COMPLETE, [0.7, 4.0, 1.0], curve=[[0.3, 1, 1], [0.7, 4, 1]]),
+            trial(2, TrialState.PRUNED, curve=[[0.2, 2.0, 0.9]]),
+            trial(3, TrialState.FAIL, reason="the loss of epoch 2 is nan"),
+            trial(4, TrialState.FAIL, reason="crashed"),
+            trial(5, TrialState.PRUNED),
+            trial(6, TrialState.RUNNING),
+        ]
+    )
+    lessons = past.lessons()
+    assert len(lessons) == 4
+    (projected,) = (lesson for lesson in lessons if lesson[2] > 0)
+    assert projected[1] == pytest.approx((0.2 + 0.35, 4.0, 0.9))  # the mean gain of those that went on, twice the cost
+    assert projected[2] == pytest.approx(0.05)  # and its spread
+    (failed,) = (lesson for lesson in lessons if math.isnan(lesson[1][1]))
+    assert failed[1][0] == 0.6  # the worst
+    assert past.front().tolist() == [[0.7, 4.0, 1.0]]
+
+
+def test_a_landmark_tells_its_accuracy_but_not_its_costs() -> None:
+    past = Past()
+    past.take([trial(0, TrialState.COMPLETE, [0.9, 9.0, 9.0], landmark="full")])
+    ((_, values, error),) = past.lessons()
+    assert (values[0], math.isnan(values[1]), error > 0) == (0.9, True, True)
+    assert past.front().tolist() == [[0.9, 9.0, 9.0]]
+    assert past.known == set()  # that point itself may still be tried
+
+
+def test_time_and_memory_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MEMORY", 20)
+    monkeypatch.setattr(module, "LARGEST_FRONT", 10)
+    rising = [trial(n, TrialState.COMPLETE, [n / 100, 1.0 + n**2, 1.0]) for n in range(50)]
+    past = Past()
+    for number in range(50):
+        past.take(rising[: number + 1])
+    assert len(past.front()) == 10  # of 50
+    assert [lesson[1][0] for lesson in past.lessons()] == [n / 100 for n in range(35, 50)]
+    past = Past()
+    past.take([trial(n, TrialState.COMPLETE, [n / 100, 1.0, 1.0]) for n in range(50)])
+    assert [lesson[1][0] for lesson in past.lessons()] == [n / 100 for n in (49, *range(30, 49))]
+
+
+def test_a_surrogate_interpolates_and_knows_less_far_away() -> None:
+    X_TD = np.linspace(0, 0.5, 12)[:, None]
+    surrogate = Surrogate()
+    surrogate.fit(X_TD, np.sin(6 * X_TD[:, 0]), np.zeros(12), 12)
+    mean_C, deviation_C = surrogate.predict(np.array([[0.26], [1.0]]))
+    assert mean_C[0] == pytest.approx(math.sin(6 * 0.26), abs=0.05)
+    assert deviation_C[1] > 2 * deviation_C[0]
+
+
+def test_a_space_in_which_nothing_works_is_refused_with_the_reason() -> None:
+    def refused(params: dict[str, Any]) -> tuple[float, float]:
+        raise ConfigError("method.max_budget", 0.3, "is below the floor")
+
+    sampler = EhviSampler(SPACE, refused, (0.0, 1.0, 1.0), seed=0)
+    study = optuna.create_study(directions=DIRECTIONS, sampler=sampler)
+    with pytest.raises(ConfigError, match=r"space = .*: none of \d+ points of it works: method.max_budget = 0.3"):
+        study.ask(SPACE)

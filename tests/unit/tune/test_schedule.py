@@ -1,0 +1,134 @@
+"""Multi-objective successive halving: who goes on from a rung, and what is stopped whatever the rung says."""
+
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import optuna
+import pytest
+from ray.tune.experiment import Trial as TuneTrial
+from ray.tune.schedulers import TrialScheduler
+
+from alast_tune.config import SweepConfig
+from alast_tune.tune import schedule as module
+from alast_tune.tune.schedule import MoAsha, Rungs, standing
+from alast_tune.tune.trials import open_study
+
+
+def sweep(**options: Any) -> SweepConfig:
+    values = {
+        "trial": {"train": {"epochs": 8}},
+        "grace_epochs": 1,
+        "space": {"method/trainable_blocks": {"type": "int", "low": 1, "high": 12}},
+    }
+    return SweepConfig.model_validate(values | options)
+
+
+def decide(
+    scheduler: MoAsha, number: int, epoch: int, values: tuple[float, float, float], landmark: str | None = None
+) -> str:
+    trial = SimpleNamespace(config={"number": number, "landmark": landmark})
+    metrics = dict(zip(("accuracy", "train_flops", "peak_bytes"), values, strict=True)) | {"epoch": epoch}
+    result = {f"report/{name}": value for name, value in metrics.items()}
+    return scheduler.on_trial_result(None, cast("TuneTrial", trial), result)
+
+
+CONTINUE, STOP = TrialScheduler.CONTINUE, TrialScheduler.STOP
+
+
+def test_rungs_lie_at_powers_below_the_last_epoch() -> None:
+    rungs = Rungs(8)
+    good, bad = (0.9, 1.0, 1.0), (0.1, 2.0, 2.0)
+    for epoch in range(1, 9):
+        assert rungs.report(0, epoch, good)
+        assert rungs.report(1, epoch, good)
+        assert rungs.report(2, epoch, bad) == (epoch not in {1, 2, 4})
+
+
+def test_unless_told_otherwise_the_first_half_is_let_pass(tmp_path: Path) -> None:
+    scheduler = MoAsha(config := sweep(grace_epochs=None), open_study(config, tmp_path))
+    for epoch in range(1, 8):
+        assert decide(scheduler, 0, epoch, (0.9, 1.0, 1.0)) == CONTINUE
+        assert decide(scheduler, 1, epoch, (0.1, 2.0, 2.0)) == (STOP if epoch == 4 else CONTINUE)
+
+
+def test_whoever_is_not_dominated_goes_on_however_many_they_are() -> None:
+    rungs = Rungs(4)
+    assert all(rungs.report(n, 1, (0.5 + n / 100, 1.0 + n, 1.0)) for n in range(10))
+
+
+def test_of_the_dominated_those_in_the_better_half_go_on() -> None:
+    rungs = Rungs(4)
+    assert rungs.report(0, 1, (0.9, 1.0, 1.0))
+    assert not rungs.report(1, 1, (0.7, 1.0, 1.0))  # second of two
+    assert rungs.report(2, 1, (0.8, 1.0, 1.0))  # second of three
+    assert not rungs.report(3, 1, (0.75, 1.0, 1.0))  # third of four
+    assert not rungs.report(4, 1, (0.6, 1.0, 1.0))
+
+
+def test_within_a_front_who_adds_more_stands_first() -> None:
+    ideal = [(1.0, 0.0, 0.0)]
+    front = [(0.9, 2.0, 1.0), (0.5, 1.0, 1.0), (0.51, 1.01, 1.0), (0.7, 1.5, 1.0)]  # two of them almost the same
+    places = {row: standing([*ideal, *front], row) for row in range(5)}
+    assert places[0] == (0, 0)
+    assert {rank for _, rank in places.values()} == {0, 1}
+    assert sorted(place for place, _ in places.values()) == [0, 1, 2, 3, 4]
+    assert {places[2][0], places[3][0]} & {4}
+
+
+def test_equal_trials_stand_equal() -> None:
+    assert standing([(0.5, 1.0, 1.0)] * 3, 1) == standing([(0.5, 1.0, 1.0)] * 3, 2) == (0, 0)
+
+
+def test_a_rung_remembers_the_latest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "WINDOW", 3)
+    rungs = Rungs(4)
+    rungs.record(0, 1, (0.9, 1.0, 1.0))
+    for number in (1, 2, 3):
+        rungs.record(number, 1, (0.1, 5.0, 5.0))
+    assert rungs.report(4, 1, (0.2, 4.0, 4.0))  # the one that dominates it is forgotten
+
+
+def test_landmarks_are_never_stopped(tmp_path: Path) -> None:
+    scheduler = MoAsha(config := sweep(), open_study(config, tmp_path))
+    assert decide(scheduler, 0, 1, (0.9, 1.0, 1.0)) == CONTINUE
+    assert decide(scheduler, 1, 1, (0.1, 2.0, 2.0), landmark="full") == CONTINUE
+    assert decide(scheduler, 2, 1, (0.1, 2.0, 2.0)) == STOP
+
+
+@pytest.mark.parametrize("values", [(math.nan, 1.0, 1.0), (0.5, math.inf, 1.0)])
+def test_what_is_not_a_number_is_stopped(tmp_path: Path, values: tuple[float, float, float]) -> None:
+    scheduler = MoAsha(config := sweep(scheduler="none"), open_study(config, tmp_path))
+    assert decide(scheduler, 0, 3, values, landmark="full") == STOP
+
+
+def test_a_cost_that_has_broken_its_limit_is_stopped_but_a_low_accuracy_may_rise(tmp_path: Path) -> None:
+    config = sweep(scheduler="none", max_flops=10.0, max_memory=100, min_accuracy=0.9)
+    scheduler = MoAsha(config, open_study(config, tmp_path))
+    assert decide(scheduler, 0, 3, (0.1, 10.0, 100.0)) == CONTINUE
+    assert decide(scheduler, 0, 4, (0.95, 11.0, 100.0)) == STOP
+    assert decide(scheduler, 1, 1, (0.95, 1.0, 101.0)) == STOP
+
+
+def test_none_stops_nobody_and_few_epochs_mean_none(tmp_path: Path) -> None:
+    for options in ({"scheduler": "none"}, {"trial": {"train": {"epochs": 3}}}):
+        config = sweep(**options)
+        scheduler = MoAsha(config, open_study(config, tmp_path))
+        assert decide(scheduler, 0, 1, (0.9, 1.0, 1.0)) == CONTINUE
+        assert decide(scheduler, 1, 1, (0.1, 2.0, 2.0)) == CONTINUE
+    few = sweep(scheduler="moasha", trial={"train": {"epochs": 3}})
+    scheduler = MoAsha(few, open_study(few, tmp_path))
+    assert decide(scheduler, 0, 1, (0.9, 1.0, 1.0)) == CONTINUE
+    assert decide(scheduler, 1, 1, (0.1, 2.0, 2.0)) == STOP
+
+
+def test_a_resumed_sweep_compares_with_trials_of_the_driver_before(tmp_path: Path) -> None:
+    config = sweep()
+    study = open_study(config, tmp_path)
+    earlier = study.ask({"method/trainable_blocks": optuna.distributions.IntDistribution(1, 12)})
+    earlier.set_user_attr("curve", [[0.9, 1.0, 1.0], [0.95, 2.0, 1.0]])
+    study.tell(earlier, state=optuna.trial.TrialState.PRUNED)
+    scheduler = MoAsha(config, study)
+    assert decide(scheduler, 1, 1, (0.5, 1.5, 1.5)) == STOP
+    assert decide(scheduler, 2, 2, (0.96, 1.9, 1.0)) == CONTINUE

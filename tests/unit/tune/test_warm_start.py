@@ -1,0 +1,129 @@
+"""Earlier results fed into a new study: the same trials only, each once, and marked as another sweep's."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alast_tune.config import SweepConfig
+from alast_tune.errors import ConfigError
+from alast_tune.results import FrontFile
+from alast_tune.summary import summarise
+from alast_tune.tune.search import StudySearcher
+from alast_tune.tune.trials import enqueue_landmarks, open_study, results
+from alast_tune.tune.warm_start import earlier_results, feed
+from tests.unit.tune.test_search import Recorder, everywhere, forecast, report
+
+REFERENCE = (0.0, 2e12, 2e8)
+
+
+def sweep(storage: Path, name: str, **options: Any) -> SweepConfig:
+    values = {
+        "name": name,
+        "storage": storage,
+        "trials": 6,
+        "trial": {"train": {"epochs": 3}},
+        "space": {
+            "method/alpha": {"type": "float", "low": 1e-4, "high": 1.0, "log": True},
+            "method/trainable_blocks": {"type": "int", "low": 1, "high": 12},
+        },
+    }
+    return SweepConfig.model_validate(values | options)
+
+
+@pytest.fixture
+def before(tmp_path: Path) -> SweepConfig:
+    """A sweep that is over: both landmarks, three other complete trials, one failed."""
+    config = sweep(tmp_path, "before")
+    folder = tmp_path / "before"
+    folder.mkdir()
+    (folder / "sweep.json").write_text(config.model_dump_json())
+    study = open_study(config, folder)
+    study.set_user_attr("reference_point", (0.0, 2e12, 2e8))
+    enqueue_landmarks(study, config)
+    search = StudySearcher(study, config, Recorder(), everywhere(config), forecast)
+    for number in range(6):
+        search.suggest(str(number))
+        search.on_trial_complete(
+            str(number), report(accuracy=0.9 - number / 10, train_flops=1e12 - number * 1e11), error=number == 5
+        )
+    study.set_user_attr("test_accuracy", {"0": 0.875})
+    summarise("before", results(study, config), REFERENCE, {0: 0.875}).write(folder / "front.json")
+    return config
+
+
+@pytest.mark.parametrize("source", ["before", "before/front.json"])
+def test_results_of_a_sweep_or_a_front_come_first_and_are_no_trials_of_the_new_one(
+    before: SweepConfig, tmp_path: Path, source: str
+) -> None:
+    config = sweep(tmp_path, "after", warm_start=tmp_path / source, min_accuracy=0.65)
+    study = open_study(config, tmp_path)
+    earlier = earlier_results(config)
+    assert feed(study, config, earlier) == 5
+    enqueue_landmarks(study, config)  # both are there
+    assert len(study.trials) == 5
+    (number,) = study.user_attrs["test_accuracy"]
+    assert study.trials[int(number)].values[0] == 0.9
+    told = results(study, config)
+    assert sorted(result.values[0] for result in told if result.values) == pytest.approx([0.5, 0.6, 0.7, 0.8, 0.9])
+    assert {result.origin for result in told} == {"before"}
+    assert {result.landmark for result in told} == {"full", "paper", None}
+    assert [result.state for result in told].count("infeasible") == 2
+    study.set_user_attr("reference_point", (0.0, 2e12, 2e8))
+    assert StudySearcher(study, config, Recorder(), everywhere(config), forecast).remaining == 6
+    front = summarise("after", told, REFERENCE, limits=config.limits)
+    assert front.trials.total == 0
+    assert {member.origin for member in front.front} == {"before"}
+
+
+def test_a_driver_killed_while_feeding_goes_on(before: SweepConfig, tmp_path: Path) -> None:
+    config = sweep(tmp_path, "after", warm_start=tmp_path / "before")
+    study, earlier = open_study(config, tmp_path), earlier_results(config)
+    feed(study, config, earlier[:2])
+    feed(study, config, earlier)
+    assert [result.values for result in results(study, config)] == [result.values for result in earlier]
+
+
+def test_what_lies_outside_the_space_is_left_out(before: SweepConfig, tmp_path: Path) -> None:
+    space = {"method/trainable_blocks": {"type": "int", "low": 9, "high": 9}}
+    config = sweep(
+        tmp_path,
+        "after",
+        warm_start=tmp_path / "before",
+        space=space,
+        trial={"method": {"name": "alast", "alpha": 0.5}, "train": {"epochs": 3}},
+    )
+    with pytest.raises(ConfigError, match=r"its trials have method/alpha = .*, this sweep's 0.5: such results do not"):
+        earlier_results(config)
+    space = {"method/trainable_blocks": {"type": "int", "low": 9, "high": 9}} | {
+        "method/alpha": {"type": "float", "low": 1e-4, "high": 1.0, "log": True}
+    }
+    config = sweep(tmp_path, "after", warm_start=tmp_path / "before", space=space)
+    study = open_study(config, tmp_path)
+    assert feed(study, config, earlier_results(config)) == len(study.trials) < 5
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"trial": {"train": {"epochs": 4}}}, r"have train/epochs = 3, this sweep's 4"),
+        ({"trial": {"data": {"dataset": "cifar100"}, "train": {"epochs": 3}}}, r"have data/dataset = digits"),
+        ({"warm_start": "nope"}, "is neither the folder of a sweep nor a front.json"),
+        ({"warm_start": __file__}, "is not a front.json"),
+    ],
+)
+def test_what_does_not_compare_is_refused_in_one_line(
+    before: SweepConfig, tmp_path: Path, options: dict[str, Any], complaint: str
+) -> None:
+    config = sweep(tmp_path, "after", **{"warm_start": tmp_path / "before"} | options)
+    with pytest.raises(ConfigError, match=rf"^warm_start = .*{complaint}"):
+        earlier_results(config)
+
+
+def test_a_front_of_an_earlier_version_is_read(before: SweepConfig, tmp_path: Path) -> None:
+    front = FrontFile.read(tmp_path / "before" / "front.json")
+    plain = front.model_dump(mode="json", by_alias=True, exclude={"limits"})
+    plain["trials"].pop("infeasible")
+    for member in plain["front"]:
+        member.pop("landmark"), member.pop("origin")
+    assert FrontFile.model_validate(plain).front[0].landmark is None
