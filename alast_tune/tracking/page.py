@@ -1,0 +1,199 @@
+"""The front as MLflow shows it: a description, a table, pictures, interactive pages, the file itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from alast_tune.blocks import BlockReport
+from alast_tune.plots import (
+    SearchReport,
+    block_title,
+    blocks_html,
+    blocks_png,
+    convergence_png,
+    front_html,
+    front_png,
+    human_bytes,
+    human_flops,
+    importances_png,
+    search_html,
+    space_png,
+    with_runs,
+)
+from alast_tune.results import LANDMARKS, FrontFile, TrialResult
+from alast_tune.summary import trial_id
+from alast_tune.tracking.journal import SWEEP
+
+FOLDER = "front"
+"""In the sweep's folder: what is uploaded to the parent run."""
+
+_SHOWN = {
+    "front.html": ("front.png", "accuracy, FLOPs and memory of every complete trial; a click copies its run id"),
+    "search.html": ("search-*.png", "the search space, importance of its parameters, convergence of the front"),
+    "blocks.html": (
+        "blocks-*.png",
+        "the knee and the paper's configuration, block by block: training, tokens, budgets, magnitude, attention",
+    ),
+    "front.json": ("front_table.json", "the front with every member's whole configuration, and as a table"),
+}
+
+
+def write_pages(
+    front: FrontFile,
+    results: Sequence[TrialResult],
+    search: SearchReport | None,
+    blocks: Mapping[int, BlockReport],
+    folder: Path,
+    say: Callable[[str], None],
+) -> list[str]:
+    """Write everything that shows the front into a folder; says in a line which page or picture cannot be drawn.
+
+    Args:
+        front: of the sweep.
+        results: of all its trials.
+        search: what the study tells about the search; without it, its pages are left out.
+        blocks: of the trials whose blocks are shown, by number.
+        folder: made if it is not there.
+        say: prints a line.
+
+    Returns:
+        Names of the files.
+
+    Raises:
+        OSError: a full disk, say.
+    """
+    folder.mkdir(exist_ok=True)
+    front.write(folder / "front.json")
+    (folder / "front_table.json").write_text(json.dumps(_table(front, results)), encoding="utf-8")
+    pages: dict[str, Callable[[], str | bytes]] = {
+        "front.html": lambda: front_html(front, results),
+        "front.png": lambda: front_png(front, results),
+    }
+    if search:
+        pages |= {
+            "search.html": lambda: search_html(front, results, search),
+            "search-space.png": lambda: space_png(front, results, search),
+            "search-importances.png": lambda: importances_png(front, search),
+            "search-convergence.png": lambda: convergence_png(front, results, search),
+        }
+    if blocks:
+        pages["blocks.html"] = lambda: blocks_html(front, results, blocks)
+    for number, report in blocks.items():
+        name = "knee" if trial_id(number) == front.knee else "paper"
+        pages[f"blocks-{name}.png"] = partial(blocks_png, block_title(front, results, number), report)
+    written = ["front.json", "front_table.json"]
+    for name, draw in pages.items():
+        (folder / name).unlink(missing_ok=True)  # of an earlier ending
+        try:
+            drawn = draw()
+        except Exception as error:  # a sweep that is finished does not fail for a picture
+            say(f"{name} cannot be drawn ({type(error).__name__}: {error})")
+            continue
+        (folder / name).write_bytes(drawn.encode() if isinstance(drawn, str) else drawn)
+        written.append(name)
+    return written
+
+
+def with_run_ids(front: FrontFile, runs: Mapping[str, str]) -> FrontFile:
+    """Fill in the members' MLflow runs, by trial id; members that are not in ``runs`` keep what they have."""
+    members = tuple(
+        member.model_copy(update={"mlflow_run_id": runs.get(member.trial_id, member.mlflow_run_id)})
+        for member in front.front
+    )
+    return front.model_copy(update={"front": members})
+
+
+def fill_run_ids(folder: Path, runs: Mapping[str, str]) -> None:
+    """Fill in the MLflow runs where they were not known yet when a folder's front, table and page were written."""
+    file = folder / "front.json"
+    if file.exists():
+        with_run_ids(FrontFile.read(file), runs).write(file)
+    file = folder / "front_table.json"
+    if file.exists():
+        table = json.loads(file.read_text(encoding="utf-8"))
+        table["data"] = [[*row[:-1], runs.get(row[0], row[-1])] for row in table["data"]]
+        file.write_text(json.dumps(table), encoding="utf-8")
+    file = folder / "front.html"
+    if file.exists():
+        trials = {name: run for name, run in runs.items() if name != SWEEP}
+        file.write_text(with_runs(file.read_text(encoding="utf-8"), trials), encoding="utf-8")
+
+
+def describe_front(front: FrontFile, results: Sequence[TrialResult], drawn: Collection[str] = ()) -> str:
+    """Write the front as Markdown, for the parent's description: table, knee, what to do with it, where to look.
+
+    ``drawn`` names the artifacts that there are.
+    """
+    lead = (
+        f"**{front.sweep}**: {len(front.front)} of {front.candidates} are on the front "
+        f"({front.trials.pruned} pruned, {front.trials.infeasible} infeasible, {front.trials.failed} failed); "
+        f"hypervolume {front.hypervolume_share:.4f} of the box between full fine-tuning's cost and the ideal."
+    )
+    lines = [
+        lead,
+        "",
+        "| trial | accuracy | test | training | peak memory | |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for m in front.front:
+        test = "-" if m.test_accuracy is None else f"{m.test_accuracy:.4f}"
+        notes = (["**knee**"] if m.trial_id == front.knee else []) + ([LANDMARKS[m.landmark]] if m.landmark else [])
+        flops, peak = human_flops(m.objectives["train_flops"]), human_bytes(m.objectives["peak_bytes"])
+        lines.append(
+            f"| {m.trial_id} | {m.objectives['accuracy']:.4f} | {test} | {flops} | {peak} | {', '.join(notes)} |"
+        )
+    if front.knee:
+        lines += [
+            "",
+            _why_knee(front, results),
+            "",
+            "Take it from here:",
+            "",
+            f"    alast-tune promote {front.sweep} --pick knee -o config.yaml",
+        ]
+    return "\n".join([*lines, "", *_where(drawn)])
+
+
+def _where(drawn: Collection[str]) -> list[str]:
+    """List what can be looked at, and how to filter."""
+    rows = [f"| {name}, {pictures} | {what} |" for name, (pictures, what) in _SHOWN.items() if name in drawn]
+    filters = "`tags.pareto = 'true'` filters the runs to the front, `tags.pareto_rank = '1'` to what comes second."
+    return ["| artifact | shows |", "| --- | --- |", *rows, "", filters]
+
+
+def _why_knee(front: FrontFile, results: Sequence[TrialResult]) -> str:
+    """Say in figures what the knee gives and takes, beside full fine-tuning or else the most accurate member."""
+    knee = next(member.objectives for member in front.front if member.trial_id == front.knee)
+    best = max(front.front, key=lambda member: member.objectives["accuracy"])
+    full = next((result for result in results if result.landmark == "full" and result.values), None)
+    measure, name = (full.values, LANDMARKS["full"]) if full else (None, f"trial {best.trial_id}, the most accurate")
+    _, flops, peak = measure or tuple(best.objectives.values())
+    share = knee["accuracy"] / best.objectives["accuracy"] if best.objectives["accuracy"] else 1.0
+    return (
+        f"**Knee**: trial {front.knee} has {share:.0%} of the best accuracy ({knee['accuracy']:.4f} of "
+        f"{best.objectives['accuracy']:.4f}) for {knee['train_flops'] / flops:.0%} of the training FLOPs and "
+        f"{knee['peak_bytes'] / peak:.0%} of the peak memory of {name}: of all members it lies nearest to the best of "
+        "every objective, each scaled to the front's span."
+    )
+
+
+def _table(front: FrontFile, results: Sequence[TrialResult]) -> dict[str, list[Any]]:
+    """Lay the front out as MLflow reads tables: columns and rows, the settings that were searched included."""
+    chosen = {trial_id(result.number): result.searched for result in results}
+    searched = list(dict.fromkeys(path for m in front.front for path in chosen.get(m.trial_id, {})))
+    names = [objective.name for objective in front.objectives]
+    rows = [
+        [
+            m.trial_id,
+            *(m.objectives[name] for name in names),
+            m.test_accuracy,
+            *(chosen.get(m.trial_id, {}).get(path) for path in searched),
+            m.mlflow_run_id,
+        ]
+        for m in front.front
+    ]
+    return {"columns": ["trial", *names, "test_accuracy", *searched, "run"], "data": rows}

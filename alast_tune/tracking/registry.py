@@ -1,0 +1,136 @@
+"""MLflow's model registry: a folder with a timm model becomes a version that can be loaded and served."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
+from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, RESOURCE_DOES_NOT_EXIST, ErrorCode
+from mlflow.types import ColSpec, DataType, Schema
+from mlflow.types.schema import Array
+
+from alast_tune.checkpoint import BEST, MODEL_CARD
+from alast_tune.errors import ConfigError
+from alast_tune.tracking.store import open_store, reason
+from alast_tune.tracking.tracker import EXPERIMENT
+
+ARTIFACT = "model"
+"""Where in its run a registered model lies."""
+
+REQUIREMENTS = ("mlflow", "numpy", "pandas", "pillow", "safetensors", "timm", "torch")
+"""What serving takes; neither Ray nor Optuna, nor alast-tune itself."""
+
+SIGNATURE = ModelSignature(
+    inputs=Schema([ColSpec(DataType.binary, "image")]),
+    outputs=Schema(
+        [
+            ColSpec(DataType.string, "label"),
+            ColSpec(DataType.double, "probability"),
+            ColSpec(Array(DataType.double), "probabilities"),
+        ]
+    ),
+)
+
+
+class RegistryError(RuntimeError):
+    """The registry does not have all it should, said in a few words."""
+
+
+def save_served(model: Path, path: Path) -> None:
+    """Write an MLflow model: what ``mlflow.pyfunc.load_model`` loads and ``mlflow models serve`` serves.
+
+    Args:
+        model: folder with ``model.safetensors`` and timm's ``config.json``.
+        path: the MLflow model's folder, which must not exist yet.
+    """
+    classes = json.loads((model / MODEL_CARD).read_text())["label_names"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about MLflow's own type hints, and that no example was given
+        import mlflow.pyfunc  # seconds, and only this needs it
+
+        mlflow.pyfunc.save_model(
+            path,
+            python_model=str(Path(__file__).parent / "served.py"),
+            artifacts={"weights": str(model / BEST), "card": str(model / MODEL_CARD)},
+            signature=SIGNATURE,
+            pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in REQUIREMENTS],
+            metadata={"classes": classes},
+        )
+
+
+def register(
+    uri: str,
+    storage: Path,
+    run_id: str,
+    model: Path,
+    name: str,
+    alias: str,
+    tags: Mapping[str, str],
+    files: Sequence[Path] = (),
+) -> int:
+    """Make a model a version of a registered one, with its run as the source; returns the version's number.
+
+    A run's model is registered once under a name: again it keeps its number, and gets alias and tags anew.
+
+    Args:
+        uri: of the store or server.
+        storage: folder of the sweeps, as :func:`open_store` takes it.
+        run_id: the run that has trained the model; gets the MLflow model as artifact ``model``.
+        model: folder with ``model.safetensors`` and timm's ``config.json``.
+        name: of the registered model, which is made if it is not there.
+        alias: that the version gets, whoever had it before.
+        tags: of the version.
+        files: uploaded to the run besides.
+
+    Raises:
+        RegistryError: the store is away, or refuses.
+    """
+    try:
+        client, _ = open_store(uri, storage, EXPERIMENT)
+        with TemporaryDirectory() as scratch:
+            save_served(model, Path(scratch) / ARTIFACT)
+            client.log_artifacts(run_id, scratch)
+        for file in files:
+            client.log_artifact(run_id, str(file))
+        number = _version(client, name, run_id)
+        for key, value in tags.items():
+            client.set_model_version_tag(name, number, key, value)
+        client.set_registered_model_alias(name, alias, number)
+        client.set_tag(run_id, "alast.registered", f"models:/{name}/{number}")
+    except (MlflowException, ConfigError, OSError) as error:
+        raise RegistryError(reason(error)) from error
+    return int(number)
+
+
+def tag_run(uri: str, run_id: str, tags: Mapping[str, str]) -> None:
+    """Tag a run, if the store has it.
+
+    Raises:
+        RegistryError: the store is away, or refuses.
+    """
+    try:
+        for key, value in tags.items():
+            MlflowClient(uri).set_tag(run_id, key, value)
+    except MlflowException as error:
+        if error.error_code != ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
+            raise RegistryError(reason(error)) from error
+
+
+def _version(client: MlflowClient, name: str, run_id: str) -> str:
+    """Find the version that a run has already, or make it."""
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
+            raise
+    for found in client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'"):
+        return str(found.version)
+    source = f"runs:/{run_id}/{ARTIFACT}"
+    return str(client.create_model_version(name, source, run_id, await_creation_for=0).version)  # else it says so

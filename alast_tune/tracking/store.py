@@ -1,0 +1,103 @@
+"""Where the MLflow store is, whether it answers, and why not."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shlex
+from pathlib import Path
+from urllib.parse import urlparse
+
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException, RestException
+
+from alast_tune.errors import ConfigError
+
+_EXPERIMENT = {"mlflow.experimentKind": "custom_model_development"}  # else the pages are those for language models
+
+_PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
+"""A silent server is asked for minutes by default; here it is asked anew, so that one knows soon that it is away."""
+
+_REFUSALS = {"INVALID_PARAMETER_VALUE", "INVALID_STATE", "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST"}
+
+_DENIED = "answers 401"
+
+
+def default_uri(storage: Path) -> str:
+    """``MLFLOW_TRACKING_URI`` if set, else a SQLite file next to the sweeps."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{storage.absolute() / 'mlflow.db'}"
+
+
+def is_file_based(uri: str) -> bool:
+    """Whether a store is a file, which only processes on its own machine can share."""
+    return urlparse(uri).scheme in {"", "file", "sqlite"} and uri not in {"databricks", "databricks-uc", "uc"}
+
+
+def ui_command(uri: str) -> str:
+    """Command that opens a store's pages, or the address of the server that already does."""
+    return uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
+
+
+def open_store(uri: str, storage: Path, experiment: str) -> tuple[MlflowClient, str]:
+    """Connect to a store; returns its client and the id of the experiment, which is made if it is not there.
+
+    Args:
+        uri: of the store or server.
+        storage: folder of the sweeps; artifacts of a SQLite store lie in its ``mlartifacts``.
+        experiment: MLflow's grouping of runs.
+
+    Raises:
+        ConfigError: no such store, a server that does not answer, or an experiment in the bin.
+    """
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # the schema's migration, step by step
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # that, and a traceback an outage
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # two lines a trial, into the progress
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    for name, value in _PATIENCE.items():
+        os.environ.setdefault(name, value)
+    location = (storage.absolute() / "mlartifacts").as_uri() if is_file_based(uri) else None
+    try:
+        storage.mkdir(parents=True, exist_ok=True)
+        client = MlflowClient(uri)
+        found = client.get_experiment_by_name(experiment)
+        if found is None:
+            try:
+                client.create_experiment(experiment, artifact_location=location, tags=_EXPERIMENT)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":  # by another sweep that begins just now
+                    raise
+            found = client.get_experiment_by_name(experiment)
+            assert found
+    except Exception as error:
+        why = reason(error)
+        if why == _DENIED:
+            remedy = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        elif uri.startswith("http"):
+            remedy = "start the server"
+        else:
+            remedy = "give sqlite:///FILE or a server's address"
+        raise ConfigError("MLFLOW_TRACKING_URI", uri, f"cannot be used ({why}); {remedy}, or unset it") from None
+    if found.lifecycle_stage == "deleted":
+        restore = f"mlflow experiments restore -x {found.experiment_id}"
+        raise ConfigError("MLFLOW_TRACKING_URI", uri, f"experiment {experiment} was deleted there; {restore}")
+    return client, str(found.experiment_id)
+
+
+def reason(error: Exception) -> str:
+    """Say in a few words why a store failed."""
+    if database := re.search(r"^\(\w+\.\w*Error\) (.+)", str(error), re.MULTILINE):  # SQLAlchemy says much around it
+        return database[1]
+    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if "Max retries exceeded" in text or "timed out" in text:
+        status = text.partition("too many ")[2].partition(" error responses")[0]  # urllib3's words
+        return f"answers {status}" if status else "no answer"
+    if "error code 401" in text:
+        return _DENIED
+    return (text.partition(" failed with ")[2] or text)[:160]
+
+
+def is_refusal(error: Exception) -> bool:
+    """Whether MLflow itself said no, and would say so again; anything else may pass: outages, full disks, proxies."""
+    ours = isinstance(error, RestException) or "API request" not in str(error)
+    return isinstance(error, MlflowException) and ours and error.error_code in _REFUSALS

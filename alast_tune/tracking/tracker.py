@@ -1,0 +1,297 @@
+"""What happens to a sweep, as operations on MLflow."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import shlex
+import time
+from collections.abc import Callable, Mapping, Sequence
+from getpass import getuser
+from pathlib import Path
+from typing import Any, Literal
+from uuid import uuid4
+
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+from alast_tune import __version__
+from alast_tune.blocks import BlockReport
+from alast_tune.config import SweepConfig, TrialConfig, flatten
+from alast_tune.errors import ConfigError
+from alast_tune.front import pareto_rank
+from alast_tune.plots import SearchReport
+from alast_tune.results import DIRECTIONS, RESEEDED, FrontFile, Reseeded, TrialResult
+from alast_tune.summary import trial_id
+from alast_tune.tracking.journal import ASKED, SWEEP, Journal, Operation
+from alast_tune.tracking.page import FOLDER, describe_front, fill_run_ids, with_run_ids, write_pages
+from alast_tune.tracking.store import open_store, reason
+from alast_tune.tracking.writer import Writer
+
+EXPERIMENT = "alast-tune"
+
+PATIENCE = 30.0
+"""So many seconds the end of a sweep waits for a store that is away: as long as a server takes to start again."""
+
+_VALUE = 6000  # MLflow's limit of a parameter's length; the client cuts batches to theirs itself
+
+
+class Tracker:
+    """Writes a sweep, or a training on its own, to MLflow, without ever waiting for it between start and end.
+
+    Every call only puts operations into the journal in the sweep's folder. A thread carries them out; what it cannot
+    write, because the store is away or full or the driver was killed, is written when the sweep is resumed or by
+    :func:`sync`. The sweep's driver is the only writer.
+
+    Args:
+        uri: of the store or server.
+        storage: folder of the sweeps; artifacts of a SQLite store lie in its ``mlartifacts``.
+        say: prints a line about an outage; called from another thread.
+
+    Raises:
+        ConfigError: no such store, or a server that does not answer.
+    """
+
+    def __init__(self, uri: str, storage: Path, say: Callable[[str], None] | None = None) -> None:
+        self.uri = uri
+        self._storage = storage
+        self._say = say or logging.getLogger(__name__).warning
+        self._client, self._experiment = open_store(uri, storage, EXPERIMENT)
+        self._journal: Journal
+        self._writer: Writer
+
+    def start_sweep(self, sweep: SweepConfig) -> str:
+        """Open the parent run, or reopen that of a sweep that is resumed; returns its id.
+
+        Raises:
+            ConfigError: the store cannot be written to, does not have that run, or has it in its bin.
+        """
+        note = f"Sweep `{sweep.name}`, {sweep.trials} trials: running."
+        return self.start_run(self._storage / sweep.name, "sweep", {"mlflow.note.content": note}, flatten(sweep))
+
+    def start_run(self, folder: Path, kind: str, tags: Mapping[str, str], params: Mapping[str, Any]) -> str:
+        """Open the run that a folder stands for, or reopen it; returns its id.
+
+        Args:
+            folder: keeps the journal; the run is called after it.
+            kind: ``sweep``, or ``training`` for one on its own.
+            tags: besides those that every such run has.
+            params: of a new run; those of one that is reopened never change.
+
+        Raises:
+            ConfigError: the store cannot be written to, does not have that run, or has it in its bin.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        self._journal = Journal(folder)
+        parent = self._journal.runs.get(SWEEP)
+        if parent:
+            _check_parent(self._client, self.uri, parent)
+        self._writer = Writer(self._client, self._experiment, self._journal, self.uri, self._say)
+        sweep_id = self._journal.sweep_id or uuid4().hex
+        common = {"mlflow.runName": folder.name, "mlflow.user": _user(), "mlflow.source.name": "alast-tune"}
+        common |= {"alast.kind": kind, "alast.version": __version__, "alast.sweep_id": sweep_id}
+        self._open(SWEEP, {**common, **tags}, {} if parent else params)  # a sweep's --trials may have changed
+        if parent:
+            return parent
+        self._writer.flush(patience=0)
+        if SWEEP not in self._journal.runs:
+            self._writer.close()
+            raise ConfigError("MLFLOW_TRACKING_URI", self.uri, f"cannot be written to ({self._writer.trouble})")
+        return self._journal.runs[SWEEP]
+
+    def start_trial(self, number: int, config: TrialConfig, params: Mapping[str, object]) -> None:
+        """Open a trial's run under the parent, or reopen it; variants are parameters by their names."""
+        run = trial_id(number)
+        tags = {
+            "mlflow.runName": f"trial-{run}",
+            "alast.kind": "trial",
+            "alast.trial": run,
+            "alast.searched": ", ".join(params),
+            "alast.sweep_id": self._journal.sweep_id,
+        }
+        names = {name: value for name, value in params.items() if "/" not in name}
+        self._open(run, tags, names | flatten(config))
+
+    def log_epoch(self, number: int, metrics: Mapping[str, float], step: int) -> None:
+        """Log an epoch's metrics; those that are not finite numbers, which ruin MLflow's charts, are left out."""
+        self._log_metrics(trial_id(number), metrics, step)
+
+    def tag_trial(self, number: int, tags: Mapping[str, str]) -> None:
+        """Set tags of a trial's run."""
+        self._ask(trial_id(number), "log", tags=tags)
+
+    def end_trial(
+        self, number: int, status: Literal["FINISHED", "FAILED", "KILLED"], tags: Mapping[str, str] | None = None
+    ) -> bool:
+        """End a trial's run; returns whether it has one, which a trial that never started has not."""
+        run = trial_id(number)
+        if run not in self._journal.status:
+            return False
+        self._ask(run, "end", status=status, tags={name: value[:_VALUE] for name, value in (tags or {}).items()})
+        return True
+
+    def settle(self, results: Sequence[TrialResult]) -> None:
+        """End the runs of trials that the study has as ended: a driver may have died between the two."""
+        for result in results:
+            left = self._journal.status.get(trial_id(result.number))
+            if result.state != "running" and left is not None and left != end_status(result):
+                tags = {"alast.state": result.state} | ({"alast.reason": result.reason} if result.reason else {})
+                self.end_trial(result.number, end_status(result), tags)
+
+    def log_progress(self, metrics: Mapping[str, float], step: int) -> None:
+        """Log metrics of the parent against the number of finished trials, or of a training against its epochs."""
+        self._log_metrics(SWEEP, metrics, step)
+
+    def upload(self, name: str) -> None:
+        """Upload a file of the folder to its run."""
+        self._ask(SWEEP, "upload", source=name)
+
+    @property
+    def logged(self) -> int:
+        """The last step that metrics of the parent were logged at; 0 for none."""
+        return self._journal.steps.get(SWEEP, 0)
+
+    def log_front(
+        self,
+        front: FrontFile,
+        results: Sequence[TrialResult],
+        search: SearchReport | None = None,
+        blocks: Mapping[int, BlockReport] | None = None,
+    ) -> None:
+        """Tag complete trials by their place, and put the front on the parent: metrics, description, table, pages.
+
+        What is not given of ``search`` and ``blocks`` (by trial number) is not drawn.
+        """
+        complete = [result for result in results if result.state == "complete" and result.values]
+        ranks = pareto_rank([result.values or () for result in complete], DIRECTIONS)
+        for result, rank in zip(complete, ranks.tolist(), strict=True):
+            run = trial_id(result.number)
+            if run in self._journal.status:
+                tags = {"pareto": str(rank == 0).lower(), "pareto_rank": str(rank)}
+                self._ask(run, "log", tags=tags | {"knee": str(run == front.knee).lower()})
+        metrics = {"hypervolume": front.hypervolume, "hypervolume_share": front.hypervolume_share}
+        self.log_progress(
+            metrics | {"best_accuracy": front.best_accuracy, "front_size": len(front.front)}, front.trials.finished
+        )
+        tags = {
+            f"alast.reference.{o.name}": str(v) for o, v in zip(front.objectives, front.reference_point, strict=True)
+        }
+        drawn = write_pages(front, results, search, blocks or {}, self._journal.folder / FOLDER, self._say)
+        tags["mlflow.note.content"] = describe_front(front, results, drawn)
+        # The client's log_table appends to the table of an earlier ending; this replaces it, and says so as that does.
+        tags["mlflow.loggedArtifacts"] = json.dumps([{"path": "front_table.json", "type": "table"}])
+        self._ask(SWEEP, "log", tags=tags)
+        self._ask(SWEEP, "upload")
+
+    def with_run_ids(self, front: FrontFile) -> FrontFile:
+        """Fill in the MLflow runs of a front's members, as far as they are known yet."""
+        return with_run_ids(front, self._journal.runs)
+
+    def end_sweep(self, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
+        """End the parent run, and wait until all is written; says so if that is not to be."""
+        self._ask(SWEEP, "end", status=status)
+        _finish(self._writer, self._journal, self.uri, self._say)
+
+    def kill(self) -> None:
+        """End the parent and the children still running as KILLED.
+
+        Little time may be left (Ray follows SIGTERM with SIGKILL after 3 s), and whatever made the sweep end
+        matters more: what is not written in 2 s is left to the journal.
+        """
+        for run, left in self._journal.status.items():
+            if not left:
+                self._ask(run, "end", status="KILLED")
+        self._writer.flush(patience=0, limit=2)
+        self._writer.close()
+
+    def _open(self, run: str, tags: Mapping[str, str], params: Mapping[str, Any]) -> None:
+        self._ask(run, "open", tags=tags, params={name: str(value)[:_VALUE] for name, value in params.items()})
+
+    def _log_metrics(self, run: str, metrics: Mapping[str, float], step: int) -> None:
+        finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        self._ask(run, "log", metrics=finite, step=step)
+
+    def _ask(self, run: str, do: Literal["open", "log", "end", "upload"], **values: Any) -> None:
+        self._writer.ask(Operation(run, do, int(time.time() * 1000), **values))
+
+
+def sync(folder: Path, uri: str, say: Callable[[str], None]) -> int:
+    """Write to MLflow what a sweep could not; returns how many writes are left nevertheless.
+
+    Args:
+        folder: of the sweep, which no driver may be running.
+        uri: of the store in which the sweep began.
+        say: prints a line.
+
+    Raises:
+        ConfigError: not the folder of a sweep, or a store that does not answer or is another one.
+    """
+    if not (folder / ASKED).exists():
+        raise ConfigError("sweep", folder, f"has no {ASKED}: nothing of it was ever to be written to MLflow")
+    client, experiment = open_store(uri, folder.parent, EXPERIMENT)
+    journal = Journal(folder)
+    if SWEEP in journal.runs:
+        _check_parent(client, uri, journal.runs[SWEEP])
+    count = len(journal.waiting)
+    left = _finish(Writer(client, experiment, journal, uri, say), journal, uri, say)
+    if not left:
+        say(f"MLflow at {uri} has all of {folder.name} ({count} writes)")
+    return left
+
+
+def log_reseeded(reseeded: Reseeded, folder: Path) -> None:
+    """Ask for what a front's members come to over seeds to be on their runs and the parent; :func:`sync` writes it."""
+    journal, now = Journal(folder), int(time.time() * 1000)
+    for member in reseeded.members:
+        metrics = {f"reseeded_{name}": value for name, value in member.mean.items()}
+        metrics |= {
+            "reseeded_accuracy_spread": member.spread["accuracy"],
+            "front_probability": member.front_probability,
+        }
+        journal.ask(Operation(member.trial_id, "log", now, metrics=metrics))
+    reseeded.write(folder / FOLDER / RESEEDED)
+    journal.ask(Operation(SWEEP, "upload", now))
+
+
+def end_status(result: TrialResult) -> Literal["FINISHED", "FAILED"]:
+    """MLflow's word for how a trial ended; a pruned one did what it was told."""
+    return "FAILED" if result.state == "failed" else "FINISHED"
+
+
+def _finish(writer: Writer, journal: Journal, uri: str, say: Callable[[str], None]) -> int:
+    """Wait until all is written, or for as long as there is hope; returns how many writes are left."""
+    writer.flush(PATIENCE)
+    writer.close()
+    fill_run_ids(journal.folder, journal.runs)
+    left = len(journal.waiting)
+    if left:
+        say(
+            f"MLflow at {uri} lacks {left} writes ({writer.trouble}), which are kept in {journal.folder / ASKED}; "
+            f"once it is back: alast-tune sync {shlex.quote(str(journal.folder))}"
+        )
+    return left
+
+
+def _check_parent(client: MlflowClient, uri: str, run_id: str) -> None:
+    """Refuse a store that is not the one in which the sweep began.
+
+    Raises:
+        ConfigError: it does not have the sweep's run, or has it in its bin.
+    """
+    try:
+        stage = client.get_run(run_id).info.lifecycle_stage
+    except MlflowException as error:
+        remedy = f"cannot reopen run {run_id} ({reason(error)}); use the store the sweep began in"
+        raise ConfigError("MLFLOW_TRACKING_URI", uri, remedy) from None
+    if stage == "deleted":
+        raise ConfigError(
+            "MLFLOW_TRACKING_URI", uri, f"the sweep was deleted there; mlflow runs restore --run-id {run_id}"
+        )
+
+
+def _user() -> str:
+    try:
+        return getuser()
+    except (KeyError, OSError):  # a container under a user id that has no name
+        return "unknown"
