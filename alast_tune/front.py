@@ -49,6 +49,28 @@ def pareto_rank(values_TM: ArrayLike, directions: Sequence[Direction]) -> NDArra
     return np.asarray(moocore.pareto_rank(_losses(values_TM, directions)), dtype=np.int64)
 
 
+def hypervolume_contributions(values_TM: ArrayLike, directions: Sequence[Direction]) -> NDArray[np.float64]:
+    """Measure what would be lost of the points' hypervolume without each of them.
+
+    Measured from a tenth beyond the worst value of each objective, in units of that value's distance from the best.
+
+    Args:
+        values_TM: (T, M), each objective in its own unit.
+        directions: M of them.
+
+    Returns:
+        (T,); 0 for what others dominate or repeat.
+
+    Raises:
+        ValueError: as :func:`pareto_mask`.
+    """
+    losses_TM = _losses(values_TM, directions)
+    low_M = losses_TM.min(axis=0)
+    span_M = losses_TM.max(axis=0) - low_M
+    scaled_TM = (losses_TM - low_M) / np.where(span_M > 0, span_M, 1.0)
+    return np.asarray(moocore.hv_contributions(scaled_TM, ref=np.full(losses_TM.shape[1], 1.1)), dtype=np.float64)
+
+
 def hypervolume(values_TM: ArrayLike, reference_M: Point, directions: Sequence[Direction]) -> float:
     """Measure the space that the points dominate and the reference point bounds.
 
@@ -123,6 +145,41 @@ def knee(values_TM: ArrayLike, directions: Sequence[Direction]) -> int:
     best_M, spread_M = front_FM.min(axis=0), np.ptp(front_FM, axis=0)
     scaled_FM = (front_FM - best_M) / np.where(spread_M > 0, spread_M, 1.0)
     return int(members[np.argmin((scaled_FM**2).sum(axis=1))])
+
+
+def front_probability(
+    means_TM: ArrayLike,
+    errors_TM: ArrayLike,
+    directions: Sequence[Direction],
+    freedom: int,
+    generator: np.random.Generator,
+    draws: int = 4000,
+) -> NDArray[np.float64]:
+    """Estimate how probable it is that each point's true values are dominated by no other's.
+
+    True values are drawn around the means from Student's t distribution, the posterior under a flat prior where
+    all points share the scale of their noise (Gelman et al., Bayesian Data Analysis, section 3.2).
+
+    Args:
+        means_TM: (T, M), mean over repetitions, each objective in its own unit.
+        errors_TM: (T, M), standard errors of those means; 0 where a value does not vary.
+        directions: M of them.
+        freedom: degrees of freedom of the errors, at least 1.
+        generator: of the draws.
+        draws: the estimate is good to 0.5 / sqrt(draws).
+
+    Returns:
+        (T,) in [0, 1].
+
+    Raises:
+        ValueError: as :func:`pareto_mask`.
+    """
+    means_TM, errors_TM = np.asarray(means_TM, dtype=np.float64), np.asarray(errors_TM, dtype=np.float64)
+    stays_T = np.zeros(len(means_TM))
+    for scale in np.sqrt(freedom / generator.chisquare(freedom, draws)):
+        noise_TM = generator.standard_normal(means_TM.shape) * errors_TM * scale
+        stays_T += pareto_mask(means_TM + noise_TM, directions)
+    return stays_T / draws
 
 
 def _losses(values_TM: ArrayLike, directions: Sequence[Direction]) -> NDArray[np.float64]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
-from alast_tune.config import Record, TrialConfig
+from alast_tune.config import Limits, Record, TrialConfig, flatten
+from alast_tune.storage import whole
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,8 @@ class Measurements:
     """Since the run began, validation and measuring included; resumed runs add up."""
     train_seconds: float
     """Of which in training steps, loading of their batches included."""
+    exploration_flops: int = 0
+    """Of ``train_flops``: spent on finding out which blocks shall train."""
 
 
 @dataclass(frozen=True)
@@ -72,21 +76,42 @@ OBJECTIVES = (
 
 DIRECTIONS = tuple(objective.direction for objective in OBJECTIVES)
 
+LANDMARKS = {"full": "full fine-tuning", "paper": "ALaST as in the paper"}
+"""The trials that every sweep starts with, as people read them."""
+
 
 @dataclass(frozen=True)
 class TrialResult:
     """One trial of a sweep, as the study has it."""
 
     number: int
-    state: Literal["complete", "pruned", "failed", "running"]
+    state: Literal["complete", "infeasible", "pruned", "failed", "running"]
+    """Complete: ran its whole budget and keeps the limits. Infeasible: breaks one, measured or foreseen."""
     config: TrialConfig
     params: dict[str, Any]
     values: tuple[float, ...] | None
-    """In the order of :data:`OBJECTIVES`; only a complete trial has them."""
+    """In the order of :data:`OBJECTIVES`; only a trial that ran its whole budget has them."""
     epochs: int
     mlflow_run_id: str | None = None
     reason: str | None = None
-    """Why it failed or was pruned."""
+    """Why it failed, was pruned or is infeasible."""
+    landmark: str | None = None
+    """``full`` or ``paper``, for the two that every sweep starts with."""
+    origin: str | None = None
+    """Name of the earlier sweep that ran it; None for this sweep's own."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """Of the last epoch, as :meth:`EpochReport.metrics` names them, those of single blocks left out; only of complete
+    trials, and of this sweep's own."""
+    test_accuracy: float | None = None
+    """On the test images, which only members of the front and the trials of a grid are shown."""
+
+    @property
+    def searched(self) -> dict[str, Any]:
+        """What varies, as the trial really had it: a landmark's method is its own, whatever ``params`` stand for it."""
+        if self.landmark is None:
+            return self.params
+        own = flatten(self.config)
+        return {path: own[path] for path in self.params if own.get(path) is not None}
 
 
 class FrontMember(Record):
@@ -98,20 +123,72 @@ class FrontMember(Record):
     test_accuracy: float | None
     epochs: int
     config: TrialConfig
+    params: dict[str, Any] = Field(default_factory=dict)
+    """What the sweep varied, variants by their names; empty in files of version 0.1."""
+    landmark: str | None = None
+    """``full`` or ``paper``, if it is one of the two that every sweep starts with."""
+    origin: str | None = None
+    """Name of the earlier sweep that ran it; None for this sweep's own."""
 
 
 class TrialCounts(Record):
-    """How the trials of a sweep ended."""
+    """How the trials of a sweep ended; those of an earlier sweep that it was started with are not counted."""
 
     total: int
     complete: int
+    infeasible: int = 0
     pruned: int
     failed: int
 
     @property
     def finished(self) -> int:
         """Those that have ended, however."""
-        return self.complete + self.pruned + self.failed
+        return self.complete + self.infeasible + self.pruned + self.failed
+
+
+RESEEDED = "reseeded.json"
+"""In a sweep's folder: see :class:`Reseeded`."""
+
+
+class SeedRun(Record):
+    """A front member, run once more with another seed."""
+
+    seed: int
+    objectives: dict[str, float]
+    test_accuracy: float | None
+
+
+class ReseededMember(Record):
+    """What a front member comes to, whatever the seed."""
+
+    trial_id: str
+    found: dict[str, float]
+    """The objectives that put it on the front: of several good ones the luckiest, so that the mean may lie lower."""
+    runs: tuple[SeedRun, ...]
+    """The new ones alone."""
+    mean: dict[str, float]
+    spread: dict[str, float]
+    """Standard deviation between seeds."""
+    front_probability: float
+    """That no other member's true values dominate its own, in [0, 1]."""
+
+
+class Reseeded(Record):
+    """``reseeded.json``: the members of a front, run again with other seeds."""
+
+    schema_: Literal[1] = Field(1, alias="schema")
+    sweep: str
+    seeds: tuple[int, ...]
+    members: tuple[ReseededMember, ...]
+
+    @classmethod
+    def read(cls, path: Path) -> Reseeded:
+        """Read a reseeded.json."""
+        return cls.model_validate_json(path.read_text())
+
+    def write(self, path: Path) -> None:
+        """Write a reseeded.json, atomically."""
+        _write(path, self)
 
 
 class FrontFile(Record):
@@ -126,6 +203,8 @@ class FrontFile(Record):
     """In the objectives' own units."""
     hypervolume_share: float
     """The same as a share of the box between the reference point and the ideal (accuracy 1, cost 0)."""
+    limits: Limits = Limits()
+    """What every member keeps to."""
     trials: TrialCounts
     knee: str | None
     """Trial id of the compromise nearest the ideal."""
@@ -136,6 +215,12 @@ class FrontFile(Record):
         """Of the front's members; 0 without any."""
         return max((member.objectives["accuracy"] for member in self.front), default=0.0)
 
+    @property
+    def candidates(self) -> str:
+        """Say of whom this is the front."""
+        earlier = " and earlier results" if any(member.origin for member in self.front) else ""
+        return f"{self.trials.complete} complete trials{earlier}"
+
     @classmethod
     def read(cls, path: Path) -> FrontFile:
         """Read a front.json."""
@@ -143,6 +228,9 @@ class FrontFile(Record):
 
     def write(self, path: Path) -> None:
         """Write a front.json, atomically."""
-        scratch = path.with_suffix(".tmp")
-        scratch.write_text(self.model_dump_json(indent=2, by_alias=True) + "\n")
-        scratch.replace(path)
+        _write(path, self)
+
+
+def _write(path: Path, record: Record) -> None:
+    with whole(path) as scratch:
+        scratch.write_text(record.model_dump_json(indent=2, by_alias=True) + "\n")

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
-from alast_tune.front import hypervolume, hypervolume_share, knee, pareto_mask
-from alast_tune.results import DIRECTIONS, OBJECTIVES, FrontFile, FrontMember, TrialCounts, TrialResult
+from alast_tune.config import Limits
+from alast_tune.errors import ConfigError
+from alast_tune.front import front_probability, hypervolume, hypervolume_share, knee, pareto_mask
+from alast_tune.results import (
+    DIRECTIONS,
+    OBJECTIVES,
+    FrontFile,
+    FrontMember,
+    Reseeded,
+    ReseededMember,
+    SeedRun,
+    TrialCounts,
+    TrialResult,
+)
 
 IDEAL = (1.0, 0.0, 0.0)
 """Accuracy 1 at no cost."""
@@ -18,47 +32,39 @@ def trial_id(number: int) -> str:
     return f"{number:04d}"
 
 
-def summarise(
-    sweep: str,
-    results: Sequence[TrialResult],
-    reference: Sequence[float],
-    test_accuracy: Mapping[int, float | None] | None = None,
-) -> FrontFile:
-    """Find the front of the complete trials; no other trial can be on it.
+class Standing:
+    """The front so far: takes each trial's result as it comes, whatever their number, and forgets who is dominated.
 
     Args:
         sweep: its name.
-        results: every trial.
         reference: what hypervolume is measured from, in the order of the objectives.
-        test_accuracy: of members that have been tested, by number.
+        limits: that its trials were held to.
+        results: of trials that have ended before.
     """
-    tested = test_accuracy or {}
-    complete = [result for result in results if result.state == "complete" and result.values is not None]
-    values_TM = np.array([result.values for result in complete], dtype=float).reshape(-1, len(OBJECTIVES))
-    on_front = pareto_mask(values_TM, DIRECTIONS) if complete else np.zeros(0, dtype=bool)
-    members = sorted(
-        (result for result, member in zip(complete, on_front, strict=True) if member),
-        key=lambda result: result.values[1] if result.values else 0.0,
-    )
-    compromise = None
-    if members:
-        compromise = members[knee(np.array([member.values for member in members]), DIRECTIONS)].number
-    states = [result.state for result in results]
-    return FrontFile(
-        schema=1,
-        sweep=sweep,
-        objectives=OBJECTIVES,
-        reference_point=tuple(reference),
-        hypervolume=hypervolume(values_TM, reference, DIRECTIONS),
-        hypervolume_share=hypervolume_share(values_TM, reference, IDEAL, DIRECTIONS),
-        trials=TrialCounts(
-            total=len(results),
-            complete=states.count("complete"),
-            pruned=states.count("pruned"),
-            failed=states.count("failed"),
-        ),
-        knee=None if compromise is None else trial_id(compromise),
-        front=tuple(
+
+    def __init__(
+        self, sweep: str, reference: Sequence[float], limits: Limits, results: Iterable[TrialResult] = ()
+    ) -> None:
+        self._sweep = sweep
+        self._reference = tuple(reference)
+        self._limits = limits
+        self._states: Counter[str] = Counter()
+        self._members: list[TrialResult] = []
+        self.add(*results)
+
+    def add(self, *results: TrialResult) -> None:
+        """Take in trials that have ended; only complete ones can be on the front."""
+        self._states.update(result.state for result in results if result.origin is None)
+        candidates = self._members + [result for result in results if result.state == "complete"]
+        if candidates:
+            on_front = pareto_mask(_values(candidates), DIRECTIONS)
+            candidates = [result for result, member in zip(candidates, on_front, strict=True) if member]
+        self._members = candidates
+
+    def front(self, test_accuracy: Mapping[int, float | None] | None = None) -> FrontFile:
+        """Write down the front, cheapest first; ``test_accuracy`` of members that have been tested, by number."""
+        tested = test_accuracy or {}
+        members = tuple(
             FrontMember(
                 trial_id=trial_id(member.number),
                 mlflow_run_id=member.mlflow_run_id,
@@ -66,7 +72,156 @@ def summarise(
                 test_accuracy=tested.get(member.number),
                 epochs=member.epochs,
                 config=member.config,
+                params=member.params,
+                landmark=member.landmark,
+                origin=member.origin,
             )
-            for member in members
+            for member in sorted(self._members, key=lambda result: result.values[1] if result.values else 0.0)
+        )
+        counts = TrialCounts(
+            total=self._states.total(),
+            complete=self._states["complete"],
+            infeasible=self._states["infeasible"],
+            pruned=self._states["pruned"],
+            failed=self._states["failed"],
+        )
+        return _front_file(self._sweep, self._reference, self._limits, counts, members)
+
+
+def summarise(
+    sweep: str,
+    results: Sequence[TrialResult],
+    reference: Sequence[float],
+    test_accuracy: Mapping[int, float | None] | None = None,
+    limits: Limits = Limits(),  # noqa: B008 frozen
+) -> FrontFile:
+    """Find the front of the complete trials, all at once; see :class:`Standing`."""
+    return Standing(sweep, reference, limits, results).front(test_accuracy)
+
+
+def within(front: FrontFile, limits: Limits) -> FrontFile:
+    """Leave out the members that break limits: what is left is the front of all trials that keep them.
+
+    Nothing that was dominated comes back: whatever dominates it keeps every limit that it keeps.
+    """
+    members = tuple(member for member in front.front if limits.kept(**member.objectives))
+    given = {name: getattr(limits, name) for name in Limits.model_fields if getattr(limits, name) is not None}
+    stricter = front.limits.model_copy(update=given)
+    return _front_file(front.sweep, front.reference_point, stricter, front.trials, members)
+
+
+def together(fronts: Sequence[FrontFile]) -> tuple[list[FrontFile], FrontFile]:
+    """Put the fronts of several sweeps onto one scale, and find the front of all their members.
+
+    Hypervolumes are measured from one point then: the worst of the sweeps' own reference points.
+
+    Args:
+        fronts: of sweeps on the same images; the models may differ.
+
+    Returns:
+        The fronts in their order; and the joint one, whose members' ids are ``<sweep>/<trial>``. A result that a warm
+        start has carried from one sweep into another is there once.
+
+    Raises:
+        ConfigError: sweeps on other images, or with another split of them: such accuracies do not compare.
+    """
+    _check_same_images(fronts)
+    references_SM = np.array([front.reference_point for front in fronts])
+    losses = [objective.direction == "minimize" for objective in OBJECTIVES]
+    reference = tuple(np.where(losses, references_SM.max(axis=0), references_SM.min(axis=0)).tolist())
+    rescaled = [_front_file(front.sweep, reference, front.limits, front.trials, front.front) for front in fronts]
+    members: dict[tuple[object, ...], FrontMember] = {}
+    for front in fronts:
+        for member in front.front:
+            joint = member.model_copy(update={"trial_id": f"{front.sweep}/{member.trial_id}"})
+            members.setdefault((member.origin or front.sweep, *member.objectives.values()), joint)
+    values_FM = np.array([list(member.objectives.values()) for member in members.values()])
+    on_front = pareto_mask(values_FM, DIRECTIONS)
+    best = [member for member, stays in zip(members.values(), on_front, strict=True) if stays]
+    best.sort(key=lambda member: member.objectives["train_flops"])
+    totals = {name: sum(getattr(front.trials, name) for front in fronts) for name in TrialCounts.model_fields}
+    name = " + ".join(front.sweep for front in fronts)
+    return rescaled, _front_file(name, reference, Limits(), TrialCounts(**totals), tuple(best))
+
+
+def reseeded(front: FrontFile, runs: Mapping[str, Sequence[SeedRun]], seed: int = 0) -> Reseeded:
+    """Say what a front's members come to over seeds, and how sure it is that each belongs there.
+
+    Means are over the new runs alone: the old one was chosen for its luck. Behind the probabilities, the spread of
+    accuracy is pooled over the members, who have few runs each; that of the costs, which differ in it, is each one's
+    own.
+
+    Args:
+        front: whose members were run again.
+        runs: of each member, by trial id, two or more with the same seeds; who has none is left out.
+        seed: of the draws behind the probabilities.
+    """
+    members = [member for member in front.front if runs.get(member.trial_id)]
+    values_FRM = np.array([[list(run.objectives.values()) for run in runs[member.trial_id]] for member in members])
+    count = values_FRM.shape[1]
+    means_FM, spreads_FM = values_FRM.mean(axis=1), values_FRM.std(axis=1, ddof=1)
+    noise_FM = spreads_FM.copy()
+    noise_FM[:, 0] = np.sqrt((spreads_FM[:, 0] ** 2).mean())
+    freedom = len(members) * (count - 1)
+    generator = np.random.default_rng(seed)
+    probabilities_F = front_probability(means_FM, noise_FM / np.sqrt(count), DIRECTIONS, freedom, generator)
+
+    def named(values_M: NDArray[np.float64]) -> dict[str, float]:
+        return {objective.name: float(value) for objective, value in zip(OBJECTIVES, values_M, strict=True)}
+
+    return Reseeded(
+        schema=1,
+        sweep=front.sweep,
+        seeds=tuple(run.seed for run in runs[members[0].trial_id]),
+        members=tuple(
+            ReseededMember(
+                trial_id=member.trial_id,
+                found=member.objectives,
+                runs=tuple(runs[member.trial_id]),
+                mean=named(means_M),
+                spread=named(spreads_M),
+                front_probability=float(probability),
+            )
+            for member, means_M, spreads_M, probability in zip(
+                members, means_FM, spreads_FM, probabilities_F, strict=True
+            )
         ),
     )
+
+
+def _check_same_images(fronts: Sequence[FrontFile]) -> None:
+    def images(front: FrontFile) -> dict[str, object]:
+        data = front.front[0].config.data
+        folder = data.root.name if data.dataset == "folder" and data.root else None
+        values = {"dataset": data.dataset, "root": folder}
+        return values | {"validation_fraction": data.validation_fraction, "split_seed": data.split_seed}
+
+    known = [front for front in fronts if front.front]
+    for front in known[1:]:
+        for field, theirs in images(front).items():
+            ours = images(known[0])[field]
+            if ours != theirs:
+                remedy = f"has data/{field} = {theirs}, {known[0].sweep} has {ours}: such accuracies do not compare"
+                raise ConfigError("sweep", front.sweep, remedy)
+
+
+def _front_file(
+    sweep: str, reference: tuple[float, ...], limits: Limits, counts: TrialCounts, members: tuple[FrontMember, ...]
+) -> FrontFile:
+    values_FM = np.array([list(member.objectives.values()) for member in members]).reshape(-1, len(OBJECTIVES))
+    return FrontFile(
+        schema=1,
+        sweep=sweep,
+        objectives=OBJECTIVES,
+        reference_point=reference,
+        hypervolume=hypervolume(values_FM, reference, DIRECTIONS),
+        hypervolume_share=hypervolume_share(values_FM, reference, IDEAL, DIRECTIONS),
+        limits=limits,
+        trials=counts,
+        knee=members[knee(values_FM, DIRECTIONS)].trial_id if members else None,
+        front=members,
+    )
+
+
+def _values(results: Sequence[TrialResult]) -> list[tuple[float, ...]]:
+    return [result.values or () for result in results]

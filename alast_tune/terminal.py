@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from statistics import fmean
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from alast_tune.config import flatten
-from alast_tune.plots import human_bytes, human_flops
-from alast_tune.results import FrontFile, TrialResult
+from alast_tune.config import TrialConfig, flatten
+from alast_tune.plots import human_bytes, human_flops, short
+from alast_tune.results import LANDMARKS, EpochReport, FrontFile, Reseeded, TrialResult
 
 
 class SweepProgress:
@@ -26,7 +27,7 @@ class SweepProgress:
         self._total = total
         self._already = finished
         self._started = time.monotonic()
-        self._running = 0
+        self._running = self._ended = 0
         self._bar = Progress(
             TextColumn("[bold]trials[/]"),
             BarColumn(bar_width=24),
@@ -45,9 +46,10 @@ class SweepProgress:
 
     def ended(self, result: TrialResult, front: FrontFile) -> None:
         """A trial has ended; the front is that of all so far."""
-        self._running = max(0, self._running - 1)
-        done = front.trials.finished
-        per_trial = (time.monotonic() - self._started) / max(1, done - self._already)
+        self._running -= 1
+        self._ended += 1
+        done = self._already + self._ended
+        per_trial = (time.monotonic() - self._started) / self._ended
         left = per_trial * (self._total - done)
         line = (
             f"{done}/{self._total} finished, {self._running} running, {front.trials.failed} failed | "
@@ -70,12 +72,62 @@ class SweepProgress:
         self._bar.stop()
 
 
+class TrainingProgress:
+    """Steps done and time left on a terminal, as a bar that goes away; everywhere a line an epoch. Use it as a context.
+
+    Args:
+        console: where.
+        trial: what is trained.
+        steps: of an epoch.
+        done: epochs that were done before.
+    """
+
+    def __init__(self, console: Console, trial: TrialConfig, steps: int, done: int = 0) -> None:
+        self._console = console
+        self._trial = trial
+        self._steps = steps
+        columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn())
+        self._bar = Progress(
+            *columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal
+        )
+        self._task = self._bar.add_task("steps", total=steps * trial.train.epochs, completed=steps * done)
+        self._done = done
+
+    def __enter__(self) -> TrainingProgress:
+        """Show the bar."""
+        self._bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Leave the terminal as it is."""
+        self._bar.stop()
+
+    def step(self, done: int) -> None:
+        """So many steps of the running epoch are done."""
+        self._bar.update(self._task, completed=self._done * self._steps + done)
+
+    def epoch(self, report: EpochReport) -> None:
+        """One more epoch is done."""
+        self._done = report.epoch
+        seen = " (of images it trains on)" if self._trial.data.all_data else ""
+        cost = report.cost
+        self._console.print(
+            f"epoch {report.epoch}/{self._trial.train.epochs} accuracy {report.accuracy:.4f}{seen} "
+            f"loss {report.train_loss:.4f} {human_flops(cost.train_flops)} "
+            f"peak {human_bytes(cost.peak_bytes)} steady {human_bytes(cost.steady_peak_bytes)} "
+            f"{cost.wall_seconds:.1f} s",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
 def front_table(front: FrontFile) -> Table:
     """Lay the front out as a table, cheapest first: objectives, test accuracy, and what varies over it."""
     counts = front.trials
     table = Table(
-        title=f"{front.sweep}: {len(front.front)} of {counts.complete} complete trials on the front "
-        f"({counts.pruned} pruned, {counts.failed} failed), hypervolume {front.hypervolume_share:.4f}",
+        title=f"{front.sweep}: {len(front.front)} of {front.candidates} on the front "
+        f"({counts.pruned} pruned, {counts.infeasible} infeasible, {counts.failed} failed), "
+        f"hypervolume {front.hypervolume_share:.4f}",
         title_justify="left",
         box=SIMPLE_HEAD,
         pad_edge=False,
@@ -83,16 +135,19 @@ def front_table(front: FrontFile) -> Table:
     for name in ("trial", "accuracy", "test", "training", "memory"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("settings that differ")
-    flat = [flatten(member.config) for member in front.front]
-    varied = [path for path in (flat[0] if flat else {}) if len({str(one.get(path)) for one in flat}) > 1]
-    for member, values in zip(front.front, flat, strict=True):
+    settings = [member.params or flatten(member.config) for member in front.front]
+    found = [values for member, values in zip(front.front, settings, strict=True) if not member.landmark]
+    varied = [path for path in (found[0] if found else {}) if len({str(one.get(path)) for one in found}) > 1]
+    for member, values in zip(front.front, settings, strict=True):
         table.add_row(
             member.trial_id + (" *" if member.trial_id == front.knee else "  "),
             f"{member.objectives['accuracy']:.4f}",
             "-" if member.test_accuracy is None else f"{member.test_accuracy:.4f}",
             human_flops(member.objectives["train_flops"]),
             human_bytes(member.objectives["peak_bytes"]),
-            ", ".join(f"{path.rsplit('/', 1)[-1]} {_short(values.get(path))}" for path in varied),
+            LANDMARKS[member.landmark]
+            if member.landmark
+            else ", ".join(f"{path.rsplit('/', 1)[-1]} {short(values.get(path))}" for path in varied),
             style="bold" if member.trial_id == front.knee else None,
         )
     if front.knee:
@@ -100,8 +155,44 @@ def front_table(front: FrontFile) -> Table:
     return table
 
 
-def _short(value: object) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+def comparison_table(fronts: Sequence[FrontFile], joint: FrontFile) -> Table:
+    """Lay several sweeps' fronts side by side, their hypervolumes measured from one point; see ``together``."""
+    table = Table(title="Fronts compared", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("sweep")
+    for name in ("front", "of it on the joint front", "best accuracy", "hypervolume"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for front in fronts:
+        shared = sum(member.trial_id.startswith(f"{front.sweep}/") for member in joint.front)
+        numbers = (f"{front.best_accuracy:.4f}", f"{front.hypervolume_share:.4f}")
+        table.add_row(front.sweep, str(len(front.front)), str(shared), *numbers)
+    table.add_row("all", str(len(joint.front)), "", f"{joint.best_accuracy:.4f}", f"{joint.hypervolume_share:.4f}")
+    return table
+
+
+def reseeded_table(reseeded: Reseeded) -> Table:
+    """Lay out what a front's members come to over seeds, in the front's order."""
+    table = Table(
+        title=f"{reseeded.sweep}: its front with {len(reseeded.seeds)} other seeds (mean ± standard deviation)",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    for name in ("trial", "found", "accuracy", "test", "training", "memory", "on the front"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for member in reseeded.members:
+        mean, spread = member.mean, member.spread
+        tested = [run.test_accuracy for run in member.runs if run.test_accuracy is not None]
+        table.add_row(
+            member.trial_id,
+            f"{member.found['accuracy']:.4f}",
+            f"{mean['accuracy']:.4f} ± {spread['accuracy']:.4f}",
+            f"{fmean(tested):.4f}" if tested else "-",
+            f"{human_flops(mean['train_flops'])} ± {spread['train_flops'] / mean['train_flops']:.1%}",
+            f"{human_bytes(mean['peak_bytes'])} ± {spread['peak_bytes'] / mean['peak_bytes']:.1%}",
+            f"{member.front_probability:.0%}",
+        )
+    table.caption = "on the front: probability that no other member is better in everything, whatever the seed"
+    return table
 
 
 def _duration(seconds: float) -> str:

@@ -3,26 +3,30 @@
     python sweeps/pareto.py --preset demo
     python sweeps/pareto.py --preset deit-s-cifar100 --trials 64 --trial.train.epochs 10
     python sweeps/pareto.py --resume demo
+    python sweeps/pareto.py --resume demo --reseed 3
 
 Every setting below can be given; what is not comes from the preset.
 """
 
+import re
 import sys
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
-from pydantic_settings import BaseSettings, CliApp, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, CliApp, CliImplicitFlag, PydanticBaseSettingsSource, SettingsConfigDict
 from rich.console import Console
 
-from alast_tune.cli import guarded
-from alast_tune.config import SweepConfig, parse, read_mapping
+from alast_tune.cli import TRACKING_INCOMPLETE, guarded
+from alast_tune.config import SweepConfig, parse, read_mapping, stored_sweep
 from alast_tune.errors import ConfigError
 from alast_tune.results import FrontFile
-from alast_tune.terminal import front_table
-from alast_tune.tracking import default_uri, ui_command
-from alast_tune.tune.study import run_sweep, stored_sweep
+from alast_tune.storage import copy_of, listing, names_with, shown
+from alast_tune.terminal import front_table, reseeded_table
+from alast_tune.tracking import default_uri, pending, ui_command
+from alast_tune.tune.reseed import reseed
+from alast_tune.tune.study import run_sweep
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -38,16 +42,17 @@ class Preset(PydanticBaseSettingsSource):
         """Read the file that ``--preset`` or ``--resume`` names."""
         given = self.current_state
         preset, resume = given.get("preset"), given.get("resume")
+        storage = copy_of(given.get("storage", "runs"))
         if resume:
-            return stored_sweep(Path(given.get("storage", "runs")) / resume).model_dump(
-                mode="json", exclude={"storage"}
-            )
+            stored = stored_sweep(storage / resume).given()
+            return {name: value for name, value in stored.items() if name != "storage"}
         if preset is None:
             raise ConfigError("preset", "not given", f"give --preset (one of {', '.join(presets())}) or --resume")
         file = Path(preset) if Path(preset).suffix in {".yaml", ".yml", ".json"} else PRESETS / f"{preset}.yaml"
         if not file.exists():
             raise ConfigError("preset", preset, f"not a file and none of {', '.join(presets())}")
-        return {"name": free_name(Path(given.get("storage", "runs")), file.stem)} | read_mapping(file)
+        goes_on = "name" in given or str(given.get("go_on")).lower() == "true"
+        return {"name": file.stem if goes_on else free_name(storage, file.stem)} | read_mapping(file)
 
 
 class Pareto(BaseSettings, SweepConfig):
@@ -58,6 +63,15 @@ class Pareto(BaseSettings, SweepConfig):
 
     preset: str | None = Field(None, description="a name from sweeps/presets, or a YAML file")
     resume: str | None = Field(None, description="name of a sweep to go on with; only --trials may differ")
+    go_on: CliImplicitFlag[bool] = Field(
+        False,
+        description="resume the sweep of this name if it is there, else start it: one command for all attempts",
+    )
+    reseed: int | None = Field(
+        None,
+        ge=2,
+        description="afterwards run the front's members with so many other seeds: means, spreads, probabilities",
+    )
 
     @classmethod
     def settings_customise_sources(
@@ -70,7 +84,12 @@ class Pareto(BaseSettings, SweepConfig):
 def free_name(storage: Path, wish: str) -> str:
     """Name a new sweep as its preset, with a number behind where that is taken."""
     names = (wish if number == 1 else f"{wish}-{number}" for number in count(1))
-    return next(name for name in names if not (storage / name).exists())
+    return next(name for name in names if not listing(storage / name))
+
+
+def is_begun(sweep: SweepConfig) -> bool:
+    """Whether there is a sweep of this name."""
+    return sweep.name in names_with(sweep.storage, "sweep.json")
 
 
 def presets() -> list[str]:
@@ -81,14 +100,20 @@ def presets() -> list[str]:
 @guarded
 def main() -> None:
     """Run or resume a sweep; print its front and where to look at it."""
-    options = CliApp.run(Pareto, cli_args=sys.argv[1:])
-    sweep = parse(SweepConfig, options.model_dump(exclude={"preset", "resume"}))
+    # Both spellings of a name are taken: --max-memory and --max_memory.
+    words = [re.sub(r"^--[^=]+", lambda name: "--" + name[0][2:].replace("-", "_"), word) for word in sys.argv[1:]]
+    options = CliApp.run(Pareto, cli_args=words)
+    sweep = parse(SweepConfig, options.given())
     console = Console(width=None if sys.stdout.isatty() else 120)
-    run_sweep(sweep, resume=options.resume is not None, console=console)
+    run_sweep(sweep, resume=options.resume is not None or (options.go_on and is_begun(sweep)), console=console)
     file = sweep.storage / sweep.name / "front.json"
     console.print(front_table(FrontFile.read(file)))
-    console.print(f"front: {file}", soft_wrap=True, highlight=False)
+    if options.reseed is not None:
+        console.print(reseeded_table(reseed(file.parent, options.reseed, console)))
+    console.print(f"front: {shown(file)}", soft_wrap=True, highlight=False)
     console.print(f"MLflow: just ui    ({ui_command(default_uri(sweep.storage))})", soft_wrap=True, highlight=False)
+    if pending(file.parent):  # the tracker has said so
+        sys.exit(TRACKING_INCOMPLETE)
 
 
 if __name__ == "__main__":

@@ -11,11 +11,13 @@ from numpy.typing import NDArray
 
 from alast_tune.front import pareto_mask
 from alast_tune.plots.units import byte_unit, flop_unit, human_bytes, human_flops, short
-from alast_tune.results import DIRECTIONS, FrontFile, TrialResult
+from alast_tune.results import DIRECTIONS, LANDMARKS, FrontFile, TrialResult
 from alast_tune.summary import trial_id
 
 # Okabe and Ito's palette: told apart with any colour vision.
 BLUE, VERMILLION, GREY, INK = "#0072B2", "#D55E00", "#8A8F98", "#24292F"
+LANDMARK_COLOURS = {"full": "#009E73", "paper": "#A5518B"}
+"""Green, and Okabe and Ito's purple somewhat darker, since it also draws thin lines."""
 ACCURACY, FLOPS, BYTES = 0, 1, 2
 NOBODY = "No trial has completed yet, so there is no front to show."
 
@@ -30,6 +32,8 @@ class Cloud:
     member_T: NDArray[np.bool_]
     knee_T: NDArray[np.bool_]
     """At most one is true."""
+    landmarks: dict[str, NDArray[np.bool_]]
+    """Where those of :data:`~alast_tune.results.LANDMARKS` are that have completed, (T,) each."""
     labels: tuple[str, str, str]
     units: tuple[str, str, str]
     hover: list[str]
@@ -44,11 +48,13 @@ class Cloud:
         size, size_name = byte_unit(values_TM[:, BYTES].max(initial=0.0))
         members = {member.trial_id for member in front.front}
         ids = [trial_id(result.number) for result, _ in trials]
+        found = np.array([result.landmark for result, _ in trials], dtype=object)
         return cls(
             ids=ids,
             values_TM=values_TM / np.array([1.0, flops, size]),
             member_T=np.array([name in members for name in ids], dtype=np.bool_),
             knee_T=np.array([name == front.knee for name in ids], dtype=np.bool_),
+            landmarks={name: found == name for name in LANDMARKS if (found == name).any()},
             labels=("Validation accuracy", f"Training FLOPs ({flops_name})", f"Peak memory ({size_name})"),
             units=("", flops_name, size_name),
             hover=[_hover(result, values) for result, values in trials],
@@ -56,14 +62,20 @@ class Cloud:
 
     def staircase(self, x: int, y: int) -> NDArray[np.float64]:
         """Find the corners of what the members attain of two objectives, (corners, 2), by rising x."""
-        points_F2 = self.values_TM[self.member_T][:, [x, y]]
-        points_F2 = points_F2[pareto_mask(points_F2, (DIRECTIONS[x], DIRECTIONS[y]))]
-        corners: NDArray[np.float64] = points_F2[np.argsort(points_F2[:, 0], kind="stable")]
-        return corners
+        return staircase(self.values_TM[self.member_T], x, y)
+
+
+def staircase(values_FM: NDArray[np.float64], x: int, y: int) -> NDArray[np.float64]:
+    """Find the corners of what points attain of two objectives, (corners, 2), by rising x."""
+    points_F2 = values_FM[:, [x, y]]
+    points_F2 = points_F2[pareto_mask(points_F2, (DIRECTIONS[x], DIRECTIONS[y]))]
+    corners: NDArray[np.float64] = points_F2[np.argsort(points_F2[:, 0], kind="stable")]
+    return corners
 
 
 def _hover(result: TrialResult, values: tuple[float, ...]) -> str:
-    lines = [f"<b>trial {trial_id(result.number)}</b>", f"accuracy {values[ACCURACY]:.4f}"]
-    lines += [human_flops(values[FLOPS]), human_bytes(values[BYTES])]
-    lines += [html.escape(f"{path} = {short(value)}") for path, value in result.params.items()]
+    lines = [f"<b>trial {trial_id(result.number)}</b>"]
+    lines += [f"<b>{LANDMARKS[result.landmark]}</b>"] if result.landmark else []
+    lines += [f"accuracy {values[ACCURACY]:.4f}", human_flops(values[FLOPS]), human_bytes(values[BYTES])]
+    lines += [html.escape(f"{path} = {short(value)}") for path, value in result.searched.items()]
     return "<br>".join(lines)

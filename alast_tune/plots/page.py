@@ -1,32 +1,47 @@
-"""The front as a page that needs nothing else: plotly's JavaScript is inside it."""
+"""The front as an interactive page."""
 
 from __future__ import annotations
 
 import html
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from string import Template
 from typing import Any
 
 import numpy as np
 
-from alast_tune.plots.cloud import ACCURACY, BLUE, BYTES, FLOPS, GREY, INK, NOBODY, VERMILLION, Cloud
+from alast_tune.plots.cloud import (
+    ACCURACY,
+    BLUE,
+    BYTES,
+    FLOPS,
+    GREY,
+    INK,
+    LANDMARK_COLOURS,
+    NOBODY,
+    VERMILLION,
+    Cloud,
+)
+from alast_tune.plots.document import AXIS, LAYOUT, Section, document
+from alast_tune.plots.search import brief
 from alast_tune.plots.units import human_bytes, human_flops, short
-from alast_tune.results import FrontFile, TrialResult
+from alast_tune.results import LANDMARKS, FrontFile, TrialResult
 from alast_tune.summary import trial_id
 
 PANELS = ((FLOPS, ACCURACY), (BYTES, ACCURACY), (FLOPS, BYTES))
 """Objective on the x and on the y axis of each projection."""
-AXIS = {"gridcolor": "#E6E8EB", "zeroline": False, "linecolor": GREY, "ticks": "outside", "tickcolor": GREY}
-TEMPLATE = Template(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
+SYMBOLS = {"full": "square-open", "paper": "diamond-open"}
+"""Frames around the landmarks, which may be members of the front or dominated."""
+RUNS_BEGIN, RUNS_END = '<script type="application/json" id="runs">', "</script>"
 
 
 def front_html(front: FrontFile, results: Sequence[TrialResult]) -> str:
     """Draw three projections and a 3-D view of the trials, and a table of the front.
 
     Projections zoom together where they share an axis; the trial under the pointer, in a projection or in the table,
-    is ringed in all four views. Faint: dominated trials. Steps: what the front attains.
+    is ringed in all four views, and a click copies its MLflow run id. Faint: dominated trials. Framed: landmarks.
+    Steps: what the front attains.
 
     Args:
         front: says which trials are members, and the knee.
@@ -36,14 +51,36 @@ def front_html(front: FrontFile, results: Sequence[TrialResult]) -> str:
         A whole HTML page of about 5 MB; without a complete trial a small one that says so.
     """
     cloud = Cloud.of(front, results)
-    return TEMPLATE.substitute(
-        title=f"Pareto front of {html.escape(front.sweep)}",
-        lead=html.escape(_lead(front) if cloud.ids else NOBODY),
-        plot=_plot(cloud) if cloud.ids else "",
-        table=_table(front, results) if cloud.ids else "",
-        values=json.dumps(dict(zip(cloud.ids, cloud.values_TM.tolist(), strict=True))),
-        panels=json.dumps(PANELS),
+    title = f"Pareto front of {front.sweep}"
+    if not cloud.ids:
+        return document(title, NOBODY, [])
+    script = Template(Path(__file__).with_name("front.js").read_text(encoding="utf-8")).substitute(
+        values=json.dumps(dict(zip(cloud.ids, cloud.values_TM.tolist(), strict=True))), panels=json.dumps(PANELS)
     )
+    runs = {trial_id(result.number): result.mlflow_run_id for result in results if result.mlflow_run_id}
+    before = '<p id="picked">A click on a point or a row copies the id of its MLflow run.</p>'
+    after = [
+        f'<div id="table">{_table(front, results)}</div>',
+        RUNS_BEGIN + _in_script(runs) + RUNS_END,
+        f"<script>\n{script}</script>",
+    ]
+    return document(title, _lead(front), [Section("front", _figure(cloud))], before, "\n".join(after))
+
+
+def with_runs(page: str, runs: Mapping[str, str]) -> str:
+    """Fill in the MLflow run of each trial where they were not known yet when the page was made.
+
+    Args:
+        page: of :func:`front_html`; one without trials comes back as it is.
+        runs: MLflow run ids by trial id; trials that are not in it keep what they have.
+    """
+    before, begin, rest = page.partition(RUNS_BEGIN)
+    known, end, after = rest.partition(RUNS_END)
+    return before + begin + _in_script(json.loads(known) | dict(runs)) + end + after if begin else page
+
+
+def _in_script(values: Mapping[str, str]) -> str:
+    return json.dumps(values).replace("<", "\\u003c")
 
 
 def _lead(front: FrontFile) -> str:
@@ -54,7 +91,7 @@ def _lead(front: FrontFile) -> str:
     return f"{lead} · hypervolume share {front.hypervolume_share:.3f} · knee: trial {front.knee}"
 
 
-def _plot(cloud: Cloud) -> str:
+def _figure(cloud: Cloud) -> Any:
     from plotly.subplots import make_subplots
 
     specs: list[list[dict[str, str]]] = [[{}, {}], [{}, {"type": "scene"}]]
@@ -67,12 +104,10 @@ def _plot(cloud: Cloud) -> str:
     figure.update_yaxes(**AXIS)
     accuracy, flops, size = ({"title": {"text": label}} for label in cloud.labels)
     figure.update_layout(
-        template="plotly_white",
-        font={"family": "system-ui, sans-serif", "size": 13, "color": INK},
+        **LAYOUT,
         height=900,
-        margin={"l": 70, "r": 20, "t": 40, "b": 60},
+        margin={"l": 70, "r": 20, "t": 80, "b": 60},
         legend={"orientation": "h", "x": 0, "y": 1.01, "yanchor": "bottom", "itemsizing": "trace"},
-        hoverlabel={"align": "left", "bgcolor": "white", "font": {"color": INK}},
         xaxis=flops,
         yaxis=accuracy,
         xaxis2=size,
@@ -87,10 +122,7 @@ def _plot(cloud: Cloud) -> str:
             "camera": {"eye": {"x": 1.5, "y": -1.7, "z": 0.7}, "center": {"x": 0, "y": 0, "z": -0.12}},
         },
     )
-    # plotly 7 has a button that uploads the figure to its makers' cloud unless told otherwise.
-    config = {"responsive": True, "displaylogo": False, "showSendToCloud": False}
-    page: str = figure.to_html(full_html=False, include_plotlyjs=True, div_id="front", config=config)
-    return page
+    return figure
 
 
 def _traces(cloud: Cloud, axes: tuple[int, ...], legend: bool) -> list[Any]:
@@ -137,6 +169,19 @@ def _traces(cloud: Cloud, axes: tuple[int, ...], legend: bool) -> list[Any]:
                 hovertemplate="%{text}<extra></extra>",
             )
         )
+    for name, mask_T in cloud.landmarks.items():
+        frame = {"symbol": SYMBOLS[name], "size": 21 if flat else 13, "color": LANDMARK_COLOURS[name]}
+        traces.append(
+            kind(
+                **_columns(cloud.values_TM[mask_T][:, list(axes)]),
+                mode="markers",
+                marker=frame | {"line": {"color": LANDMARK_COLOURS[name], "width": 2}},
+                name=LANDMARKS[name],
+                legendgroup=name,
+                showlegend=legend,
+                hoverinfo="skip",
+            )
+        )
     ring = {"symbol": "circle-open", "size": 24 if flat else 18, "color": INK, "line": {"color": INK, "width": 2.5}}
     nowhere = {axis: [None] for axis in "xyz"[: len(axes)]}
     return [*traces, kind(**nowhere, mode="markers", marker=ring, name="pointer", **quiet)]
@@ -148,16 +193,24 @@ def _columns(points: np.ndarray[Any, np.dtype[np.float64]]) -> dict[str, list[fl
 
 
 def _table(front: FrontFile, results: Sequence[TrialResult]) -> str:
-    chosen = {trial_id(result.number): result.params for result in results}
+    chosen = {trial_id(result.number): result.searched for result in results}
     paths = list(dict.fromkeys(path for member in front.front for path in chosen.get(member.trial_id, {})))
     tested = any(member.test_accuracy is not None for member in front.front)
-    head = ["trial", "accuracy", *(["test accuracy"] if tested else []), "FLOPs", "peak memory", *paths]
+    head = [
+        "trial",
+        "accuracy",
+        *(["test accuracy"] if tested else []),
+        "FLOPs",
+        "peak memory",
+        *brief(paths).values(),
+        "MLflow run",
+    ]
     rows = []
     for member in front.front:
         values = chosen.get(member.trial_id, {})
         test = "-" if member.test_accuracy is None else f"{member.test_accuracy:.4f}"
         cells = [
-            member.trial_id,
+            member.trial_id + (f" {LANDMARKS[member.landmark]}" if member.landmark else ""),
             f"{member.objectives['accuracy']:.4f}",
             *([test] if tested else []),
             human_flops(member.objectives["train_flops"]),
@@ -165,7 +218,9 @@ def _table(front: FrontFile, results: Sequence[TrialResult]) -> str:
             *(short(values.get(path, "-")) for path in paths),
         ]
         kind = ' class="knee" title="knee"' if member.trial_id == front.knee else ""
-        rows.append(f'<tr data-trial="{html.escape(member.trial_id)}"{kind}>{_cells(cells, "td")}</tr>')
+        rows.append(
+            f'<tr data-trial="{html.escape(member.trial_id)}"{kind}>{_cells(cells, "td")}<td><code></code></td></tr>'
+        )
     return f"<table><thead><tr>{_cells(head, 'th')}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
 
 

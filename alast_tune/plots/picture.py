@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from alast_tune.plots.cloud import ACCURACY, BLUE, BYTES, FLOPS, GREY, INK, NOBODY, VERMILLION, Cloud
-from alast_tune.results import FrontFile, TrialResult
+from alast_tune.plots.canvas import canvas, plain, png, say
+from alast_tune.plots.cloud import ACCURACY, BLUE, BYTES, FLOPS, GREY, INK, LANDMARK_COLOURS, NOBODY, VERMILLION, Cloud
+from alast_tune.results import LANDMARKS, FrontFile, TrialResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.transforms import Bbox
 
+MARKERS = {"full": "s", "paper": "D"}
+"""Frames around the landmarks."""
 LABEL_ROOM = 20
 """Members that may carry a label; beyond them only the knee and the two ends do."""
 
@@ -30,28 +32,20 @@ def front_png(front: FrontFile, results: Sequence[TrialResult]) -> bytes:
     Returns:
         A PNG, 1650 x 750 pixels; without a complete trial it says so.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     cloud = Cloud.of(front, results)
-    # No pyplot: it would keep the figure, and choose a backend for the whole process.
-    figure = Figure(figsize=(11, 5), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.suptitle(f"Pareto front of {front.sweep}", x=0.01, ha="left", fontweight="bold", color=INK)
+    figure = canvas(11, 5, f"Pareto front of {front.sweep}")
     if cloud.ids:
         panels = [(figure.add_subplot(1, 2, 1), FLOPS, BYTES), (figure.add_subplot(1, 2, 2), BYTES, FLOPS)]
         for axes, x, colour in panels:
             _panel(figure, axes, cloud, x, colour)
-        panels[0][0].legend(loc="lower right", frameon=False, fontsize=9)
+        panels[0][0].legend(loc="lower right", frameon=False, fontsize=9, labelspacing=0.9)
         figure.draw_without_rendering()  # labels need to know where everything lies
         figure.set_layout_engine("none")
         for axes, x, _ in panels:
             _label(axes, cloud, x)
     else:
-        figure.text(0.5, 0.5, NOBODY, ha="center", color=INK)
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png")
-    return picture.getvalue()
+        say(figure, NOBODY)
+    return png(figure)
 
 
 def _panel(figure: Figure, axes: Axes, cloud: Cloud, x: int, colour: int) -> None:
@@ -88,11 +82,21 @@ def _panel(figure: Figure, axes: Axes, cloud: Cloud, x: int, colour: int) -> Non
         label="knee",
         zorder=4,
     )
+    for name, mask_T in cloud.landmarks.items():
+        axes.scatter(
+            values_TM[mask_T, x],
+            values_TM[mask_T, ACCURACY],
+            s=170,
+            marker=MARKERS[name],
+            facecolors="none",
+            edgecolors=LANDMARK_COLOURS[name],
+            lw=1.8,
+            label=LANDMARKS[name],
+            zorder=3.5,
+        )
     figure.colorbar(dots, ax=axes, pad=0.02).set_label(cloud.labels[colour], color=INK)
     axes.set(xlabel=cloud.labels[x], ylabel=cloud.labels[ACCURACY])
-    axes.grid(color="#E6E8EB", zorder=0)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    plain(axes)
     axes.margins(0.08)
 
 

@@ -34,6 +34,11 @@ def byte_unit(size: float) -> tuple[float, str]:
     return float(1024**power), "B" if power == 0 else f"{PREFIXES[power].upper()}iB"
 
 
+def time_unit(seconds: float) -> tuple[float, str]:
+    """Choose the unit that suits so many seconds: its size in seconds, its name."""
+    return (3600.0, "h") if seconds >= 7200 else (60.0, "min") if seconds >= 120 else (1.0, "s")
+
+
 def _power(value: float, base: int) -> int:
     return max((power for power in range(len(PREFIXES)) if abs(value) >= base**power), default=0)
 

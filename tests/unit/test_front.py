@@ -5,8 +5,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from scipy import stats
 
-from alast_tune.front import hypervolume, hypervolume_share, knee, pareto_mask, pareto_rank
+from alast_tune.front import (
+    front_probability,
+    hypervolume,
+    hypervolume_contributions,
+    hypervolume_share,
+    knee,
+    pareto_mask,
+    pareto_rank,
+)
 
 UP_DOWN = ("maximize", "minimize")
 UP_DOWN_DOWN = ("maximize", "minimize", "minimize")
@@ -111,6 +120,17 @@ def test_share_is_the_hypervolume_over_the_box(cloud):
     assert 0 <= share <= 1
 
 
+def test_contributions_are_what_is_lost_without_each():
+    values = np.array([[0.9, 2.0], [0.5, 1.0], [0.4, 3.0], [0.7, 1.2], [0.7, 1.2]])
+    found = hypervolume_contributions(values, UP_DOWN)
+    unit = np.c_[(values[:, 0] - 0.4) / 0.5, (values[:, 1] - 1.0) / 2.0]
+    whole = hypervolume(unit, [-0.1, 1.1], UP_DOWN)
+    lost = [whole - hypervolume(np.delete(unit, row, axis=0), [-0.1, 1.1], UP_DOWN) for row in range(5)]
+    assert found == pytest.approx(lost)
+    assert list(found[2:]) == [0.0, 0.0, 0.0]
+    assert hypervolume_contributions([[0.5, 1.0]], UP_DOWN) == pytest.approx([1.1**2])
+
+
 def test_knee_is_the_compromise():
     points = [[0.90, 100.0], [0.88, 30.0], [0.50, 10.0], [0.40, 90.0]]
     assert knee(points, UP_DOWN) == 1
@@ -153,3 +173,25 @@ def test_what_does_not_fit_is_refused():
 def test_nothing_in_nothing_out():
     assert pareto_mask([], UP_DOWN).tolist() == []
     assert pareto_rank(np.empty((0, 2)), UP_DOWN).tolist() == []
+
+
+def test_front_probability_of_two_points_is_students_t() -> None:
+    means_TM, errors_TM, freedom = [[0.90], [0.88]], [[0.02], [0.01]], 4
+    first, second = front_probability(means_TM, errors_TM, ["maximize"], freedom, np.random.default_rng(0), 20_000)
+    exact = stats.t.cdf(0.02 / np.hypot(0.02, 0.01), freedom)
+    assert first == pytest.approx(exact, abs=0.012)  # 3.5 standard errors
+    assert first + second == pytest.approx(1.0)
+
+
+def test_front_probability_without_noise_is_the_front_itself() -> None:
+    values_TM = [[0.9, 2.0], [0.8, 1.0], [0.7, 1.5]]
+    found = front_probability(values_TM, np.zeros((3, 2)), ["maximize", "minimize"], 1, np.random.default_rng(0), 50)
+    assert found.tolist() == [1.0, 1.0, 0.0]
+
+
+def test_a_cheaper_point_stays_whatever_the_noise() -> None:
+    errors_TM = [[0.1, 0.0], [0.1, 0.0]]
+    cheap, dear = front_probability(
+        [[0.8, 1.0], [0.8, 2.0]], errors_TM, ["maximize", "minimize"], 6, np.random.default_rng(1)
+    )
+    assert cheap == 1.0 and dear == pytest.approx(0.5, abs=0.03)

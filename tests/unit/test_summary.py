@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from alast_tune.config import TrialConfig
-from alast_tune.results import FrontFile, TrialResult
-from alast_tune.summary import summarise
+from alast_tune.errors import ConfigError
+from alast_tune.results import FrontFile, SeedRun, TrialResult
+from alast_tune.summary import reseeded, summarise, together
 
 REFERENCE = (0.0, 4.0, 8.0)
 
@@ -34,7 +35,7 @@ def test_only_complete_trials_are_members_cheapest_first() -> None:
     )
     assert [member.trial_id for member in front.front] == ["0001", "0000"]
     assert [member.test_accuracy for member in front.front] == [None, 0.8]
-    assert front.trials.model_dump() == {"total": 6, "complete": 3, "pruned": 1, "failed": 1}
+    assert front.trials.model_dump() == {"total": 6, "complete": 3, "infeasible": 0, "pruned": 1, "failed": 1}
     # Two boxes, 0.9 x 1 x 4 and 0.5 x 3 x 6, that share 0.5 x 1 x 4.
     assert front.hypervolume == pytest.approx(3.6 + 9.0 - 2.0)
     assert front.hypervolume_share == pytest.approx(10.6 / 32)
@@ -47,3 +48,51 @@ def test_no_complete_trial_is_an_empty_front(tmp_path: Path) -> None:
     front.write(tmp_path / "front.json")
     assert FrontFile.read(tmp_path / "front.json") == front
     assert [path.name for path in tmp_path.iterdir()] == ["front.json"]
+
+
+def test_fronts_of_several_sweeps_are_measured_from_one_point_and_joined() -> None:
+    first = summarise("a", [result(0, values=(0.9, 3.0, 4.0)), result(1, values=(0.5, 1.0, 2.0))], (0.0, 4.0, 4.0))
+    second = summarise("b", [result(0, values=(0.8, 2.0, 2.0)), result(1, values=(0.5, 1.0, 3.0))], (0.0, 2.0, 8.0))
+    (a, b), joint = together([first, second])
+    assert a.reference_point == b.reference_point == joint.reference_point == REFERENCE
+    # Two boxes each, measured from (0, 4, 8), less what they share.
+    assert a.hypervolume == pytest.approx(0.9 * 1 * 4 + 0.5 * 3 * 6 - 0.5 * 1 * 4)
+    assert b.hypervolume == pytest.approx(0.8 * 2 * 6 + 0.5 * 3 * 5 - 0.5 * 2 * 5)
+    assert [member.trial_id for member in joint.front] == ["a/0001", "b/0000", "a/0000"]
+    assert joint.hypervolume >= max(a.hypervolume, b.hypervolume)
+    assert joint.trials.complete == 4 and joint.sweep == "a + b"
+
+
+def test_a_result_that_a_warm_start_carried_over_is_in_the_joint_front_once() -> None:
+    values = (0.9, 3.0, 4.0)
+    carried = TrialResult(0, "complete", TrialConfig(), {}, values, 3, origin="a")
+    _, joint = together([summarise("a", [result(5, values=values)], REFERENCE), summarise("b", [carried], REFERENCE)])
+    assert [member.trial_id for member in joint.front] == ["a/0005"]
+
+
+def test_sweeps_on_other_images_do_not_compare() -> None:
+    other = TrialConfig.model_validate({"data": {"split_seed": 7}})
+    fronts = [
+        summarise(name, [TrialResult(0, "complete", config, {}, (0.5, 1.0, 1.0), 3)], REFERENCE)
+        for name, config in (("a", TrialConfig()), ("b", other))
+    ]
+    with pytest.raises(ConfigError, match="sweep = b: has data/split_seed = 7, a has 0: such accuracies do not"):
+        together(fronts)
+    assert together([fronts[0], summarise("empty", [], REFERENCE)])[1].front  # nothing to compare with
+
+
+def test_reseeded_members_have_mean_spread_and_a_probability() -> None:
+    front = summarise("s", [result(0, values=(0.9, 3.0, 4.0)), result(1, values=(0.5, 1.0, 2.0))], REFERENCE)
+
+    def runs(*accuracies: float, flops: float, peak: float) -> list[SeedRun]:
+        values = [{"accuracy": accuracy, "train_flops": flops, "peak_bytes": peak} for accuracy in accuracies]
+        return [SeedRun(seed=1 + n, objectives=found, test_accuracy=None) for n, found in enumerate(values)]
+
+    again = {"0000": runs(0.5, 0.7, flops=3.0, peak=4.0), "0001": runs(0.6, 0.6, flops=1.0, peak=2.0)}
+    found = reseeded(front, again)
+    cheap, dear = found.members
+    assert (cheap.trial_id, dear.trial_id, found.seeds) == ("0001", "0000", (1, 2))
+    assert dear.mean == pytest.approx({"accuracy": 0.6, "train_flops": 3.0, "peak_bytes": 4.0})
+    assert dear.spread["accuracy"] == pytest.approx(0.02**0.5) and cheap.spread["accuracy"] == 0
+    assert dear.found["accuracy"] == 0.9  # luck, as the mean tells
+    assert cheap.front_probability == 1.0 and dear.front_probability == pytest.approx(0.5, abs=0.03)

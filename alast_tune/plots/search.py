@@ -1,0 +1,178 @@
+"""What the figures about the search show: axes of the space, importances, ways to accuracy. Plain numbers."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alast_tune.config import Choice, Distribution, FloatRange, IntRange, Variants, choices_of
+from alast_tune.plots.cloud import BLUE, LANDMARK_COLOURS, VERMILLION
+from alast_tune.plots.units import byte_unit, flop_unit, short, time_unit
+from alast_tune.results import LANDMARKS, FrontFile, TrialResult
+from alast_tune.summary import trial_id
+
+OBJECTIVE_NAMES = ("accuracy", "training FLOPs", "peak memory")
+NOT_TOLD = "too few trials, or all alike"
+
+
+@dataclass(frozen=True)
+class SearchReport:
+    """What a study tells beyond its trials' results."""
+
+    space: Mapping[str, Distribution]
+    """What varied, by path."""
+    importances: Mapping[str, Mapping[str, float]]
+    """Objective -> path -> share, adding up to 1; without the objectives for which they cannot be told."""
+    curves: Mapping[int, NDArray[np.float64]]
+    """Trial number -> (E, 4): accuracy, training FLOPs, peak bytes and training seconds after each epoch; seconds
+    are NaN where they were not kept."""
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One upright axis of parallel coordinates, with the places of T trials on it."""
+
+    label: str
+    places_T: NDArray[np.float64]
+    low: float
+    high: float
+    ticks: Mapping[float, str]
+
+    def height(self, place: NDArray[np.float64] | float) -> NDArray[np.float64]:
+        """Scale places on the axis to 0 at its foot and 1 at its top."""
+        return np.asarray((place - self.low) / (self.high - self.low))
+
+
+def space_axes(space: Mapping[str, Distribution], trials: Sequence[TrialResult]) -> list[Axis]:
+    """Lay out what varied and what came out of it, for complete trials that have all parameters."""
+    labels = brief(list(space))
+    values_TM = np.array([trial.values for trial in trials], dtype=np.float64)
+    flops, flops_name = flop_unit(values_TM[:, 1].max())
+    size, size_name = byte_unit(values_TM[:, 2].max())
+    axes = [_parameter(labels[path], item, [trial.params[path] for trial in trials]) for path, item in space.items()]
+    units = (("accuracy", 1.0), (f"training\n({flops_name})", flops), (f"peak\n({size_name})", size))
+    return axes + [_linear(label, column / unit) for (label, unit), column in zip(units, values_TM.T, strict=True)]
+
+
+def charted(front: FrontFile, results: Sequence[TrialResult], space: Mapping[str, Distribution]) -> list[TrialResult]:
+    """Choose the complete trials that the search proposed, dominated ones first and the knee last."""
+    members = {member.trial_id for member in front.front}
+    found = [
+        result
+        for result in results
+        if result.state == "complete" and not result.landmark and space.keys() <= result.params.keys()
+    ]
+    return sorted(found, key=lambda result: standing(front, members, result))
+
+
+def colour_range(front: FrontFile, trials: Sequence[TrialResult]) -> tuple[float, float]:
+    """Least and largest accuracy of the members among trials, or of all of them if none is one."""
+    members = {member.trial_id for member in front.front}
+    shown = [trial for trial in trials if trial_id(trial.number) in members] or trials
+    accuracy = [trial.values[0] for trial in shown if trial.values]
+    return min(accuracy), max(accuracy)
+
+
+def standing(front: FrontFile, members: set[str], result: TrialResult) -> int:
+    """Tell where a trial stands: 0 dominated, 1 on the front, 2 the knee."""
+    name = trial_id(result.number)
+    return 2 if name == front.knee else int(name in members)
+
+
+def brief(paths: Sequence[str]) -> dict[str, str]:
+    """Leave out of paths the section that they begin with, where they can be told apart without it."""
+    tails = {path: path.partition("/")[2] or path for path in paths}
+    seen = Counter(tails.values())
+    return {path: tail if seen[tail] == 1 else path for path, tail in tails.items()}
+
+
+def ranked(importances: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """Order parameters by their mean importance over the objectives, the largest first."""
+    paths = dict.fromkeys(path for shares in importances.values() for path in shares)
+    return sorted(paths, key=lambda path: -sum(shares.get(path, 0.0) for shares in importances.values()))
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a trial came to its accuracy, an epoch at a time."""
+
+    name: str
+    """Trial id, and what is special about it."""
+    kind: str
+    """``member``, ``full``, ``paper`` or ``knee``: who is drawn alike; a landmark that is the knee is the knee."""
+    accuracy_E: NDArray[np.float64]
+    costs_E3: NDArray[np.float64]
+    """In the units of :func:`ways`' labels."""
+
+
+WAY_STYLES = {"member": (BLUE, 1.2), "full": (LANDMARK_COLOURS["full"], 2.2), "paper": (LANDMARK_COLOURS["paper"], 2.2)}
+WAY_STYLES |= {"knee": (VERMILLION, 3.2)}
+"""Colour and width of a line, from the back to the front."""
+WAY_NAMES = {"member": "front", **LANDMARKS, "knee": "knee"}
+
+
+def ways(
+    front: FrontFile, results: Sequence[TrialResult], curves: Mapping[int, NDArray[np.float64]]
+) -> tuple[list[Way], tuple[str, str, str]]:
+    """Collect the ways of the front's members and of complete landmarks, from the back to the front, and axis labels.
+
+    A label is empty for a cost that no trial has.
+    """
+    members = {member.trial_id for member in front.front}
+    chosen = []
+    for result in results:
+        name = trial_id(result.number)
+        if result.state == "complete" and result.number in curves and (name in members or result.landmark):
+            kind = "knee" if name == front.knee else result.landmark or "member"
+            chosen.append((list(WAY_STYLES).index(kind), f"trial {name}", kind, curves[result.number]))
+    chosen.sort(key=lambda one: one[:2])
+    top = np.zeros(3)
+    for *_, curve_E4 in chosen:
+        top = np.fmax(top, np.fmax.reduce(curve_E4[:, 1:], axis=0))
+    flops, flops_name = flop_unit(top[0])
+    size, size_name = byte_unit(top[1])
+    time, time_name = time_unit(top[2])
+    timed = any(np.isfinite(curve_E4[:, 3]).any() for *_, curve_E4 in chosen)
+    labels = (f"Training ({flops_name})", f"Peak memory ({size_name})", f"Training time ({time_name})" if timed else "")
+    units = np.array([flops, size, time])
+    return [Way(name, kind, curve_E4[:, 0], curve_E4[:, 1:] / units) for _, name, kind, curve_E4 in chosen], labels
+
+
+def _parameter(label: str, item: Distribution, values: Sequence[float | str]) -> Axis:
+    label = label.replace("/", "/\n").replace("_", "_\n")
+    if isinstance(item, Choice | Variants):
+        # By their words: 1, 1.0 and True are different choices, and equal to Python.
+        names = [str(choice) for choice in choices_of(item) or ()]
+        places = np.array([names.index(str(value)) for value in values], dtype=np.float64)
+        return Axis(label, places, -0.2, len(names) - 0.8, dict(enumerate(names)))
+    places = np.array(values, dtype=np.float64)
+    if isinstance(item, FloatRange) and item.log:
+        low, high = math.log10(item.low), math.log10(item.high)
+        ticks = {low: short(item.low), high: short(item.high)}
+        ticks |= {
+            float(power): short(10.0**power)
+            for power in range(math.ceil(low), math.floor(high) + 1)
+            if min(power - low, high - power) > 0.12 * (high - low)
+        }
+        return _widened(label, np.log10(places), low, high, ticks)
+    if isinstance(item, IntRange):
+        whole = [round(at) for at in np.linspace(item.low, item.high, 7).tolist()]
+        return _widened(label, places, item.low, item.high, {float(at): str(at) for at in whole})
+    even = np.linspace(item.low, item.high, 5).tolist()
+    return _widened(label, places, item.low, item.high, {at: short(at) for at in even})
+
+
+def _linear(label: str, places_T: NDArray[np.float64]) -> Axis:
+    low, high = float(places_T.min()), float(places_T.max())
+    return _widened(label, places_T, low, high, {at: f"{at:.3g}" for at in np.linspace(low, high, 5).tolist()})
+
+
+def _widened(label: str, places_T: NDArray[np.float64], low: float, high: float, ticks: Mapping[float, str]) -> Axis:
+    """Make an axis, with some length even if all is at one place."""
+    half = 0.0 if high > low else 0.5 * (abs(low) or 1.0)
+    return Axis(label, places_T, low - half, high + half, ticks)
