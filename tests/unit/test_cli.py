@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from alast_tune.cli import main
 from alast_tune.config import TrialConfig
-from alast_tune.models import create_model
 from alast_tune.results import TrialResult
 from alast_tune.summary import summarise
 
@@ -37,6 +37,18 @@ def test_front_is_found_by_folder_file_or_name_and_laid_out(sweep: Path, capsys:
         assert "0.8750" in shown
 
 
+def test_front_leaves_out_what_breaks_a_limit(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["front", str(sweep), "--json", "--max-memory", "300MB"])
+    values = json.loads(capsys.readouterr().out)
+    assert [member["trial_id"] for member in values["front"]] == ["0001"]
+    assert values["knee"] == "0001"
+    assert values["limits"] == {"max_memory": 300_000_000, "max_flops": None, "min_accuracy": None}
+    assert values["hypervolume_share"] == pytest.approx(0.8 * 0.75 * 0.75)
+    main(["front", str(sweep), "--json", "--min-accuracy", "0.95", "--max-flops", "2e15"])
+    values = json.loads(capsys.readouterr().out)
+    assert (values["front"], values["knee"], values["hypervolume"]) == ([], None, 0.0)
+
+
 def test_front_prints_the_file_itself_as_json(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["front", str(sweep), "--json"])
     values = json.loads(capsys.readouterr().out)
@@ -45,19 +57,64 @@ def test_front_prints_the_file_itself_as_json(sweep: Path, capsys: pytest.Captur
     assert values["front"][1]["config"]["method"]["trainable_blocks"] == 1
 
 
+def test_fronts_of_several_sweeps_are_compared_and_drawn(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = sweep.parent / "other"
+    other.mkdir()
+    summarise("other", [result(0, 0.85, 1e12, 2e8)], (0.0, 2e12, 8e8)).write(other / "front.json")
+    for name in ("fronts.html", "fronts.png"):
+        main(["front", str(sweep), str(other), "--plot", str(sweep / name)])
+        shown = capsys.readouterr().out
+        rows = [line.split() for line in shown.splitlines()]
+        # From (0, 4e12, 8e8): 0.9 / 4 + 0.8 * 0.75 * 0.75 - 0.8 / 4, and 0.85 * 0.75 * 0.75.
+        assert ["mine", "2", "1", "0.9000", "0.4750"] in rows and ["other", "1", "1", "0.8500", "0.4781"] in rows
+        assert "other/0000" in shown and "mine/0000" in shown and "mine/0001" not in shown
+    page = (sweep / "fronts.html").read_text()
+    assert "mine (hypervolume" in page and "other, trial 0000" in page
+    with Image.open(sweep / "fronts.png") as picture:
+        assert picture.size == (1650, 750)
+    main(["front", str(sweep), str(other), "--json"])
+    joint = json.loads(capsys.readouterr().out)
+    assert [member["trial_id"] for member in joint["front"]] == ["other/0000", "mine/0000"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
         (["front", "nope"], "error: sweep = nope: no front.json; none under runs has one yet"),
+        (["front", "nope", "--plot", "x.pdf"], "error: plot = x.pdf: give a .html or a .png file"),
         (["train", "--config", "nope.yaml"], "error: config = nope.yaml: cannot be read"),
         (["train"], "error: "),
+        (["train", "--config", "one.yaml", "--epochs", "0"], "error: train.epochs = 0: Input should be"),
+        (["train", "--config", "one.yaml", "--train.epoch", "3"], "error: unrecognized arguments: --train.epoch 3"),
+        (["train", "--config", "odd.yaml"], "error: train.epoch = 3: no such setting"),
+        (["train", "--config", "one.yaml", "--model.num-classes", "7"], "error: model.num_classes = 7: digits has 10"),
+        (["promote", "nope", "-o", "x.yaml"], "error: sweep = nope: no front.json"),
+        (["promote", "nope"], "error: "),
+        (
+            ["promote", "mine", "-o", "x.yaml", "--pick", "0002"],
+            "error: pick = 0002: not on the front; give knee, cheap",
+        ),
+        (
+            ["promote", "mine", "-o", "x.yaml", "--pick", "it"],
+            "error: pick = it: not on the front; give knee, cheapest",
+        ),
+        (["promote", "mine", "-o", "x.yaml", "--max-flops", "1"], "error: pick = knee: nobody on the front of mine ke"),
+        (["promote", "mine", "-o", "one.yaml"], "error: output = one.yaml: exists, and is not of this trial"),
+        (["promote", "mine", "-o", "x.yaml", "--pick", "1"], "error: pick = 0001: no checkpoint of it under"),
         (["fly"], "error: "),
     ],
 )
 def test_wrong_input_is_one_line_and_exit_code_two(
-    arguments: list[str], line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    arguments: list[str],
+    line: str,
+    sweep: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "one.yaml").write_text("train: {epochs: 2}\n")
+    (tmp_path / "odd.yaml").write_text("train: {epoch: 3}\n")
     with pytest.raises(SystemExit) as stop:
         main(arguments)
     assert stop.value.code == 2
@@ -70,25 +127,6 @@ def test_a_front_that_is_none_is_refused(sweep: Path, capsys: pytest.CaptureFixt
     with pytest.raises(SystemExit):
         main(["front", str(sweep)])
     assert "is not a front.json: sweep" in capsys.readouterr().err
-
-
-def test_train_runs_one_config_reports_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = tmp_path / "one.yaml"
-    file.write_text(
-        "data: {train_images: 64}\nmethod: {name: alast, trainable_blocks: 3}\n"
-        "train: {epochs: 2, batch_size: 32, learning_rate: 1.0e-3, device: cpu}\n"
-    )
-    output = tmp_path / "out"
-    main(["train", "--config", str(file), "--output", str(output)])
-    shown = capsys.readouterr().out
-    assert "epoch 1/2 accuracy" in shown and "epoch 2/2 accuracy" in shown
-    assert json.loads((output / "report.json").read_text())["epoch"] == 2
-    model = create_model(
-        TrialConfig().model.model_copy(update={"num_classes": 10, "checkpoint": output / "model.safetensors"})
-    )
-    assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
-    main(["train", "--config", str(file), "--output", str(output)])
-    assert "nothing to do" in capsys.readouterr().out
 
 
 def test_doctor_names_versions_and_devices(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,81 @@
+"""``alast-tune``: one file a command, or two that belong together.
+
+``front`` prints a front, and brings MLflow up to date (``sync``); ``promote`` chooses a member of one for production;
+``train`` trains one configuration; ``doctor`` looks at the machine; ``guard`` is how all of them end when something
+is wrong.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from pydantic_settings import (
+    BaseSettings,
+    CliApp,
+    CliSubCommand,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from alast_tune.cli.doctor import Doctor
+from alast_tune.cli.front import Front, Sync
+from alast_tune.cli.guard import STORAGE_FAILED, TRACKING_INCOMPLETE, guarded
+from alast_tune.cli.promote import Promote
+from alast_tune.cli.train import Train
+from alast_tune.config import read_mapping
+
+__all__ = ["STORAGE_FAILED", "TRACKING_INCOMPLETE", "guarded", "main"]
+
+
+class ConfigFile(PydanticBaseSettingsSource):
+    """The settings in the file that ``train --config`` names: what the command line leaves open."""
+
+    def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
+        """Not asked for: the source gives all fields at once."""
+        return None, field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        """Read the file."""
+        file = (self.current_state.get("train") or {}).get("config")
+        return {"train": read_mapping(Path(file))} if file else {}
+
+
+class AlastTune(BaseSettings):
+    """Fine-tune Vision Transformers with ALaST, and reuse what a sweep has found."""
+
+    model_config = SettingsConfigDict(
+        cli_prog_name="alast-tune",
+        cli_kebab_case=True,
+        cli_exit_on_error=False,
+        cli_implicit_flags=True,
+        cli_shortcuts={"train.epochs": "epochs", "data.all-data": "all-data", "output": "o"},
+    )
+
+    front: CliSubCommand[Front]
+    promote: CliSubCommand[Promote]
+    train: CliSubCommand[Train]
+    sync: CliSubCommand[Sync]
+    doctor: CliSubCommand[Doctor]
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, *others: Any, **named: Any
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Command line first, then the file; no environment variables."""
+        return init_settings, ConfigFile(settings_cls)
+
+    def cli_cmd(self) -> None:
+        """Run the subcommand."""
+        CliApp.run_subcommand(self)
+
+
+@guarded
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of ``alast-tune``."""
+    words = sys.argv[1:] if arguments is None else arguments
+    # Both spellings of a name are taken: --train.batch-size and --train.batch_size.
+    words = [re.sub(r"^--[^=]+", lambda name: "--" + name[0][2:].replace("_", "-"), word) for word in words]
+    CliApp.run(AlastTune, cli_args=words)

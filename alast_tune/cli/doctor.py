@@ -1,0 +1,41 @@
+"""``alast-tune doctor``: the machine as this package sees it."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+from pydantic import BaseModel
+from rich.console import Console
+
+from alast_tune.plots import human_bytes
+from alast_tune.terminal import describe
+
+
+class Doctor(BaseModel):
+    """Say what machine, devices and versions are seen."""
+
+    def cli_cmd(self) -> None:
+        """Print a table."""
+        Console().print(describe(machine(), "alast-tune doctor"))
+
+
+def machine() -> dict[str, object]:
+    """Collect versions, processors, memory and devices, without starting or connecting to anything."""
+    seen: dict[str, object] = {"python": platform.python_version(), "system": platform.platform()}
+    for package in ("alast-tune", "torch", "torchvision", "timm", "ray", "optuna", "mlflow"):
+        try:
+            seen[package] = version(package)
+        except PackageNotFoundError:
+            seen[package] = "not installed"
+    seen["CPUs"] = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    seen["torch threads"] = torch.get_num_threads()
+    if hasattr(os, "sysconf"):
+        seen["memory"] = human_bytes(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    devices = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    seen["GPUs"] = ", ".join(f"{d.name} ({human_bytes(d.total_memory)})" for d in devices) or "none"
+    for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "MLFLOW_TRACKING_URI", "HF_HOME", "HF_HUB_OFFLINE"):
+        seen[name] = os.environ.get(name, "not set")
+    return seen

@@ -1,0 +1,111 @@
+"""``alast-tune front`` and ``sync``: what sweeps have found, and having MLflow hear of all of it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from pydantic import BaseModel, Field, ValidationError
+from pydantic_settings import CliImplicitFlag, CliPositionalArg
+from rich.console import Console
+
+from alast_tune.cli.guard import TRACKING_INCOMPLETE
+from alast_tune.config import Limits
+from alast_tune.errors import ConfigError, explain
+from alast_tune.hold import only_driver
+from alast_tune.plots import fronts_html, fronts_png
+from alast_tune.results import FrontFile
+from alast_tune.storage import Place, fetch, is_copy, names_with, shown
+from alast_tune.summary import together, within
+from alast_tune.terminal import comparison_table, front_table
+
+
+def find_front(sweep: Path, storage: Path) -> Path:
+    """Find a sweep's ``front.json`` by the sweep's folder, the file itself, or the sweep's name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    fetch(sweep)
+    fetch(storage / sweep)
+    candidates = (sweep, sweep / "front.json", storage / sweep / "front.json")
+    file = next((path for path in candidates if path.is_file()), None)
+    if file is None:
+        storage = sweep.parent if is_copy(sweep) else storage
+        known = ", ".join(names_with(storage, "front.json"))
+        there = f"there are: {known}" if known else f"none under {shown(storage)} has one yet"
+        raise ConfigError("sweep", shown(sweep), f"no front.json; {there}")
+    return file
+
+
+def read_front(file: Path) -> FrontFile:
+    """Read a front.
+
+    Raises:
+        ConfigError: the file is something else.
+    """
+    try:
+        return FrontFile.read(file)
+    except ValidationError as error:
+        raise ConfigError("sweep", file, f"is not a front.json: {explain(error)}") from None
+
+
+class Front(Limits):
+    """Print the front of a sweep, or the part of it that keeps given limits; of several sweeps, how they compare."""
+
+    sweeps: CliPositionalArg[list[Place]] = Field(
+        min_length=1, description="each its folder, its front.json, or its name under --storage"
+    )
+    storage: Place = Field(Path("runs"), description="where sweeps are")
+    plot: Path | None = Field(None, description="draw the fronts over one another, into a .html or .png file")
+    as_json: CliImplicitFlag[bool] = Field(
+        False, alias="json", description="print front.json itself; of several sweeps, that of their joint front"
+    )
+
+    def cli_cmd(self) -> None:
+        """Read each front.json; print and draw them."""
+        if self.plot and self.plot.suffix not in {".html", ".png"}:
+            raise ConfigError("plot", self.plot, "give a .html or a .png file")
+        fronts = [within(read_front(find_front(sweep, self.storage)), self) for sweep in self.sweeps]
+        names = [front.sweep for front in fronts]
+        if len(set(names)) < len(names):  # the same name in two storages
+            fronts = [
+                f.model_copy(update={"sweep": shown(sweep)}) for f, sweep in zip(fronts, self.sweeps, strict=True)
+            ]
+        front = fronts[0]
+        if len(fronts) > 1:
+            fronts, front = together(fronts)
+        if self.plot:
+            drawn = fronts_html(fronts).encode() if self.plot.suffix == ".html" else fronts_png(fronts)
+            self.plot.parent.mkdir(parents=True, exist_ok=True)
+            self.plot.write_bytes(drawn)
+        if self.as_json:
+            print(front.model_dump_json(indent=2, by_alias=True))
+            return
+        console = Console()
+        if len(fronts) > 1:
+            console.print(comparison_table(fronts, front))
+        console.print(front_table(front))
+        if self.plot:
+            console.print(f"drawn: {self.plot}", highlight=False, soft_wrap=True)
+
+
+class Sync(BaseModel):
+    """Write to MLflow what a sweep or a training could not, because its server was away or its disk full."""
+
+    sweep: CliPositionalArg[Place] = Field(description="its folder, or its name under --storage")
+    storage: Place = Field(Path("runs"), description="where sweeps are")
+
+    def cli_cmd(self) -> None:
+        """Carry out what the sweep's journal holds; exit code 3 if the store still cannot be written to."""
+        from alast_tune.tracking import default_uri, sync  # MLflow takes seconds to import
+
+        fetch(self.sweep)
+        fetch(self.storage / self.sweep)
+        folder = next((path for path in (self.sweep, self.storage / self.sweep) if path.is_dir()), None)
+        if folder is None:
+            raise ConfigError("sweep", shown(self.sweep), f"neither a folder nor a sweep under {shown(self.storage)}")
+        with only_driver(folder):
+            left = sync(folder, default_uri(folder.absolute().parent), lambda line: print(line, flush=True))
+        if left:
+            sys.exit(TRACKING_INCOMPLETE)

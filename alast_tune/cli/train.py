@@ -1,0 +1,82 @@
+"""``alast-tune train``: one configuration, from its file to a model that can be served."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from types import FrameType
+
+from pydantic import Field
+from pydantic_settings import CliSuppress
+from rich.console import Console
+
+from alast_tune.cli.guard import TRACKING_INCOMPLETE, complain
+from alast_tune.config import PromotedConfig, Provenance, parse
+from alast_tune.terminal import TrainingProgress
+
+
+class Train(PromotedConfig):
+    """Train one configuration for production; goes on in its output folder, whatever it was that ended it.
+
+    Every setting of the file can be given here too (--train.learning-rate 5e-5), and goes before it.
+    """
+
+    config: Path = Field(description="what to train, in YAML or JSON: what promote has written, or your own")
+    output: Path = Field(
+        Path("runs/train"), description="folder for model.safetensors, config.json, report.json and the checkpoint"
+    )
+    workers: int = Field(
+        1,
+        description="divide each batch among so many workers, one a GPU, on the cluster that RAY_ADDRESS names or "
+        "else on this machine; all nodes have to see the output folder",
+    )
+    model_name: str | None = Field(
+        None, description="register the model under this name; unset: that of promotion, if the file has one"
+    )
+    alias: str = Field("champion", description="that the registered version gets")
+    provenance: CliSuppress[Provenance | None] = None
+
+    def cli_cmd(self) -> None:
+        """Train, test, register."""
+        from alast_tune.production import training  # MLflow takes seconds to import
+        from alast_tune.tracking import RegistryError, pending
+
+        own = set(Train.model_fields) - set(PromotedConfig.model_fields)
+        config = parse(PromotedConfig, self.model_dump(exclude=own))
+        console = Console()
+        say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
+        with _terminated_by_signal(), training(config, self.output, say) as run:
+            with TrainingProgress(console, run.trial, run.steps_per_epoch, run.epochs_before) as progress:
+                run.train(progress.epoch, progress.step, self.workers)
+            outcome = run.finish()
+        test = "no test images" if outcome.test_accuracy is None else f"test accuracy {outcome.test_accuracy:.4f}"
+        say(f"model: {self.output / 'model.safetensors'} (epoch {outcome.best.epoch}, {test})")
+        name = self.model_name or (config.provenance.model_name if config.provenance else None)
+        if name:
+            try:
+                version = run.register(outcome, name, self.alias)
+            except RegistryError as error:
+                again = f"alast-tune train --config {self.output / 'config.yaml'} --output {self.output}"
+                complain(f"the model is trained, but not registered ({error}); once MLflow is back: {again}")
+                sys.exit(TRACKING_INCOMPLETE)
+            say(f"registered: models:/{name}@{self.alias} (version {version})")
+        if pending(self.output):  # the tracker has said so
+            sys.exit(TRACKING_INCOMPLETE)
+
+
+@contextmanager
+def _terminated_by_signal() -> Iterator[None]:
+    """Let SIGTERM end the MLflow run on the way out, as Ctrl-C does."""
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + signum)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,239 @@
+"""Production training: one configuration, with its test accuracy, its MLflow run, and a folder that timm loads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from alast_tune import checkpoint
+from alast_tune.config import PromotedConfig, flatten, parse, read_mapping
+from alast_tune.data import Splits, batch_count, eval_loader, fingerprint, load_splits
+from alast_tune.errors import ConfigError
+from alast_tune.evaluate import evaluate
+from alast_tune.hold import only_driver
+from alast_tune.models import InputSpec, create_model, input_spec
+from alast_tune.results import EpochReport
+from alast_tune.storage import whole
+from alast_tune.tracking import Tracker, default_uri, register, tag_run
+from alast_tune.train import AUTOCAST, STEPS, device_of, fit, last_report, load_trial, read_report
+
+CONFIG = "config.yaml"
+"""In the output folder: the whole configuration, provenance included."""
+REPORT = "report.json"
+"""In the output folder: the last epoch's metrics, and at the end the best epoch and the test accuracy."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a finished training leaves in its folder."""
+
+    last: EpochReport
+    best: EpochReport
+    """Of the epoch whose weights are in ``model.safetensors``."""
+    test_accuracy: float | None
+    """Of those weights, in [0, 1]; None without test images."""
+
+    def objectives(self) -> dict[str, float]:
+        """What a front compares, of the model and of all of its training; test accuracy if there is one."""
+        test = {} if self.test_accuracy is None else {"test_accuracy": self.test_accuracy}
+        cost = self.last.cost
+        return {
+            "accuracy": self.best.accuracy,
+            "train_flops": float(cost.train_flops),
+            "peak_bytes": float(cost.peak_bytes),
+            **test,
+        }
+
+    def values(self) -> dict[str, object]:
+        """Put into the plain values of ``report.json``."""
+        best = {"best_epoch": self.best.epoch, "best_accuracy": self.best.accuracy}
+        return {**self.last.metrics(), **best, "test_accuracy": self.test_accuracy}
+
+
+class Training:
+    """One training in a folder of its own; :func:`training` makes it.
+
+    Args:
+        config: what to train.
+        folder: of the output.
+        splits: of its images.
+        spec: of its images, as the model takes them.
+        tracker: with the run open.
+        run_id: of the run.
+    """
+
+    def __init__(
+        self, config: PromotedConfig, folder: Path, splits: Splits, spec: InputSpec, tracker: Tracker, run_id: str
+    ) -> None:
+        self.trial = config.trial
+        self._config = config
+        self.run_id = run_id
+        self.steps_per_epoch = batch_count(len(splits.train), self.trial.train.batch_size)
+        self._folder = folder
+        self._splits = splits
+        self._spec = spec
+        self._tracker = tracker
+        self._before = last_report(folder)
+
+    @property
+    def epochs_before(self) -> int:
+        """Epochs that were done before it was gone on with."""
+        return self._before.epoch if self._before else 0
+
+    def train(
+        self,
+        on_epoch: Callable[[EpochReport], None],
+        on_step: Callable[[int], None] | None = None,
+        workers: int = 1,
+    ) -> None:
+        """Train what remains.
+
+        Args:
+            on_epoch: is told of every epoch.
+            on_step: is told of the steps done in the running epoch, by a single worker.
+            workers: 1 trains in this process; more divide each batch among Ray's workers.
+
+        Raises:
+            ConfigError, DivergedError, WorkersError: as ``fit`` and ``fit_distributed``.
+        """
+        if self._before and self._before.epoch > self._tracker.logged:  # a process was killed before it could
+            self._log(self._before)
+
+        def done(report: EpochReport) -> None:
+            self._log(report)
+            on_epoch(report)
+
+        if workers == 1:
+            for report in fit(self.trial, self._folder, on_step):
+                done(report)
+        else:
+            from alast_tune.tune.distributed import fit_distributed  # Ray takes seconds to import
+
+            fit_distributed(self.trial, self._folder, workers, done)
+
+    def finish(self) -> Outcome:
+        """Look at the test images, once, with the weights that leave the folder; write down what came out."""
+        state = checkpoint.load(self._folder)
+        last, best = read_report(state["report"]), read_report(state["best"] or state["report"])
+        outcome = Outcome(last, best, self._test_accuracy())
+        checkpoint.save_model_card(self.trial.model, self._spec, self._splits.classes, self._folder)
+        _write_report(outcome.values(), self._folder)
+        test = {} if outcome.test_accuracy is None else {"test_accuracy": outcome.test_accuracy}
+        self._tracker.log_progress({"best_accuracy": best.accuracy, "best_epoch": best.epoch, **test}, last.epoch)
+        for name in (CONFIG, REPORT, STEPS, checkpoint.MODEL_CARD):
+            self._tracker.upload(name)
+        return outcome
+
+    def register(self, outcome: Outcome, name: str, alias: str) -> int:
+        """Make the model a version of a registered one, and tag the promoted run with this one; returns its number.
+
+        Raises:
+            RegistryError: the store is away, or refuses.
+        """
+        uri, links = self._tracker.uri, _links(self._config)
+        version = register(
+            uri,
+            self._folder.parent,
+            self.run_id,
+            self._folder,
+            name,
+            alias,
+            links | {f"alast.{quantity}": str(value) for quantity, value in outcome.objectives().items()},
+        )
+        if promoted := links.get("alast.promoted_run"):
+            tag_run(uri, promoted, {"alast.trained_run": self.run_id})
+        return version
+
+    def _test_accuracy(self) -> float | None:
+        """Evaluate the weights as anybody would read them; None without test images."""
+        if self._splits.test is None:
+            return None
+        train, data = self.trial.train, self.trial.data
+        exported = {"checkpoint": self._folder / checkpoint.BEST, "num_classes": self._splits.num_classes}
+        model = create_model(self.trial.model.model_copy(update=exported))
+        device = device_of(train)
+        loader = eval_loader(self._splits.test, train.batch_size, data.workers)
+        return evaluate(model.to(device), loader, device, AUTOCAST[train.precision])[0]
+
+    def _log(self, report: EpochReport) -> None:
+        self._tracker.log_progress(report.metrics(), report.epoch)
+        _write_report(report.metrics(), self._folder)
+
+
+@contextmanager
+def training(config: PromotedConfig, folder: Path, say: Callable[[str], None]) -> Iterator[Training]:
+    """Train in a folder, or go on there, with an MLflow run that ends with the context: killed, if by an exception.
+
+    Once its epochs are through and :meth:`Training.finish` is called, the folder holds ``model.safetensors`` beside
+    timm's ``config.json`` (``timm.create_model("local-dir:FOLDER", pretrained=True)``), ``last.safetensors``,
+    ``report.json``, ``steps.csv`` and ``config.yaml``; the run has all of that but the weights.
+
+    Args:
+        config: what to train.
+        folder: of the output.
+        say: prints a line; called from other threads too.
+
+    Raises:
+        ConfigError: whatever cannot work, before any training; a folder that belongs to another configuration, or
+            that another process is at work in; a store that does not answer.
+    """
+    folder = folder.absolute()
+    trial = config.trial
+    model, splits = load_trial(trial)
+    with only_driver(folder, "output"):
+        if (folder / CONFIG).exists() and read_config(folder / CONFIG).trial != trial:
+            raise ConfigError("output", folder, "belongs to a training with other settings; give another folder")
+        _warn_of_other_data(config, input_spec(model), say)
+        tracker = Tracker(default_uri(folder.parent), folder.parent, say)
+        params = {**flatten(trial), "data_fingerprint": fingerprint(splits)}
+        run_id = tracker.start_run(folder, "training", _links(config), params)
+        try:
+            write_config(config, folder / CONFIG)
+            yield Training(config, folder, splits, input_spec(model), tracker, run_id)
+        except BaseException:
+            tracker.kill()
+            raise
+        tracker.end_sweep("FINISHED")
+
+
+def _warn_of_other_data(config: PromotedConfig, spec: InputSpec, say: Callable[[str], None]) -> None:
+    """Say if the splits are not those of the promoted trial; all of them may be trained on, though."""
+    origin = config.provenance
+    if origin is None:
+        return
+    splits = load_splits(config.data.model_copy(update={"all_data": False}), spec, verify=False)
+    if (found := fingerprint(splits)) != origin.data_fingerprint:
+        say(f"note: other data than trial {origin.trial_id} had (fingerprint {found}, not {origin.data_fingerprint})")
+
+
+def _links(config: PromotedConfig) -> dict[str, str]:
+    """Tag the run with the promoted trial that it goes back to."""
+    origin = config.provenance
+    if origin is None:
+        return {}
+    links = {"alast.promoted_sweep": origin.sweep, "alast.promoted_trial": origin.trial_id}
+    return links | ({"alast.promoted_run": origin.mlflow_run_id} if origin.mlflow_run_id else {})
+
+
+def _write_report(values: Mapping[str, object], folder: Path) -> None:
+    (folder / REPORT).write_text(json.dumps(values, indent=2) + "\n")
+
+
+def write_config(config: PromotedConfig, file: Path) -> None:
+    """Write every setting of a configuration, defaults too, so that a later version's change nothing."""
+    with whole(file) as scratch:
+        scratch.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+
+
+def read_config(file: Path) -> PromotedConfig:
+    """Read what :func:`write_config` wrote, or anybody's own configuration.
+
+    Raises:
+        ConfigError: no such file, or settings that there are not.
+    """
+    return parse(PromotedConfig, read_mapping(file))

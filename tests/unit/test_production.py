@@ -1,0 +1,193 @@
+"""Training for production: what it leaves in its folder and in MLflow, and that it can be interrupted anywhere."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlflow
+import pytest
+import timm
+import torch
+from mlflow.entities import Run as MlflowRun
+
+from alast_tune import checkpoint
+from alast_tune.cli import main
+from alast_tune.config import ModelConfig, PromotedConfig
+from alast_tune.data import eval_loader
+from alast_tune.errors import ConfigError
+from alast_tune.evaluate import evaluate
+from alast_tune.models import create_model, input_spec, timm_arguments
+from alast_tune.production import CONFIG, REPORT, read_config, training
+from alast_tune.results import EpochReport
+from alast_tune.tracking import default_uri
+from alast_tune.train import Run
+from tests.unit.test_train import trial
+
+
+def config(**train: object) -> PromotedConfig:
+    return PromotedConfig.model_validate(trial(**{"epochs": 2} | train).model_dump())
+
+
+def train(folder: Path, what: PromotedConfig, stop_after: int | None = None) -> list[str]:
+    """Train in a folder, or until a power cut; returns what was said."""
+    said: list[str] = []
+
+    def cut(report: EpochReport) -> None:
+        if report.epoch == stop_after:
+            raise KeyboardInterrupt
+
+    with training(what, folder, said.append) as run:
+        run.train(cut)
+        run.finish()
+    return said
+
+
+def run_of(folder: Path) -> tuple[mlflow.MlflowClient, MlflowRun]:
+    client = mlflow.MlflowClient(default_uri(folder.parent))
+    (experiment,) = client.search_experiments(filter_string="name = 'alast-tune'")
+    (run,) = client.search_runs([experiment.experiment_id], f"attributes.run_name = '{folder.name}'")
+    return client, run
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of a training that nothing has interrupted."""
+    folder = tmp_path_factory.mktemp("storage") / "whole"
+    assert train(folder, config()) == []
+    return folder
+
+
+def test_timm_alone_loads_what_training_leaves(whole: Path) -> None:
+    run = Run(config().trial)
+    run.load(whole)
+    images, _ = next(iter(run._loader(0)))
+    run.model.eval()
+    card = json.loads((whole / checkpoint.MODEL_CARD).read_text())
+    models = {
+        "last.safetensors": timm.create_model(
+            card["architecture"], checkpoint_path=whole / "last.safetensors", num_classes=10, **card["model_args"]
+        )
+    }
+    if run.best == run.report:
+        models["model.safetensors"] = timm.create_model(f"local-dir:{whole}", pretrained=True)
+    for model in models.values():
+        with torch.no_grad():
+            assert torch.equal(model.eval()(images), run.model(images))
+    assert card["label_names"] == [str(digit) for digit in range(10)]
+    assert card["pretrained_cfg"]["mean"] == list(input_spec(run.model).mean)
+
+
+@pytest.mark.parametrize("name", ["embedded", "vit_tiny_patch16_224", "vit_small_patch14_reg4_dinov2.lvd142m"])
+def test_every_model_is_built_by_timm_s_own_name(name: str, tmp_path: Path) -> None:
+    """Also through the folder: the architecture, its input size, no part of the weights left out."""
+    size = 28 if "14" in name else 32
+    settings = ModelConfig(name=name, pretrained=False, num_classes=3, image_size=size)
+    model = create_model(settings)
+    checkpoint.save_weights(model, tmp_path / checkpoint.BEST)
+    checkpoint.save_model_card(settings, input_spec(model), ("a", "b", "c"), tmp_path)
+    architecture, arguments = timm_arguments(settings, size)
+    images = torch.rand(2, 3, size, size)
+    with torch.no_grad():
+        expected = model.eval()(images)
+        plain = timm.create_model(
+            architecture, checkpoint_path=tmp_path / checkpoint.BEST, num_classes=3, **arguments
+        ).eval()
+        folder = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+        assert torch.equal(plain(images), expected) and torch.equal(folder(images), expected)
+    assert folder.pretrained_cfg["crop_mode"] == "squash"  # timm's transforms then do as evaluation does
+
+
+def test_adapters_are_merged_in_what_leaves_the_folder(tmp_path: Path) -> None:
+    what = PromotedConfig.model_validate(trial({"name": "lora", "rank": 2}, epochs=1).model_dump())
+    train(tmp_path / "lora", what)
+    run = Run(what.trial)
+    run.load(tmp_path / "lora")
+    images, _ = next(iter(run._loader(0)))
+    model = timm.create_model(f"local-dir:{tmp_path / 'lora'}", pretrained=True).eval()
+    with torch.no_grad():
+        assert torch.equal(model(images), run.method.export().eval()(images))
+
+
+def test_the_test_images_are_asked_about_the_best_weights(whole: Path) -> None:
+    report = json.loads((whole / REPORT).read_text())
+    run = Run(config().trial)
+    model = timm.create_model(f"local-dir:{whole}", pretrained=True)
+    accuracy, _ = evaluate(model, eval_loader(run._splits.test, 64, 0), run.device)  # type: ignore[arg-type]
+    assert report["test_accuracy"] == accuracy
+    assert report["epoch"] == 2 and 1 <= report["best_epoch"] <= 2
+    assert report["best_accuracy"] >= report["accuracy"]
+
+
+def test_mlflow_has_params_epochs_outcome_and_files(whole: Path) -> None:
+    client, run = run_of(whole)
+    report = json.loads((whole / REPORT).read_text())
+    assert run.info.status == "FINISHED"
+    assert run.data.params["train/epochs"] == "2" and run.data.params["method/alpha"] == "0.5"
+    assert run.data.tags["alast.kind"] == "training"
+    history = client.get_metric_history(run.info.run_id, "accuracy")
+    assert [point.step for point in history] == [1, 2] and history[-1].value == report["accuracy"]
+    assert run.data.metrics["test_accuracy"] == report["test_accuracy"]
+    files = {file.path for file in client.list_artifacts(run.info.run_id)}
+    assert files == {CONFIG, REPORT, "steps.csv", "config.json"}
+
+
+def test_an_interrupted_training_ends_up_the_same_bit_for_bit_in_one_mlflow_run(whole: Path) -> None:
+    folder = whole.parent / "interrupted"
+    with pytest.raises(KeyboardInterrupt):
+        train(folder, config(), stop_after=1)
+    assert run_of(folder)[1].info.status == "KILLED"
+    train(folder, config())
+    train(folder, config())  # nothing left to do
+    for name in (checkpoint.BEST, checkpoint.LAST, "config.json", CONFIG):
+        assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
+    reports = [json.loads((one / REPORT).read_text()) for one in (folder, whole)]
+    one, other = ({k: v for k, v in report.items() if "seconds" not in k} for report in reports)
+    assert one == other
+    client, run = run_of(folder)
+    assert run.info.status == "FINISHED"
+    assert [point.step for point in client.get_metric_history(run.info.run_id, "accuracy")] == [1, 2]
+
+
+def test_an_epoch_that_was_saved_but_not_logged_is_logged_afterwards(whole: Path) -> None:
+    folder = whole.parent / "unlogged"
+    with pytest.raises(KeyboardInterrupt):
+        train(folder, config(), stop_after=1)
+    (folder / "mlflow-journal.jsonl").unlink()
+    (folder / "mlflow-done.jsonl").unlink()
+    uri = default_uri(folder.parent)
+    client, first = run_of(folder)
+    client.delete_run(first.info.run_id)
+    train(folder, config())
+    client, run = run_of(folder)
+    assert [point.step for point in client.get_metric_history(run.info.run_id, "accuracy")] == [1, 2], uri
+
+
+def test_a_folder_belongs_to_one_configuration_and_one_process(whole: Path) -> None:
+    before = {path.name: path.read_bytes() for path in whole.iterdir()}
+    with pytest.raises(ConfigError, match=r"^output = .*: belongs to a training with other settings"):
+        train(whole, config(epochs=3))
+    assert {path.name: path.read_bytes() for path in whole.iterdir()} == before
+    busy = whole.parent / "busy"
+    with (
+        training(config(), busy, print),
+        pytest.raises(ConfigError, match=r"^output = busy: another driver is at work on it"),
+    ):
+        train(busy, config())
+
+
+def test_the_command_takes_settings_over_those_of_the_file(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", default_uri(whole.parent))  # which is set up already
+    file, output = tmp_path / "mine.yaml", tmp_path / "out"
+    file.write_text("data: {train_images: 64}\nmethod: {name: full}\ntrain: {epochs: 2, batch_size: 32, device: cpu}\n")
+    overrides = ["--epochs", "1", "--train.learning_rate=5e-4", "--train.batch-size", "700", "--all-data"]
+    main(["train", "--config", str(file), "-o", str(output), *overrides])
+    shown = capsys.readouterr()
+    lines = shown.out.splitlines()
+    assert lines[0].startswith("epoch 1/1 accuracy ") and " (of images it trains on) " in lines[0]
+    assert lines[1].startswith(f"model: {output / 'model.safetensors'} (epoch 1, test accuracy 0.")
+    assert len(lines) == 2 and shown.err == ""  # no name, so that nothing is registered
+    written = read_config(output / CONFIG)
+    assert (written.train.epochs, written.train.learning_rate, written.data.all_data) == (1, 5e-4, True)
+    assert len((output / "steps.csv").read_text().splitlines()) == 1 + 2  # 1437 images, by 700

@@ -1,0 +1,154 @@
+"""Who is picked, what is written down of it, and when a repetition counts as one."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from alast_tune import promote
+from alast_tune.config import Limits, ModelConfig, PromotedConfig, TrialConfig
+from alast_tune.errors import ConfigError
+from alast_tune.models import EMBEDDED_WEIGHTS
+from alast_tune.production import read_config, write_config
+from alast_tune.results import RESEEDED, EpochReport, FrontFile, FrontMember, Measurements, SeedRun, TrialResult
+from alast_tune.summary import reseeded, summarise, within
+
+TRIAL = TrialConfig.model_validate(
+    {
+        "data": {"train_images": 64, "root": "/somewhere/else"},
+        "method": {"name": "alast", "reading": "paper", "alpha": 1e-5, "lora": {"rank": 2}},
+        "train": {"epochs": 2, "device": "cpu", "seed": 3},
+    }
+)
+
+
+@pytest.fixture
+def front() -> FrontFile:
+    values = [(0.9, 4e12, 9e8), (0.85, 2e12, 4e8), (0.6, 3e12, 1e8), (0.5, 1e12, 2e8), (0.4, 5e12, 9e8)]
+    results = [TrialResult(n, "complete", TRIAL, {}, v, 2, mlflow_run_id=f"run{n}") for n, v in enumerate(values)]
+    return summarise("mine", results, (0.0, 5e12, 1e9), {1: 0.8})
+
+
+def member(front: FrontFile, trial: str) -> FrontMember:
+    return promote.pick(front, trial)
+
+
+def test_picking(front: FrontFile) -> None:
+    assert {choice: promote.pick(front, choice).trial_id for choice in ("cheapest", "best", "0002", "2")} == {
+        "cheapest": "0003", "best": "0000", "0002": "0002", "2": "0002",
+    }  # fmt: skip
+    assert promote.pick(front, "knee").trial_id == front.knee == "0001"
+    # Limits first, then the pick: the knee is that of what is left.
+    small = within(front, Limits.model_validate({"max_memory": "200MB"}))
+    assert {choice: promote.pick(small, choice).trial_id for choice in ("cheapest", "best", "knee")} == {
+        "cheapest": "0003", "best": "0002", "knee": small.knee,
+    }  # fmt: skip
+    for choice in ("4", "0004", "median"):  # dominated, dominated, no word
+        with pytest.raises(ConfigError, match=r"one of 0003, 0001, 0002, 0000$"):
+            promote.pick(front, choice)
+    with pytest.raises(ConfigError, match=r"^pick = best: nobody on the front of mine keeps the limits"):
+        promote.pick(within(front, Limits(min_accuracy=0.95)), "best")
+
+
+def test_a_promoted_configuration_says_everything_and_reads_back_the_same(front: FrontFile, tmp_path: Path) -> None:
+    config = promote.promoted(member(front, "1"), "mine", "http://me:secret@host:5000/x", "pets", verified=True)
+    file = tmp_path / "deep" / "config.yaml"
+    write_config(config, file)
+    assert read_config(file) == config
+    assert config.trial == TRIAL and type(config.trial) is TrialConfig
+    text = file.read_text()
+    assert "secret" not in text and "tracking_uri: http://host:5000/x" in text
+    for setting in ("warmup_epochs: 0.0", "initial_budget: 1.0", "lora_alpha: 16.0", "split_seed: 0"):  # defaults too
+        assert setting in text
+    origin = config.provenance
+    assert origin is not None
+    assert (origin.sweep, origin.trial_id, origin.mlflow_run_id, origin.model_name) == ("mine", "0001", "run1", "pets")
+    assert origin.objectives == {"accuracy": 0.85, "train_flops": 2e12, "peak_bytes": 4e8}
+    assert (origin.test_accuracy, origin.epochs, origin.seed, origin.verified) == (0.8, 2, 3, True)
+    assert origin.versions.keys() >= {"python", "alast-tune", "torch", "timm"}
+    assert promote.version_tags(origin)["alast.train_flops"] == "2000000000000.0"
+    other = TRIAL.model_copy(update={"data": TRIAL.data.model_copy(update={"split_seed": 1})})
+    moved = promote.promoted(member(front, "1").model_copy(update={"config": other}), "mine", "sqlite:////x/m.db", "m")
+    assert moved.provenance is not None
+    assert moved.provenance.data_fingerprint != origin.data_fingerprint
+    assert moved.provenance.tracking_uri == "sqlite:////x/m.db"
+
+
+def test_what_promotion_has_not_written_it_does_not_write_over(front: FrontFile, tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    promote.check_output(file, "mine", member(front, "1"))
+    write_config(promote.promoted(member(front, "1"), "mine", "sqlite:///x", "m"), file)
+    promote.check_output(file, "mine", member(front, "1"))
+    for sweep, trial in (("mine", "2"), ("other", "1")):
+        with pytest.raises(ConfigError, match="exists, and is not of this trial"):
+            promote.check_output(file, sweep, member(front, trial))
+    write_config(PromotedConfig(), file)  # somebody's own
+    with pytest.raises(ConfigError, match="exists, and is not of this trial"):
+        promote.check_output(file, "mine", member(front, "1"))
+
+
+@pytest.mark.parametrize(
+    ("spread", "accuracy", "flops", "peak", "failed"),
+    [
+        (None, 0.85, 2_000_000_000_000, 400_000_000, []),
+        (None, 0.85, 2_000_000_000_000, 420_000_000, []),
+        (None, 0.85, 2_000_000_000_000, 379_999_999, ["peak memory"]),
+        (None, 0.85, 2_000_000_000_001, 400_000_000, ["training FLOPs"]),
+        (None, 0.7801, 2_000_000_000_000, 400_000_000, []),  # 1.96 sqrt(0.85 * 0.15 / 100) = 0.06999
+        (None, 0.93, 1_999_999_999_999, 430_000_000, ["training FLOPs", "validation accuracy", "peak memory"]),
+        (0.02, 0.811, 2_000_000_000_000, 400_000_000, []),
+        (0.02, 0.809, 2_000_000_000_000, 400_000_000, ["validation accuracy"]),
+    ],
+)
+def test_a_repetition_must_come_out_the_same(
+    front: FrontFile, spread: float | None, accuracy: float, flops: int, peak: int, failed: list[str]
+) -> None:
+    report = EpochReport(2, 1.0, 1.0, accuracy, Measurements(flops, peak, peak, 1.0, 1.0))
+    checks = promote.compare(member(front, "1"), report, 100, spread)
+    assert [check.quantity for check in checks if not check.passed] == failed
+
+
+def test_accuracy_one_leaves_room_for_an_image(front: FrontFile) -> None:
+    perfect = member(front, "1").model_copy(update={"objectives": {"accuracy": 1.0, "train_flops": 1, "peak_bytes": 1}})
+    report = EpochReport(2, 1.0, 1.0, 0.99, Measurements(1, 1, 1, 1.0, 1.0))
+    assert [check.passed for check in promote.compare(perfect, report, 100)] == [True] * 3
+
+
+def test_the_spread_is_that_of_the_reseeded_member(front: FrontFile, tmp_path: Path) -> None:
+    assert promote.spread_of(member(front, "1"), tmp_path) is None
+    again = [SeedRun(seed=1 + n, objectives={"accuracy": a, "train_flops": 1.0, "peak_bytes": 1.0}, test_accuracy=None)
+             for n, a in enumerate((0.7, 0.8))]  # fmt: skip
+    reseeded(front, {member(front, "1").trial_id: again}).write(tmp_path / RESEEDED)
+    assert promote.spread_of(member(front, "1"), tmp_path) == pytest.approx(0.005**0.5)
+    other = next(one for one in front.front if one.trial_id != member(front, "1").trial_id)
+    assert promote.spread_of(other, tmp_path) is None
+
+
+def test_weights_are_told_apart_by_their_bytes(tmp_path: Path) -> None:
+    embedded = promote.weights_fingerprint(ModelConfig())
+    copy = tmp_path / "copy.safetensors"
+    copy.write_bytes(EMBEDDED_WEIGHTS.read_bytes())
+    assert promote.weights_fingerprint(ModelConfig(checkpoint=copy)) == embedded
+    copy.write_bytes(copy.read_bytes()[:-1] + b"!")
+    assert promote.weights_fingerprint(ModelConfig(checkpoint=copy)) != embedded
+    assert promote.weights_fingerprint(ModelConfig(pretrained=False)) is None
+    assert promote.weights_fingerprint(ModelConfig(name="deit_small_patch16_224")) is None
+
+
+def test_the_commit_is_that_of_the_checkout(tmp_path: Path) -> None:
+    assert promote._git_commit(tmp_path) is None
+
+    def git(*words: str) -> str:
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        return subprocess.run(
+            ["git", "-C", tmp_path, *identity, *words], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    git("init", "-q")
+    assert promote._git_commit(tmp_path) is None  # nothing committed yet
+    (tmp_path / "file").write_text("one")
+    git("add", "file")
+    git("commit", "-qm", "one")
+    assert promote._git_commit(tmp_path) == git("rev-parse", "HEAD")
+    (tmp_path / "file").write_text("two")
+    assert promote._git_commit(tmp_path) == git("rev-parse", "HEAD") + "-dirty"
