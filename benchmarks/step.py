@@ -12,6 +12,7 @@ import argparse
 import json
 import statistics
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,49 +20,61 @@ from rich.console import Console
 from rich.table import Table
 from torch.nn import functional as F
 
-from alast_tune.config import ModelConfig, TrainConfig, TrialConfig, parse
-from alast_tune.cost import step_flops, step_peak_bytes
-from alast_tune.methods import build_method
+from alast_tune.config import ModelConfig, TrainConfig, TrialConfig, parse, read_mapping
+from alast_tune.cost import StepCost, step_cost
+from alast_tune.methods import build_method, compile_blocks, settled
 from alast_tune.models import create_model, input_spec
 
 METHODS: dict[str, dict[str, Any]] = {
     "full": {"name": "full"},
     "head": {"name": "head"},
+    "top_k": {"name": "top_k", "blocks": [9, 10, 11]},
+    "tome": {"name": "tome", "target_flops": 0.6},
+    "bsr": {"name": "bsr", "blocks": [9, 10, 11]},
+    "lora": {"name": "lora"},
+    "apla": {"name": "apla"},
     "alast paper": {"name": "alast", "reading": "paper"},
     "alast authors": {"name": "alast", "reading": "authors"},
     "alast fast": {"name": "alast", "reading": "fast"},
     "alast fast, K 6, residual": {
         "name": "alast", "reading": "fast", "trainable_blocks": 6, "frozen_backward": "residual",
     },
+    "lora+alast": {"name": "alast", "reading": "fast", "lora": {}},
 }  # fmt: skip
 
 
 class Stepper:
     """A method on a model of its own, ready to take training steps."""
 
-    def __init__(self, values: dict[str, Any], options: argparse.Namespace) -> None:
-        self.config = parse(TrialConfig, {"method": values}).method
+    def __init__(self, values: dict[str, Any], options: argparse.Namespace, image_size: int | None) -> None:
+        config = settled(parse(TrialConfig, {"method": values}).method)
         torch.manual_seed(0)
         pretrained = options.model == "embedded"  # the others' speed does not depend on their weights
-        self.model = create_model(ModelConfig(name=options.model, pretrained=pretrained, num_classes=10))
-        self.model.to(options.device)
-        self.size = input_spec(self.model).image_size
-        self.method = build_method(self.config, self.model, TrainConfig())
-        self._optimizer = torch.optim.Adam(self.method.parameters(), 1e-4)
+        model = create_model(
+            ModelConfig(name=options.model, pretrained=pretrained, num_classes=10, image_size=image_size)
+        )
+        self.size = input_spec(model).image_size
+        self.method = build_method(config, model, TrainConfig())
+        self.model = model.to(options.device)
+        if options.compile:
+            compile_blocks(self.method)
+        self._optimizer = torch.optim.Adam(self.method.parameters(), 1e-4, fused=True)  # as fit does
         self._dtype = {"fp32": None, "bf16": torch.bfloat16}[options.precision]
+        self._precision = options.precision
         self._device = options.device
         self._steps = 0
-        self.batch = options.batch
+        self._images = torch.randn(options.batch, 3, self.size, self.size, device=options.device)
+        self._labels = torch.randint(0, 10, (options.batch,), device=options.device)
         self.own_seconds: list[float] = []
 
-    def step(self, images: torch.Tensor, labels: torch.Tensor) -> float:
+    def step(self) -> float:
         """Train one step; returns its seconds."""
         synchronise(self._device)
         started = time.perf_counter()
         self.method.begin_step(self._steps)
         begun = time.perf_counter()
         with torch.autocast(self._device, self._dtype, enabled=self._dtype is not None):
-            loss = F.cross_entropy(self.method.forward(images), labels)
+            loss = F.cross_entropy(self.method.forward(self._images), self._labels)
         loss.backward()
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
@@ -73,13 +86,17 @@ class Stepper:
         self.own_seconds.append(begun - started + ended - ending)
         return ended - started
 
-    def flops(self) -> int:
-        """Of the last step."""
-        return step_flops(self.model, self.config, self.method.plan, self.size, self.batch)
-
-    def peak_bytes(self) -> int:
-        """Predicted for the last step's plan, single precision."""
-        return step_peak_bytes(self.model, self.config, self.method.plan, self.size, self.batch, self._optimizer)
+    def cost(self) -> StepCost:
+        """Of the last step's plan."""
+        return step_cost(
+            self.model,
+            self.method.config,
+            self.method.plan,
+            self.size,
+            len(self._images),
+            self._optimizer,
+            self._precision,
+        )
 
 
 def synchronise(device: str) -> None:
@@ -90,19 +107,28 @@ def synchronise(device: str) -> None:
 
 def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Interleave the methods' steps; one row a method."""
-    steppers = {name: Stepper(values, options) for name, values in METHODS.items()}
-    size = steppers["full"].size
-    images = torch.randn(options.batch, 3, size, size, device=options.device)
-    labels = torch.randint(0, 10, (options.batch,), device=options.device)
+    methods = METHODS
+    sizes: dict[str, int] = {}
+    if options.spec is not None:
+        spec = read_mapping(options.spec)
+        model = spec["trial"]["model"]
+        options.model, options.image_size = model["name"], model.get("image_size")
+        methods = {name: entry["method"] for name, entry in spec["methods"].items()}
+        sizes = {name: entry["model"]["image_size"] for name, entry in spec["methods"].items() if "model" in entry}
+    if options.only:
+        methods = {name: values for name, values in methods.items() if name in {"full", *options.only}}
+    steppers = {name: Stepper(values, options, sizes.get(name, options.image_size)) for name, values in methods.items()}
     for stepper in steppers.values():
         for _ in range(options.warmup):
-            stepper.step(images, labels)
+            stepper.step()
     seconds: dict[str, list[float]] = {name: [] for name in steppers}
     flops: dict[str, list[float]] = {name: [] for name in steppers}
+    peaks: dict[str, list[float]] = {name: [] for name in steppers}
     for _ in range(options.rounds):
         for name, stepper in steppers.items():
-            seconds[name].append(stepper.step(images, labels))
-            flops[name].append(stepper.flops() / steppers["full"].flops())
+            seconds[name].append(stepper.step())
+            flops[name].append(stepper.cost().flops / steppers["full"].cost().flops)
+            peaks[name].append(stepper.cost().peak_bytes / steppers["full"].cost().peak_bytes)
     rows = []
     for name, stepper in steppers.items():
         pairs = zip(seconds[name], seconds["full"], strict=True)
@@ -115,7 +141,7 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
                 "flops_ratio": flops_ratio,
                 "saving_realised": (1 - time_ratio) / (1 - flops_ratio) if flops_ratio < 1 else None,
                 "overhead": statistics.median(stepper.own_seconds[options.warmup :]) / statistics.median(seconds[name]),
-                "predicted_peak_ratio": stepper.peak_bytes() / steppers["full"].peak_bytes(),
+                "peak_ratio": statistics.median(peaks[name]),
             }
         )
     return rows
@@ -124,6 +150,11 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--spec", type=Path, help="methods and model of a spec of benchmarks/accuracy.py instead")
+    parser.add_argument("--only", nargs="+", default=[], help="names of methods; full is always there")
+    parser.add_argument("--image-size", type=int, help="pixels; default: the model's own")
+    parser.add_argument("--threads", type=int, help="for torch")
+    parser.add_argument("--compile", action="store_true", help="compile the blocks; give enough --warmup")
     parser.add_argument("--model", default="embedded", help="embedded, or a timm name (weights at random)")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=11)
@@ -132,6 +163,8 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--json", action="store_true", help="rows as JSON instead of a table")
     options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
     rows = measure(options)
     device = torch.cuda.get_device_name() if options.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     setting = {"device": device, "model": options.model, "batch": options.batch, "precision": options.precision}

@@ -1,0 +1,157 @@
+"""Every method on one dataset, each at its own best learning rate: accuracy over seeds, and what it cost.
+
+    python benchmarks/accuracy.py benchmarks/specs/digits.yaml
+    python benchmarks/accuracy.py benchmarks/specs/emoji57.yaml --set data/root=... model/checkpoint=...
+
+The first seed tries every learning rate of the spec; the best of them on the validation images is used for
+the others. A finished run is a line in the results file and is never run again: interrupted, the same
+command goes on. Needs neither Ray nor MLflow.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from alast_tune.cli import guarded
+from alast_tune.config import TrialConfig, apply_params, parse, read_mapping
+from alast_tune.train import Run
+
+RESULTS = Path(__file__).parent / "results"
+Row = dict[str, Any]
+
+
+def trials(
+    spec: dict[str, Any], settings: list[str], only: list[str]
+) -> Iterator[tuple[str, TrialConfig, list[float]]]:
+    """Yield each method's name, its trial and its learning rates."""
+    for name, entry in spec["methods"].items():
+        if only and name not in only:
+            continue
+        base = spec["trial"] | {"method": entry["method"]}
+        base |= {part: spec["trial"][part] | entry.get(part, {}) for part in ("model", "train")}
+        params = dict(setting.split("=", 1) for setting in settings)
+        rates = entry.get("learning_rates", spec["learning_rates"])
+        yield name, apply_params(parse(TrialConfig, base), params), rates
+
+
+def run(name: str, config: TrialConfig) -> Row:
+    """Fine-tune once; a row of plain values."""
+    started, training = time.monotonic(), Run(config)
+    reports = [training.train_epoch() for _ in range(config.train.epochs)]
+    cost = reports[-1].cost
+    return {
+        "name": name,
+        "learning_rate": config.train.learning_rate,
+        "seed": config.train.seed,
+        "method": config.method.model_dump(mode="json"),
+        "accuracies": [round(report.accuracy, 6) for report in reports],
+        "test_accuracy": round(training.evaluate("test")[0], 6) if training.has_test else None,
+        "train_flops": cost.train_flops,
+        "peak_bytes": cost.peak_bytes,
+        "steady_peak_bytes": cost.steady_peak_bytes,
+        "train_seconds": round(cost.train_seconds, 1),
+        "tokens": [round(count, 1) for count in reports[-1].tokens],
+        "trained": training.meter.ledger.trained(),
+        "seconds": round(time.monotonic() - started, 1),
+    }
+
+
+def measure(spec: dict[str, Any], options: argparse.Namespace, results: Path) -> None:
+    """Run what the results file lacks."""
+    for seed in range(options.seeds):  # seed by seed: what is there at any time has every method
+        for name, base, rates in trials(spec, options.set, options.only):
+            mine = [row for row in read(results) if row["name"] == name]
+            for rate in rates if seed == 0 else [best_rate(mine)]:
+                if any((row["learning_rate"], row["seed"]) == (rate, seed) for row in mine):
+                    continue
+                row = run(name, apply_params(base, {"train/learning_rate": rate, "train/seed": seed}))
+                with results.open("a") as file:
+                    file.write(json.dumps(row) + "\n")
+                print(f"{name}, learning rate {rate:g}, seed {seed}: {row['accuracies'][-1]:.4f}", flush=True)
+
+
+def best_rate(rows: list[Row]) -> float:
+    """Learning rate of the most accurate run of the first seed."""
+    first = [row for row in rows if row["seed"] == 0]
+    rate: float = max(first, key=lambda row: row["accuracies"][-1])["learning_rate"]
+    return rate
+
+
+def read(results: Path) -> list[Row]:
+    """Read the finished runs."""
+    return [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+
+
+def summarise(rows: list[Row], seeds: int) -> list[Row]:
+    """Average each method over its seeds, at its best learning rate; costs as ratios to those of `full`."""
+
+    def mean(runs: list[Row], key: str) -> float:
+        return float(statistics.mean(row[key] for row in runs))
+
+    chosen: dict[str, list[Row]] = {}
+    for name in dict.fromkeys(row["name"] for row in rows):
+        mine = [row for row in rows if row["name"] == name]
+        rate = best_rate(mine)
+        chosen[name] = [row for row in mine if row["learning_rate"] == rate and row["seed"] < seeds]
+    full = chosen.get("full")
+    table = []
+    for name, runs in chosen.items():
+        accuracies = [row["accuracies"][-1] for row in runs]
+        entry = {
+            "method": name,
+            "learning_rate": runs[0]["learning_rate"],
+            "seeds": len(runs),
+            "accuracy": statistics.mean(accuracies),
+            "spread": statistics.stdev(accuracies) if len(runs) > 1 else 0.0,
+            "test_accuracy": mean(runs, "test_accuracy"),
+        }
+        for key, label in (
+            ("train_flops", "flops_ratio"), ("peak_bytes", "peak_ratio"),
+            ("steady_peak_bytes", "steady_ratio"), ("train_seconds", "time_ratio"),
+        ):  # fmt: skip
+            entry[label] = mean(runs, key) / mean(full, key) if full else None
+        table.append(entry)
+    return table
+
+
+@guarded
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("spec", type=Path, help="YAML: a trial, learning rates, and methods by name, each with its own")
+    parser.add_argument("--results", type=Path, help="JSON lines; default: benchmarks/results/<spec>.jsonl")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--only", nargs="+", default=[], help="names of methods")
+    parser.add_argument("--set", nargs="+", default=[], help="settings of the trial, as data/root=/images")
+    parser.add_argument("--threads", type=int, help="for torch")
+    parser.add_argument("--print", action="store_true", help="only the table of what is finished")
+    parser.add_argument("--json", action="store_true", help="rows as JSON instead of a table")
+    options = parser.parse_args()
+    results = options.results or RESULTS / f"{options.spec.stem}.jsonl"
+    results.parent.mkdir(parents=True, exist_ok=True)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    if not options.print:
+        measure(read_mapping(options.spec), options, results)
+    table = summarise(read(results), options.seeds)
+    if options.json:
+        print(json.dumps(table, indent=2))
+        return
+    printed = Table(title=options.spec.stem, title_justify="left")
+    for column in table[0] if table else []:
+        printed.add_column(column.replace("_", " "), justify="left" if column == "method" else "right")
+    for row in table:
+        printed.add_row(*("-" if v is None else f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()))
+    Console(width=150).print(printed)
+
+
+if __name__ == "__main__":
+    main()
