@@ -40,36 +40,38 @@ demo *args: setup
 sweep *args: setup
     @{{ quote(python) }} sweeps/pareto.py "$@"
 
-# The same as a Ray job, on the cluster of RAY_ADDRESS or on this machine
+# The same as a Ray job, on the cluster of RAY_API_SERVER_ADDRESS or on this machine's (cluster-up)
 submit *args: setup
     #!/usr/bin/env bash
     set -euo pipefail
-    umask 077 # the token file is a secret
     export PATH="$PWD/.venv/bin:$PATH"
-    if [ -z "${RAY_AUTH_TOKEN:-}${RAY_AUTH_TOKEN_PATH:-}" ]; then ray get-auth-token --generate >/dev/null 2>&1; fi
     if [ $# = 0 ]; then set -- --preset demo; fi
-    address="${RAY_API_SERVER_ADDRESS:-${RAY_ADDRESS:-http://127.0.0.1:8265}}"
-    entrypoint=python
-    case "$address" in http://127.0.0.1:* | http://localhost:*)
-        # A job runs in a copy of this folder: the environment and the results stay here.
-        entrypoint="$PWD/.venv/bin/python"
-        case " $* " in *" --storage"*) ;; *) set -- --storage "$PWD/runs" "$@" ;; esac
-        port="${address##*:}"
-        if ! (: < "/dev/tcp/127.0.0.1/${port%%/*}") 2>/dev/null; then
-            ray start --head --dashboard-port "${port%%/*}" >/dev/null
-            echo "started a Ray head on this machine; .venv/bin/ray stop ends it (and all others of yours)"
-            # A new head takes jobs only once its agent is up: try with an empty one.
-            for _ in {1..30}; do
-                ray job submit --address "$address" --no-wait -- true >/dev/null 2>&1 && break || sleep 1
-            done
+    address="${RAY_API_SERVER_ADDRESS:-${RAY_ADDRESS:-}}"
+    # A job runs in a copy of this folder, which goes away: results belong elsewhere.
+    if [[ " $* " != *" --storage"* ]]; then
+        if [ -n "$address" ]; then
+            echo "error: storage = not given: give --storage, a folder or bucket that all nodes of $address see" >&2
+            exit 2
         fi
-    esac
+        set -- --storage "$PWD/runs" "$@"
+    fi
+    if [ -z "$address" ]; then address="$(python -m clusters.local.cluster up)"; fi
     environment="$(python -c 'if True:
         import json, os
-        names = ("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "MLFLOW_TRACKING_URI", "MLFLOW_DISABLE_TELEMETRY", "HF_HOME", "HF_HUB_OFFLINE")
+        names = ("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "MLFLOW_TRACKING_URI", "MLFLOW_DISABLE_TELEMETRY", "HF_HOME", "HF_HUB_OFFLINE",
+                 "AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION")
         variables = {name: os.environ[name] for name in names if os.environ.get(name)}
+        variables["RAY_JOB_STOP_WAIT_TIME_S"] = "30"  # a stopped driver closes its runs; Ray would give it 3 s
         print(json.dumps({"excludes": ["/.git", "/.venv", "/runs", "/data"], "env_vars": variables}))')"
-    ray job submit --address "$address" --working-dir . --runtime-env-json "$environment" -- "$entrypoint" sweeps/pareto.py "$@"
+    ray job submit --address "$address" --working-dir . --runtime-env-json "$environment" -- python sweeps/pareto.py "$@"
+
+# A Ray head, workers (just cluster-up 2) and MLflow on this machine
+cluster-up *args: setup
+    @{{ quote(python) }} -m clusters.local.cluster up "$@"
+
+# End what cluster-up (or submit) has started, and nothing else
+cluster-down *args: setup
+    @{{ quote(python) }} -m clusters.local.cluster down "$@"
 
 # Open MLflow on this checkout's runs, at http://127.0.0.1:5000
 ui *args: setup
@@ -98,7 +100,7 @@ test-gpu *args: setup
 lint: setup
     {{ quote(python) }} -m ruff check .
     {{ quote(python) }} -m ruff format --check .
-    {{ quote(python) }} -m mypy --strict $(ls -d alast_tune sweeps benchmarks 2>/dev/null)
+    {{ quote(python) }} -m mypy --strict $(ls -d alast_tune sweeps benchmarks clusters/local 2>/dev/null)
     .venv/bin/lint-imports --no-logo
 
 # Put the style right where that can be done mechanically

@@ -3,10 +3,11 @@
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,44 +15,34 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from tests.integration.harness import ROOT, Pareto
+from tests.integration.harness import RAY, ROOT, Pareto, ray_head
 from tests.integration.test_sweep import trial_states
 
-RAY = Path(sys.executable).with_name("ray")
-ENVIRONMENT = json.dumps({"excludes": ["/.git", "/.venv", "/runs", "/data", "/tests", "/docs"]})
+ENVIRONMENT = json.dumps(
+    {
+        "excludes": ["/.git", "/.venv", "/runs", "/data", "/tests", "/docs"],
+        "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "30"},
+    }
+)
 
 
 @pytest.fixture(scope="module")
 def head() -> Iterator[str]:
     """A head of our own: its dashboard's address."""
-    dashboard = 8300 + os.getpid() % 500  # below the range that Ray keeps for its workers
-    command = [
-        str(RAY), "start", "--head", "--block", "--num-cpus", "2", "--port", str(dashboard + 1000),
-        "--dashboard-port", str(dashboard), "--dashboard-host", "127.0.0.1", "--node-ip-address", "127.0.0.1",
-    ]  # fmt: skip
-    process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    address = f"http://127.0.0.1:{dashboard}"
-    end = time.monotonic() + 90
-    while subprocess.run([str(RAY), "job", "list", "--address", address], capture_output=True).returncode:
-        assert process.poll() is None and time.monotonic() < end, "no head"
-        time.sleep(1)
-    yield address
-    process.send_signal(signal.SIGTERM)
-    try:
-        process.wait(timeout=60)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait(timeout=30)
+    with ray_head() as address:
+        yield address
 
 
 def submit(
     address: str, *arguments: str, environment: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
+    """Submit a sweep; what is empty in the environment is not there."""
+    variables = {name: value for name, value in (os.environ | (environment or {})).items() if value}
     entry = [sys.executable, "sweeps/pareto.py", *arguments]
     return subprocess.run(
         [str(RAY), "job", "submit", "--address", address, "--working-dir", str(ROOT), "--runtime-env-json", ENVIRONMENT,
          "--no-wait", "--", *entry],
-        capture_output=True, text=True, timeout=120, env=os.environ | (environment or {}),
+        capture_output=True, text=True, timeout=120, env=variables,
     )  # fmt: skip
 
 
@@ -81,13 +72,37 @@ def wait(address: str, job_name: str, states: tuple[str, ...], seconds: float = 
 
 @pytest.mark.e2e
 @pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_job_is_refused_without_the_token_then_stopped_and_resubmitted(head: str, pareto: Pareto) -> None:
-    storage = ["--storage", str(pareto.storage)]
-    refused = submit(head, "--preset", "demo", environment={"RAY_AUTH_TOKEN": "0" * 64})
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        ({"RAY_AUTH_TOKEN": "0" * 64}, "Forbidden: Invalid authentication token"),
+        ({"RAY_AUTH_TOKEN": "", "RAY_AUTH_MODE": "disabled"}, "Unauthorized: Missing authentication token"),
+        ({"RAY_AUTH_TOKEN": "", "RAY_AUTH_MODE": ""}, "Unauthorized: Missing authentication token"),
+    ],
+    ids=["another token", "none, mode disabled", "none, mode unset"],
+)
+def test_a_job_without_the_token_is_refused(head: str, environment: dict[str, str], words: str, tmp_path: Path) -> None:
+    refused = submit(head, "--preset", "demo", environment=environment | {"HOME": str(tmp_path)})
     assert refused.returncode != 0
-    assert "401" in refused.stderr + refused.stdout or "auth" in (refused.stderr + refused.stdout).lower()
+    assert words in refused.stderr + refused.stdout
+    assert "raysubmit_" not in refused.stdout
 
+
+@pytest.mark.e2e
+@pytest.mark.slow
+def test_the_job_server_itself_refuses_whoever_sends_no_token(head: str) -> None:
+    body = json.dumps({"entrypoint": "true"}).encode()
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(urllib.request.Request(f"{head}/api/jobs/", body), timeout=30)
+    refused.value.close()
+    assert refused.value.code == 401
+
+
+@pytest.mark.e2e
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_job_is_stopped_and_resubmitted_and_no_log_has_the_token(head: str, pareto: Pareto) -> None:
+    storage = ["--storage", str(pareto.storage)]
     first = job_id(submit(head, "--preset", pareto.preset(trials=3, epochs=3), "--name", "job", *storage))
     end = time.monotonic() + 200
     while "COMPLETE" not in trial_states(pareto.storage / "job"):
@@ -111,3 +126,9 @@ def test_job_is_refused_without_the_token_then_stopped_and_resubmitted(head: str
     failing = job_id(submit(head, "--preset", "nope"))
     assert wait(head, failing, ("failed", "succeeded")) == "failed"
     assert "error: preset = nope" in job(head, "logs", failing)
+
+    token = os.environ["RAY_AUTH_TOKEN"]
+    assert not any(token in job(head, "logs", one) for one in (first, second, failing))
+    files = [file for file in Path(os.environ["RAY_TMPDIR"]).glob("ray/*/logs/**/*") if file.is_file()]
+    assert any(file.name.startswith("job-driver-") for file in files)
+    assert [file for file in files if token.encode() in file.read_bytes()] == []

@@ -1,20 +1,31 @@
-"""MLflow's own pages on a real sweep, in a real browser: the run list, its filter, the front's interactive page.
+"""MLflow's own pages on a real sweep, in a real browser: run list, filter, charts, comparison, and our pages in them.
 
 ALAST_SWEEP_STORAGE: look at the sweeps of this folder instead of running a small one; ALAST_SCREENSHOTS:
 where the pictures go (docs/ of the repository for the README's).
 """
 
+from __future__ import annotations
+
+import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 import mlflow
 import pytest
 from mlflow.entities import Run
 
-from alast_tune.results import FrontFile
+from alast_tune.results import LANDMARKS, FrontFile
 from tests.integration.harness import Pareto, mlflow_server
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
 
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
@@ -37,83 +48,226 @@ pytestmark = [
 ]
 
 
-@pytest.fixture
-def storage(pareto: Pareto) -> Path:
-    """A folder with at least one finished sweep."""
+@dataclass(frozen=True)
+class Sweep:
+    """The sweep that ended last, as MLflow and its front.json have it."""
+
+    address: str
+    experiment: str
+    parent: Run
+    children: list[Run]
+    front: FrontFile
+
+    @property
+    def name(self) -> str:
+        return str(self.parent.info.run_name)
+
+    @property
+    def members(self) -> set[str]:
+        """Names of the members' runs."""
+        ids = {member.mlflow_run_id for member in self.front.front}
+        return {str(run.info.run_name) for run in self.children if run.info.run_id in ids}
+
+    @property
+    def filter(self) -> str:
+        """What is typed to see the front alone."""
+        return f"tags.pareto = 'true' and tags.`mlflow.parentRunId` = '{self.parent.info.run_id}'"
+
+    def url(self, page: str) -> str:
+        return f"{self.address}/#/experiments/{self.experiment}/{page}"
+
+    def artifact(self, name: str) -> str:
+        return self.url(f"runs/{self.parent.info.run_id}/artifacts/{name}")
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sweep]:
+    """A finished sweep behind an MLflow server."""
     given = os.environ.get("ALAST_SWEEP_STORAGE")
     if given:
-        return Path(given).absolute()
-    pareto.run("--preset", pareto.preset(trials=4), "--name", "demo")
-    return pareto.storage
+        storage = Path(given).absolute()
+    else:
+        pareto = Pareto(tmp_path_factory.mktemp("sweep"))
+        # One at a time: always the same front, so that the knee never lies under another point.
+        pareto.run("--preset", pareto.preset(trials=8), "--name", "demo", "--concurrent", "1")
+        storage = pareto.storage
+    with mlflow_server("--backend-store-uri", f"sqlite:///{storage / 'mlflow.db'}") as address:
+        client = mlflow.MlflowClient(address)
+        experiment = client.get_experiment_by_name("alast-tune")
+        assert experiment
+        number = experiment.experiment_id
+        (parent,) = client.search_runs([number], "tags.`alast.kind` = 'sweep'", max_results=1)
+        children = client.search_runs([number], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
+        front = FrontFile.read(storage / str(parent.info.run_name) / "front.json")
+        yield Sweep(address, number, parent, list(children), front)
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    from playwright.sync_api import expect, sync_playwright
+
+    expect.set_options(timeout=60_000)
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield chromium
+        chromium.close()
 
 
 @pytest.fixture
-def server(storage: Path) -> Iterator[str]:
-    """An MLflow server on it: its address."""
-    with mlflow_server("--backend-store-uri", f"sqlite:///{storage / 'mlflow.db'}") as address:
-        yield address
+def browser(sweep: Sweep, chromium: Browser) -> Iterator[Page]:
+    """A person's first visit: a page, wide as on a desk, with MLflow's assistant put away."""
+    page = chromium.new_page(viewport={"width": 1500, "height": 950})
+    page.set_default_timeout(60_000)
+    page.goto(sweep.url("runs"))
+    page.get_by_role("link", name=sweep.name, exact=True).first.wait_for()
+    close = page.get_by_role("button", name="Close")  # the assistant, where it opens by itself
+    if close.count():
+        close.first.click()
+    page.goto("about:blank")  # MLflow's pages do not follow all of a changed address
+    yield page
+    page.close()
 
 
-def newest_sweep(address: str) -> tuple[str, Run, list[Run]]:
-    """Experiment id, parent and children of the sweep that ended last."""
-    client = mlflow.MlflowClient(address)
-    experiment = client.get_experiment_by_name("alast-tune")
-    assert experiment
-    parents = client.search_runs([experiment.experiment_id], "tags.`alast.kind` = 'sweep'", max_results=1)
-    children = client.search_runs([experiment.experiment_id], f"tags.`mlflow.parentRunId` = '{parents[0].info.run_id}'")
-    return experiment.experiment_id, parents[0], list(children)
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Where screenshots go."""
+    return Path(os.environ.get("ALAST_SCREENSHOTS", tmp_path))
+
+
+def unfold(page: Page, name: str) -> None:
+    """Show a sweep's trials in the run list."""
+    line = page.get_by_role("link", name=name, exact=True).first
+    line.wait_for()
+    line.locator("xpath=../..").get_by_role("button").last.click()
 
 
 @pytest.mark.timeout(400)
-def test_people_find_the_sweep_its_trials_and_its_front(storage: Path, server: str, tmp_path: Path) -> None:
-    from playwright.sync_api import expect, sync_playwright
+def test_run_list_shows_the_trials_and_its_filter_the_front(sweep: Sweep, browser: Page, pictures: Path) -> None:
+    from playwright.sync_api import expect
 
-    pictures = Path(os.environ.get("ALAST_SCREENSHOTS", tmp_path))
-    experiment, parent, children = newest_sweep(server)
-    name = parent.info.run_name
-    front = FrontFile.read(storage / str(name) / "front.json")
-    names = {run.info.run_id: str(run.info.run_name) for run in children}
-    members = {names[str(member.mlflow_run_id)] for member in front.front}
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        page = browser.new_page(viewport={"width": 1500, "height": 950})
-        page.set_default_timeout(60_000)
-        expect.set_options(timeout=60_000)
+    browser.goto(sweep.url("runs"))
+    unfold(browser, sweep.name)
+    for child in sorted(str(run.info.run_name) for run in sweep.children)[-3:]:
+        expect(browser.get_by_role("link", name=child, exact=True)).to_be_visible()
+    browser.screenshot(path=pictures / "mlflow.png")
+    search = browser.get_by_placeholder("metrics.rmse < 1")
+    search.fill(sweep.filter)
+    search.press("Enter")
+    trials = browser.get_by_role("link", name="trial-")
+    expect(trials).to_have_count(len(sweep.members))
+    assert set(trials.all_inner_texts()) == sweep.members
+    browser.screenshot(path=pictures / "mlflow-front-runs.png")
 
-        # The run list: one line a sweep, its trials under it.
-        page.goto(f"{server}/#/experiments/{experiment}/runs")
-        line = page.get_by_role("link", name=str(name), exact=True).first
-        line.wait_for()
-        close = page.get_by_role("button", name="Close")  # MLflow's assistant, where it opens by itself
-        if close.count():
-            close.first.click()
-        line.locator("xpath=../..").get_by_role("button").click()
-        for child in sorted(names.values())[-3:]:
-            expect(page.get_by_role("link", name=child, exact=True)).to_be_visible()
-        page.screenshot(path=pictures / "mlflow.png")
 
-        # Its own filter leaves the front alone.
-        search = page.get_by_placeholder("metrics.rmse < 1")
-        search.fill(f"tags.pareto = 'true' and tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
-        search.press("Enter")
-        trials = page.get_by_role("link", name="trial-")
-        expect(trials).to_have_count(len(members))
-        assert set(trials.all_inner_texts()) == members
-        page.screenshot(path=pictures / "mlflow-front-runs.png")
+@pytest.mark.timeout(400)
+def test_front_is_drawn_inside_mlflow_and_a_click_shows_the_run_id(sweep: Sweep, browser: Page, pictures: Path) -> None:
+    from playwright.sync_api import expect
 
-        # The interactive page is drawn inside MLflow, every trial a point in each projection.
-        page.goto(f"{server}/#/experiments/{experiment}/runs/{parent.info.run_id}/artifacts/front.html")
-        plot = page.frame_locator("iframe")
-        expect(plot.get_by_text(f"Pareto front of {name}").first).to_be_visible()
-        expect(plot.locator(".scatterlayer").first).to_be_visible()
-        points = plot.locator(".scatterlayer .point")
-        expect(points.nth(3 * front.trials.complete - 1)).to_be_attached()
-        page.locator("iframe").screenshot(path=pictures / "mlflow-front.png")
+    browser.set_viewport_size({"width": 1500, "height": 1350})
+    browser.goto(sweep.artifact("front.html"))
+    frame = browser.frame_locator("iframe")
+    expect(frame.get_by_text(f"Pareto front of {sweep.name}").first).to_be_visible()
+    landmarks = [run for run in sweep.children if run.data.tags["alast.trial"] in ("0000", "0001")]
+    points = frame.locator(".scatterlayer .point")
+    expect(points).to_have_count(3 * (sweep.front.trials.complete + len(landmarks)))
+    for name in LANDMARKS.values():
+        expect(frame.locator(".legendtext", has_text=name)).to_be_visible()
 
-        # The parent describes the sweep.
-        page.goto(f"{server}/#/experiments/{experiment}/runs/{parent.info.run_id}")
-        expect(page.get_by_text("complete trials are on the front")).to_be_visible()
-        expect(page.get_by_role("cell", name=front.front[0].trial_id).first).to_be_visible()
-        page.screenshot(path=pictures / "mlflow-parent.png")
-        browser.close()
-    assert (pictures / "mlflow.png").stat().st_size > 10_000
+    # The pointer hovers over the knee, then clicks it.
+    knee = next(member for member in sweep.front.front if member.trial_id == sweep.front.knee)
+    stars = frame.locator(".xy .scatterlayer path.point[style*='rgb(213, 94, 0)']")
+    expect(stars).to_have_count(1)
+    box = stars.bounding_box()
+    assert box
+    browser.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    expect(frame.locator(".hovertext", has_text=f"trial {knee.trial_id}")).to_be_visible()
+    picked = frame.locator("#picked")
+    for patience in (5_000, 10_000, 60_000):  # on a busy machine plotly may miss a click, as a person does not
+        browser.mouse.down()
+        browser.mouse.up()
+        with suppress(AssertionError if patience < 60_000 else ()):
+            expect(picked).to_contain_text(f"trial {knee.trial_id}, MLflow run {knee.mlflow_run_id}", timeout=patience)
+            break
+    expect(picked).to_contain_text(re.compile("copied|Ctrl"))
+    browser.locator("iframe").screenshot(path=pictures / "mlflow-front.png")
+
+    # A row of the table does the same; every row shows its run's id.
+    first = sweep.front.front[0]
+    assert frame.locator("td code").all_inner_texts() == [member.mlflow_run_id for member in sweep.front.front]
+    frame.locator(f"tr[data-trial='{first.trial_id}']").click()
+    expect(picked).to_contain_text(f"trial {first.trial_id}, MLflow run {first.mlflow_run_id}")
+
+
+@pytest.mark.timeout(400)
+def test_search_is_drawn_inside_mlflow(sweep: Sweep, browser: Page, pictures: Path) -> None:
+    from playwright.sync_api import expect
+
+    parameters = len(sweep.children[0].data.tags["alast.searched"].split(", "))
+    browser.set_viewport_size({"width": 1500, "height": 1350})
+    browser.goto(sweep.artifact("search.html"))
+    frame = browser.frame_locator("iframe")
+    expect(frame.locator("#space .y-axis")).to_have_count(parameters + 4)  # objectives, standing
+    expect(frame.locator("#importances .barlayer .point")).to_have_count(3 * parameters)
+    ways = len({member.trial_id for member in sweep.front.front} | {"0000", "0001"})
+    expect(frame.locator("#convergence .scatterlayer .trace")).to_have_count(3 * ways)
+    browser.locator("iframe").screenshot(path=pictures / "mlflow-search.png")
+
+
+@pytest.mark.timeout(400)
+def test_blocks_are_drawn_inside_mlflow(sweep: Sweep, browser: Page, pictures: Path) -> None:
+    from playwright.sync_api import expect
+
+    browser.set_viewport_size({"width": 1500, "height": 1350})
+    browser.goto(sweep.artifact("blocks.html"))
+    frame = browser.frame_locator("iframe")
+    expect(frame.get_by_role("heading", name=f"Trial {sweep.front.knee} of {sweep.name}: the knee")).to_be_visible()
+    expect(frame.get_by_role("heading", name=LANDMARKS["paper"])).to_be_visible()
+    expect(frame.locator("#blocks-1 .barlayer .point")).to_have_count(2 * 12)  # how often trained, tokens
+    expect(frame.locator("#blocks-1 .heatmaplayer image")).to_have_count(1)  # budgets
+    expect(frame.locator("#attention-1 .heatmaplayer image")).to_have_count(3 * 4)
+    browser.locator("iframe").screenshot(path=pictures / "mlflow-blocks.png")
+
+
+@pytest.mark.timeout(400)
+def test_chart_and_compare_views_work_on_the_front_alone(sweep: Sweep, browser: Page, pictures: Path) -> None:
+    from playwright.sync_api import expect
+
+    browser.set_viewport_size({"width": 1500, "height": 950})
+    browser.goto(sweep.url(f"runs?searchFilter={quote(sweep.filter)}&compareRunsMode=CHART"))
+    unfold(browser, sweep.name)
+    trials = browser.get_by_role("link", name="trial-")
+    expect(trials).to_have_count(len(sweep.members))
+    assert set(trials.all_inner_texts()) == sweep.members
+    browser.get_by_placeholder("Search metric charts").fill("^(accuracy|train_flops|peak_bytes)$")
+    charts = browser.locator(".js-plotly-plot")
+    expect(charts).to_have_count(3)
+    for name in sorted(str(run.info.run_name) for run in sweep.children):
+        expect(browser.get_by_text(f"{name} (accuracy)")).to_have_count(int(name in sweep.members))
+    browser.screenshot(path=pictures / "mlflow-charts.png")
+
+    runs = [member.mlflow_run_id for member in sweep.front.front]
+    compare = f"compare-runs?runs={quote(json.dumps(runs))}&experiments={quote(json.dumps([sweep.experiment]))}"
+    browser.goto(f"{sweep.address}/#/{compare}")
+    expect(browser.get_by_text(f"Comparing {len(runs)} Runs")).to_be_visible()
+    browser.get_by_role("tab", name="Scatter Plot").click()
+    browser.locator("#x-axis-selector").click()
+    browser.get_by_role("option", name="train_flops", exact=True).click()
+    plot = browser.locator(".js-plotly-plot", has=browser.locator(".xtitle", has_text="train_flops"))
+    expect(plot).to_be_attached()  # MLflow gives it no height of its own
+    points = plot.evaluate("plot => plot.data.flatMap(trace => [...trace.x])")  # on a canvas: nothing to count there
+    assert sorted(map(float, points)) == [member.objectives["train_flops"] for member in sweep.front.front]
+    browser.screenshot(path=pictures / "mlflow-compare.png")
+
+
+@pytest.mark.timeout(400)
+def test_parent_describes_the_sweep(sweep: Sweep, browser: Page, pictures: Path) -> None:
+    from playwright.sync_api import expect
+
+    browser.set_viewport_size({"width": 1500, "height": 1000})
+    browser.goto(sweep.url(f"runs/{sweep.parent.info.run_id}"))
+    expect(browser.get_by_text("complete trials are on the front")).to_be_visible()
+    expect(browser.get_by_role("cell", name=sweep.front.front[0].trial_id).first).to_be_visible()
+    command = browser.get_by_text(f"alast-tune promote {sweep.name} --pick knee -o config.yaml")
+    expect(command).to_be_visible()
+    browser.get_by_text("Show more", exact=True).click()
+    browser.screenshot(path=pictures / "mlflow-parent.png")

@@ -10,7 +10,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-ROOT = Path(__file__).parents[2]
+from tests.documents import ROOT, checkout_files
+
 BINARY = {".safetensors", ".png", ".pt", ".npz"}
 # In pieces, so that this file does not hold what it looks for.
 INDEX = re.compile(
@@ -20,15 +21,7 @@ HOMES = re.compile(r"(?<![\w.~-])(/root|/home/(?!ray\b)\w+|/Users/\w+)(?=/)")  #
 
 
 def texts() -> list[Path]:
-    command = ["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    try:
-        listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\0")
-        files = [ROOT / name for name in listed if name]
-    except (OSError, subprocess.CalledProcessError):  # no git, or an unpacked archive
-        files = [
-            path for path in ROOT.rglob("*") if not any(part.startswith(".") for part in path.relative_to(ROOT).parts)
-        ]
-    return [path for path in files if path.is_file() and path.suffix not in BINARY]
+    return [path for path in checkout_files() if path.suffix not in BINARY]
 
 
 def recipes() -> dict[str, str]:
@@ -98,13 +91,13 @@ def test_lock_has_a_hash_for_every_pin() -> None:
 
 
 def test_recipes_are_those_promised_and_described() -> None:
-    names = "setup demo sweep submit ui test test-all test-gpu lint fmt bench"
+    names = "setup demo sweep submit cluster-up cluster-down ui test test-all test-gpu lint fmt bench"
     assert sorted(recipes()) == sorted(names.split())
     for name, above in recipes().items():
         assert above.startswith("# "), f"{name} has no line that describes it"
 
 
-@pytest.mark.parametrize("document", [*sorted(path.name for path in ROOT.glob("*.md")), "justfile", ".ci/run"])
+@pytest.mark.parametrize("document", ["CONTRIBUTING.md", "CHANGELOG.md", "justfile", ".ci/run"])
 def test_commands_in_documents_exist(document: str) -> None:
     text = (ROOT / document).read_text()
     code = "\n".join(re.findall(r"```.*?```|`[^`\n]+`", text, re.DOTALL)) if document.endswith(".md") else text
