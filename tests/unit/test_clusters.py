@@ -297,7 +297,7 @@ def test_slurm_job_runs_one_ray_over_its_nodes(ended: int | None, tmp_path: Path
     limit = re.search(
         rf"4711 (\d+) python sweeps/pareto.py --name big --go-on --storage {storage} --preset demo$", entry
     )
-    assert limit and 3290 <= int(limit[1]) <= 3300
+    assert limit and 3240 <= int(limit[1]) <= 3300
 
 
 # The cluster on this machine -----------------------------------------------------------------------------------------
@@ -313,7 +313,7 @@ def spawn(program: str) -> "subprocess.Popen[str]":
 
 
 def test_session_is_ended_with_all_that_it_started(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sessions, "GRACE_SECONDS", 0.5)
+    monkeypatch.setattr(sessions, "GRACE_SECONDS", 5.0)
     stubborn = (
         "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
     )
@@ -322,7 +322,7 @@ def test_session_is_ended_with_all_that_it_started(monkeypatch: pytest.MonkeyPat
     child = [pid for pid in members(leader) if pid != parent.pid]
     assert len(child) == 1
     end(leader)
-    assert members(leader) == [] and parent.wait(10) == -signal.SIGTERM
+    assert members(leader) == [] and parent.wait(60) == -signal.SIGTERM
     assert not Path(f"/proc/{child[0]}").exists() or "Z" in Path(f"/proc/{child[0]}/stat").read_text().split(")")[1]
     assert parent.stdout
     parent.stdout.close()
@@ -341,6 +341,6 @@ def test_later_process_with_the_same_pid_is_left_alone() -> None:
             assert later.poll() is None
     finally:
         end(now)
-        later.wait(10)
+        later.wait(60)
         assert later.stdout
         later.stdout.close()

@@ -154,7 +154,7 @@ class TestThreads:
         monkeypatch.setattr(train.pixels, "source", spy)
         loader = iter(train_loader(train, 4, 0, torch.Generator()))
         next(loader)
-        for _ in range(500):
+        for _ in range(3000):
             if len(asked) == 12:
                 break
             time.sleep(0.01)
@@ -179,7 +179,7 @@ class TestThreads:
             break
         assert started
         for thread in started:
-            thread.join(10)
+            thread.join(60)
         assert not any(thread.is_alive() for thread in started)
 
     def test_an_interpreter_that_ends_in_the_middle_does_not_wait_for_them(self, divided):
