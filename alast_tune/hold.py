@@ -88,13 +88,18 @@ class Hold:
         if not self._copy:
             return
         try:
-            while (other := self._lease()) and (age := time.time() - other["at"]) < LEASE_SECONDS:
-                wait = min(LEASE_SECONDS - age, LEASE_SECONDS)
-                host = other["host"]
-                say(f"{self.folder.name}: its last driver, on {host}, may be alive; waiting {wait:.0f} s for it")
-                time.sleep(wait + 0.1)
-                if (self._lease() or other)["at"] != other["at"]:
-                    raise _taken(setting, self.folder, f", on {other['host']}")
+            last = self._lease()
+            left = min(LEASE_SECONDS, last["at"] + LEASE_SECONDS - time.time()) if last else 0.0
+            if last and left > 0:
+                host = last["host"]
+                say(f"{self.folder.name}: its last driver, on {host}, may be alive; waiting {left:.0f} s for a sign of it")
+            end = time.monotonic() + left
+            while last and (now := self._lease()):  # none: it has ended in the meantime
+                if now["at"] != last["at"]:
+                    raise _taken(setting, self.folder, f", on {now['host']}")
+                if time.monotonic() > end:
+                    break
+                time.sleep(1)
             self._renew()
             time.sleep(1)  # of several that come at the same time, the last to write has it
             if (holder := self._lease()) and holder["owner"] != self._owner["owner"]:
