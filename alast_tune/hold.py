@@ -91,8 +91,8 @@ class Hold:
             last = self._lease()
             left = min(LEASE_SECONDS, last["at"] + LEASE_SECONDS - time.time()) if last else 0.0
             if last and left > 0:
-                host = last["host"]
-                say(f"{self.folder.name}: its last driver, on {host}, may be alive; waiting {left:.0f} s for a sign of it")
+                which = f"{self.folder.name}: its last driver, on {last['host']},"
+                say(f"{which} may be alive; waiting {left:.0f} s for a sign of it")
             end = time.monotonic() + left
             while last and (now := self._lease()):  # none: it has ended in the meantime
                 if now["at"] != last["at"]:
