@@ -4,6 +4,7 @@ import os
 import secrets
 import shutil
 import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,6 +49,13 @@ def pareto(tmp_path: Path) -> "Pareto":
     from tests.integration.harness import Pareto
 
     return Pareto(tmp_path)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Leave slow tests out, by name, once whoever runs them has no more time (seconds since 1970)."""
+    if item.get_closest_marker("slow") and time.time() > float(os.environ.get("SLOW_TESTS_UNTIL", "inf")):
+        pytest.skip("the time for slow tests is up")
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -163,7 +163,7 @@ class Reader:
         start = monotonic()
         done = subprocess.run(
             ["bash", "-c", command], input=text, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            timeout=600, cwd=self.folder, env=self.environment,
+            timeout=900, cwd=self.folder, env=self.environment,
         )  # fmt: skip
         print(f"{monotonic() - start:6.1f} s  {command}")
         assert done.returncode == code, f"{command}\n{text}\nexit code {done.returncode}\n{done.stdout}"
@@ -179,7 +179,7 @@ class Reader:
                 cwd=self.folder, env=self.environment, start_new_session=True,
             )  # fmt: skip
         try:
-            end = monotonic() + 180
+            end = monotonic() + 480
             while True:
                 with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5) as answer:
                     assert b"<html" in answer.read()
@@ -222,7 +222,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
 
 @pytest.mark.e2e
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(2400)
 @pytest.mark.skipif(not (BIN / "just").exists(), reason="no `just` (rust-just) in this environment")
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_every_command_works(document: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:

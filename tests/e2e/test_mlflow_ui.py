@@ -141,7 +141,6 @@ def unfold(page: Page, name: str) -> None:
     line.locator("xpath=../..").get_by_role("button").last.click()
 
 
-@pytest.mark.timeout(400)
 def test_run_list_shows_the_trials_and_its_filter_the_front(sweep: Sweep, browser: Page, pictures: Path) -> None:
     from playwright.sync_api import expect
 
@@ -159,7 +158,6 @@ def test_run_list_shows_the_trials_and_its_filter_the_front(sweep: Sweep, browse
     browser.screenshot(path=pictures / "mlflow-front-runs.png")
 
 
-@pytest.mark.timeout(400)
 def test_front_is_drawn_inside_mlflow_and_a_click_shows_the_run_id(sweep: Sweep, browser: Page, pictures: Path) -> None:
     from playwright.sync_api import expect
 
@@ -198,7 +196,6 @@ def test_front_is_drawn_inside_mlflow_and_a_click_shows_the_run_id(sweep: Sweep,
     expect(picked).to_contain_text(f"trial {first.trial_id}, MLflow run {first.mlflow_run_id}")
 
 
-@pytest.mark.timeout(400)
 def test_search_is_drawn_inside_mlflow(sweep: Sweep, browser: Page, pictures: Path) -> None:
     from playwright.sync_api import expect
 
@@ -213,7 +210,6 @@ def test_search_is_drawn_inside_mlflow(sweep: Sweep, browser: Page, pictures: Pa
     browser.locator("iframe").screenshot(path=pictures / "mlflow-search.png")
 
 
-@pytest.mark.timeout(400)
 def test_blocks_are_drawn_inside_mlflow(sweep: Sweep, browser: Page, pictures: Path) -> None:
     from playwright.sync_api import expect
 
@@ -228,7 +224,6 @@ def test_blocks_are_drawn_inside_mlflow(sweep: Sweep, browser: Page, pictures: P
     browser.locator("iframe").screenshot(path=pictures / "mlflow-blocks.png")
 
 
-@pytest.mark.timeout(400)
 def test_chart_and_compare_views_work_on_the_front_alone(sweep: Sweep, browser: Page, pictures: Path) -> None:
     from playwright.sync_api import expect
 
@@ -259,7 +254,6 @@ def test_chart_and_compare_views_work_on_the_front_alone(sweep: Sweep, browser: 
     browser.screenshot(path=pictures / "mlflow-compare.png")
 
 
-@pytest.mark.timeout(400)
 def test_parent_describes_the_sweep(sweep: Sweep, browser: Page, pictures: Path) -> None:
     from playwright.sync_api import expect
 

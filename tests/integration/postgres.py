@@ -52,7 +52,7 @@ def postgres_server(database: str) -> Iterator[str]:
                 [binaries / "postgres", "-D", folder / "data", *options], stdout=log, stderr=log, cwd="/", **who
             )
         try:
-            end = time.monotonic() + 60
+            end = time.monotonic() + 240
             while subprocess.run([binaries / "pg_isready", *address], capture_output=True).returncode:
                 assert server.poll() is None and time.monotonic() < end, (folder / "log").read_text()
                 time.sleep(0.1)

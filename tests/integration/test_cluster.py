@@ -12,7 +12,7 @@ from ray.cluster_utils import Cluster
 
 from alast_tune.results import FrontFile
 from alast_tune.tune.members import checkpoints
-from tests.integration.harness import Pareto, mlflow_server, wait_for
+from tests.integration.harness import PATIENCE, Pareto, mlflow_server, wait_for
 from tests.integration.test_sweep import trial_states
 
 TRIALS, EPOCHS = 4, 4
@@ -67,7 +67,6 @@ def test_a_store_in_a_file_is_refused_before_any_trial(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_a_sweep_uses_all_nodes_and_a_lost_one_costs_at_most_an_epoch(
     cluster: Cluster, store: str, pareto: Pareto, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -87,14 +86,14 @@ def test_a_sweep_uses_all_nodes_and_a_lost_one_costs_at_most_an_epoch(
             if run.info.status == "RUNNING" and "alast.node" in run.data.tags
         }
 
-    wait_for(lambda: len(whereabouts()) == 2, 200, driver)
+    wait_for(lambda: len(whereabouts()) == 2, driver)
     node, number = next(iter(whereabouts().items()))
     saved = folder / "tune" / "driver-00" / f"{number:04d}" / "checkpoint_000001"
-    wait_for(lambda: saved.exists(), 100, driver)
+    wait_for(lambda: saved.exists(), driver)
     time.sleep(0.5)  # into the third epoch
     (lost,) = [one for one in cluster.worker_nodes if one.node_id.startswith(node)]
     cluster.remove_node(lost, allow_graceful=False)
-    out, _ = driver.communicate(timeout=300)
+    out, _ = driver.communicate(timeout=PATIENCE)
     assert driver.returncode == 0, out
 
     assert trial_states(folder) == ["COMPLETE"] * TRIALS
@@ -112,7 +111,6 @@ def test_a_sweep_uses_all_nodes_and_a_lost_one_costs_at_most_an_epoch(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_a_sweep_grows_with_its_cluster(store: str, pareto: Pareto, monkeypatch: pytest.MonkeyPatch) -> None:
     """As an autoscaler does it: no worker at first, then one, and one with less memory because a trial waits."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
@@ -128,9 +126,9 @@ def test_a_sweep_grows_with_its_cluster(store: str, pareto: Pareto, monkeypatch:
         line = next(line for line in driver.stdout if "waiting" in line)
         assert line == f"{lacking}; waiting for one that has more, 30 minutes at most\n"
         cluster.add_node(num_cpus=1, memory=8 << 30)
-        wait_for(lambda: trial_states(folder).count("RUNNING") == 2, 200, driver)
+        wait_for(lambda: trial_states(folder).count("RUNNING") == 2, driver)
         cluster.add_node(num_cpus=1, memory=7 << 30)
-        out, _ = driver.communicate(timeout=300)
+        out, _ = driver.communicate(timeout=PATIENCE)
         assert driver.returncode == 0, out
         assert trial_states(folder) == ["COMPLETE"] * TRIALS
         assert len({run.data.tags["alast.node"] for run in trial_runs(store).values()}) == 2

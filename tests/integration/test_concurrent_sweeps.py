@@ -25,7 +25,6 @@ def drive(uri: str, storage: Path, name: str, together: Barrier) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_eight_drivers_at_once_lose_no_run_and_no_metric(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Processes of their own, which begin together, with the store still empty; none trains anything."""
     monkeypatch.setenv("PGPASSWORD", PASSWORD)

@@ -21,7 +21,7 @@ from alast_tune.results import EpochReport
 from alast_tune.train import STEPS, Run, fit
 from alast_tune.tune import distributed
 from alast_tune.tune.distributed import fit_distributed
-from tests.integration.harness import ROOT, kill
+from tests.integration.harness import PATIENCE, ROOT, kill
 
 EPOCHS = 4
 CONFIG = TrialConfig.model_validate(
@@ -34,7 +34,7 @@ CONFIG = TrialConfig.model_validate(
     }
 )
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.slow
 
 
 def recording(options: dict[str, Any]) -> None:
@@ -166,7 +166,7 @@ def test_a_killed_driver_changes_nothing(two: tuple[Path, list[EpochReport]], tm
     kill(first)
     assert said.startswith(f"epoch 1/{EPOCHS} accuracy {undisturbed[0].accuracy:.4f}")
     second = start(tmp_path)
-    out, _ = second.communicate(timeout=400)
+    out, _ = second.communicate(timeout=PATIENCE)
     assert second.returncode == 0, out
     assert "epoch 1/" not in out
     assert same_weights(tmp_path / "out", folder)

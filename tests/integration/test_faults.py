@@ -120,7 +120,6 @@ def after(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[int, TrialResu
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("number", "state", "epochs", "reason"),
     [

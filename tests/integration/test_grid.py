@@ -25,12 +25,11 @@ space:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_a_grid_survives_its_driver_and_is_found_by_name(pareto: Pareto, tmp_path: Path) -> None:
     preset, folder = tmp_path / "grid.yaml", pareto.storage / "grid"
     preset.write_text(GRID)
     process = pareto.start("--preset", str(preset), "--name", "grid")
-    wait_for(lambda: "COMPLETE" in trial_states(folder), 120, process)
+    wait_for(lambda: "COMPLETE" in trial_states(folder), process)
     kill(process)
     refused = pareto.run("--resume", "grid", "--trials", "9", expect=2)
     assert refused.strip() == "error: trials = 9: the grid has 4 combinations, each once; leave it out"

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from clusters.local.sessions import Leader, members
-from tests.integration.harness import RAY, ROOT, ray_head
+from tests.integration.harness import PATIENCE, RAY, ROOT, ray_head
 
 JOB = "import json, os, ray; ray.init(log_to_driver=False); print('NODES', json.dumps(ray.nodes()))"
 CAREFUL = """
@@ -36,14 +36,14 @@ class Local:
 
     def __call__(self, *arguments: str, expect: int = 0) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "clusters.local.cluster", *arguments, "--storage", str(self.storage)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=ROOT, env=self.environment)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, cwd=ROOT, env=self.environment)
         assert done.returncode == expect, done.stdout + done.stderr
         return done
 
     def job(self, address: str, *entry: str, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [str(RAY), "job", "submit", "--address", address, *entry],
-            capture_output=True, text=True, timeout=120, env=self.environment | environment,
+            capture_output=True, text=True, timeout=PATIENCE, env=self.environment | environment,
         )  # fmt: skip
 
     @property
@@ -68,7 +68,6 @@ def listens(address: str) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_cluster_comes_up_takes_only_jobs_with_the_token_and_goes_down_alone(tmp_path: Path) -> None:
     local = Local(tmp_path)
     with ray_head() as other:  # on the usual agent's port, or not: in nobody's way

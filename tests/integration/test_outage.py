@@ -22,7 +22,7 @@ from alast_tune.results import FrontFile, TrialResult
 from alast_tune.summary import summarise
 from alast_tune.tracking import Tracker, default_uri, pending, run_ids, sync, tracker
 from alast_tune.tracking.journal import ASKED, DONE, Journal, Operation
-from tests.integration.harness import ROOT, MlflowServer, Pareto, kill, wait_for
+from tests.integration.harness import PATIENCE, ROOT, MlflowServer, Pareto, kill, wait_for
 from tests.integration.test_sweep import trial_states
 
 SWEEP = SweepConfig.model_validate(
@@ -122,7 +122,6 @@ def short_patience(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_a_server_that_is_away_for_a_while_gets_everything_once(
     server: MlflowServer, tmp_path: Path, undisturbed: dict[str, Any]
 ) -> None:
@@ -144,7 +143,6 @@ def test_a_server_that_is_away_for_a_while_gets_everything_once(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 @pytest.mark.usefixtures("short_patience")
 def test_a_server_that_is_gone_for_good_gets_everything_by_sync(
     server: MlflowServer, tmp_path: Path, undisturbed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
@@ -308,26 +306,25 @@ def test_artifacts_that_cannot_be_written_are_kept_for_sync(tmp_path: Path, undi
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_a_driver_killed_in_an_outage_is_resumed_and_its_sweep_ends_whole_without_a_server(
     server: MlflowServer, pareto: Pareto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.address)
     folder = pareto.storage / "away"
     process = pareto.start("--preset", pareto.preset(trials=6, epochs=2), "--name", "away")
-    wait_for(lambda: "COMPLETE" in trial_states(folder), 200, process)
+    wait_for(lambda: "COMPLETE" in trial_states(folder), process)
     server.stop()
     done = trial_states(folder).count("COMPLETE")
-    wait_for(lambda: trial_states(folder).count("COMPLETE") > done, 200, process)
+    wait_for(lambda: trial_states(folder).count("COMPLETE") > done, process)
     kill(process)
     assert pending(folder) > 0
 
     server.start()
     process = pareto.start("--resume", "away")
     done = trial_states(folder).count("COMPLETE")
-    wait_for(lambda: trial_states(folder).count("COMPLETE") > done or pending(folder) == 0, 200, process)
+    wait_for(lambda: trial_states(folder).count("COMPLETE") > done or pending(folder) == 0, process)
     server.stop()
-    out, _ = process.communicate(timeout=300)
+    out, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 3, out
     assert f"once it is back: alast-tune sync {folder}" in out
     assert set(trial_states(folder)) <= {"COMPLETE", "PRUNED"} and "front: " in out
@@ -388,7 +385,6 @@ def fill_up(pareto: Pareto, disk: Path, then: str) -> tuple[str, list[int]]:
 
 @needs_mount
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_an_mlflow_disk_that_is_full_for_good_leaves_the_sweep_whole(
     pareto: Pareto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -409,7 +405,6 @@ def test_an_mlflow_disk_that_is_full_for_good_leaves_the_sweep_whole(
 
 @needs_mount
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_a_sweep_whose_own_disk_is_full_ends_in_one_line_and_is_resumed(pareto: Pareto, tmp_path: Path) -> None:
     out, codes = fill_up(pareto, pareto.storage, f"{sys.executable} {ROOT}/sweeps/pareto.py --resume full")
     assert codes == [4, 0], out

@@ -21,7 +21,7 @@ from alast_tune.tune import study as study_module
 from alast_tune.tune.members import checkpoints
 from alast_tune.tune.study import run_sweep
 from alast_tune.tune.trainable import AlastTrainable, member_accuracy
-from tests.integration.harness import RAY, free_port, mlflow_server, terminate
+from tests.integration.harness import PATIENCE, RAY, free_port, mlflow_server, terminate
 from tests.integration.network import HERE, Machine, network
 from tests.integration.test_cluster import logged_epochs, trial_runs
 from tests.integration.test_sweep import trial_states
@@ -76,9 +76,9 @@ class Slow(AlastTrainable):
         return Path(self._storage.experiment_fs_path, name)
 
 
-def until(condition: Callable[[], bool], seconds: float = 240) -> None:
+def until(condition: Callable[[], bool]) -> None:
     """Wait until something is true."""
-    end = time.monotonic() + seconds
+    end = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < end, "".join(p.read_text() for p in Path(os.environ["RAY_TMPDIR"]).glob("*/log"))
         time.sleep(0.1)
@@ -116,7 +116,6 @@ def listens(address: str, port: int) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_a_parted_worker_that_writes_on_harms_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The link is cut while a checkpoint is written; that comes to its end when another worker has ended the trial."""
     folder = tmp_path / "sweep"

@@ -16,7 +16,7 @@ def test_members_are_run_with_other_seeds_each_once_and_mlflow_has_it(pareto: Pa
     front = FrontFile.read(folder / "front.json")
 
     driver = pareto.start("--resume", "small", "--reseed", "2")
-    wait_for(lambda: bool(list(again.glob("tune/*/0001/checkpoint_*"))), 200, driver)
+    wait_for(lambda: bool(list(again.glob("tune/*/0001/checkpoint_*"))), driver)
     kill(driver)
     assert not (folder / "reseeded.json").exists()
     out = pareto.run("--resume", "small", "--reseed", "2")

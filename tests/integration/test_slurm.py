@@ -14,7 +14,7 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from tests.integration.harness import ROOT, Pareto
+from tests.integration.harness import PATIENCE, ROOT, Pareto
 from tests.integration.test_sweep import trial_states
 
 ALONE = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
@@ -35,7 +35,6 @@ def may_be_alone() -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 @pytest.mark.skipif(not may_be_alone(), reason="no process namespace of its own for `ray stop`")
 def test_slurm_job_runs_a_sweep_to_its_end(pareto: Pareto, tmp_path: Path) -> None:
     programs = tmp_path / "bin"
@@ -56,7 +55,7 @@ def test_slurm_job_runs_a_sweep_to_its_end(pareto: Pareto, tmp_path: Path) -> No
     environment |= {"PATH": f"{programs}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         ["bash", str(ROOT / "clusters/slurm/sweep.sbatch"), "first", "--preset", pareto.preset(trials=2, epochs=1)],
-        capture_output=True, text=True, timeout=400, env=environment,
+        capture_output=True, text=True, timeout=PATIENCE, env=environment,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert trial_states(pareto.storage / "first") == ["COMPLETE"] * 2

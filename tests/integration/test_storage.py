@@ -18,7 +18,7 @@ from alast_tune.config import stored_sweep
 from alast_tune.results import FrontFile
 from alast_tune.storage import CHECKPOINTS, copy_of, listing
 from alast_tune.tune.trials import open_study
-from tests.integration.harness import Pareto, free_port, kill, mlflow_server, wait_for
+from tests.integration.harness import PATIENCE, Pareto, free_port, kill, mlflow_server, wait_for
 from tests.integration.postgres import PASSWORD, postgres_server
 from tests.integration.test_sweep import trial_states
 
@@ -39,7 +39,7 @@ def object_storage(bucket: str) -> Iterator[dict[str, str]]:
             return False
 
     try:
-        wait_for(made, 60, process)
+        wait_for(made, process)
         yield {
             "AWS_ENDPOINT_URL": address,
             "AWS_ACCESS_KEY_ID": "test",
@@ -64,7 +64,6 @@ def kill_all(process: subprocess.Popen[str]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_a_sweep_goes_on_after_its_cluster_and_its_disk_are_gone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -79,10 +78,10 @@ def test_a_sweep_goes_on_after_its_cluster_and_its_disk_are_gone(
         first = copy_of("s3://bucket/sweeps/moved")
         process = script.start(*command)
         # One trial has ended, and the next has left a checkpoint.
-        wait_for(lambda: Counter(trial_states(first)) >= Counter(["COMPLETE", "RUNNING"]), 240, process)
+        wait_for(lambda: Counter(trial_states(first)) >= Counter(["COMPLETE", "RUNNING"]), process)
         (driver,) = [entry.base_name for entry in listing(first / CHECKPOINTS)]
         running = first / CHECKPOINTS / driver / f"{trial_states(first).index('RUNNING'):04d}"
-        wait_for(lambda: any(entry.base_name.startswith("checkpoint_") for entry in listing(running)), 120, process)
+        wait_for(lambda: any(entry.base_name.startswith("checkpoint_") for entry in listing(running)), process)
         kill_all(process)
         shutil.rmtree(tmp_path / "first")
 
@@ -111,7 +110,6 @@ def test_a_sweep_goes_on_after_its_cluster_and_its_disk_are_gone(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_object_storage_that_goes_away_ends_the_sweep_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -126,8 +124,8 @@ def test_object_storage_that_goes_away_ends_the_sweep_in_one_line(
             for name, value in variables.items():
                 monkeypatch.setenv(name, value)
             process = script.start("--preset", script.preset(trials=8, epochs=3), "--name", "away")
-            wait_for(lambda: "RUNNING" in trial_states(copy), 200, process)
-        out, _ = process.communicate(timeout=240)
+            wait_for(lambda: "RUNNING" in trial_states(copy), process)
+        out, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 4, out
     line = out.strip().splitlines()[-1]
     assert line.startswith("error: storage s3://bucket/sweeps/away: "), line
@@ -136,21 +134,19 @@ def test_object_storage_that_goes_away_ends_the_sweep_in_one_line(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_a_database_that_goes_away_ends_the_sweep_in_one_line(pareto: Pareto, monkeypatch: pytest.MonkeyPatch) -> None:
     with postgres_server("studies") as url:
         monkeypatch.setenv("PGPASSWORD", PASSWORD)
         command = ("--preset", pareto.preset(trials=8, epochs=3), "--name", "gone")
         process = pareto.start(*command, "--study", url)
-        wait_for(lambda: any(pareto.storage.glob("gone/tune/*/*/checkpoint_*")), 200, process)
-    out, _ = process.communicate(timeout=240)
+        wait_for(lambda: any(pareto.storage.glob("gone/tune/*/*/checkpoint_*")), process)
+    out, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 4, out
     line = out.strip().splitlines()[-1]
     assert line.startswith(f"error: storage {pareto.storage / 'gone'}: the study's database fails ("), line
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("study", ["journal", "postgresql"])
 def test_a_killed_sweep_goes_on_wherever_its_study_is(
     study: str, pareto: Pareto, monkeypatch: pytest.MonkeyPatch
@@ -177,7 +173,7 @@ def _killed_and_resumed(study: str, pareto: Pareto) -> None:
 
     command = ("--preset", pareto.preset(trials=4), "--name", "elsewhere", "--study", study)
     process = pareto.start(*command)
-    wait_for(lambda: "COMPLETE" in states(), 200, process)
+    wait_for(lambda: "COMPLETE" in states(), process)
     kill(process)
     ended = states().count("COMPLETE")
     out = pareto.run("--resume", "elsewhere")

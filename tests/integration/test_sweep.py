@@ -18,7 +18,7 @@ import pytest
 import alast_tune
 from alast_tune.config import TrialConfig
 from alast_tune.results import FrontFile
-from tests.integration.harness import Pareto, kill, wait_for
+from tests.integration.harness import PATIENCE, Pareto, kill, wait_for
 
 
 def trial_states(folder: Path) -> list[str]:
@@ -81,7 +81,7 @@ def test_a_sweep_leaves_its_front_on_disk_and_in_mlflow(pareto: Pareto) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1500)
+@pytest.mark.timeout(2400)
 def test_sigkill_of_the_driver_at_twenty_random_moments_loses_and_repeats_nothing(pareto: Pareto) -> None:
     draw = random.Random()  # other moments each time; the seed is of no use, the machine's speed differs anyway
     folder = pareto.storage / "killed"
@@ -90,7 +90,7 @@ def test_sigkill_of_the_driver_at_twenty_random_moments_loses_and_repeats_nothin
     for _ in range(20):
         process = pareto.start(*arguments)
         if not finished:
-            wait_for(lambda: "RUNNING" in trial_states(folder), 90, process)
+            wait_for(lambda: "RUNNING" in trial_states(folder), process)
         time.sleep(draw.uniform(0, 16))  # also while it starts
         kill(process)
         complete = {number for number, state in enumerate(trial_states(folder)) if state == "COMPLETE"}
@@ -114,10 +114,10 @@ def test_sigkill_of_the_driver_at_twenty_random_moments_loses_and_repeats_nothin
 def test_sigterm_ends_mlflow_runs_as_killed_and_leaves_a_resumable_sweep(pareto: Pareto) -> None:
     folder = pareto.storage / "stopped"
     process = pareto.start("--preset", pareto.preset(trials=3, epochs=3), "--name", "stopped")
-    wait_for(lambda: "COMPLETE" in trial_states(folder), 120, process)
+    wait_for(lambda: "COMPLETE" in trial_states(folder), process)
     process.send_signal(signal.SIGTERM)  # often between the study's COMPLETE and MLflow's FINISHED
     client_db = f"sqlite:///{pareto.storage / 'mlflow.db'}"
-    out, _ = process.communicate(timeout=120)
+    out, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 143, out
     client = mlflow.MlflowClient(client_db)
     (experiment,) = client.search_experiments(filter_string="name = 'alast-tune'")
@@ -134,7 +134,7 @@ def test_sigterm_ends_mlflow_runs_as_killed_and_leaves_a_resumable_sweep(pareto:
 def test_a_killed_worker_costs_no_trial(pareto: Pareto) -> None:
     folder = pareto.storage / "worker"
     process = pareto.start("--preset", pareto.preset(trials=3, epochs=4), "--name", "worker")
-    wait_for(lambda: any(folder.glob("tune/*/*/checkpoint_*")), 120, process)
+    wait_for(lambda: any(folder.glob("tune/*/*/checkpoint_*")), process)
     workers = [
         child
         for child in psutil.Process(process.pid).children(recursive=True)
@@ -143,7 +143,7 @@ def test_a_killed_worker_costs_no_trial(pareto: Pareto) -> None:
     assert workers
     for worker in workers:
         worker.kill()
-    out, _ = process.communicate(timeout=200)
+    out, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, out
     assert trial_states(folder) == ["COMPLETE"] * 3, out
     assert {member.epochs for member in FrontFile.read(folder / "front.json").front} == {4}
@@ -180,10 +180,10 @@ def test_a_sweep_of_which_nothing_can_keep_the_limit_says_so(pareto: Pareto) -> 
 def test_a_second_driver_of_the_same_sweep_is_refused(pareto: Pareto) -> None:
     folder = pareto.storage / "busy"
     first = pareto.start("--preset", pareto.preset(trials=2, epochs=3), "--name", "busy")
-    wait_for(lambda: "RUNNING" in trial_states(folder), 90, first)
+    wait_for(lambda: "RUNNING" in trial_states(folder), first)
     out = pareto.run("--resume", "busy", expect=2)
     assert "error: name = busy: another driver is at work on it" in out
-    out, _ = first.communicate(timeout=200)
+    out, _ = first.communicate(timeout=PATIENCE)
     assert first.returncode == 0, out
 
 

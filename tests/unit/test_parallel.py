@@ -12,39 +12,44 @@ from alast_tune.config import TrialConfig
 
 WORKER = Path(__file__).with_name("parallel_worker.py")
 
-
-def outcomes(folder: Path, config: TrialConfig, ranks: int) -> list[dict[str, Any]]:
-    folder.mkdir()
-    file = folder / "config.json"
-    file.write_text(config.model_dump_json())
-    arguments = [[file, rank, ranks, folder / "rendezvous", folder] for rank in range(ranks)]
-    workers = [subprocess.Popen([sys.executable, WORKER, *map(str, words)]) for words in arguments]
-    assert [worker.wait(timeout=120) for worker in workers] == [0] * ranks
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(ranks)]
+METHODS: dict[str, dict[str, Any]] = {
+    "full": {"name": "full"},
+    "paper": {"name": "alast", "reading": "paper", "alpha": 0.01, "trainable_blocks": 4},
+    "authors": {"name": "alast", "reading": "authors", "alpha": 1e-4, "trainable_blocks": 4},
+    "lora+alast": {"name": "alast", "reading": "fast", "alpha": 0.01, "lora": {"rank": 4}},
+    "top_k": {"name": "top_k", "count": 2, "probe_steps": 1},
+}
 
 
-@pytest.mark.parametrize(
-    "method",
-    [
-        {"name": "full"},
-        {"name": "alast", "reading": "paper", "alpha": 0.01, "trainable_blocks": 4},
-        {"name": "alast", "reading": "authors", "alpha": 1e-4, "trainable_blocks": 4},
-        {"name": "alast", "reading": "fast", "alpha": 0.01, "lora": {"rank": 4}},
-        {"name": "top_k", "count": 2, "probe_steps": 1},
-    ],
-    ids=["full", "paper", "authors", "lora+alast", "top_k"],
-)
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What one process and each of two came to, with every method."""
+    folder = tmp_path_factory.mktemp("parallel")
+    data = {"train_images": 98}
+    train = {"epochs": 1, "batch_size": 33, "learning_rate": 1e-2, "optimizer": "sgd", "device": "cpu"}
+    files = []
+    for name, method in METHODS.items():
+        files.append(folder / f"{name}.json")
+        config = TrialConfig.model_validate({"data": data, "method": method, "train": train})
+        files[-1].write_text(config.model_dump_json())
+    workers = []
+    for ranks in (1, 2):
+        (folder / str(ranks)).mkdir()
+        workers += [
+            subprocess.Popen([sys.executable, WORKER, folder / str(ranks), str(rank), str(ranks), *files])
+            for rank in range(ranks)
+        ]
+    assert [worker.wait(timeout=250) for worker in workers] == [0] * 3
+    return folder
+
+
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.slow
-def test_two_processes_equal_one(tmp_path: Path, method: dict[str, Any]) -> None:
-    config = TrialConfig.model_validate(
-        {
-            "data": {"train_images": 98},
-            "method": method,
-            "train": {"epochs": 1, "batch_size": 33, "learning_rate": 1e-2, "optimizer": "sgd", "device": "cpu"},
-        }
+def test_two_processes_equal_one(folder: Path, method: str) -> None:
+    alone, first, second = (
+        torch.load(folder / f"{rank}.pt", weights_only=True)
+        for rank in (f"1/{method}-0", f"2/{method}-0", f"2/{method}-1")
     )
-    (alone,) = outcomes(tmp_path / "one", config, 1)
-    first, second = outcomes(tmp_path / "two", config, 2)
     assert first["plans"] == second["plans"]
     for name, tensor in first["model"].items():
         assert torch.equal(tensor, second["model"][name]), name

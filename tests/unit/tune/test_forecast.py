@@ -61,7 +61,7 @@ STEADY: list[dict[str, Any]] = [
 def test_where_nothing_is_drawn_and_no_budget_moves_the_peak_is_met_within_3_percent(
     forecast: Forecast, method: dict[str, Any]
 ) -> None:
-    config = trial(method)
+    config = trial(method, epochs=1)
     error = peak_bytes(forecast, config) / measured(config) - 1
     print(f"\n{error:+.4f}")
     assert abs(error) <= 0.03
@@ -69,12 +69,13 @@ def test_where_nothing_is_drawn_and_no_budget_moves_the_peak_is_met_within_3_per
 
 @pytest.mark.slow
 def test_over_the_demos_space_the_grown_peak_is_seldom_exceeded() -> None:
-    """Of 24 draws: median error 5 %, at worst 45 % too low; with growth 3 %, 11 % too low to 65 % too high."""
+    """On all images, 24 draws: median error 5 %, at worst 45 % too low; with growth 3 %, 11 too low to 65 too high."""
     sweep = parse(SweepConfig, read_mapping(DEMO))
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     forecast, errors, grown = Forecast(), [], []
     for _ in range(6):
-        config = apply_params(sweep.trial, study.ask(to_optuna(sweep.space)).params)
+        params = study.ask(to_optuna(sweep.space)).params
+        config = apply_params(sweep.trial, params | {"data/train_images": 320})
         peak = measured(config)
         errors.append(peak_bytes(forecast, config) / peak - 1)
         grown.append(peak_bytes(forecast, config, GROWTH) / peak - 1)
