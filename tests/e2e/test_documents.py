@@ -28,7 +28,7 @@ import pytest
 from PIL import Image
 
 from tests.documents import DOCUMENTS, ROOT, Block, blocks, checkout_files
-from tests.integration.harness import free_port
+from tests.integration.harness import PATIENCE, free_port
 
 BIN = Path(sys.executable).parent
 
@@ -179,7 +179,7 @@ class Reader:
                 cwd=self.folder, env=self.environment, start_new_session=True,
             )  # fmt: skip
         try:
-            end = monotonic() + 480
+            end = monotonic() + PATIENCE
             while True:
                 with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5) as answer:
                     assert b"<html" in answer.read()

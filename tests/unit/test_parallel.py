@@ -39,7 +39,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             subprocess.Popen([sys.executable, WORKER, folder / str(ranks), str(rank), str(ranks), *files])
             for rank in range(ranks)
         ]
-    assert [worker.wait(timeout=250) for worker in workers] == [0] * 3
+    try:
+        assert [worker.wait(timeout=600) for worker in workers] == [0] * 3
+    finally:
+        for worker in workers:  # who waits for a peer that has failed
+            worker.kill()
     return folder
 
 
