@@ -84,17 +84,28 @@ ui *args: setup
     esac
     exec {{ quote(python) }} -m mlflow ui --backend-store-uri "$store" --host 127.0.0.1 --workers 1 "$@"
 
-# Tests, the slow ones left out
-test *args: setup
-    @{{ quote(python) }} -m pytest -m "not slow and not gpu" "$@"
+# As many tests at a time as there are cores, up to 4; each process trains in one thread.
+side_by_side := "-n logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder"
 
-# Tests, the slow ones too
+# Tests that take minutes are left out: unit tests, and a sweep or two
+test *args: setup
+    @{{ quote(python) }} -m pytest -m "not slow and not nightly and not gpu" {{ side_by_side }} "$@"
+
+# All tests but the nightly ones: what CI runs
 test-all *args: setup
-    @{{ quote(python) }} -m pytest -m "not gpu" "$@"
+    @{{ quote(python) }} -m pytest -m "not nightly and not gpu" {{ side_by_side }} --durations 20 "$@"
+
+# Tests that take long: random kills, parted networks, hundreds of random plans
+test-nightly *args: setup
+    @{{ quote(python) }} -m pytest -m "nightly and not gpu" "$@"
 
 # Tests that need a GPU
 test-gpu *args: setup
     @{{ quote(python) }} -m pytest -m gpu "$@"
+
+# Plant small faults, one at a time, and see which of them the tests notice (hours)
+mutants *args: setup
+    @{{ quote(python) }} tests/mutants.py "$@"
 
 # Style, types and the import contract
 lint: setup

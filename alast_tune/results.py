@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from alast_tune.config import Limits, Record, TrialConfig, flatten
+from alast_tune.failpoints import failpoint
 from alast_tune.storage import whole
 
 
@@ -234,3 +235,4 @@ class FrontFile(Record):
 def _write(path: Path, record: Record) -> None:
     with whole(path) as scratch:
         scratch.write_text(record.model_dump_json(indent=2, by_alias=True) + "\n")
+        failpoint("while-front-is-written")

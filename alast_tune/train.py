@@ -21,6 +21,7 @@ from alast_tune.cost import Meter
 from alast_tune.data import Splits, check_classes, eval_loader, load_splits, num_classes_of, train_loader
 from alast_tune.errors import ConfigError, DivergedError
 from alast_tune.evaluate import evaluate
+from alast_tune.failpoints import failpoint
 from alast_tune.methods import Method, build_method, compile_blocks, most_influential, settled
 from alast_tune.models import VisionTransformer, create_model, input_spec
 from alast_tune.optimizers import build_optimizer, rate
@@ -114,6 +115,7 @@ class Run:
             for step, (images, labels) in enumerate(loader):
                 losses += self._step(self.method, self._optimizer, images, labels)
                 self._scheduler.step()
+                failpoint("mid-epoch")
                 if on_step:
                     on_step(step + 1)
             train_loss = total_over_ranks(losses, 1)[0].item() / self.steps_per_epoch

@@ -21,6 +21,7 @@ from ray.tune.search import Searcher
 
 from alast_tune.config import SweepConfig, TrialConfig
 from alast_tune.errors import ConfigError
+from alast_tune.failpoints import failpoint
 from alast_tune.plots import human_bytes, human_flops
 from alast_tune.results import OBJECTIVES, TrialResult
 from alast_tune.tune.forecast import GROWTH, Costs
@@ -233,7 +234,9 @@ class StudySearcher(Searcher):
 
     def _propose(self) -> _Live | None:
         """Ask for a new trial; None for one that is not launched."""
+        failpoint("before-ask")
         trial = self._study.ask(self._space)
+        failpoint("after-ask")
         if "landmark" not in trial.user_attrs:
             twin = self._numbers.setdefault(point(trial.params), trial.number)
             if twin != trial.number:
@@ -296,6 +299,7 @@ class StudySearcher(Searcher):
         if reason:
             trial.set_user_attr("reason", reason)
         told = self._study.tell(trial, values, state)
+        failpoint("after-tell")
         self._observer.ended(to_result(told, self._sweep))
 
 

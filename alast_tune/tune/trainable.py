@@ -15,6 +15,7 @@ from ray import tune
 from alast_tune.blocks import BlockReport, report_blocks
 from alast_tune.config import TrialConfig
 from alast_tune.errors import ConfigError, DivergedError
+from alast_tune.failpoints import failpoint
 from alast_tune.train import Run
 from alast_tune.tune.resources import limit_memory
 
@@ -53,6 +54,7 @@ class AlastTrainable(tune.Trainable):
         """Write everything the next epoch depends on."""
         if not self._trouble:
             self._run.save(Path(checkpoint_dir))
+            failpoint("after-save")
 
     def load_checkpoint(self, checkpoint: str | dict[str, Any] | None) -> None:
         """Go on from a checkpoint folder, or if it is damaged the one before, after the worker or its node has died."""

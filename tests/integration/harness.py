@@ -1,5 +1,6 @@
 """A sweep small enough for a test: real fine-tuning of the embedded backbone on a few digits."""
 
+import io
 import os
 import signal
 import socket
@@ -9,8 +10,11 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from importlib import import_module
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[2]
 RAY = Path(sys.executable).with_name("ray")
@@ -20,10 +24,12 @@ PATIENCE = 480
 
 TINY = """\
 trials: {trials}
+concurrent: {concurrent}
 trial:
-  data: {{dataset: digits, train_images: 64}}
+  data: {{dataset: folder, root: {root}}}
+  model: {{image_size: 16}}
   method: {{name: alast, reading: fast}}
-  train: {{epochs: {epochs}, batch_size: 32, learning_rate: 1.0e-3, device: cpu}}
+  train: {{epochs: {epochs}, batch_size: 16, learning_rate: 1.0e-3, device: cpu}}
 space:
   method/alpha: {{type: float, low: 1.0e-3, high: 1.0, log: true}}
   method/trainable_blocks: {{type: int, low: 1, high: 12}}
@@ -32,35 +38,56 @@ space:
 
 
 class Pareto:
-    """Runs `python sweeps/pareto.py` on the tiny preset, as a person would; or another script of sweeps."""
+    """Runs a script of sweeps/ on the tiny preset, as a person would: in this process, or in one of its own.
 
-    def __init__(self, folder: Path, script: str = "pareto.py") -> None:
+    Args:
+        folder: where it is called; its ``runs`` is the storage.
+        pictures: image folder of the preset.
+        script: name of the script.
+    """
+
+    def __init__(self, folder: Path, pictures: Path, script: str = "pareto.py") -> None:
+        self.folder = folder
         self.storage = folder / "runs"
-        self._folder = folder
+        self.pictures = pictures
         self._script = script
 
-    def preset(self, trials: int = 4, epochs: int = 2) -> str:
-        """Write the preset; returns its path."""
-        file = self._folder / "tiny.yaml"
-        file.write_text(TINY.format(trials=trials, epochs=epochs))
+    def preset(self, trials: int = 3, epochs: int = 2, concurrent: int = 1) -> str:
+        """Write the preset; returns its path. One trial at a time takes one worker, whose start is what costs."""
+        file = self.folder / "tiny.yaml"
+        file.write_text(TINY.format(trials=trials, epochs=epochs, concurrent=concurrent, root=self.pictures))
         return str(file)
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
-        """Start it in the background, in a process group of its own."""
+    def here(self, *arguments: str, expect: int = 0) -> str:
+        """Run it to its end in this process, on the Ray that this process is connected to; returns what it printed."""
+        script = import_module(f"sweeps.{self._script.removesuffix('.py')}")
+        out, code = io.StringIO(), 0
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(out):
+            patch.chdir(self.folder)
+            patch.setattr(sys, "argv", [self._script, "--storage", str(self.storage), *arguments])
+            try:
+                script.main()
+            except SystemExit as exit_:
+                code = exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
+        assert code == expect, out.getvalue()
+        return out.getvalue()
+
+    def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+        """Start it in a process of its own, with a Ray of its own unless RAY_ADDRESS names one."""
         command = [sys.executable, str(ROOT / "sweeps" / self._script), "--storage", str(self.storage), *arguments]
         return subprocess.Popen(
             command,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            cwd=self._folder,
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            cwd=self.folder,
+            env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
             start_new_session=True,
         )
 
-    def run(self, *arguments: str, expect: int = 0) -> str:
-        """Run it to its end; returns what it printed."""
-        process = self.start(*arguments)
+    def run(self, *arguments: str, expect: int = 0, **environment: str) -> str:
+        """Run it to its end in a process of its own; returns what it printed."""
+        process = self.start(*arguments, **environment)
         try:
             out, _ = process.communicate(timeout=PATIENCE)
         except BaseException:  # pytest's own timeout too: the next test wants the cores

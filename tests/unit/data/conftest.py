@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.unit.data.pictures import write_images
+from tests.pictures import write_images
 
 
 @pytest.fixture

@@ -1,8 +1,6 @@
 """Data sets for the tests of data/: made-up pictures, and what is loaded from them."""
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from alast_tune.config import DataConfig
 from alast_tune.data import load_splits
@@ -27,10 +25,3 @@ def refusal(dataset, **fields):
     assert "\n" not in text
     assert text.startswith(f"{caught.value.field} = ")
     return text
-
-
-def write_images(folder, count, size=(20, 12), suffix=".jpg", seed=0):
-    folder.mkdir(parents=True, exist_ok=True)
-    generator = np.random.default_rng([seed, count])
-    for index in range(count):
-        Image.fromarray(generator.integers(0, 256, (*size, 3), np.uint8)).save(folder / f"{index:03d}{suffix}")

@@ -18,7 +18,8 @@ from alast_tune import data
 from alast_tune.config import DataConfig
 from alast_tune.data import eval_loader, labels_of, loading, train_loader
 from alast_tune.errors import ConfigError
-from tests.unit.data.pictures import SPEC, all_of, load, write_images
+from tests.pictures import write_images
+from tests.unit.data.pictures import SPEC, all_of, load
 
 
 class TestLoaders:

@@ -27,7 +27,8 @@ from alast_tune.data import (
 )
 from alast_tune.errors import ConfigError
 from alast_tune.models import InputSpec
-from tests.unit.data.pictures import SPEC, all_of, load, refusal, write_images
+from tests.pictures import write_images
+from tests.unit.data.pictures import SPEC, all_of, load, refusal
 
 SHARED = Path(os.environ.get("ALAST_TUNE_SHARED", Path(__file__).parents[4] / "shared"))
 EMOJI = SHARED / "data" / "emoji57.tar"
