@@ -103,6 +103,10 @@ test-nightly *args: setup
 test-gpu *args: setup
     @{{ quote(python) }} -m pytest -m gpu "$@"
 
+# Branch coverage of the package by the tests that CI runs, folder by folder
+coverage *args: setup
+    @{{ quote(python) }} tests/coverage_by_room.py "$@"
+
 # Plant small faults, one at a time, and see which of them the tests notice (hours)
 mutants *args: setup
     @{{ quote(python) }} tests/mutants.py "$@"
