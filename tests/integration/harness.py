@@ -25,6 +25,7 @@ PATIENCE = 480
 TINY = """\
 trials: {trials}
 concurrent: {concurrent}
+sampler: random # for speed
 trial:
   data: {{dataset: folder, root: {root}}}
   model: {{image_size: 16}}
@@ -58,11 +59,17 @@ class Pareto:
         file.write_text(TINY.format(trials=trials, epochs=epochs, concurrent=concurrent, root=self.pictures))
         return str(file)
 
-    def here(self, *arguments: str, expect: int = 0) -> str:
-        """Run it to its end in this process, on the Ray that this process is connected to; returns what it printed."""
+    def here(self, *arguments: str, expect: int = 0, draw: bool = False) -> str:
+        """Run it to its end in this process, on the Ray that this process is connected to; returns what it printed.
+
+        Without ``draw`` the pages about the search and the blocks are left out, which take half of the driver's time.
+        """
         script = import_module(f"sweeps.{self._script.removesuffix('.py')}")
         out, code = io.StringIO(), 0
         with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(out):
+            if not draw:
+                patch.setattr("alast_tune.tune.study.report_search", lambda *arguments: None)
+                patch.setattr("alast_tune.tune.study.block_reports", lambda *arguments: {})
             patch.chdir(self.folder)
             patch.setattr(sys, "argv", [self._script, "--storage", str(self.storage), *arguments])
             try:
