@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,21 @@ from alast_tune.storage import (
     words_of,
 )
 
-LEASE_SECONDS = 30.0
-"""A driver that has not said for so long that it lives does not."""
+
+@dataclass(frozen=True)
+class Timing:
+    """How a lease runs out, and what tells the time; a test has its own."""
+
+    lease_seconds: float = 30.0
+    """A driver that has not renewed its lease for so long is dead."""
+    renewal_seconds: float = 7.5
+    """So often a living one renews it."""
+    clock: Callable[[], float] = time.time
+    """Seconds since 1970, since machines compare them."""
+    sleep: Callable[[float], None] = time.sleep
+
+
+TIMING = Timing()
 
 
 class Hold:
@@ -40,12 +54,17 @@ class Hold:
 
     For a copy the hold is an object beside the original, renewed by a thread: another driver waits until it is old.
 
+    Args:
+        folder: of the sweep.
+        timing: of the lease.
+
     Raises:
         ConfigError: the object storage cannot be used.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, timing: Timing = TIMING) -> None:
         self.folder = folder
+        self._timing = timing
         self._copy = is_copy(folder)
         self._address = address_of(folder)
         self._filesystem, self._root = opened(folder)
@@ -62,7 +81,7 @@ class Hold:
         Raises:
             StorageError: it cannot be written, or another driver has taken over.
         """
-        if not self._copy or time.monotonic() - self._saved < every:
+        if not self._copy or 0 <= self._timing.clock() - self._saved < every:  # a clock may be put back
             return
         if self._lost:
             raise StorageError(f"storage {self._address}: another driver has taken over; this one ends here")
@@ -77,7 +96,7 @@ class Hold:
                 f"storage {self._address}: {words_of(error)}; nothing finished is lost: "
                 f"once it is back, then go on with --resume {self.folder.name}"
             ) from None
-        self._saved = time.monotonic()
+        self._saved = self._timing.clock()
 
     def take(self, setting: str, say: Callable[[str], None]) -> None:
         """Wait until no other driver says that it is alive, and bring the copy up to date.
@@ -88,20 +107,20 @@ class Hold:
         if not self._copy:
             return
         try:
-            last = self._lease()
-            left = min(LEASE_SECONDS, last["at"] + LEASE_SECONDS - time.time()) if last else 0.0
+            last, seconds = self._lease(), self._timing.lease_seconds
+            left = min(seconds, last["at"] + seconds - self._timing.clock()) if last else 0.0
             if last and left > 0:
                 which = f"{self.folder.name}: its last driver, on {last['host']},"
                 say(f"{which} may be alive; waiting {left:.0f} s for a sign of it")
-            end = time.monotonic() + left
-            while last and (now := self._lease()):  # none: it has ended in the meantime
+            while last and (now := self._lease()):  # none: it was given back in the meantime
                 if now["at"] != last["at"]:
                     raise _taken(setting, self.folder, f", on {now['host']}")
-                if time.monotonic() > end:
+                if left <= 0:
                     break
-                time.sleep(1)
+                self._timing.sleep(1)
+                left -= 1
             self._renew()
-            time.sleep(1)  # of several that come at the same time, the last to write has it
+            self._timing.sleep(1)  # of several that come at the same time, the last to write has it
             if (holder := self._lease()) and holder["owner"] != self._owner["owner"]:
                 raise _taken(setting, self.folder, f", on {holder['host']}")
         except OSError as error:
@@ -120,14 +139,16 @@ class Hold:
                 self._filesystem.delete_file(f"{self._root}/{LEASE}")
 
     def _stay(self) -> None:
-        while not self._released.wait(LEASE_SECONDS / 4):
+        while not self._lost and not self._released.wait(self._timing.renewal_seconds):
             with suppress(OSError):  # an outage: the next time
-                lease = self._lease()
-                self._lost = lease is not None and lease["owner"] != self._owner["owner"]
-                if self._lost:
-                    return
-                if not self._released.is_set():
-                    self._renew()
+                self._stay_or_lose()
+
+    def _stay_or_lose(self) -> None:
+        """Renew the lease, unless it is another's by now: that driver took this one for dead."""
+        lease = self._lease()
+        self._lost = lease is not None and lease["owner"] != self._owner["owner"]
+        if not self._lost and not self._released.is_set():
+            self._renew()
 
     def _name(self, file: Path) -> str:
         return file.relative_to(self.folder).as_posix()
@@ -141,7 +162,7 @@ class Hold:
             return None
 
     def _renew(self) -> None:
-        self._write(LEASE, json.dumps(self._owner | {"at": time.time()}).encode())
+        self._write(LEASE, json.dumps(self._owner | {"at": self._timing.clock()}).encode())
 
     def _write(self, name: str, contents: bytes) -> None:
         with self._filesystem.open_output_stream(f"{self._root}/{name}") as out:
@@ -149,18 +170,21 @@ class Hold:
 
 
 @contextmanager
-def only_driver(folder: Path, setting: str = "name", say: Callable[[str], None] = print) -> Iterator[Hold]:
+def only_driver(
+    folder: Path, setting: str = "name", say: Callable[[str], None] = print, timing: Timing = TIMING
+) -> Iterator[Hold]:
     """Keep a folder to this process, whose hold goes with it, however it dies; a copy is brought up to date and saved.
 
     Args:
         folder: is made if it is not there.
         setting: that names the folder, for the error.
         say: prints a line, should it have to wait for a driver that has been killed elsewhere.
+        timing: of the lease.
 
     Raises:
         ConfigError: another process has it.
     """
-    lock, hold = driver_lock(folder), Hold(folder)
+    lock, hold = driver_lock(folder), Hold(folder, timing)
     try:
         lock.acquire()
     except Timeout:

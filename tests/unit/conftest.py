@@ -1,5 +1,6 @@
 """Object storage, for the tests of several modules."""
 
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,8 +22,6 @@ def server() -> Iterator[str]:
 @pytest.fixture
 def bucket(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """Make an empty bucket, which a driver on a machine without copies finds; its address."""
-    import boto3
-
     for name, value in {
         "AWS_ENDPOINT_URL": server,
         "AWS_ACCESS_KEY_ID": "test",
@@ -32,8 +31,8 @@ def bucket(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     }.items():
         monkeypatch.setenv(name, value)
     name = tmp_path.name.replace("_", "-").lower()
-    boto3.client("s3").create_bucket(Bucket=name)
-    return f"s3://{name}/sweeps"
+    with urllib.request.urlopen(urllib.request.Request(f"{server}/{name}", method="PUT")):
+        return f"s3://{name}/sweeps"
 
 
 @pytest.fixture

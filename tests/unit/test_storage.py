@@ -6,8 +6,8 @@ import pytest
 
 from alast_tune.config import SweepConfig, flatten, parse
 from alast_tune.errors import ConfigError
-from alast_tune.hold import only_driver
-from alast_tune.storage import address_of, copy_of, fetch, is_copy, shown
+from alast_tune.hold import Timing, only_driver
+from alast_tune.storage import address_of, copy_of, fetch, is_copy, opened, shown
 
 
 @pytest.mark.parametrize("address", ["s3://bucket/sweeps", "gs://bucket", "s3://bucket/a/b c/ü"])
@@ -56,31 +56,60 @@ def test_a_study_is_somewhere_known_and_its_address_holds_no_secret(study: str, 
     assert "secret" not in str(refused.value)
 
 
-def test_a_stale_copy_gives_way_to_what_is_kept(bucket: str, elsewhere: str, monkeypatch: pytest.MonkeyPatch) -> None:
+NO_WAIT = Timing(sleep=lambda seconds: None)
+
+
+def test_a_stale_copy_gives_way_to_what_is_kept(bucket: str) -> None:
     """Its write-ahead log too, or SQLite would put old pages into the new file."""
     folder = copy_of(f"{bucket}/demo")
-    with only_driver(folder):
+    with only_driver(folder, timing=NO_WAIT):
         (folder / "study.db").write_bytes(b"")
-    (folder / "study.db-wal").write_bytes(b"of a driver that was killed")
+    for end in ("wal", "shm"):
+        (folder / f"study.db-{end}").write_bytes(b"of a driver that was killed")
     (folder / "study.db").write_bytes(b"ahead")
     fetch(folder)
-    assert (folder / "study.db").read_bytes() != b"ahead" and not (folder / "study.db-wal").exists()
+    assert (folder / "study.db").read_bytes().startswith(b"SQLite format 3")
+    assert {path.name for path in folder.iterdir()} <= {"study.db", "driver.lock"}
 
 
 def test_a_copy_that_a_driver_works_on_is_left_alone(bucket: str) -> None:
     folder = copy_of(f"{bucket}/demo")
-    with only_driver(folder) as hold:
+    with only_driver(folder, timing=NO_WAIT) as hold:
         (folder / "front.json").write_text("1")
         hold.save()
         (folder / "front.json").write_text("2")
-        fetch(folder)
+        fetch(folder / "front.json")
         assert (folder / "front.json").read_text() == "2"
+    (folder / "front.json").unlink()
+    fetch(folder / "front.json")
+    assert (folder / "front.json").read_text() == "2"
 
 
+def test_storage_that_refuses_is_one_line(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(source: object, target: object) -> None:
+        raise OSError("When reading: AWS Error ACCESS_DENIED: no\nand more")
+
+    folder = copy_of("s3://no-such-bucket/sweeps/demo")
+    line = r"^storage = s3://no-such-bucket/sweeps/demo: cannot be used \(NO_SUCH_BUCKET.+\); see clusters/README.md$"
+    with pytest.raises(ConfigError, match=line), only_driver(folder, timing=NO_WAIT):
+        pass
+    folder = copy_of(f"{bucket}/demo")
+    with only_driver(folder, timing=NO_WAIT):
+        (folder / "front.json").write_text("1")
+    monkeypatch.setattr("shutil.copyfileobj", broken)
+    with pytest.raises(ConfigError, match=r"^storage = .+/demo: cannot be used \(ACCESS_DENIED: no\); see clusters"):
+        fetch(folder)
+
+
+def test_a_name_that_no_bucket_has_is_one_line(bucket: str) -> None:
+    with pytest.raises(ConfigError, match=r"^storage = s3://UPPER CASE: cannot be used \("):
+        opened(copy_of("s3://UPPER CASE"))
+
+
+@pytest.mark.slow
 def test_storage_that_does_not_answer_is_one_line(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the tries of Amazon's library, which take seconds."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     line = r"^storage = s3://.+/demo: cannot be used \(.*Could not connect to server\); see clusters/README.md"
-    with pytest.raises(ConfigError, match=line), only_driver(copy_of(f"{bucket}/demo")):
-        pass
     with pytest.raises(ConfigError, match=line):
         fetch(copy_of(f"{bucket}/demo"))
