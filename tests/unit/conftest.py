@@ -1,10 +1,15 @@
-"""Object storage, for the tests of several modules."""
+"""Object storage and tiny trials, for the tests of several modules."""
 
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from alast_tune.config import TrialConfig
 
 
 @pytest.fixture(scope="session")
@@ -39,3 +44,11 @@ def bucket(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 def elsewhere(tmp_path: Path) -> str:
     """Name of another machine's folder of copies, for XDG_CACHE_HOME."""
     return str(tmp_path / "elsewhere")
+
+
+@pytest.fixture(scope="session")
+def tiny_trial(two_classes: Path) -> Callable[..., "TrialConfig"]:
+    """Make a trial that trains in a fraction of a second: ``tiny_trial(method, epochs=3)``."""
+    from tests.unit import tiny  # here: nothing heavy is imported for those who need none
+
+    return partial(tiny.trial, two_classes)
