@@ -34,6 +34,9 @@ EXPERIMENT = "alast-tune"
 PATIENCE = 30.0
 """So many seconds the end of a sweep waits for a store that is away: as long as a server takes to start again."""
 
+LAST_MOMENT = 2.0
+"""So many seconds a driver that is being stopped gives to what is not written yet: Ray kills it after 3."""
+
 _VALUE = 6000  # MLflow's limit of a parameter's length; the client cuts batches to theirs itself
 
 
@@ -196,13 +199,13 @@ class Tracker:
     def kill(self) -> None:
         """End the parent and the children still running as KILLED.
 
-        Little time may be left (Ray follows SIGTERM with SIGKILL after 3 s), and whatever made the sweep end
-        matters more: what is not written in 2 s is left to the journal.
+        Little time may be left, and whatever made the sweep end matters more: what is not written in
+        ``LAST_MOMENT`` is left to the journal.
         """
         for run, left in self._journal.status.items():
             if not left:
                 self._ask(run, "end", status="KILLED")
-        self._writer.flush(patience=0, limit=2)
+        self._writer.flush(patience=0, limit=LAST_MOMENT)
         self._writer.close()
 
     def _open(self, run: str, tags: Mapping[str, str], params: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ from alast_tune.tracking.journal import SWEEP, Journal, Operation
 from alast_tune.tracking.page import FOLDER, fill_run_ids
 from alast_tune.tracking.store import is_refusal, reason
 
-_LONGEST_WAIT = 5.0  # seconds between two tries; a server that is gone says so at once
+_FIRST_WAIT, _LONGEST_WAIT = 0.2, 5.0  # seconds between two tries; a server that is gone says so at once
 
 
 class Writer:
@@ -81,7 +81,7 @@ class Writer:
             self._abandoned = True
 
     def _run(self) -> None:
-        wait = 0.2
+        wait = _FIRST_WAIT
         while operation := self._await_operation():
             try:
                 run_id = self._carry_out(operation)
@@ -97,7 +97,7 @@ class Writer:
                 wait = min(2 * wait, _LONGEST_WAIT)
             else:
                 self._returns()
-                wait = 0.2
+                wait = _FIRST_WAIT
 
     def _await_operation(self) -> Operation | None:
         with self._changed:

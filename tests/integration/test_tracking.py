@@ -2,8 +2,10 @@
 
 import json
 import math
+import os
+import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import mlflow
@@ -13,7 +15,8 @@ from alast_tune.config import SweepConfig, TrialConfig
 from alast_tune.errors import ConfigError
 from alast_tune.results import FrontFile, TrialResult
 from alast_tune.summary import summarise
-from alast_tune.tracking import Tracker, default_uri, is_file_based, run_ids, ui_command
+from alast_tune.tracking import Tracker, default_uri, is_file_based, run_ids, tracker, ui_command
+from alast_tune.tracking.store import open_store
 from tests.integration.harness import mlflow_server
 
 SWEEP = SweepConfig.model_validate(
@@ -22,10 +25,17 @@ SWEEP = SweepConfig.model_validate(
 REFERENCE = (0.0, 4e12, 8e8)
 
 
+@pytest.fixture(autouse=True)
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slow the machine is, what is written when a sweep is stopped is written."""
+    monkeypatch.setattr(tracker, "LAST_MOMENT", 60.0)
+
+
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def server(tmp_path_factory: pytest.TempPathFactory, empty_mlflow: Path) -> Iterator[str]:
     """A tracking server over HTTP."""
     folder = tmp_path_factory.mktemp("server")
+    shutil.copy(empty_mlflow, folder / "m.db")
     options = ("--backend-store-uri", f"sqlite:///{folder}/m.db", "--artifacts-destination", str(folder / "artifacts"))
     with mlflow_server(*options) as address:
         yield address
@@ -49,10 +59,13 @@ def write_sweep(tracker: Tracker) -> tuple[str, list[TrialResult]]:
 
 @pytest.mark.parametrize("kind", ["file", pytest.param("http", marks=pytest.mark.slow)])
 def test_a_sweep_is_a_parent_its_trials_children_and_its_front_findable(
-    kind: str, tmp_path: Path, request: pytest.FixtureRequest
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    """The store in a file is made here, as by a person's first sweep; other tests find one."""
     uri = request.getfixturevalue("server") if kind == "http" else default_uri(tmp_path)
+    capfd.readouterr()  # of the fixtures
     parent, _ = write_sweep(Tracker(uri, tmp_path))
+    assert capfd.readouterr() == ("", "")  # the terminal is left to the sweep
     client = mlflow.MlflowClient(uri)
     experiment = client.get_experiment_by_name("alast-tune")
     assert experiment
@@ -87,21 +100,21 @@ def test_a_sweep_is_a_parent_its_trials_children_and_its_front_findable(
     assert "accuracy" in table["columns"] and len(table["data"]) == 2
 
 
-def test_resuming_reopens_the_same_runs_and_changes_no_parameter(tmp_path: Path) -> None:
-    uri = default_uri(tmp_path)
-    first = Tracker(uri, tmp_path)
+def test_resuming_reopens_the_same_runs_and_changes_no_parameter(storage: Path) -> None:
+    uri = default_uri(storage)
+    first = Tracker(uri, storage)
     parent = first.start_sweep(SWEEP)
     first.start_trial(0, TrialConfig(), {})
     first.kill()
     client = mlflow.MlflowClient(uri)
-    run = run_ids(tmp_path / "s")[0]
+    run = run_ids(storage / "s")[0]
     assert {client.get_run(one).info.status for one in (parent, run)} == {"KILLED"}
 
-    second = Tracker(uri, tmp_path)
+    second = Tracker(uri, storage)
     assert second.start_sweep(SWEEP.model_copy(update={"trials": 99})) == parent
     second.start_trial(0, TrialConfig(), {})
     assert second._writer.flush(patience=0)
-    assert run_ids(tmp_path / "s") == {0: run}
+    assert run_ids(storage / "s") == {0: run}
     assert {client.get_run(one).info.status for one in (parent, run)} == {"RUNNING"}
     second.end_trial(0, "FAILED", {"alast.reason": "x" * 9000})
     second.end_sweep("FINISHED")
@@ -109,9 +122,9 @@ def test_resuming_reopens_the_same_runs_and_changes_no_parameter(tmp_path: Path)
     assert client.get_run(parent).data.params["trials"] == str(SWEEP.trials)
 
 
-def test_a_run_left_open_by_a_driver_that_died_after_telling_the_study_is_settled(tmp_path: Path) -> None:
-    uri = default_uri(tmp_path)
-    tracker = Tracker(uri, tmp_path)
+def test_a_run_left_open_by_a_driver_that_died_after_telling_the_study_is_settled(storage: Path) -> None:
+    uri = default_uri(storage)
+    tracker = Tracker(uri, storage)
     tracker.start_sweep(SWEEP)
     for number in range(3):
         tracker.start_trial(number, TrialConfig(), {})
@@ -120,19 +133,8 @@ def test_a_run_left_open_by_a_driver_that_died_after_telling_the_study_is_settle
     tracker.settle(results)
     tracker.end_sweep("FINISHED")
     client = mlflow.MlflowClient(uri)
-    runs = run_ids(tmp_path / "s")
+    runs = run_ids(storage / "s")
     assert {n: client.get_run(run).info.status for n, run in runs.items()} == {0: "FINISHED", 1: "FAILED", 2: "RUNNING"}
-
-
-def test_killing_sixteen_trials_takes_less_than_ray_gives(tmp_path: Path) -> None:
-    tracker = Tracker(default_uri(tmp_path), tmp_path)
-    tracker.start_sweep(SWEEP)
-    for number in range(16):
-        tracker.start_trial(number, TrialConfig(), {})
-    assert tracker._writer.flush(patience=0)
-    tracker.kill()
-    client = mlflow.MlflowClient(tracker.uri)
-    assert {client.get_run(run).info.status for run in run_ids(tmp_path / "s").values()} == {"KILLED"}
 
 
 def test_where_a_store_is_and_how_to_open_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,15 +154,15 @@ def test_a_store_that_cannot_be_used_is_refused_soon_in_one_line(uri: str, tmp_p
     assert "\n" not in str(error.value)
 
 
-def test_a_front_logged_again_replaces_the_earlier_one(tmp_path: Path) -> None:
-    _, results = write_sweep(Tracker(default_uri(tmp_path), tmp_path))
-    tracker = Tracker(default_uri(tmp_path), tmp_path)
+def test_a_front_logged_again_replaces_the_earlier_one(storage: Path, tmp_path: Path) -> None:
+    _, results = write_sweep(Tracker(default_uri(storage), storage))
+    tracker = Tracker(default_uri(storage), storage)
     parent = tracker.start_sweep(SWEEP)
     tracker.start_trial(3, TrialConfig(), {"method/alpha": 0.2})
     results.append(TrialResult(3, "complete", TrialConfig(), {"method/alpha": 0.2}, (0.95, 1e12, 2e8), 2))
     tracker.log_front(summarise("s", results, REFERENCE), results)
     tracker.end_sweep("FINISHED")
-    runs = run_ids(tmp_path / "s")
+    runs = run_ids(storage / "s")
     client = mlflow.MlflowClient(tracker.uri)
     tags = [client.get_run(runs[number]).data.tags for number in range(4)]
     assert [(tag["pareto"], tag["knee"]) for tag in tags] == [("false", "false")] * 3 + [("true", "true")]
@@ -182,8 +184,8 @@ def test_a_front_logged_again_replaces_the_earlier_one(tmp_path: Path) -> None:
     assert table["data"] == [["0003", 0.95, 1e12, 2e8, None, 0.2, runs[3]]]
 
 
-def test_limits_of_one_request_are_kept_by_the_client(tmp_path: Path) -> None:
-    tracker = Tracker(default_uri(tmp_path), tmp_path)
+def test_limits_of_one_request_are_kept_by_the_client(storage: Path) -> None:
+    tracker = Tracker(default_uri(storage), storage)
     parent = tracker.start_sweep(SWEEP)
     tracker.log_progress({f"m{index}": float(index) for index in range(2500)}, 1)
     tracker.log_progress({"lost": math.nan}, 1)
@@ -194,15 +196,20 @@ def test_limits_of_one_request_are_kept_by_the_client(tmp_path: Path) -> None:
     assert {len(run.data.params[f"p{index}"]) for index in range(150)} == {6000}
 
 
-@pytest.mark.slow
-def test_the_terminal_is_left_to_the_sweep(server: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    for uri in (server, default_uri(tmp_path)):
-        write_sweep(Tracker(uri, tmp_path / uri[:4]))
-    assert capfd.readouterr() == ("", "")
+def test_a_server_is_asked_again_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Left to itself MLflow would take minutes to give up on one that is silent."""
+    for name in ("MLFLOW_HTTP_REQUEST_TIMEOUT", "MLFLOW_HTTP_REQUEST_MAX_RETRIES"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    with pytest.raises(ConfigError):
+        open_store("nonsense://x", tmp_path, "alast-tune")
+    assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "10"
+    assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "1"
 
 
-@pytest.mark.timeout(60)  # it would be minutes, were MLflow left to itself
-def test_a_silent_server_is_given_up_on(tmp_path: Path) -> None:
+def test_a_silent_server_is_given_up_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with (
         socket.create_server(("127.0.0.1", 0)) as silent,
         pytest.raises(ConfigError, match="no answer"),
@@ -210,30 +217,33 @@ def test_a_silent_server_is_given_up_on(tmp_path: Path) -> None:
         Tracker(f"http://127.0.0.1:{silent.getsockname()[1]}", tmp_path)
 
 
-def test_what_a_store_no_longer_has_is_said(tmp_path: Path) -> None:
-    uri = default_uri(tmp_path)
-    tracker = Tracker(uri, tmp_path)
+def test_what_a_store_no_longer_has_is_said(storage: Path, tmp_path: Path, with_store: Callable[[Path], Path]) -> None:
+    uri = default_uri(storage)
+    other = with_store(tmp_path / "other")
+    tracker = Tracker(uri, storage)
     parent = tracker.start_sweep(SWEEP)
     tracker.kill()
     with pytest.raises(ConfigError, match="use the store the sweep began in"):
-        Tracker(f"sqlite:///{tmp_path}/other.db", tmp_path).start_sweep(SWEEP)
+        Tracker(default_uri(other), storage).start_sweep(SWEEP)
     client = mlflow.MlflowClient(uri)
     client.delete_run(parent)
     with pytest.raises(ConfigError, match=f"mlflow runs restore --run-id {parent}"):
-        Tracker(uri, tmp_path).start_sweep(SWEEP)
+        Tracker(uri, storage).start_sweep(SWEEP)
     experiment = client.get_experiment_by_name("alast-tune")
     assert experiment
     client.delete_experiment(experiment.experiment_id)
     with pytest.raises(ConfigError, match="mlflow experiments restore -x 1"):
-        Tracker(uri, tmp_path)
+        Tracker(uri, storage)
 
 
-def test_a_folder_with_a_blank_and_a_user_without_a_name_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_with_a_blank_and_a_user_without_a_name_work(
+    tmp_path: Path, with_store: Callable[[Path], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def nobody() -> str:
         raise KeyError("getpwuid(): uid not found: 12345")
 
     monkeypatch.setattr("alast_tune.tracking.tracker.getuser", nobody)
-    storage = tmp_path / "my runs"
+    storage = with_store(tmp_path / "my runs")
     tracker = Tracker(default_uri(storage), storage)
     write_sweep(tracker)
     assert (storage / "mlflow.db").exists()
