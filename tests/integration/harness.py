@@ -13,8 +13,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from ray.cluster_utils import Cluster
 
 ROOT = Path(__file__).parents[2]
 RAY = Path(sys.executable).with_name("ray")
@@ -62,14 +67,14 @@ class Pareto:
     def here(self, *arguments: str, expect: int = 0, draw: bool = False) -> str:
         """Run it to its end in this process, on the Ray that this process is connected to; returns what it printed.
 
-        Without ``draw`` the pages about the search and the blocks are left out, which take half of the driver's time.
+        Without ``draw`` the pages about the search and the blocks are left out, and checkpoints are tested in this
+        process: a sweep's end would take as long as its trials, for workers to start and for pictures.
         """
         script = import_module(f"sweeps.{self._script.removesuffix('.py')}")
         out, code = io.StringIO(), 0
         with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(out):
             if not draw:
-                patch.setattr("alast_tune.tune.study.report_search", lambda *arguments: None)
-                patch.setattr("alast_tune.tune.study.block_reports", lambda *arguments: {})
+                short_end(patch)
             patch.chdir(self.folder)
             patch.setattr(sys, "argv", [self._script, "--storage", str(self.storage), *arguments])
             try:
@@ -102,6 +107,19 @@ class Pareto:
             raise
         assert process.returncode == expect, out
         return out
+
+
+def short_end(patch: pytest.MonkeyPatch) -> None:
+    """Let sweeps end without the pages about search and blocks, and without Ray tasks that test checkpoints."""
+
+    def remote(task: Callable[..., Any]) -> SimpleNamespace:
+        return SimpleNamespace(options=lambda **options: SimpleNamespace(remote=task))
+
+    patch.setattr("alast_tune.tune.study.report_search", lambda *arguments: None)
+    patch.setattr("alast_tune.tune.study.block_reports", lambda *arguments: {})
+    here = SimpleNamespace(remote=remote, wait=lambda asked, timeout: (asked, []), get=lambda asked: asked)
+    patch.setattr("alast_tune.tune.members.ray", here)
+    patch.setattr("torch.set_num_threads", lambda threads: None)  # this process keeps its own
 
 
 class MlflowServer:
@@ -150,6 +168,23 @@ def free_port(address: str = "127.0.0.1") -> int:
     with socket.socket() as probe:
         probe.bind((address, 0))
         return int(probe.getsockname()[1])
+
+
+@contextmanager
+def added(cluster: "Cluster", **resources: Any) -> Iterator[Any]:
+    """Add a node to the shared Ray; takes it away again, unless it is lost already, and waits until that is known."""
+    import ray
+
+    node = cluster.add_node(**resources)
+    try:
+        yield node
+    finally:
+        if node in cluster.worker_nodes:
+            cluster.remove_node(node, allow_graceful=False)
+        end = time.monotonic() + PATIENCE
+        while any(other["NodeID"] == node.node_id and other["Alive"] for other in ray.nodes()):
+            assert time.monotonic() < end, "a node that is gone counts as alive"
+            time.sleep(0.1)
 
 
 @contextmanager

@@ -1,24 +1,23 @@
-"""A whole sweep as a person runs it: to its end, killed and resumed, stopped, refused."""
+"""A whole sweep as a person runs it: to its end, killed and resumed, refused."""
 
 import json
 import random
 import re
 import signal
 import sqlite3
-import subprocess
-import sys
 import time
-from collections import Counter
 from pathlib import Path
 
 import mlflow
-import psutil
 import pytest
+from mlflow.entities import Run
+from ray.cluster_utils import Cluster
 
-import alast_tune
+from alast_tune.cli import main
 from alast_tune.config import TrialConfig
+from alast_tune.hold import only_driver
 from alast_tune.results import FrontFile
-from tests.integration.harness import PATIENCE, Pareto, kill, wait_for
+from tests.integration.harness import Pareto, kill, wait_for
 
 
 def trial_states(folder: Path) -> list[str]:
@@ -32,11 +31,34 @@ def trial_states(folder: Path) -> list[str]:
             return []
 
 
+def runs_in(storage: Path, kind: str) -> tuple[mlflow.MlflowClient, list[Run]]:
+    """The runs of one kind, ``sweep`` or ``trial``, that a storage's store has."""
+    client = mlflow.MlflowClient(f"sqlite:///{storage / 'mlflow.db'}")
+    (experiment,) = client.search_experiments(filter_string="name = 'alast-tune'")
+    return client, list(client.search_runs([experiment.experiment_id], f"tags.`alast.kind` = '{kind}'"))
+
+
+def logged_epochs(storage: Path) -> dict[int, tuple[int, ...]]:
+    """The epochs of every trial's run, in the order in which they were logged; each trial has one run, and it ended."""
+    client, runs = runs_in(storage, "trial")
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    numbers = [int(run.data.tags["alast.trial"]) for run in runs]
+    assert len(set(numbers)) == len(numbers)
+    histories = [client.get_metric_history(run.info.run_id, "accuracy") for run in runs]
+    return {
+        number: tuple(point.step for point in history)
+        for number, history in sorted(zip(numbers, histories, strict=True))
+    }
+
+
 @pytest.mark.slow
-def test_a_sweep_leaves_its_front_on_disk_and_in_mlflow(pareto: Pareto) -> None:
-    out = pareto.run("--preset", pareto.preset(trials=4), "--name", "small")
-    assert re.search(r"trial 000\d complete \| 4/4 finished", out)  # whichever ends last
+def test_a_sweep_leaves_its_front_on_disk_and_in_mlflow(
+    ray_here: Cluster, pareto: Pareto, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = pareto.here("--preset", pareto.preset(trials=4), "--name", "small", "--sampler", "ehvi", draw=True)
+    assert re.search(r"trial 0003 complete \| 4/4 finished", out)
     assert "front: " in out and "mlflow ui" in out
+    assert "drawn" not in out
 
     folder = pareto.storage / "small"
     values = json.loads((folder / "front.json").read_text())
@@ -47,45 +69,70 @@ def test_a_sweep_leaves_its_front_on_disk_and_in_mlflow(pareto: Pareto) -> None:
     front = FrontFile.read(folder / "front.json")
     assert 1 <= len(front.front) <= 4
     for member in front.front:
-        assert member.test_accuracy is not None and 0 <= member.test_accuracy <= 1
+        assert member.test_accuracy is not None and member.test_accuracy * 8 == int(member.test_accuracy * 8)
         assert member.epochs == 2
-        assert TrialConfig.model_validate(values["front"][0]["config"])
+    assert TrialConfig.model_validate(values["front"][0]["config"])
     assert trial_states(folder) == ["COMPLETE"] * 4
 
-    client = mlflow.MlflowClient(f"sqlite:///{pareto.storage / 'mlflow.db'}")
-    (experiment,) = client.search_experiments(filter_string="name = 'alast-tune'")
-    runs = client.search_runs([experiment.experiment_id])
-    parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
-    children = [run for run in runs if "mlflow.parentRunId" in run.data.tags]
-    assert (len(parents), len(children)) == (1, 4)
-    assert {run.info.status for run in runs} == {"FINISHED"}
+    client, (parent,) = runs_in(pareto.storage, "sweep")
+    _, children = runs_in(pareto.storage, "trial")
+    assert parent.info.status == "FINISHED"
+    assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
+    assert logged_epochs(pareto.storage) == dict.fromkeys(range(4), (1, 2))
     on_front = {run.info.run_id for run in children if run.data.tags.get("pareto") == "true"}
     assert on_front == {member.mlflow_run_id for member in front.front}
-    history = client.get_metric_history(parents[0].info.run_id, "hypervolume")
+    history = client.get_metric_history(parent.info.run_id, "hypervolume")
     assert [metric.step for metric in history][:4] == [1, 2, 3, 4]
-    for child in children:
-        assert len(client.get_metric_history(child.info.run_id, "accuracy")) == 2
-        assert child.data.metrics["train_flops"] > 0
-    names = {file.path for file in client.list_artifacts(parents[0].info.run_id)}
+    assert all(child.data.metrics["train_flops"] > 0 for child in children)
+    names = {file.path for file in client.list_artifacts(parent.info.run_id)}
     assert {"front.json", "front.html", "front.png", "search.html", "search-space.png", "blocks.html"} <= names
     assert {"search-importances.png", "search-convergence.png", "blocks-knee.png"} <= names
-    assert "drawn" not in out
 
-    shown = subprocess.run(
-        [sys.executable, "-m", "alast_tune.cli", "front", "small", "--storage", str(pareto.storage)],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    assert f"{len(front.front)} of 4 complete trials" in shown.stdout
-    again = pareto.run("--preset", pareto.preset(), "--name", "small", expect=2)
+    main(["front", "small", "--storage", str(pareto.storage)])
+    assert f"{len(front.front)} of 4 complete trials" in capsys.readouterr().out
+    again = pareto.here("--preset", pareto.preset(), "--name", "small", expect=2)
     assert again.strip().splitlines()[-1].startswith("error: name = small: already exists; go on with --resume small")
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "kills",
+    [
+        # Where it is killed, the study's states then (the first two trials are queued at once), trials that the front
+        # has seen: a front is there whole, as before the kill, or not at all.
+        [("before-ask:2", ["COMPLETE", "WAITING"], 1), ("after-ask:2", ["COMPLETE", "COMPLETE", "RUNNING"], 2)],
+        [("after-tell", ["COMPLETE", "WAITING"], None), ("while-front-is-written", ["COMPLETE", "COMPLETE"], None)],
+    ],
+    ids=["while asking", "while telling"],
+)
+def test_a_driver_killed_between_two_writes_loses_and_repeats_nothing(
+    ray_here: Cluster, pareto: Pareto, kills: list[tuple[str, list[str], int | None]]
+) -> None:
+    folder = pareto.storage / "killed"
+    arguments = ["--preset", pareto.preset(trials=4), "--name", "killed"]
+    for place, states, seen in kills:
+        pareto.run(*arguments, expect=-signal.SIGKILL, RAY_ADDRESS=ray_here.address, ALAST_FAILPOINT=place)
+        assert trial_states(folder) == states
+        file = folder / "front.json"
+        assert (FrontFile.read(file).trials.complete if file.exists() else None) == seen
+        arguments = ["--resume", "killed"]
+
+    out = pareto.here("--resume", "killed")
+    assert trial_states(folder) == ["COMPLETE"] * 4, out
+    counts = FrontFile.read(file).trials
+    assert (counts.total, counts.complete) == (4, 4)
+    assert logged_epochs(pareto.storage) == dict.fromkeys(range(4), (1, 2))
+    _, (parent,) = runs_in(pareto.storage, "sweep")
+    assert parent.info.status == "FINISHED"
+
+
+@pytest.mark.nightly
 @pytest.mark.timeout(2400)
 def test_sigkill_of_the_driver_at_twenty_random_moments_loses_and_repeats_nothing(pareto: Pareto) -> None:
+    """Moments that nobody has thought of; those that have a name are above."""
     draw = random.Random()  # other moments each time; the seed is of no use, the machine's speed differs anyway
     folder = pareto.storage / "killed"
-    arguments: tuple[str, ...] = ("--preset", pareto.preset(trials=16, epochs=3), "--name", "killed")
+    arguments: tuple[str, ...] = ("--preset", pareto.preset(trials=16, epochs=3, concurrent=2), "--name", "killed")
     finished: set[int] = set()
     for _ in range(20):
         process = pareto.start(*arguments)
@@ -101,90 +148,22 @@ def test_sigkill_of_the_driver_at_twenty_random_moments_loses_and_repeats_nothin
     assert trial_states(folder) == ["COMPLETE"] * 16, out
     front = FrontFile.read(folder / "front.json")
     assert (front.trials.total, front.trials.complete) == (16, 16)
-    # No trial ran twice to the end: one final checkpoint each, over all drivers, and every epoch logged once.
-    client = mlflow.MlflowClient(f"sqlite:///{pareto.storage / 'mlflow.db'}")
-    (experiment,) = client.search_experiments(filter_string="name = 'alast-tune'")
-    children = client.search_runs([experiment.experiment_id], "tags.`alast.kind` = 'trial'")
-    assert len(children) == 16
-    assert {run.info.status for run in children} == {"FINISHED"}
-    assert sorted(int(run.data.metrics["epoch"]) for run in children) == [3] * 16
+    # No trial ran twice to the end, over all drivers.
+    assert logged_epochs(pareto.storage) == dict.fromkeys(range(16), (1, 2, 3))
 
 
 @pytest.mark.slow
-def test_sigterm_ends_mlflow_runs_as_killed_and_leaves_a_resumable_sweep(pareto: Pareto) -> None:
-    folder = pareto.storage / "stopped"
-    process = pareto.start("--preset", pareto.preset(trials=3, epochs=3), "--name", "stopped")
-    wait_for(lambda: "COMPLETE" in trial_states(folder), process)
-    process.send_signal(signal.SIGTERM)  # often between the study's COMPLETE and MLflow's FINISHED
-    client_db = f"sqlite:///{pareto.storage / 'mlflow.db'}"
-    out, _ = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 143, out
-    client = mlflow.MlflowClient(client_db)
-    (experiment,) = client.search_experiments(filter_string="name = 'alast-tune'")
-    statuses = Counter(run.info.status for run in client.search_runs([experiment.experiment_id]))
-    assert statuses["KILLED"] >= 1 and statuses["RUNNING"] == 0
-    assert FrontFile.read(folder / "front.json").trials.complete >= 1
-    pareto.run("--resume", "stopped")
-    assert trial_states(folder) == ["COMPLETE"] * 3
-    statuses = Counter(run.info.status for run in client.search_runs([experiment.experiment_id]))
-    assert statuses == {"FINISHED": 4}
-
-
-@pytest.mark.slow
-def test_a_killed_worker_costs_no_trial(pareto: Pareto) -> None:
-    folder = pareto.storage / "worker"
-    process = pareto.start("--preset", pareto.preset(trials=3, epochs=4), "--name", "worker")
-    wait_for(lambda: any(folder.glob("tune/*/*/checkpoint_*")), process)
-    workers = [
-        child
-        for child in psutil.Process(process.pid).children(recursive=True)
-        if "Trainable" in " ".join(child.cmdline())
-    ]
-    assert workers
-    for worker in workers:
-        worker.kill()
-    out, _ = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 0, out
-    assert trial_states(folder) == ["COMPLETE"] * 3, out
-    assert {member.epochs for member in FrontFile.read(folder / "front.json").front} == {4}
-
-
-@pytest.mark.slow
-def test_a_trial_that_cannot_run_fails_with_its_reason_and_the_others_go_on(pareto: Pareto, tmp_path: Path) -> None:
-    broken = tmp_path / "broken.safetensors"
-    broken.write_text("no weights")
-    preset = Path(pareto.preset(trials=6, epochs=1))
-    good = Path(alast_tune.__file__).parent / "embedded" / "backbone.safetensors"
-    preset.write_text(f"{preset.read_text()}  model/checkpoint: {{type: categorical, choices: [{good}, {broken}]}}\n")
-    out = pareto.run("--preset", str(preset), "--name", "half", "--sampler", "random", "--retries", "0")
-    states = Counter(trial_states(pareto.storage / "half"))
-    assert states["FAIL"] > 0 and states["COMPLETE"] > 0 and states["FAIL"] + states["COMPLETE"] == 6
-    front = FrontFile.read(pareto.storage / "half" / "front.json")
-    assert front.trials.failed == states["FAIL"]
-    assert {member.config.model.checkpoint for member in front.front} == {good}
-    assert "broken.safetensors" in out
-    client = mlflow.MlflowClient(f"sqlite:///{pareto.storage / 'mlflow.db'}")
-    (experiment,) = client.search_experiments(filter_string="name = 'alast-tune'")
-    runs = client.search_runs([experiment.experiment_id], "tags.`alast.kind` = 'trial'")
-    assert [run.info.status for run in runs] == ["FINISHED"] * states["COMPLETE"]  # the others were never launched
-
-
-@pytest.mark.slow
-def test_a_sweep_of_which_nothing_can_keep_the_limit_says_so(pareto: Pareto) -> None:
-    out = pareto.run("--preset", pareto.preset(trials=2), "--name", "small", "--max-memory", "1MiB")
+def test_a_sweep_of_which_nothing_can_keep_the_limit_says_so(ray_here: Cluster, pareto: Pareto) -> None:
+    out = pareto.here("--preset", pareto.preset(trials=2), "--name", "small", "--max-memory", "1MiB")
     assert "never launched: predicted peak" in out
     assert "2 of 2 trials were not run: all that is left to propose was tried before, or is predicted to break" in out
 
 
-@pytest.mark.slow
 def test_a_second_driver_of_the_same_sweep_is_refused(pareto: Pareto) -> None:
-    folder = pareto.storage / "busy"
-    first = pareto.start("--preset", pareto.preset(trials=2, epochs=3), "--name", "busy")
-    wait_for(lambda: "RUNNING" in trial_states(folder), first)
-    out = pareto.run("--resume", "busy", expect=2)
-    assert "error: name = busy: another driver is at work on it" in out
-    out, _ = first.communicate(timeout=PATIENCE)
-    assert first.returncode == 0, out
+    with only_driver(pareto.storage / "busy"):
+        out = pareto.here("--preset", pareto.preset(), "--name", "busy", expect=2)
+    assert out.strip().endswith("error: name = busy: another driver is at work on it; wait for it or stop it")
+    assert trial_states(pareto.storage / "busy") == []
 
 
 @pytest.mark.parametrize(
@@ -201,10 +180,12 @@ def test_a_second_driver_of_the_same_sweep_is_refused(pareto: Pareto) -> None:
         ),
         (["--preset", "demo", "--trial.model.name", "resnet18"], "error: model.name = resnet18: "),
         (["--preset", "demo", "--trial.data.dataset", "folder"], "error: data.root = "),
+        (["--preset", "demo", "--reseed", "1"], "error: reseed = 1: "),  # one run has no spread
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_bad_input_is_one_line_and_a_non_zero_exit(pareto: Pareto, arguments: list[str], line: str) -> None:
-    lines = pareto.run(*arguments, expect=2).strip().splitlines()
+def test_bad_input_is_one_line_and_a_non_zero_exit(tmp_path: Path, arguments: list[str], line: str) -> None:
+    lines = Pareto(tmp_path, tmp_path).here(*arguments, expect=2).strip().splitlines()
     assert len(lines) == 1
     assert lines[0].startswith(line)
+    assert not (tmp_path / "runs").exists()
