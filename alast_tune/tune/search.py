@@ -104,7 +104,11 @@ class StudySearcher(Searcher):
         earlier = [trial for trial in study.get_trials(deepcopy=False) if trial.state != TrialState.WAITING]
         self._orphans = [trial for trial in earlier if trial.state == TrialState.RUNNING]
         self._launched = sum(_is_own(trial) for trial in earlier)
-        self._numbers = {point(trial.params): trial.number for trial in earlier if "landmark" not in trial.user_attrs}
+        self._numbers: dict[tuple[tuple[str, Any], ...], int] = {}
+        """The first trial with these parameters."""
+        for trial in earlier:
+            if "landmark" not in trial.user_attrs:
+                self._numbers.setdefault(point(trial.params), trial.number)
         self._live: dict[str, _Live] = {}
 
     @property
@@ -222,10 +226,13 @@ class StudySearcher(Searcher):
     def _orphan(self) -> _Live | None:
         """Take up a trial of an earlier driver, with the curve it has so far."""
         frozen = self._orphans.pop(0)
+        counted = _is_own(frozen)
         trial = Trial(self._study, frozen._trial_id)
         for path, distribution in self._space.items():
             trial._suggest(path, distribution)  # a driver killed while asking leaves some out; the others stay
-        self._numbers.setdefault(point(trial.params), trial.number)
+        if self._repeats(trial):
+            self._launched -= counted
+            return None
         live = self._admit(trial)
         if live is not None:
             live.curve.extend(frozen.user_attrs.get("curve", []))
@@ -237,14 +244,21 @@ class StudySearcher(Searcher):
         failpoint("before-ask")
         trial = self._study.ask(self._space)
         failpoint("after-ask")
-        if "landmark" not in trial.user_attrs:
-            twin = self._numbers.setdefault(point(trial.params), trial.number)
-            if twin != trial.number:
-                trial.set_user_attr("twin", twin)
-                self._study.tell(trial, state=TrialState.PRUNED)
-                return None
+        if self._repeats(trial):
+            return None
         self._launched += 1
         return self._admit(trial)
+
+    def _repeats(self, trial: Trial) -> bool:
+        """Whether an earlier trial has the same parameters; the study is told that this one is not run."""
+        if "landmark" in trial.user_attrs:
+            return False
+        twin = self._numbers.setdefault(point(trial.params), trial.number)
+        if twin == trial.number:
+            return False
+        trial.set_user_attr("twin", twin)
+        self._study.tell(trial, state=TrialState.PRUNED)
+        return True
 
     def _admit(self, trial: Trial) -> _Live | None:
         """Find room for a trial; None for one that cannot work or be of use, which the study is told."""

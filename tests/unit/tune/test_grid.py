@@ -30,7 +30,10 @@ COMBINATIONS = [(name, seed) for name in VARIANTS for seed in (0, 1)]
 
 
 def grid(**options: Any) -> SweepConfig:
-    return parse(SweepConfig, {"sampler": "grid", "trial": {"train": {"epochs": 3}}, "space": SPACE} | options)
+    return parse(
+        SweepConfig,
+        {"sampler": "grid", "study": "journal", "trial": {"train": {"epochs": 3}}, "space": SPACE} | options,
+    )
 
 
 def names(study: Any) -> list[tuple[str, int]]:

@@ -1,7 +1,6 @@
 """Multi-objective successive halving: who goes on from a rung, and what is stopped whatever the rung says."""
 
 import math
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -11,9 +10,9 @@ from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import TrialScheduler
 
 from alast_tune.config import SweepConfig
+from alast_tune.results import DIRECTIONS
 from alast_tune.tune import schedule as module
 from alast_tune.tune.schedule import MoAsha, Rungs, standing
-from alast_tune.tune.trials import open_study
 
 
 def sweep(**options: Any) -> SweepConfig:
@@ -23,6 +22,10 @@ def sweep(**options: Any) -> SweepConfig:
         "space": {"method/trainable_blocks": {"type": "int", "low": 1, "high": 12}},
     }
     return SweepConfig.model_validate(values | options)
+
+
+def study() -> optuna.Study:
+    return optuna.create_study(directions=list(DIRECTIONS))
 
 
 def decide(
@@ -46,8 +49,8 @@ def test_rungs_lie_at_powers_below_the_last_epoch() -> None:
         assert rungs.report(2, epoch, bad) == (epoch not in {1, 2, 4})
 
 
-def test_unless_told_otherwise_the_first_half_is_let_pass(tmp_path: Path) -> None:
-    scheduler = MoAsha(config := sweep(grace_epochs=None), open_study(config, tmp_path))
+def test_unless_told_otherwise_the_first_half_is_let_pass() -> None:
+    scheduler = MoAsha(sweep(grace_epochs=None), study())
     for epoch in range(1, 8):
         assert decide(scheduler, 0, epoch, (0.9, 1.0, 1.0)) == CONTINUE
         assert decide(scheduler, 1, epoch, (0.1, 2.0, 2.0)) == (STOP if epoch == 4 else CONTINUE)
@@ -90,45 +93,44 @@ def test_a_rung_remembers_the_latest(monkeypatch: pytest.MonkeyPatch) -> None:
     assert rungs.report(4, 1, (0.2, 4.0, 4.0))  # the one that dominates it is forgotten
 
 
-def test_landmarks_are_never_stopped(tmp_path: Path) -> None:
-    scheduler = MoAsha(config := sweep(), open_study(config, tmp_path))
+def test_landmarks_are_never_stopped() -> None:
+    scheduler = MoAsha(sweep(), study())
     assert decide(scheduler, 0, 1, (0.9, 1.0, 1.0)) == CONTINUE
     assert decide(scheduler, 1, 1, (0.1, 2.0, 2.0), landmark="full") == CONTINUE
     assert decide(scheduler, 2, 1, (0.1, 2.0, 2.0)) == STOP
 
 
 @pytest.mark.parametrize("values", [(math.nan, 1.0, 1.0), (0.5, math.inf, 1.0)])
-def test_what_is_not_a_number_is_stopped(tmp_path: Path, values: tuple[float, float, float]) -> None:
-    scheduler = MoAsha(config := sweep(scheduler="none"), open_study(config, tmp_path))
+def test_what_is_not_a_number_is_stopped(values: tuple[float, float, float]) -> None:
+    scheduler = MoAsha(sweep(scheduler="none"), study())
     assert decide(scheduler, 0, 3, values, landmark="full") == STOP
 
 
-def test_a_cost_that_has_broken_its_limit_is_stopped_but_a_low_accuracy_may_rise(tmp_path: Path) -> None:
+def test_a_cost_that_has_broken_its_limit_is_stopped_but_a_low_accuracy_may_rise() -> None:
     config = sweep(scheduler="none", max_flops=10.0, max_memory=100, min_accuracy=0.9)
-    scheduler = MoAsha(config, open_study(config, tmp_path))
+    scheduler = MoAsha(config, study())
     assert decide(scheduler, 0, 3, (0.1, 10.0, 100.0)) == CONTINUE
     assert decide(scheduler, 0, 4, (0.95, 11.0, 100.0)) == STOP
     assert decide(scheduler, 1, 1, (0.95, 1.0, 101.0)) == STOP
 
 
-def test_none_stops_nobody_and_few_epochs_mean_none(tmp_path: Path) -> None:
+def test_none_stops_nobody_and_few_epochs_mean_none() -> None:
     for options in ({"scheduler": "none"}, {"trial": {"train": {"epochs": 3}}}):
         config = sweep(**options)
-        scheduler = MoAsha(config, open_study(config, tmp_path))
+        scheduler = MoAsha(config, study())
         assert decide(scheduler, 0, 1, (0.9, 1.0, 1.0)) == CONTINUE
         assert decide(scheduler, 1, 1, (0.1, 2.0, 2.0)) == CONTINUE
     few = sweep(scheduler="moasha", trial={"train": {"epochs": 3}})
-    scheduler = MoAsha(few, open_study(few, tmp_path))
+    scheduler = MoAsha(few, study())
     assert decide(scheduler, 0, 1, (0.9, 1.0, 1.0)) == CONTINUE
     assert decide(scheduler, 1, 1, (0.1, 2.0, 2.0)) == STOP
 
 
-def test_a_resumed_sweep_compares_with_trials_of_the_driver_before(tmp_path: Path) -> None:
-    config = sweep()
-    study = open_study(config, tmp_path)
-    earlier = study.ask({"method/trainable_blocks": optuna.distributions.IntDistribution(1, 12)})
+def test_a_resumed_sweep_compares_with_trials_of_the_driver_before() -> None:
+    before = study()
+    earlier = before.ask({"method/trainable_blocks": optuna.distributions.IntDistribution(1, 12)})
     earlier.set_user_attr("curve", [[0.9, 1.0, 1.0], [0.95, 2.0, 1.0]])
-    study.tell(earlier, state=optuna.trial.TrialState.PRUNED)
-    scheduler = MoAsha(config, study)
+    before.tell(earlier, state=optuna.trial.TrialState.PRUNED)
+    scheduler = MoAsha(sweep(), before)
     assert decide(scheduler, 1, 1, (0.5, 1.5, 1.5)) == STOP
     assert decide(scheduler, 2, 2, (0.96, 1.9, 1.0)) == CONTINUE

@@ -11,8 +11,10 @@ from optuna.trial import TrialState
 
 from alast_tune.config import SweepConfig, TrialConfig
 from alast_tune.results import TrialResult
+from alast_tune.tune import search as module
 from alast_tune.tune.forecast import Costs
 from alast_tune.tune.resources import Node, Packing
+from alast_tune.tune.sampler import EhviSampler
 from alast_tune.tune.search import StudySearcher
 from alast_tune.tune.trials import enqueue_landmarks, open_study, results
 
@@ -36,7 +38,10 @@ class Recorder:
 
 
 def sweep(**options: Any) -> SweepConfig:
+    """A sweep whose study is a file that only grows and whose draws are by chance: the cheapest there are."""
     values = {
+        "study": "journal",
+        "sampler": "random",
         "trials": 6,
         "trial": {"train": {"epochs": 3}},
         "space": {
@@ -217,17 +222,36 @@ def test_parameters_that_contradict_each_other_fail_and_are_replaced(tmp_path: P
     assert all("above max_budget" in (end.reason or "") for end in observer.ends if end.state == "failed")
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "gp", "random"])
+@pytest.mark.parametrize("sampler", ["ehvi", "tpe", "nsga2", "gp", "random"])
 def test_every_sampler_proposes_and_learns(tmp_path: Path, sampler: str) -> None:
-    search, study, _ = searcher(tmp_path, sweep(sampler=sampler, trials=14))
-    for number in range(14):
+    """Twelve trials: the model-based ones begin with ten by chance."""
+    search, study, _ = searcher(tmp_path, sweep(sampler=sampler, trials=12))
+    for number in range(12):
         suggestion = search.suggest(str(number))
         assert isinstance(suggestion, dict)
         blocks = suggestion["trial"]["method"]["trainable_blocks"]
         search.on_trial_complete(str(number), report(accuracy=blocks / 12, train_flops=float(blocks)))
-    assert len(results(study, sweep())) == 14
+    assert len(results(study, sweep())) == 12
     # The evolutionary one keeps some of a parent's parameters, the model-based ones may go to the bounds.
     assert len({trial.params["method/alpha"] for trial in study.trials}) >= 6
+
+
+@pytest.mark.parametrize(
+    ("limits", "worst"),
+    [
+        ({}, (0.0, 2e12, 2e8)),
+        ({"max_memory": "100MB", "max_flops": 1e12, "min_accuracy": 0.5}, (0.5, 1e12, 1e8)),
+        ({"max_memory": "1GB", "max_flops": 4e12}, (0.0, 2e12, 2e8)),
+    ],
+    ids=["none", "some", "above the reference"],
+)
+def test_beyond_a_limit_or_the_reference_nothing_is_worth_anything(
+    tmp_path: Path, limits: dict[str, Any], worst: tuple[float, ...]
+) -> None:
+    _, study, _ = searcher(tmp_path, sweep(sampler="ehvi", **limits))
+    assert isinstance(study.sampler, EhviSampler)
+    assert (study.sampler._least, *study.sampler._reference_2) == worst
+    assert study.sampler._forecast({"method/trainable_blocks": 3}) == (1e12, 1e8)
 
 
 def test_results_read_back_what_the_study_holds(tmp_path: Path) -> None:
@@ -325,16 +349,21 @@ def test_what_is_foreseen_to_need_too_much_memory_is_never_launched(tmp_path: Pa
     }
 
 
-def test_a_search_ends_when_nothing_is_worth_launching(tmp_path: Path) -> None:
-    config = sweep(max_memory="1MB")
-    study = opened(config, tmp_path)
-    search = StudySearcher(study, config, Recorder(), everywhere(config), forecast)
+def test_a_search_ends_when_nothing_is_worth_launching(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_PATIENCE", 8)
+    search, study, observer = searcher(tmp_path, sweep(max_memory="1MB"))
     assert search.suggest("a") == StudySearcher.FINISHED
-    assert study.best_trials == []
+    assert len(study.trials) == len(observer.ends) == 8
+    assert search.remaining == 6  # of none of them can it be said that it ran
+    assert study.best_trials == observer.starts == []
 
 
-def test_a_space_that_is_used_up_ends_the_search_and_nothing_runs_twice(tmp_path: Path) -> None:
-    config = sweep(trials=20, space={"method/trainable_blocks": {"type": "int", "low": 1, "high": 4}})
+@pytest.mark.parametrize("sampler", ["ehvi", "random"])
+def test_a_space_that_is_used_up_ends_the_search_and_nothing_runs_twice(
+    tmp_path: Path, sampler: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_PATIENCE", 12)
+    config = sweep(sampler=sampler, trials=20, space={"method/trainable_blocks": {"type": "int", "low": 1, "high": 4}})
     search, study, observer = searcher(tmp_path, config)
     blocks = []
     while isinstance(suggestion := search.suggest(str(len(blocks))), dict):

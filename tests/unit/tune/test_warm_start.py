@@ -21,6 +21,8 @@ def sweep(storage: Path, name: str, **options: Any) -> SweepConfig:
     values = {
         "name": name,
         "storage": storage,
+        "study": "journal",
+        "sampler": "random",
         "trials": 6,
         "trial": {"train": {"epochs": 3}},
         "space": {
