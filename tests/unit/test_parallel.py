@@ -1,7 +1,11 @@
 """Two processes that share each batch equal one that has all of it, and hold the same plans."""
 
+import os
+import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -9,51 +13,46 @@ import pytest
 import torch
 
 from alast_tune.config import TrialConfig
-
-WORKER = Path(__file__).with_name("parallel_worker.py")
+from tests.integration.harness import PATIENCE
+from tests.unit import parallel_worker
 
 METHODS: dict[str, dict[str, Any]] = {
     "full": {"name": "full"},
-    "paper": {"name": "alast", "reading": "paper", "alpha": 0.01, "trainable_blocks": 4},
-    "authors": {"name": "alast", "reading": "authors", "alpha": 1e-4, "trainable_blocks": 4},
-    "lora+alast": {"name": "alast", "reading": "fast", "alpha": 0.01, "lora": {"rank": 4}},
+    "paper": {"name": "alast", "reading": "paper", "alpha": 0.01, "trainable_blocks": 3},
+    "authors": {"name": "alast", "reading": "authors", "alpha": 1e-4, "trainable_blocks": 3},
+    "lora+alast": {"name": "alast", "reading": "fast", "alpha": 0.01, "trainable_blocks": 3, "lora": {"rank": 4}},
     "top_k": {"name": "top_k", "count": 2, "probe_steps": 1},
 }
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What one process and each of two came to, with every method."""
+def configs(tiny_trial: Callable[..., TrialConfig]) -> dict[str, TrialConfig]:
+    train = {"epochs": 1, "batch_size": 13, "learning_rate": 1e-2, "optimizer": "sgd"}
+    return {name: tiny_trial(method, **train) for name, method in METHODS.items()}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, configs: dict[str, TrialConfig]) -> Path:
+    """What each of two processes came to, with every method."""
     folder = tmp_path_factory.mktemp("parallel")
-    data = {"train_images": 98}
-    train = {"epochs": 1, "batch_size": 33, "learning_rate": 1e-2, "optimizer": "sgd", "device": "cpu"}
-    files = []
-    for name, method in METHODS.items():
-        files.append(folder / f"{name}.json")
-        config = TrialConfig.model_validate({"data": data, "method": method, "train": train})
-        files[-1].write_text(config.model_dump_json())
-    workers = []
-    for ranks in (1, 2):
-        (folder / str(ranks)).mkdir()
-        workers += [
-            subprocess.Popen([sys.executable, WORKER, folder / str(ranks), str(rank), str(ranks), *files])
-            for rank in range(ranks)
-        ]
+    for name, config in configs.items():
+        (folder / f"{name}.json").write_text(config.model_dump_json())
+    files = [folder / f"{name}.json" for name in configs]
+    command = [sys.executable, parallel_worker.__file__, folder, *files]
+    ranks = subprocess.Popen(command, start_new_session=True)
     try:
-        assert [worker.wait(timeout=600) for worker in workers] == [0] * 3
+        assert ranks.wait(timeout=PATIENCE) == 0
     finally:
-        for worker in workers:  # who waits for a peer that has failed
-            worker.kill()
+        with suppress(ProcessLookupError):
+            os.killpg(ranks.pid, signal.SIGKILL)  # who waits for a peer that has failed
     return folder
 
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.slow
-def test_two_processes_equal_one(folder: Path, method: str) -> None:
-    alone, first, second = (
-        torch.load(folder / f"{rank}.pt", weights_only=True)
-        for rank in (f"1/{method}-0", f"2/{method}-0", f"2/{method}-1")
-    )
+def test_two_processes_equal_one(folder: Path, configs: dict[str, TrialConfig], method: str) -> None:
+    alone = parallel_worker.outcome(configs[method])
+    first, second = (torch.load(folder / f"{method}-{rank}.pt", weights_only=True) for rank in (0, 1))
     assert first["plans"] == second["plans"]
     for name, tensor in first["model"].items():
         assert torch.equal(tensor, second["model"][name]), name
@@ -67,6 +66,6 @@ def test_two_processes_equal_one(folder: Path, method: str) -> None:
     cost = ("train_flops", "exploration_flops", "peak_bytes", "steady_peak_bytes")
     assert [first["report"][name] for name in cost] == [second["report"][name] for name in cost]
     assert [first["report"][name] for name in cost[:2]] == [alone["report"][name] for name in cost[:2]]
-    # The first rank has an image more than the second, 17 of 33: the run's peak is its.
+    # The first rank has an image more than the second, 7 of 13: the run's peak is its.
     assert second["report"]["own_peak_bytes"] < first["report"]["own_peak_bytes"] <= first["report"]["peak_bytes"]
     assert first["report"]["peak_bytes"] < alone["report"]["peak_bytes"]

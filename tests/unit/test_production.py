@@ -1,18 +1,20 @@
 """Training for production: what it leaves in its folder and in MLflow, and that it can be interrupted anywhere."""
 
 import json
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
 import pytest
 import timm
 import torch
+import yaml
 from mlflow.entities import Run as MlflowRun
 
 from alast_tune import checkpoint
 from alast_tune.cli import main
-from alast_tune.config import ModelConfig, PromotedConfig
+from alast_tune.config import ModelConfig, PromotedConfig, TrialConfig
 from alast_tune.data import eval_loader
 from alast_tune.errors import ConfigError
 from alast_tune.evaluate import evaluate
@@ -21,11 +23,17 @@ from alast_tune.production import CONFIG, REPORT, read_config, training
 from alast_tune.results import EpochReport
 from alast_tune.tracking import default_uri
 from alast_tune.train import Run
-from tests.unit.test_train import trial
+from tests.unit.tiny import MODEL
+
+PromotedTrial = Callable[..., PromotedConfig]
 
 
-def config(**train: object) -> PromotedConfig:
-    return PromotedConfig.model_validate(trial(**{"epochs": 2} | train).model_dump())
+@pytest.fixture(scope="module")
+def config(tiny_trial: Callable[..., TrialConfig]) -> PromotedTrial:
+    def make(**train: object) -> PromotedConfig:
+        return PromotedConfig.model_validate(tiny_trial(**train).model_dump())
+
+    return make
 
 
 def train(folder: Path, what: PromotedConfig, stop_after: int | None = None) -> list[str]:
@@ -50,14 +58,15 @@ def run_of(folder: Path) -> tuple[mlflow.MlflowClient, MlflowRun]:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def whole(tmp_path_factory: pytest.TempPathFactory, empty_mlflow: Path, config: PromotedTrial) -> Path:
     """The folder of a training that nothing has interrupted."""
-    folder = tmp_path_factory.mktemp("storage") / "whole"
-    assert train(folder, config()) == []
-    return folder
+    storage = tmp_path_factory.mktemp("storage")
+    shutil.copy(empty_mlflow, storage / "mlflow.db")
+    assert train(storage / "whole", config()) == []
+    return storage / "whole"
 
 
-def test_timm_alone_loads_what_training_leaves(whole: Path) -> None:
+def test_timm_alone_loads_what_training_leaves(whole: Path, config: PromotedTrial) -> None:
     run = Run(config().trial)
     run.load(whole)
     images, _ = next(iter(run._loader(0)))
@@ -65,7 +74,7 @@ def test_timm_alone_loads_what_training_leaves(whole: Path) -> None:
     card = json.loads((whole / checkpoint.MODEL_CARD).read_text())
     models = {
         "last.safetensors": timm.create_model(
-            card["architecture"], checkpoint_path=whole / "last.safetensors", num_classes=10, **card["model_args"]
+            card["architecture"], checkpoint_path=whole / "last.safetensors", num_classes=2, **card["model_args"]
         )
     }
     if run.best == run.report:
@@ -73,7 +82,7 @@ def test_timm_alone_loads_what_training_leaves(whole: Path) -> None:
     for model in models.values():
         with torch.no_grad():
             assert torch.equal(model.eval()(images), run.model(images))
-    assert card["label_names"] == [str(digit) for digit in range(10)]
+    assert card["label_names"] == ["dark", "light"]
     assert card["pretrained_cfg"]["mean"] == list(input_spec(run.model).mean)
 
 
@@ -97,18 +106,7 @@ def test_every_model_is_built_by_timm_s_own_name(name: str, tmp_path: Path) -> N
     assert folder.pretrained_cfg["crop_mode"] == "squash"  # timm's transforms then do as evaluation does
 
 
-def test_adapters_are_merged_in_what_leaves_the_folder(tmp_path: Path) -> None:
-    what = PromotedConfig.model_validate(trial({"name": "lora", "rank": 2}, epochs=1).model_dump())
-    train(tmp_path / "lora", what)
-    run = Run(what.trial)
-    run.load(tmp_path / "lora")
-    images, _ = next(iter(run._loader(0)))
-    model = timm.create_model(f"local-dir:{tmp_path / 'lora'}", pretrained=True).eval()
-    with torch.no_grad():
-        assert torch.equal(model(images), run.method.export().eval()(images))
-
-
-def test_the_test_images_are_asked_about_the_best_weights(whole: Path) -> None:
+def test_the_test_images_are_asked_about_the_best_weights(whole: Path, config: PromotedTrial) -> None:
     report = json.loads((whole / REPORT).read_text())
     run = Run(config().trial)
     model = timm.create_model(f"local-dir:{whole}", pretrained=True)
@@ -131,7 +129,9 @@ def test_mlflow_has_params_epochs_outcome_and_files(whole: Path) -> None:
     assert files == {CONFIG, REPORT, "steps.csv", "config.json"}
 
 
-def test_an_interrupted_training_ends_up_the_same_bit_for_bit_in_one_mlflow_run(whole: Path) -> None:
+def test_an_interrupted_training_ends_up_the_same_bit_for_bit_in_one_mlflow_run(
+    whole: Path, config: PromotedTrial
+) -> None:
     folder = whole.parent / "interrupted"
     with pytest.raises(KeyboardInterrupt):
         train(folder, config(), stop_after=1)
@@ -148,7 +148,7 @@ def test_an_interrupted_training_ends_up_the_same_bit_for_bit_in_one_mlflow_run(
     assert [point.step for point in client.get_metric_history(run.info.run_id, "accuracy")] == [1, 2]
 
 
-def test_an_epoch_that_was_saved_but_not_logged_is_logged_afterwards(whole: Path) -> None:
+def test_an_epoch_that_was_saved_but_not_logged_is_logged_afterwards(whole: Path, config: PromotedTrial) -> None:
     folder = whole.parent / "unlogged"
     with pytest.raises(KeyboardInterrupt):
         train(folder, config(), stop_after=1)
@@ -162,7 +162,7 @@ def test_an_epoch_that_was_saved_but_not_logged_is_logged_afterwards(whole: Path
     assert [point.step for point in client.get_metric_history(run.info.run_id, "accuracy")] == [1, 2], uri
 
 
-def test_a_folder_belongs_to_one_configuration_and_one_process(whole: Path) -> None:
+def test_a_folder_belongs_to_one_configuration_and_one_process(whole: Path, config: PromotedTrial) -> None:
     before = {path.name: path.read_bytes() for path in whole.iterdir()}
     with pytest.raises(ConfigError, match=r"^output = .*: belongs to a training with other settings"):
         train(whole, config(epochs=3))
@@ -176,18 +176,24 @@ def test_a_folder_belongs_to_one_configuration_and_one_process(whole: Path) -> N
 
 
 def test_the_command_takes_settings_over_those_of_the_file(
-    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    storage: Path, two_classes: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", default_uri(whole.parent))  # which is set up already
-    file, output = tmp_path / "mine.yaml", tmp_path / "out"
-    file.write_text("data: {train_images: 64}\nmethod: {name: full}\ntrain: {epochs: 2, batch_size: 32, device: cpu}\n")
-    overrides = ["--epochs", "1", "--train.learning_rate=5e-4", "--train.batch-size", "700", "--all-data"]
+    file, output = storage / "mine.yaml", storage / "out"
+    settings = {
+        "data": {"dataset": "folder", "root": str(two_classes)},
+        "model": MODEL,
+        "method": {"name": "full"},
+        "train": {"epochs": 2, "batch_size": 8, "device": "cpu"},
+    }
+    file.write_text(yaml.safe_dump(settings))
+    overrides = ["--epochs", "1", "--train.learning_rate=5e-4", "--train.batch-size", "24", "--all-data"]
     main(["train", "--config", str(file), "-o", str(output), *overrides])
     shown = capsys.readouterr()
     lines = shown.out.splitlines()
     assert lines[0].startswith("epoch 1/1 accuracy ") and " (of images it trains on) " in lines[0]
-    assert lines[1].startswith(f"model: {output / 'model.safetensors'} (epoch 1, test accuracy 0.")
+    accuracy = json.loads((output / REPORT).read_text())["test_accuracy"]
+    assert lines[1] == f"model: {output / 'model.safetensors'} (epoch 1, test accuracy {accuracy:.4f})"
     assert len(lines) == 2 and shown.err == ""  # no name, so that nothing is registered
     written = read_config(output / CONFIG)
     assert (written.train.epochs, written.train.learning_rate, written.data.all_data) == (1, 5e-4, True)
-    assert len((output / "steps.csv").read_text().splitlines()) == 1 + 2  # 1437 images, by 700
+    assert len((output / "steps.csv").read_text().splitlines()) == 1 + 2  # 48 images, by 24

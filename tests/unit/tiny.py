@@ -5,10 +5,10 @@ from typing import Any
 
 from alast_tune.config import TrialConfig
 
-MODEL: dict[str, Any] = {"name": "test_vit", "pretrained": False, "image_size": 128}
-"""One of timm's own: six blocks of width 64 and two heads, here with 64 patches and a class token."""
+MODEL: dict[str, Any] = {"name": "test_vit", "pretrained": False, "image_size": 64}
+"""One of timm's own: six blocks of width 64 and two heads, here with 16 patches and a class token."""
 
-DEPTH, TOKENS, STEPS = 6, 65, 4
+DEPTH, TOKENS, STEPS = 6, 17, 4
 """Blocks, tokens of an image, and steps of an epoch: 32 pictures by eights."""
 
 ALAST: dict[str, Any] = {"name": "alast", "alpha": 0.5, "trainable_blocks": 3, "target_budget": 0.4}
