@@ -1,26 +1,47 @@
 """A sweep whose state outlives its machines: on object storage, with everything else killed and gone."""
 
 import shutil
+import signal
+import sqlite3
 import subprocess
 import sys
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import mlflow
 import psutil
 import psycopg
 import pytest
+from optuna.storages import RDBStorage
+from sqlalchemy.exc import SQLAlchemyError
 
+from alast_tune.cli import main
 from alast_tune.config import stored_sweep
+from alast_tune.errors import StorageError
 from alast_tune.results import FrontFile
 from alast_tune.storage import CHECKPOINTS, copy_of, listing
-from alast_tune.tune.trials import open_study
+from alast_tune.tune.outage import storage_said
+from alast_tune.tune.search import StudySearcher
+from alast_tune.tune.trials import _database, open_study
 from tests.integration.harness import PATIENCE, Pareto, free_port, kill, mlflow_server, wait_for
 from tests.integration.postgres import PASSWORD, postgres_server
-from tests.integration.test_sweep import trial_states
+
+if TYPE_CHECKING:
+    from ray.cluster_utils import Cluster
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, empty_mlflow: Path) -> Iterator[str]:
+    """A tracking server: what a sweep in object storage needs."""
+    folder = tmp_path_factory.mktemp("server")
+    shutil.copy(empty_mlflow, folder / "m.db")
+    options = ("--backend-store-uri", f"sqlite:///{folder}/m.db", "--artifacts-destination", str(folder / "artifacts"))
+    with mlflow_server(*options) as address:
+        yield address
 
 
 @contextmanager
@@ -63,20 +84,29 @@ def kill_all(process: subprocess.Popen[str]) -> None:
     psutil.wait_procs(cluster, timeout=30)
 
 
+def trial_states(folder: Path) -> list[str]:
+    """Read every trial's state from the study's file, as another program would."""
+    if not (folder / "study.db").exists():
+        return []
+    with sqlite3.connect(f"file:{folder / 'study.db'}?mode=ro", uri=True) as connection:
+        try:
+            return [state for (state,) in connection.execute("select state from trials order by number")]
+        except sqlite3.OperationalError:  # being created
+            return []
+
+
 @pytest.mark.slow
 def test_a_sweep_goes_on_after_its_cluster_and_its_disk_are_gone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: str, pareto: Pareto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    script = Pareto(tmp_path)
-    script.storage = Path("s3://bucket/sweeps")  # as pathlib writes it, with one slash less
-    command = ("--preset", script.preset(trials=4, epochs=3), "--name", "moved", "--go-on")
-    store = ("--backend-store-uri", f"sqlite:///{tmp_path / 'm.db'}", "--artifacts-destination", str(tmp_path / "a"))
-    with object_storage("bucket") as variables, mlflow_server(*store) as server:
+    pareto.storage = Path("s3://bucket/sweeps")  # as pathlib writes it, with one slash less
+    command = ("--preset", pareto.preset(trials=4, epochs=3), "--name", "moved", "--go-on")
+    with object_storage("bucket") as variables:
         for name, value in (variables | {"MLFLOW_TRACKING_URI": server}).items():
             monkeypatch.setenv(name, value)
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "first"))
         first = copy_of("s3://bucket/sweeps/moved")
-        process = script.start(*command)
+        process = pareto.start(*command)
         # One trial has ended, and the next has left a checkpoint.
         wait_for(lambda: Counter(trial_states(first)) >= Counter(["COMPLETE", "RUNNING"]), process)
         (driver,) = [entry.base_name for entry in listing(first / CHECKPOINTS)]
@@ -86,7 +116,7 @@ def test_a_sweep_goes_on_after_its_cluster_and_its_disk_are_gone(
         shutil.rmtree(tmp_path / "first")
 
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "second"))
-        out = script.run(*command)
+        out = pareto.run(*command)
         second = copy_of("s3://bucket/sweeps/moved")
         assert (
             "its last driver" in out and "4/4 finished" in out and "front: s3://bucket/sweeps/moved/front.json" in out
@@ -102,30 +132,47 @@ def test_a_sweep_goes_on_after_its_cluster_and_its_disk_are_gone(
         epochs = [len(client.get_metric_history(run.info.run_id, "accuracy")) for run in trials]
         assert epochs == [3] * 4  # each epoch once: the interrupted trial went on from its checkpoint
 
-        shown = subprocess.run(
-            [sys.executable, "-m", "alast_tune.cli", "promote", "s3://bucket/sweeps/moved", "-o", "best.yaml"],
-            cwd=tmp_path, capture_output=True, text=True, check=True,
-        )  # fmt: skip
-        assert "registered: models:/moved@champion" in shown.stdout
+        main(["promote", "s3://bucket/sweeps/moved", "-o", str(tmp_path / "best.yaml")])
+        assert "registered: models:/moved@champion" in capsys.readouterr().out
 
 
-@pytest.mark.slow
-def test_object_storage_that_goes_away_ends_the_sweep_in_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("error", "words", "mend"),
+    [
+        (OSError(28, "No space left on device"), "No space left on device", "make room"),
+        # As a worker's error comes from Tune: in another's text.
+        (RuntimeError("task failed: RuntimeError: PytorchStreamWriter failed writing"), None, "make room"),
+        (RuntimeError("x AWS Error NETWORK_CONNECTION during PutObject operation: curlCode: 7"),
+         "AWS Error NETWORK_CONNECTION during PutObject", "once it is back"),
+    ],
+)  # fmt: skip
+def test_storage_that_cannot_be_written_to_is_told_from_a_failing_trial(
+    error: Exception, words: str | None, mend: str, tmp_path: Path
 ) -> None:
-    script = Pareto(tmp_path)
-    script.storage = Path("s3://bucket/sweeps")
+    with pytest.raises(StorageError) as told, storage_said(tmp_path / "pets"):
+        raise error
+    assert str(told.value) == (
+        f"storage {tmp_path}/pets: {words or 'PytorchStreamWriter failed'}; nothing finished is lost: {mend}, "
+        "then go on with --resume pets"
+    )
+    with pytest.raises(RuntimeError, match="its own"), storage_said(tmp_path):
+        raise RuntimeError("its own")
+
+
+@pytest.mark.nightly  # by day: the words (above), the driver's own writes (test_hold.py), a database (below)
+def test_object_storage_that_goes_away_ends_the_sweep_in_one_line(
+    server: str, pareto: Pareto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pareto.storage = Path("s3://bucket/sweeps")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "copies"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
     copy = copy_of("s3://bucket/sweeps/away")
-    store = ("--backend-store-uri", f"sqlite:///{tmp_path / 'm.db'}", "--artifacts-destination", str(tmp_path / "a"))
-    with mlflow_server(*store) as server:
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
-        with object_storage("bucket") as variables:
-            for name, value in variables.items():
-                monkeypatch.setenv(name, value)
-            process = script.start("--preset", script.preset(trials=8, epochs=3), "--name", "away")
-            wait_for(lambda: "RUNNING" in trial_states(copy), process)
-        out, _ = process.communicate(timeout=PATIENCE)
+    with object_storage("bucket") as variables:
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        process = pareto.start("--preset", pareto.preset(trials=8, epochs=3), "--name", "away")
+        wait_for(lambda: "RUNNING" in trial_states(copy), process)
+    out, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 4, out
     line = out.strip().splitlines()[-1]
     assert line.startswith("error: storage s3://bucket/sweeps/away: "), line
@@ -133,56 +180,71 @@ def test_object_storage_that_goes_away_ends_the_sweep_in_one_line(
     assert "FAIL" not in trial_states(copy)
 
 
+@pytest.fixture
+def database_here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let this process's sweeps into the database, and close what Optuna would leave to the collector."""
+    opened: list[RDBStorage] = []
+
+    def open_and_note(url: str) -> RDBStorage:
+        storage = _database(url)
+        assert isinstance(storage, RDBStorage)
+        opened.append(storage)
+        return storage
+
+    monkeypatch.setattr("alast_tune.tune.trials._database", open_and_note)
+    monkeypatch.setenv("PGPASSWORD", PASSWORD)
+    yield
+    for storage in opened:
+        with suppress(SQLAlchemyError):
+            storage.remove_session()
+        storage.engine.dispose()
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("ray_here", "database_here")
 def test_a_database_that_goes_away_ends_the_sweep_in_one_line(pareto: Pareto, monkeypatch: pytest.MonkeyPatch) -> None:
-    with postgres_server("studies") as url:
-        monkeypatch.setenv("PGPASSWORD", PASSWORD)
-        command = ("--preset", pareto.preset(trials=8, epochs=3), "--name", "gone")
-        process = pareto.start(*command, "--study", url)
-        wait_for(lambda: any(pareto.storage.glob("gone/tune/*/*/checkpoint_*")), process)
-    out, _ = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 4, out
+    with ExitStack() as server:
+        url = server.enter_context(postgres_server("studies"))
+        hear = StudySearcher.on_trial_result
+
+        def end_and_hear(*arguments: Any, **options: Any) -> None:
+            server.close()
+            hear(*arguments, **options)
+
+        monkeypatch.setattr(StudySearcher, "on_trial_result", end_and_hear)
+        command = ("--preset", pareto.preset(trials=2, epochs=2), "--name", "gone")
+        out = pareto.here(*command, "--study", url, expect=4)
     line = out.strip().splitlines()[-1]
     assert line.startswith(f"error: storage {pareto.storage / 'gone'}: the study's database fails ("), line
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("study", ["journal", "postgresql"])
-def test_a_killed_sweep_goes_on_wherever_its_study_is(
-    study: str, pareto: Pareto, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if study == "postgresql":
-        with postgres_server("studies") as url:
-            monkeypatch.setenv("PGPASSWORD", PASSWORD)
-            _killed_and_resumed(url, pareto)
-            return
-    _killed_and_resumed("journal", pareto)
-    assert not (pareto.storage / "elsewhere" / "study.db").exists()
-
-
-def _killed_and_resumed(study: str, pareto: Pareto) -> None:
+@pytest.mark.usefixtures("database_here")
+def test_a_killed_sweep_goes_on_with_its_study_in_a_database(ray_here: "Cluster", pareto: Pareto) -> None:
     folder = pareto.storage / "elsewhere"
-
-    def states() -> list[str]:
-        if not (folder / "sweep.json").exists():
-            return []
-        if study == "journal":
-            return [trial.state.name for trial in open_study(stored_sweep(folder), folder).get_trials(deepcopy=False)]
-        with psycopg.connect(study, password=PASSWORD) as connection:
-            return [state for (state,) in connection.execute("select state from trials order by number")]
-
-    command = ("--preset", pareto.preset(trials=4), "--name", "elsewhere", "--study", study)
-    process = pareto.start(*command)
-    wait_for(lambda: "COMPLETE" in states(), process)
-    kill(process)
-    ended = states().count("COMPLETE")
-    out = pareto.run("--resume", "elsewhere")
-    assert states() == ["COMPLETE"] * 4
-    assert out.count(" complete | ") == 4 - ended, out  # nothing that had ended ran again
-    assert FrontFile.read(folder / "front.json").trials.complete == 4
-    again = pareto.run(*command, expect=2)
-    assert "error: name = elsewhere: already exists; go on with --resume elsewhere" in again
-    if study != "journal":  # another storage, whose sweep of this name would have the same study
-        (folder / "sweep.json").unlink()
-        taken = pareto.run(*command, expect=2)
+    with postgres_server("studies") as url:
+        command = ("--preset", pareto.preset(trials=3), "--name", "elsewhere", "--study", url)
+        pareto.run(*command, expect=-signal.SIGKILL, RAY_ADDRESS=ray_here.address, ALAST_FAILPOINT="after-tell:2")
+        with psycopg.connect(url, password=PASSWORD) as connection:
+            states = [state for (state,) in connection.execute("select state from trials order by number")]
+        assert states == ["COMPLETE"] * 2
+        out = pareto.here("--resume", "elsewhere")
+        assert out.count(" complete | ") == 1, out  # nothing that had ended ran again
+        assert FrontFile.read(folder / "front.json").trials.complete == 3
+        again = pareto.here(*command, expect=2)
+        assert "error: name = elsewhere: already exists; go on with --resume elsewhere" in again
+        (folder / "sweep.json").unlink()  # another storage, whose sweep of this name would have the same study
+        taken = pareto.here(*command, expect=2)
         assert "error: name = elsewhere: the database has a study" in taken
+
+
+@pytest.mark.slow
+def test_a_sweep_goes_on_with_its_study_in_a_file_that_only_grows(ray_here: "Cluster", pareto: Pareto) -> None:
+    folder = pareto.storage / "grows"
+    pareto.here("--preset", pareto.preset(trials=2, epochs=1), "--name", "grows", "--study", "journal")
+    out = pareto.here("--resume", "grows", "--trials", "3")
+    assert out.count(" complete | ") == 1, out  # nothing that had ended ran again
+    study = open_study(stored_sweep(folder), folder)
+    assert [trial.state.name for trial in study.get_trials(deepcopy=False)] == ["COMPLETE"] * 3
+    assert FrontFile.read(folder / "front.json").trials.complete == 3
+    assert (folder / "study.jsonl").exists() and not (folder / "study.db").exists()
