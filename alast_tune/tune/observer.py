@@ -94,6 +94,9 @@ class SweepObserver:
 class TuneEvents(tune.Callback):
     """What only Tune's callbacks hear: why a trial failed, and the pulse of its loop."""
 
+    clock = staticmethod(time.monotonic)
+    """Seconds, by which a trial hangs."""
+
     def __init__(self, sweep: SweepConfig, observer: SweepObserver, stop: Stop) -> None:
         self._timeout = sweep.epoch_timeout
         self._observer = observer
@@ -106,7 +109,7 @@ class TuneEvents(tune.Callback):
         self._stop.check()
         self._observer.pulse()
         if self._timeout is not None:
-            now = time.monotonic()
+            now = self.clock()
             for trial in trials:
                 if (
                     trial.status == TuneTrial.RUNNING
@@ -124,13 +127,13 @@ class TuneEvents(tune.Callback):
 
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         """It has a worker, from now on."""
-        self._heard[trial.trial_id] = time.monotonic()
+        self._heard[trial.trial_id] = self.clock()
 
     def on_trial_result(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, Any], **info: Any
     ) -> None:
         """It is alive, and where."""
-        self._heard[trial.trial_id] = time.monotonic()
+        self._heard[trial.trial_id] = self.clock()
         if "node" in result:
             self._observer.moved(trial.config["number"], result["node"])
 

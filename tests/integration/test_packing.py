@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,37 +14,38 @@ from ray.tune.search import Searcher
 
 from alast_tune.config import SweepConfig
 from alast_tune.tune.resources import CARD_LABEL, Packing, Request, cluster_nodes, placement, task_options
+from tests.integration.harness import PATIENCE, added
 
 GIB = 2**30
 CARDS = {"small": 16 * GIB, "big": 64 * GIB}
-PEAKS = [peak * GIB for peak in (2, 6, 2, 40, 3, 6, 2, 2, 20, 2, 6, 3, 2, 2, 6, 2)]
-SECONDS = 3.0
-
-
-def add_node(cluster: Cluster, card: str) -> None:
-    cluster.add_node(num_cpus=8, num_gpus=1, labels={CARD_LABEL: f"{CARDS[card] // GIB}"})
+TOGETHER = [2 * GIB, 6 * GIB, 40 * GIB]
+"""Predicted peaks of trials that have room at a time: the first two on the small card."""
+PEAKS = [*TOGETHER, 30 * GIB]
+"""The last one has no room beside the third, and is too large for the small card."""
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-    for name in CARDS:
-        add_node(cluster, name)
-    ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
-    yield cluster
-    ray.shutdown()
-    cluster.shutdown()
+def cards(ray_here: Cluster) -> Iterator[dict[str, Any]]:
+    """The shared Ray with two nodes more, each with a pretended card."""
+    with (
+        added(ray_here, num_cpus=2, num_gpus=1, labels={CARD_LABEL: "16"}) as small,
+        added(ray_here, num_cpus=2, num_gpus=1, labels={CARD_LABEL: "64"}) as big,
+    ):
+        yield {"small": small, "big": big}
 
 
 class Sleeper(tune.Trainable):
-    """A trial that only takes its time; its worker is used again."""
+    """A trial that stays until those that can be there with it have come."""
 
     def setup(self, config: dict[str, Any]) -> None:
         self._config = config
 
     def step(self) -> dict[str, Any]:
-        started = time.time()
-        time.sleep(SECONDS)
+        started, folder, peak = time.time(), Path(self._config["folder"]), self._config["peak"]
+        (folder / str(peak)).touch()
+        while peak in TOGETHER and not all((folder / str(other)).exists() for other in TOGETHER):
+            assert time.time() - started < PATIENCE
+            time.sleep(0.05)
         node = ray.get_runtime_context().get_node_id()
         return {"started": started, "ended": time.time(), "node": node, "done": True}
 
@@ -59,9 +59,10 @@ class Sleeper(tune.Trainable):
 class Queue(Searcher):
     """Hands trials out as long as there is room."""
 
-    def __init__(self, packing: Packing) -> None:
+    def __init__(self, packing: Packing, folder: Path) -> None:
         super().__init__()
         self._packing = packing
+        self._folder = str(folder)
         self._peaks = list(PEAKS)
         self._out: dict[str, Request] = {}
 
@@ -75,7 +76,7 @@ class Queue(Searcher):
             return None
         peak = self._peaks.pop(0)
         self._out[trial_id] = self._packing.place(peak)
-        return {"peak": peak, "resources": self._out[trial_id]}
+        return {"peak": peak, "folder": self._folder, "resources": self._out[trial_id]}
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
         self._packing.release(self._out.pop(trial_id))
@@ -86,82 +87,43 @@ class Queue(Searcher):
     def restore(self, checkpoint_path: str) -> None: ...
 
 
-@dataclass
-class Stay:
-    """A trial's time on a card."""
-
-    card: str
-    peak: int
-    share: float
-    started: float
-    ended: float
-
-
 def sweep_of(**options: Any) -> SweepConfig:
     space = {"method/alpha": {"type": "float", "low": 0.1, "high": 1.0}}
     return SweepConfig.model_validate({"space": space} | options)
 
 
-def run(folder: Path, **options: Any) -> list[Stay]:
-    sweep = sweep_of(**options)
-    nodes = cluster_nodes(sweep)
-    names = {node.id: name for node in nodes for name, size in CARDS.items() if node.card_bytes == size}
+@pytest.mark.slow
+def test_trials_share_cards_and_wait_for_one_that_is_taken(
+    cards: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How much of a card a trial takes is in tests/unit/tune/test_resources.py; here Ray keeps to it."""
+    monkeypatch.setenv("TUNE_MAX_PENDING_TRIALS_PG", str(len(PEAKS)))  # as a sweep does
+    sweep = sweep_of()
     grid = tune.Tuner(
         tune.with_resources(Sleeper, placement),
-        tune_config=TuneConfig(search_alg=Queue(Packing(sweep, nodes)), num_samples=len(PEAKS), reuse_actors=True),
-        run_config=RunConfig(name="t", storage_path=str(folder), verbose=0),
+        tune_config=TuneConfig(
+            search_alg=Queue(Packing(sweep, cluster_nodes(sweep)), tmp_path),
+            num_samples=len(PEAKS),
+            reuse_actors=True,
+        ),
+        run_config=RunConfig(name="t", storage_path=str(tmp_path / "tune"), verbose=0),
     ).fit()
-    return [
-        Stay(
-            names[result.metrics["node"]],
-            result.config["peak"],
-            result.config["resources"]["gpu"],
-            result.metrics["started"],
-            result.metrics["ended"],
-        )
-        for result in grid
-    ]
-
-
-def at_a_time(stays: list[Stay]) -> list[list[Stay]]:
-    """Those that are on a card together, whenever one more arrives."""
-    return [[other for other in stays if other.started <= stay.started < other.ended] for stay in stays]
+    assert grid.num_errors == 0
+    found = {result.config["peak"] // GIB: result for result in grid}
+    small, big = (cards[name].node_id for name in CARDS)
+    assert {peak: result.metrics["node"] for peak, result in found.items()} == {2: small, 6: small, 40: big, 30: big}
+    assert found[2].config["resources"]["gpu"] + found[6].config["resources"]["gpu"] <= 1
+    assert found[30].metrics["started"] >= found[40].metrics["ended"]
 
 
 @pytest.mark.slow
-def test_trials_share_cards_and_never_take_more_than_there_is(
-    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TUNE_MAX_PENDING_TRIALS_PG", str(len(PEAKS)))  # as a sweep does
-    alone, packed = run(tmp_path / "alone", gpus_per_trial=1), run(tmp_path / "packed")
-    assert sorted(stay.peak for stay in packed) == sorted(PEAKS)
-    for card, size in CARDS.items():
-        for together in at_a_time([stay for stay in packed if stay.card == card]):
-            assert sum(stay.peak for stay in together) <= size
-            assert sum(stay.share for stay in together) <= 1
-    assert {stay.card for stay in packed if stay.peak > CARDS["small"]} == {"big"}
-    assert {stay.card for stay in packed} == set(CARDS)
-    most = {name: max(map(len, at_a_time(stays))) for name, stays in (("alone", alone), ("packed", packed))}
-    print(f"\n{len(PEAKS)} trials of {SECONDS:g} s, at a time at most {most}")
-    print(f"one a card {seconds(alone):.1f} s, packed {seconds(packed):.1f} s")
-    assert most["alone"] == 2 < most["packed"]
-
-
-@pytest.mark.slow
-def test_a_node_that_comes_later_takes_the_place_of_a_lost_one(cluster: Cluster) -> None:
+def test_a_node_that_comes_later_takes_the_place_of_a_lost_one(ray_here: Cluster) -> None:
     """As on spot machines: nobody has told the driver of it."""
     sweep = sweep_of()
-    packing = Packing(sweep, cluster_nodes(sweep))
     where = ray.remote(lambda: ray.get_runtime_context().get_node_id())
-    request = packing.place(40 * GIB)
-    before = ray.get(where.options(**task_options(request)).remote(), timeout=60)
-    (lost,) = [node for node in cluster.worker_nodes if node.node_id == before]
-    cluster.remove_node(lost, allow_graceful=False)
-    add_node(cluster, "big")
-    after = ray.get(where.options(**task_options(request)).remote(), timeout=60)
-    assert after != before and after in {node.node_id for node in cluster.worker_nodes}
-
-
-def seconds(stays: list[Stay]) -> float:
-    """From the first trial's start to the last one's end."""
-    return max(stay.ended for stay in stays) - min(stay.started for stay in stays)
+    card = {"num_cpus": 1, "num_gpus": 1, "labels": {CARD_LABEL: "80"}}
+    with added(ray_here, **card) as lost:
+        request = Packing(sweep, cluster_nodes(sweep)).place(70 * GIB)
+        assert ray.get(where.options(**task_options(request)).remote(), timeout=PATIENCE) == lost.node_id
+    with added(ray_here, **card) as later:
+        assert ray.get(where.options(**task_options(request)).remote(), timeout=PATIENCE) == later.node_id

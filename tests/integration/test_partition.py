@@ -7,13 +7,16 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import pytest
 import ray
+from mlflow.entities import Run
 
 from alast_tune.config import SweepConfig
 from alast_tune.results import FrontFile
@@ -23,7 +26,6 @@ from alast_tune.tune.study import run_sweep
 from alast_tune.tune.trainable import AlastTrainable, member_accuracy
 from tests.integration.harness import PATIENCE, RAY, free_port, mlflow_server, terminate
 from tests.integration.network import HERE, Machine, network
-from tests.integration.test_cluster import logged_epochs, trial_runs
 from tests.integration.test_sweep import trial_states
 
 EPOCHS = 4
@@ -76,6 +78,24 @@ class Slow(AlastTrainable):
         return Path(self._storage.experiment_fs_path, name)
 
 
+def trial_runs(address: str) -> dict[int, Run]:
+    """The runs of a sweep's trials that a store has, by number; each trial has one."""
+    client = mlflow.MlflowClient(address)
+    experiment = client.get_experiment_by_name("alast-tune")
+    if experiment is None:
+        return {}
+    runs = client.search_runs([experiment.experiment_id], "tags.`alast.kind` = 'trial'")
+    numbers = [int(run.data.tags["alast.trial"]) for run in runs]
+    assert len(set(numbers)) == len(numbers)
+    return dict(zip(numbers, runs, strict=True))
+
+
+def logged_epochs(address: str, run: Run) -> Counter[int]:
+    """How often each epoch of a trial was logged."""
+    history = mlflow.MlflowClient(address).get_metric_history(run.info.run_id, "accuracy")
+    return Counter(point.step for point in history)
+
+
 def until(condition: Callable[[], bool]) -> None:
     """Wait until something is true."""
     end = time.monotonic() + PATIENCE
@@ -115,7 +135,7 @@ def listens(address: str, port: int) -> bool:
         return probe.connect_ex((address, port)) == 0
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_parted_worker_that_writes_on_harms_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The link is cut while a checkpoint is written; that comes to its end when another worker has ended the trial."""
     folder = tmp_path / "sweep"

@@ -1,7 +1,8 @@
 """The Slurm job on this machine as its one node: a pretended srun really runs what it is given.
 
 `ray symmetric-run` ends with `ray stop`, which ends every Ray that it sees: it runs in a process namespace of its own,
-and the test skips where there may be none.
+and the test skips where there may be none. What the job's script asks of Slurm and of Ray, and how it ends, is checked
+without either in tests/unit/test_clusters.py (test_slurm_job_runs_one_ray_over_its_nodes).
 """
 
 import os
@@ -34,7 +35,7 @@ def may_be_alone() -> bool:
         return False
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.skipif(not may_be_alone(), reason="no process namespace of its own for `ray stop`")
 def test_slurm_job_runs_a_sweep_to_its_end(pareto: Pareto, tmp_path: Path) -> None:
     programs = tmp_path / "bin"

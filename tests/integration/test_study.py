@@ -1,5 +1,6 @@
 """What a sweep rests on: its reference point, signals, which checkpoint is the newest."""
 
+import os
 import signal
 from pathlib import Path
 
@@ -20,6 +21,16 @@ def sweep(storage: Path) -> SweepConfig:
             "space": {"method/trainable_blocks": {"type": "int", "low": 1, "high": 12}},
         }
     )
+
+
+OTHER = "driver-00/0004/checkpoint_000000"
+
+
+def write_checkpoint(folder: Path, name: str, age: int) -> None:
+    file = folder / "tune" / name / "state.pt"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.touch()
+    os.utime(file, (1e9 + age, 1e9 + age))
 
 
 def test_reference_point_is_somewhat_above_full_fine_tuning(tmp_path: Path) -> None:
@@ -43,14 +54,20 @@ def test_a_signal_stops_at_the_next_pulse_and_a_second_one_at_once() -> None:
 
 
 def test_checkpoints_are_listed_newest_first_over_all_drivers_whenever_they_were_written(tmp_path: Path) -> None:
-    import os
-
-    for age, folder in enumerate(("driver-01/0003/checkpoint_000000", "driver-00/0003/checkpoint_000001", "driver-00/0004/checkpoint_000000")):  # fmt: skip  # noqa: E501
-        file = tmp_path / "tune" / folder / "state.pt"
-        file.parent.mkdir(parents=True)
-        file.touch()
-        os.utime(file, (1e9 + age, 1e9 + age))
+    for age, folder in enumerate(("driver-01/0003/checkpoint_000000", "driver-00/0003/checkpoint_000001", OTHER)):
+        write_checkpoint(tmp_path, folder, age)
     assert [Path(place).parts[-3:] for place in checkpoints(tmp_path, 3)] == [
         ("driver-01", "0003", "checkpoint_000000"),
         ("driver-00", "0003", "checkpoint_000001"),
     ]
+
+
+def test_what_a_worker_parted_from_its_sweep_writes_late_is_not_the_newest(tmp_path: Path) -> None:
+    """Without a network between them; with one in test_partition."""
+    trial = "driver-00/0003"
+    for age, epoch in enumerate((0, 1, 9, 10, 9)):  # ended by another worker, then the parted one saves the tenth epoch
+        write_checkpoint(tmp_path, f"{trial}/checkpoint_{epoch:06d}", age)
+    (tmp_path / "tune" / trial / "checkpoint_000011").mkdir()  # and has begun on another that it will not end
+    (tmp_path / "tune" / trial / "checkpoint_000011" / "state.pt.tmp").touch()
+    newest = [Path(place).name for place in checkpoints(tmp_path, 3)]
+    assert newest == [f"checkpoint_{epoch:06d}" for epoch in (10, 9, 1, 0)]
