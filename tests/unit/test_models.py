@@ -226,7 +226,7 @@ class TestSuitableModel:
             ("deit_tiny_patch16_224", 64),
             ("deit3_small_patch16_224", 64),
             ("vit_tiny_patch16_224.augreg_in21k", 32),
-            ("vit_medium_patch32_clip_224", 32),
+            ("vit_xsmall_patch16_clip_224", 32),
         ],
     )
     def test_is_timms_own(self, name, size):
