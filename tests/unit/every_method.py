@@ -1,6 +1,14 @@
-"""Every method with settings drawn at random, for tests that must hold for all of them."""
+"""Every method with settings in which any two values of its options meet, for tests that must hold for all of them.
+
+A table that covers pairs finds what any two options do to each other, in a dozen rows; hundreds of settings drawn at
+random (``random_case``) are for the nightly tests.
+"""
 
 import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -14,52 +22,130 @@ MODELS: dict[str, dict[str, Any]] = {
     "registers, layer scale, qk-norm": {"reg_tokens": 4, "init_values": 1e-3, "qk_norm": True},
     "other widths": {"embed_dim": 48, "num_heads": 3, "mlp_ratio": 3.0, "no_embed_class": True},
 }
+METHODS = ("full", "head", "top_k", "bsr", "tome", "lora", "apla", "alast", "lora+alast")
+UNSET = ...
+"""In place of a value: the option is left to the reading, or to its default."""
+
+AROUND: dict[str, Sequence[Any]] = {"model": tuple(MODELS), "precision": ("fp32", "bf16"), "batch": (24, 5)}
+"""What a step is made of besides its method."""
+
+ADAPTERS: dict[str, Sequence[Any]] = {
+    "rank": (4, 1),
+    "targets": (("qkv", "proj", "fc1", "fc2"), ("qkv",), ("proj", "fc2"), ("fc1",)),
+    "blocks": (UNSET, (1, 3, 4), (5,)),
+}
+ALAST: dict[str, Sequence[Any]] = {
+    "reading": ("fast", "paper", "authors"),
+    "trainable_blocks": (3, 1, DEPTH, 0),
+    "budget_timing": (UNSET, "same_step", "next_step"),
+    "initial_budget": (UNSET, "calibrate", 0.6),
+    "selection": ("proportional", "softmax", "top_k"),
+    "delta_reduction": ("batch_mean", "batch_sum"),
+    "first_delta": ("skip", "zero"),
+    "keep_reference": ("image", "incoming"),
+    "keep_multiple": (1, 8),
+    "frozen_backward": ("exact", "residual"),
+    "train_embeddings": (False, True),
+    "floors": (UNSET, {"early": 0.9, "middle": 0.5, "late": 0.2}),
+    "max_budget": (1.0, 0.95),
+    "alpha": (1e-3, 0.3),
+}
+OPTIONS: dict[str, dict[str, Sequence[Any]]] = {
+    "full": {},
+    "head": {},
+    "top_k": {"blocks": ((1, 3), (0,), (5,), tuple(range(DEPTH)))},
+    "bsr": {
+        "blocks": ((3, 5), (0,), (0, 3, 4, 5)),
+        "keep": (0.5, 0.3, 1.0),
+        "drop_after": (UNSET, (1, 2), ()),
+    },
+    "tome": {"merge": (4, (0, 5, 0, 1, 3, 0), 99, UNSET), "target_flops": (0.6,)},
+    "lora": ADAPTERS,
+    "apla": {"columns": (UNSET, 1, 9, 31)},
+    "alast": ALAST,
+    "lora+alast": ALAST | {f"lora.{name}": values for name, values in ADAPTERS.items()},
+}
 
 
-def vit(options: dict[str, Any] | None = None) -> VisionTransformer:
+@dataclass(frozen=True)
+class Case:
+    """A method, and the step that it is to do."""
+
+    config: MethodConfig
+    model: str
+    precision: str
+    batch: int
+
+
+def vit(options: Mapping[str, Any] | None = None) -> VisionTransformer:
     """Six small blocks: 16 patches of an image of 32 pixels."""
     torch.manual_seed(0)
-    base = {"embed_dim": 32, "num_heads": 2, "patch_size": 8} | (options or {})
+    base = {"embed_dim": 32, "num_heads": 2, "patch_size": 8} | dict(options or {})
     return VisionTransformer(img_size=32, depth=DEPTH, num_classes=10, **base)
 
 
-def _alast(draw: random.Random) -> dict[str, Any]:
-    return {
-        "reading": draw.choice(["paper", "authors", "fast"]),
-        "trainable_blocks": draw.randint(1, DEPTH),
+def covering_rows(options: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    """Few rows, a value of every option each, such that any two values of two options meet in one of them.
+
+    Greedily: a row starts from a pair that has not met and takes of each other option the value that makes most new
+    pairs meet; of equally good ones another in every row.
+    """
+    place = {name: number for number, name in enumerate(options)}
+
+    def pair(one: tuple[str, int], other: tuple[str, int]) -> tuple[tuple[str, int], ...]:
+        return (one, other) if place[one[0]] < place[other[0]] else (other, one)
+
+    values = [[(name, number) for number in range(len(options[name]))] for name in options]
+    missing = dict.fromkeys(pair(a, b) for some, others in combinations(values, 2) for a in some for b in others)
+    rows: list[dict[str, Any]] = []
+    while missing:
+        row = dict(next(iter(missing)))
+        for name, choices in options.items():
+            if name not in row:
+                turn = [(name, (number + len(rows)) % len(choices)) for number in range(len(choices))]
+                met = {one: sum(pair(one, other) in missing for other in row.items()) for one in turn}
+                row[name] = max(turn, key=lambda one, met=met: met[one])[1]  # type: ignore[misc]
+        for one, other in combinations(row.items(), 2):
+            missing.pop(pair(one, other), None)
+        rows.append({name: options[name][number] for name, number in row.items()})
+    return rows
+
+
+@cache
+def cases(name: str) -> tuple[Case, ...]:
+    """All pairs of options of the method ``name``; ``lora+alast`` is ALaST on adapters."""
+    return tuple(_case(name, row) for row in covering_rows(AROUND | OPTIONS[name]))
+
+
+def random_case(name: str, draw: random.Random) -> Case:
+    """Settings of the method ``name``, and a step, drawn at random."""
+    blocks = tuple(sorted(draw.sample(range(DEPTH), draw.randint(1, DEPTH))))
+    ranges: dict[str, Any] = {
+        "blocks": blocks if name != "lora" else draw.choice([UNSET, blocks]),
+        "keep": draw.uniform(0.3, 1),
+        "drop_after": UNSET,
+        "merge": draw.choice([draw.randint(0, 4), tuple(draw.randint(0, 5) for _ in range(DEPTH))]),
+        "target_flops": UNSET,
+        "columns": draw.choice([UNSET, draw.randint(1, 31)]),
+        "trainable_blocks": draw.randint(0, DEPTH),
         "alpha": 10 ** draw.uniform(-4, 0),
-        "initial_budget": draw.choice(["calibrate", draw.uniform(0.5, 1)]),
-        "keep_multiple": draw.choice([1, 8]),
-        "train_embeddings": draw.random() < 0.5,
-        "frozen_backward": draw.choice(["exact", "residual"]),
-        "selection": draw.choice(["proportional", "softmax", "top_k"]),
+        "initial_budget": draw.choice(["calibrate", UNSET, draw.uniform(0.5, 0.95)]),
+        "rank": draw.choice([1, 4, 8]),
+        "targets": tuple(draw.sample(ADAPTERS["targets"][0], draw.randint(1, 4))),
     }
+    ranges |= {f"lora.{option}": ranges[option] for option in ADAPTERS}
+    options = AROUND | OPTIONS[name]
+    return _case(name, {option: ranges.get(option, draw.choice(values)) for option, values in options.items()})
 
 
-def _blocks(draw: random.Random) -> tuple[int, ...]:
-    return tuple(sorted(draw.sample(range(DEPTH), draw.randint(1, DEPTH))))
-
-
-def _adapters(draw: random.Random) -> dict[str, Any]:
-    targets = ["qkv", "proj", "fc1", "fc2"]
-    return {"rank": draw.choice([1, 4, 8]), "targets": draw.sample(targets, draw.randint(1, 4))}
-
-
-def draw_method(name: str, draw: random.Random) -> MethodConfig:
-    """Draw settings of the method ``name``; ``lora+alast`` is ALaST on adapters."""
-    values: dict[str, Any] = {
-        "full": dict,
-        "head": dict,
-        "top_k": lambda: {"blocks": _blocks(draw)},
-        "bsr": lambda: {"blocks": _blocks(draw), "keep": draw.uniform(0.3, 1)},
-        "tome": lambda: {"merge": draw.choice([draw.randint(0, 4), tuple(draw.randint(0, 5) for _ in range(DEPTH))])},
-        "lora": lambda: _adapters(draw) | {"blocks": draw.choice([None, _blocks(draw)])},
-        "apla": lambda: {"columns": draw.choice([None, draw.randint(1, 31)])},
-        "alast": lambda: _alast(draw),
-        "lora+alast": lambda: _alast(draw) | {"lora": _adapters(draw)},
-    }[name]()
+def _case(name: str, row: dict[str, Any]) -> Case:
+    values = {option: value for option, value in row.items() if option not in AROUND and value is not UNSET}
+    if "merge" in values:
+        values.pop("target_flops", None)
+    lora = {option.removeprefix("lora."): values.pop(option) for option in list(values) if option.startswith("lora.")}
+    if name == "lora+alast":
+        drawable = len(lora.get("blocks", range(DEPTH)))
+        values |= {"lora": lora, "trainable_blocks": min(values["trainable_blocks"], drawable)}
     tag = "alast" if name == "lora+alast" else name
-    return TrialConfig.model_validate({"method": {"name": tag} | values}).method
-
-
-METHODS = ("full", "head", "top_k", "bsr", "tome", "lora", "apla", "alast", "lora+alast")
+    config = TrialConfig.model_validate({"method": {"name": tag} | values}).method
+    return Case(config, row["model"], row["precision"], row["batch"])

@@ -1,23 +1,27 @@
-"""What a step will cost: FLOPs equal torch's counter to the last one, peak bytes are MemTracker's within percents."""
+"""What a step will cost: FLOPs equal torch's counter to the last one, bytes are autograd's and MemTracker's."""
 
 import random
+import re
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
+import timm
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from alast_tune.config import TrainConfig, TrialConfig
-from alast_tune.cost import forward_flops, step_cost, step_flops, step_peak_bytes
+from alast_tune.config import MethodConfig, TrainConfig, TrialConfig
+from alast_tune.cost import StepCost, forward_flops, step_cost, step_flops, step_peak_bytes
 from alast_tune.cost.memory import track_live_bytes
 from alast_tune.methods import Method, build_method
-from tests.unit.every_method import METHODS, MODELS, draw_method, vit
-
-PLANS = 50
+from alast_tune.models import TIMM_MODULES, VisionTransformer, _skeleton
+from tests.unit.every_method import METHODS, MODELS, Case, cases, random_case, vit
+from tests.unit.kept import watch
 
 
 @pytest.fixture(autouse=True)
@@ -29,101 +33,230 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_flops_equal_those_counted(name: str) -> None:
-    """50 random plans of each method, over three models."""
-    draw = random.Random(name)
-    for seed in range(PLANS):
-        model = vit(MODELS[list(MODELS)[seed % len(MODELS)]])
-        config = draw_method(name, draw)
-        method = build_method(config, model, TrainConfig(seed=seed))
-        batch = 1 + seed % 3
-        for number in range(2):  # ALaST calibrates and has no earlier delta at the first step
-            with FlopCounterMode(display=False) as counter:
-                method.begin_step(number)
-                method.forward(torch.randn(batch, 3, 32, 32)).square().mean().backward()
-            method.end_step()
-            model.zero_grad()
-            assert step_flops(model, config, method.plan, 32, batch) == counter.get_total_flops(), config
+def setting(values: dict[str, Any]) -> MethodConfig:
+    return TrialConfig.model_validate({"method": values}).method
 
 
-def peaks(name: str, precision: str, plans: int) -> list[float]:
-    """Predicted over measured peak of random plans, moments in place."""
-    draw = random.Random(name)
-    ratios = []
-    for seed in range(plans):
-        model = vit(MODELS[list(MODELS)[seed % len(MODELS)]] | {"patch_size": 4})
-        config = draw_method(name, draw)
-        method = build_method(config, model, TrainConfig(seed=seed))
-        optimizer = torch.optim.Adam(method.parameters(), 1e-3)
-        for parameter in method.parameters():
-            parameter.grad = torch.zeros_like(parameter)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        batch = draw.choice([4, 16, 32])
-        images, labels = torch.randn(batch, 3, 32, 32), torch.randint(0, 10, (batch,))
-        _step(method, optimizer, images, labels, precision, 0)  # ALaST calibrates and has no earlier delta
-        with track_live_bytes(model, optimizer, images) as measured:
-            _step(method, optimizer, images, labels, precision, 1)
-        predicted = step_peak_bytes(model, config, method.plan, 32, batch, optimizer, precision)  # type: ignore[arg-type]
-        ratios.append(predicted / measured[0])
-    return ratios
-
-
-def _step(
-    method: Method, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor, precision: str, number: int
-) -> None:
-    method.begin_step(number)
-    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-        loss = F.cross_entropy(method.forward(images), labels)
-    loss.backward()
+def adam(method: Method) -> torch.optim.Adam:
+    """The optimizer, moments in place."""
+    optimizer = torch.optim.Adam(method.parameters(), 1e-3)
+    for parameter in method.parameters():
+        parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    method.end_step()
+    return optimizer
+
+
+@dataclass
+class Step:
+    """A training step as it was predicted and as it was."""
+
+    predicted: StepCost
+    flops: int
+    held_bytes: int
+    """0 where the peak was measured: looking at what is held would hold it longer."""
+    peak_bytes: int
+    """0 where ``held_bytes`` was measured."""
+
+    @property
+    def held_error(self) -> float:
+        return abs(self.predicted.held_bytes / self.held_bytes - 1)
+
+    @property
+    def peak_error(self) -> float:
+        return abs(self.predicted.peak_bytes / self.peak_bytes - 1)
+
+
+def steps(
+    model: VisionTransformer, config: MethodConfig, batch: int, precision: Any = "fp32", accumulate: int = 1
+) -> Iterator[Step]:
+    """The first two steps: ALaST calibrates at one, and has an earlier delta at the other."""
+    method = build_method(config, model, TrainConfig(seed=batch))
+    optimizer, size = adam(method), model.patch_embed.img_size[0]  # type: ignore[index]
+    for number in range(2):
+        images, labels = torch.randn(batch, 3, size, size), torch.randint(0, 10, (batch,))
+        tracking = track_live_bytes(model, optimizer, images) if number == 1 else nullcontext([0])
+        held = 0
+        method.begin_step(number)
+        with tracking as peak, FlopCounterMode(display=False) as counter:
+            for part, truth in zip(images.tensor_split(accumulate), labels.tensor_split(accumulate), strict=True):
+                with watch(model, part, truth) if number == 0 else nullcontext() as kept:
+                    loss = forward(method, part, truth, precision)
+                held = max(held, sum(kept.bytes.values()) if kept else 0)
+                loss.backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        method.end_step()
+        predicted = step_cost(model, config, method.plan, size, batch, optimizer, precision, accumulate)
+        yield Step(predicted, counter.get_total_flops(), held, peak[0])
+
+
+def forward(method: Method, images: Tensor, labels: Tensor, precision: str) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        return F.cross_entropy(method.forward(images), labels)
+
+
+def peak_errors(of: Sequence[Case]) -> list[float]:
+    """How far off the peaks are; FLOPs must not be."""
+    errors = []
+    for case in of:
+        first, second = steps(vit(MODELS[case.model] | {"patch_size": 4}), case.config, case.batch, case.precision)
+        assert first.predicted.flops == first.flops, case
+        assert second.predicted.flops == second.flops, case
+        # Merged tokens' sums are the part that is estimated; autocast keeps a few copies as it likes.
+        at_most = {"fp32": 0.05, "bf16": 0.07} if case.config.name == "tome" else {"fp32": 0.001, "bf16": 0.03}
+        assert first.held_error <= at_most[case.precision], case
+        assert second.peak_error <= 0.08, case
+        errors.append(second.peak_error)
+    return errors
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("plans", [4, pytest.param(PLANS, marks=pytest.mark.slow)])
-def test_peak_is_predicted_within_3_percent_at_the_median_and_8_at_worst(name: str, precision: str, plans: int) -> None:
-    errors = [abs(ratio - 1) for ratio in peaks(name, precision, plans)]
+def test_flops_are_exact_and_peaks_within_3_percent_at_the_median_and_8_at_worst(name: str, precision: str) -> None:
+    errors = peak_errors([case for case in cases(name) if case.precision == precision])
     print(f"\n{name}, {precision}: median {statistics.median(errors):.4f}, worst {max(errors):.4f}")
     assert statistics.median(errors) <= 0.03
-    assert max(errors) <= 0.08
+    assert name == "tome" or max(errors) <= {"fp32": 0.005, "bf16": 0.02}[precision]
 
 
-@pytest.mark.parametrize("values", [{"name": "full"}, {"name": "alast", "trainable_blocks": 3, "target_budget": 0.4}])
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", METHODS)
+def test_random_plans_cost_what_is_predicted(name: str) -> None:
+    draw = random.Random(name)
+    errors = peak_errors([random_case(name, draw) for _ in range(200)])
+    assert statistics.median(errors) <= 0.03
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"name": "full"},
+        {"name": "top_k", "blocks": (1, 4)},
+        {"name": "bsr", "blocks": (2, 5), "keep": 0.5},
+        {"name": "tome", "merge": 6},
+        {"name": "apla", "columns": 9},
+        {"name": "alast", "reading": "paper", "trainable_blocks": 3, "initial_budget": 0.6},
+        {"name": "alast", "reading": "authors", "trainable_blocks": 3, "frozen_backward": "residual"},
+        {"name": "alast", "reading": "fast", "trainable_blocks": 3, "target_budget": 0.4, "lora": {"rank": 4}},
+    ],
+    ids=lambda values: values.get("reading", values["name"]),
+)
 def test_micro_batches_are_predicted_too(values: dict[str, Any]) -> None:
-    model = vit({"patch_size": 4})
-    config = TrialConfig.model_validate({"method": values}).method
-    method = build_method(config, model, TrainConfig())
-    optimizer = torch.optim.Adam(method.parameters(), 1e-3)
-    images, labels = torch.randn(32, 3, 32, 32), torch.randint(0, 10, (32,))
-    for number in range(3):
-        method.begin_step(number)
-        with track_live_bytes(model, optimizer, images) as measured, FlopCounterMode(display=False) as counter:
-            for part, truth in zip(images.tensor_split(4), labels.tensor_split(4), strict=True):
-                F.cross_entropy(method.forward(part), truth).backward()
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        method.end_step()
-        cost = step_cost(model, config, method.plan, 32, 32, optimizer, accumulate=4)
-        assert cost.flops == counter.get_total_flops()
-    assert cost.peak_bytes == pytest.approx(measured[0], rel=0.08)
-    assert cost.peak_bytes < step_peak_bytes(model, config, method.plan, 32, 32, optimizer)
+    """Of 8 images in 3 parts, that is 3, 3 and 2."""
+    model, config = vit({"patch_size": 4}), setting(values)
+    first, second = steps(model, config, batch=8, accumulate=3)
+    assert first.predicted.flops == first.flops
+    assert second.predicted.flops == second.flops
+    assert first.held_error <= (0.05 if config.name == "tome" else 0.001)
+    assert second.peak_error <= 0.08
+
+
+# Of each structural kind of plain Vision Transformer that timm has, one.
+KINDS = (
+    "vit_tiny_patch16_224",
+    "flexivit_small",  # positions of the patches alone
+    "vit_small_patch14_dinov2",  # layer scale
+    "vit_small_patch14_reg4_dinov2",  # registers
+    "vit_base_patch16_224_miil",  # no bias of queries, keys and values
+    "deit3_small_patch16_224",  # layer scale, positions of the patches alone
+)
+FLOPS_ONLY = {
+    "vit_xsmall_patch16_clip_224": "what a norm before the blocks keeps is not counted",
+    "vit_base_patch32_clip_quickgelu_224": "QuickGELU keeps more for the backward than GELU",
+}
+WRONG = {
+    "vit_base_patch16_radio_v3": "no final norm (layer scale, registers): the meter asks for its weight",
+    "vit_huge_patch16_radio_v3": "no final norm (registers): the meter asks for its weight",
+    "vit_intern300m_patch14_448": "no final norm (layer scale): the meter asks for its weight",
+    "vit_giant_patch14_dinov2": "a gated MLP has two inputs to its second layer: FLOPs are too many by a sixth",
+    "vit_giant_patch14_reg4_dinov2": "a gated MLP, and registers",
+}
+
+
+def small(name: str) -> VisionTransformer:
+    """Two narrow blocks of timm's model, 16 patches."""
+    patch = re.search(r"patch(\d+)", name)
+    side = 4 * int(patch[1] if patch else 16)
+    model = timm.create_model(name, num_classes=10, img_size=side, embed_dim=48, depth=2, num_heads=3)
+    assert isinstance(model, VisionTransformer)
+    return model
+
+
+@pytest.mark.parametrize("name", [*KINDS, *FLOPS_ONLY])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"name": "full"},
+        {"name": "tome", "merge": 4},
+        {"name": "alast", "reading": "paper", "trainable_blocks": 1, "initial_budget": 0.5, "lora": {}},
+    ],
+    ids=lambda values: values["name"],
+)
+def test_every_structural_kind_costs_what_is_predicted(name: str, values: dict[str, Any]) -> None:
+    first, second = steps(small(name), setting(values), batch=24)
+    assert first.predicted.flops == first.flops
+    assert second.predicted.flops == second.flops
+    if name not in FLOPS_ONLY:
+        assert first.held_error <= (0.05 if "merge" in values else 0.001)
+        assert second.peak_error <= (0.03 if "merge" in values else 0.005)
+
+
+def structure(model: VisionTransformer) -> tuple[Any, ...]:
+    """What the meter could know or not know of a model, but for its sizes."""
+    block = model.blocks[0]
+    parts = (block.mlp, block.mlp.act, block.norm1, block.ls1, block.attn.q_norm, model.norm_pre, model.norm)  # type: ignore[union-attr]
+    biases = (block.attn.qkv.bias, block.attn.proj.bias)  # type: ignore[union-attr]
+    return (
+        *(type(part).__name__ for part in parts),
+        *(bias is None for bias in biases),
+        model.pos_embed is None,
+        model.no_embed_class,
+        model.reg_token is None,
+    )
+
+
+@pytest.mark.nightly
+def test_no_kind_that_is_accepted_has_been_forgotten() -> None:
+    known = {structure(_skeleton(name)) for name in (*KINDS, *FLOPS_ONLY, *WRONG)}
+    seen = 0
+    for name in (name for module in TIMM_MODULES for name in timm.list_models(module=module)):
+        try:
+            model = _skeleton(name)
+        except ValueError:
+            continue
+        seen += 1
+        assert structure(model) in known, name
+    assert seen > 80
 
 
 def test_a_model_without_memory_is_enough() -> None:
     with torch.device("meta"):
         model = vit()
-    config = TrialConfig.model_validate({"method": {"name": "lora"}}).method
-    method = build_method(config, model, TrainConfig())
-    real = vit()
-    twin = build_method(config, real, TrainConfig())
+    config = setting({"name": "lora"})
+    method, twin = (build_method(config, each, TrainConfig()) for each in (model, vit()))
     costs = [
         step_cost(m.model, config, m.plan, 32, 8, torch.optim.Adam(m.parameters()), "bf16") for m in (method, twin)
     ]
     assert costs[0] == costs[1]
+
+
+def test_the_three_ways_to_ask_agree_and_an_optimizer_without_moments_costs_less() -> None:
+    model, config = vit(), setting({"name": "full"})
+    method = build_method(config, model)
+    optimizers = {
+        "adam": torch.optim.Adam(method.parameters()),
+        "fused": torch.optim.Adam(method.parameters(), fused=True),
+        "sgd": torch.optim.SGD(method.parameters(), 0.1, momentum=0.9),
+    }
+    costs = {name: step_cost(model, config, method.plan, 32, 1, each) for name, each in optimizers.items()}
+    assert costs["adam"].flops == step_flops(model, config, method.plan, 32, 1)
+    assert costs["adam"].peak_bytes == step_peak_bytes(model, config, method.plan, 32, 1, optimizers["adam"])
+    numbers = sum(p.numel() for p in method.parameters())
+    assert costs["adam"].peak_bytes - costs["sgd"].peak_bytes == 4 * numbers
+    assert costs["adam"].peak_bytes - costs["fused"].peak_bytes > 0
+    parted, whole = (step_peak_bytes(model, config, method.plan, 32, 64, optimizers["adam"], "fp32", n) for n in (4, 1))
+    assert parted < whole
 
 
 def test_evaluation_is_one_forward() -> None:
