@@ -1,11 +1,11 @@
 """Sweeps to draw, and what was drawn."""
 
-import io
 import json
 import re
 
 import numpy as np
-from PIL import Image
+from matplotlib.collections import PathCollection
+from matplotlib.figure import Figure
 
 from alast_tune.blocks import BlockReport
 from alast_tune.config import FloatRange, IntRange, SweepConfig
@@ -56,10 +56,38 @@ def ids(page, name):
     return [sorted(trace["customdata"]) for trace in traces(page) if trace["name"] == name]
 
 
-def size_of(picture):
-    image = Image.open(io.BytesIO(picture))
-    image.load()
-    return image.format, image.size
+class Pictures(list):
+    """Matplotlib's figures as they are saved, which happens in a small size; each keeps the one that it should have."""
+
+    def __init__(self, patch):
+        super().__init__()
+        save = Figure.savefig
+
+        def small(figure, file, **options):
+            figure.pixels = tuple(round(side * figure.dpi) for side in figure.get_size_inches())
+            self.append(figure)
+            save(figure, file, dpi=20, **options)
+
+        patch.setattr(Figure, "savefig", small)
+
+    def of(self, png):
+        """The figure that has just become a PNG."""
+        assert png.startswith(b"\x89PNG")
+        return self.pop()
+
+
+def points(axes):
+    """Scattered points by their label."""
+    return {
+        part.get_label(): part.get_offsets().tolist()
+        for part in axes.collections
+        if isinstance(part, PathCollection) and len(part.get_offsets())
+    }
+
+
+def words(drawn):
+    """What is written in a figure or a panel, titles left out."""
+    return [text.get_text() for text in drawn.texts if text is not getattr(drawn, "_suptitle", None)]
 
 
 def blocks(depth=12, steps=30, budgets=True, images=2, side=4):

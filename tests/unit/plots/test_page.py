@@ -6,13 +6,12 @@ from dataclasses import replace
 
 from alast_tune.plots import (
     front_html,
-    front_png,
     with_runs,
 )
 from alast_tune.plots.cloud import NOBODY
 from alast_tune.results import LANDMARKS
 from alast_tune.summary import summarise
-from tests.unit.plots.figures import COMPLETE, REFERENCE, ids, size_of, sweep, traces
+from tests.unit.plots.figures import COMPLETE, REFERENCE, ids, sweep, traces
 
 
 def test_page_shows_members_dominated_and_knee_in_all_four_views():
@@ -53,7 +52,6 @@ def test_landmarks_are_framed_in_every_view_also_dominated_ones():
         "56.3 MiB",
     ]
     assert "method/trainable_blocks = 9" in hover["<b>trial 0001</b>"]
-    assert size_of(front_png(front, results)) == ("PNG", (1650, 750))
 
 
 def test_run_ids_are_filled_in_later_and_only_added_to():

@@ -12,8 +12,16 @@ from alast_tune.results import FrontFile, TrialResult
 from alast_tune.summary import summarise
 from alast_tune.tracking.page import describe_front, fill_run_ids, write_pages
 from alast_tune.tune.space import trial_config
+from tests.unit.plots.figures import Pictures
 
 REFERENCE = (0.0, 4.4e12, 8.8e8)
+
+
+@pytest.fixture(autouse=True)
+def drawn_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    Pictures(monkeypatch)
+
+
 SWEEP = SweepConfig(space={"method/alpha": FloatRange(low=0.1, high=1.0)})
 
 

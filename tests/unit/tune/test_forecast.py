@@ -1,6 +1,5 @@
 """Predicted peaks, against those of real runs of the embedded backbone on digits."""
 
-import statistics
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +31,17 @@ def peak_bytes(forecast: Forecast, config: TrialConfig, growth: float = 0.0) -> 
     return forecast.costs(config, growth).peak_bytes
 
 
+class Unvalidated(Run):
+    """Says nothing of accuracy, which takes as long as training and no memory that counts."""
+
+    def evaluate(self, part: str) -> tuple[float, float]:
+        return 0.0, 0.0
+
+
 def measured(config: TrialConfig) -> int:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    run = Run(config)
+    run = Unvalidated(config)
     while not run.finished:
         report = run.train_epoch()
     torch.set_num_threads(threads)
@@ -44,17 +50,10 @@ def measured(config: TrialConfig) -> int:
 
 STEADY: list[dict[str, Any]] = [
     {"name": "full"},
-    {"name": "head"},
-    {"name": "top_k", "blocks": [0, 5, 11]},
-    {"name": "bsr", "blocks": [1, 9, 10]},
     {"name": "tome", "merge": 4},
-    {"name": "lora"},
-    {"name": "apla", "columns": 20},
-    {"name": "alast", "reading": "paper", "trainable_blocks": 12},
-    {"name": "alast", "reading": "authors", "trainable_blocks": 12, "alpha": 1e-6},
-    {"name": "alast", "reading": "fast", "trainable_blocks": 12, "alpha": 0},
     {"name": "alast", "reading": "fast", "trainable_blocks": 12, "alpha": 0, "lora": {}},
 ]
+"""What the methods need is predicted in cost/; here only the model, the images and the budgets may be others."""
 
 
 @pytest.mark.parametrize("method", STEADY, ids=lambda method: "-".join(map(str, list(method.values())[:2])))
@@ -63,26 +62,24 @@ def test_where_nothing_is_drawn_and_no_budget_moves_the_peak_is_met_within_3_per
 ) -> None:
     config = trial(method, epochs=1)
     error = peak_bytes(forecast, config) / measured(config) - 1
-    print(f"\n{error:+.4f}")
     assert abs(error) <= 0.03
 
 
 @pytest.mark.slow
 def test_over_the_demos_space_the_grown_peak_is_seldom_exceeded() -> None:
-    """On all images, 24 draws: median error 5 %, at worst 45 % too low; with growth 3 %, 11 too low to 65 too high."""
+    """On all images, 24 draws: median error 5 %, at worst 45 % too low; with growth 3 %, 11 too low to 65 too high.
+
+    Here two of the first draws: in one budgets grow, in the other they are large from the beginning.
+    """
     sweep = parse(SweepConfig, read_mapping(DEMO))
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    forecast, errors, grown = Forecast(), [], []
-    for _ in range(6):
-        params = study.ask(to_optuna(sweep.space)).params
-        config = apply_params(sweep.trial, params | {"data/train_images": 320})
+    forecast, draws = Forecast(), [study.ask(to_optuna(sweep.space)).params for _ in range(3)]
+    for params in (draws[0], draws[2]):
+        config = apply_params(sweep.trial, params | {"data/train_images": 128})
         peak = measured(config)
-        errors.append(peak_bytes(forecast, config) / peak - 1)
-        grown.append(peak_bytes(forecast, config, GROWTH) / peak - 1)
-    print("".join(f"\n{first:+.3f} {later:+.3f}" for first, later in zip(errors, grown, strict=True)))
-    assert statistics.median(map(abs, errors)) <= 0.1
-    assert statistics.median(map(abs, grown)) <= 0.1
-    assert min(grown) >= 1 / (1 + MARGIN) - 1  # packing's margin is enough
+        assert abs(peak_bytes(forecast, config) / peak - 1) <= 0.15
+        grown = peak_bytes(forecast, config, GROWTH) / peak - 1
+        assert 1 / (1 + MARGIN) - 1 <= grown <= 0.2  # packing's margin is enough
 
 
 def test_budgets_grow_by_alpha_up_to_the_largest(forecast: Forecast) -> None:
