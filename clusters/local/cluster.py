@@ -36,6 +36,7 @@ os.environ |= {"RAY_AUTH_MODE": "token", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
 os.environ.setdefault("RAY_JOB_STOP_WAIT_TIME_S", str(GRACE_SECONDS))  # else 3: too few for a driver to close its runs
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")  # eight processes for jobs that nobody gives it
 
 from ray._common.utils import get_system_memory
 from ray._private.utils import get_num_cpus

@@ -17,7 +17,7 @@ from tests.integration.harness import PATIENCE, mlflow_server
 from tests.integration.postgres import PASSWORD, postgres_server
 from tests.integration.test_outage import SWEEP, finish, trials
 
-TRIALS = 6
+TRIALS = 4
 
 
 class Barrier(Protocol):
