@@ -6,6 +6,7 @@ A test holds this against kubectl itself where that is installed.
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,13 @@ def build(folder: Path) -> list[Resource]:
 
 
 def _accumulate(folder: Path, resources: list[Resource]) -> list[Resource]:
-    said = yaml.safe_load((folder / "kustomization.yaml").read_text())
+    (said,) = _read(folder / "kustomization.yaml")
     unknown = said.keys() - _KNOWN
     assert not unknown, f"{folder}: {unknown} is not understood here"
     for name in said.get("resources", []):
         path = folder / name
         # Through JSON: YAML's aliases would make one object of what are several.
-        resources += _accumulate(path, []) if path.is_dir() else json.loads(json.dumps([*_read(path)]))
+        resources += _accumulate(path, []) if path.is_dir() else json.loads(json.dumps(_read(path)))
     for name in said.get("components", []):
         resources = _accumulate(folder / name, resources)
     for patch in said.get("patches", []):
@@ -59,7 +60,9 @@ def _accumulate(folder: Path, resources: list[Resource]) -> list[Resource]:
     return resources
 
 
+@cache
 def _read(path: Path) -> list[Resource]:
+    """Read a file of YAML once; whoever changes what is in it changes a copy."""
     return list(yaml.safe_load_all(path.read_text()))
 
 

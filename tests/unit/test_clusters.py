@@ -7,9 +7,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from functools import cache
 from importlib.resources import files
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import botocore.session
@@ -33,18 +35,6 @@ FILES = [path for path in checkout_files() if path.is_relative_to(CLUSTERS) or p
 
 def read(name: str) -> Any:
     return yaml.safe_load((CLUSTERS / name).read_text())
-
-
-def strings(value: Any) -> Iterator[str]:
-    """Every string of a YAML document."""
-    if isinstance(value, dict):
-        for part in value.values():
-            yield from strings(part)
-    elif isinstance(value, list):
-        for part in value:
-            yield from strings(part)
-    elif isinstance(value, str):
-        yield value
 
 
 # Versions ------------------------------------------------------------------------------------------------------------
@@ -169,13 +159,18 @@ def test_gcp_nodes_have_fields_that_compute_engine_knows() -> None:
 # Containers ----------------------------------------------------------------------------------------------------------
 
 
+@cache
+def compose_schema() -> Any:
+    schema = json.loads(files("check_jsonschema").joinpath("builtin_schemas/vendor/compose-spec.json").read_text())
+    return jsonschema.validators.validator_for(schema)(schema)
+
+
 @pytest.mark.parametrize("name", COMPOSE)
 def test_compose_file_fits_the_published_schema(name: str) -> None:
     pytest.importorskip("check_jsonschema", reason="carries the schema of the Compose specification")
-    schema = json.loads(files("check_jsonschema").joinpath("builtin_schemas/vendor/compose-spec.json").read_text())
-    jsonschema.validate(read(f"local/{name}"), schema)
+    compose_schema().validate(read(f"local/{name}"))
     with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate({"services": {"head": {"command": [], "depend_on": {}}}}, schema)
+        compose_schema().validate({"services": {"head": {"command": [], "depend_on": {}}}})
 
 
 def test_containers_are_locked_down() -> None:
@@ -313,7 +308,6 @@ def spawn(program: str) -> "subprocess.Popen[str]":
 
 
 def test_session_is_ended_with_all_that_it_started(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sessions, "GRACE_SECONDS", 5.0)
     stubborn = (
         "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
     )
@@ -321,6 +315,10 @@ def test_session_is_ended_with_all_that_it_started(monkeypatch: pytest.MonkeyPat
     leader = Leader.of("parent", parent.pid)
     child = [pid for pid in members(leader) if pid != parent.pid]
     assert len(child) == 1
+    # The grace ends when the parent has: who ignores SIGTERM is killed then.
+    looks = count()
+    hurried = SimpleNamespace(monotonic=lambda: next(looks) * (parent.poll() is not None) * 1e3, sleep=time.sleep)
+    monkeypatch.setattr(sessions, "time", hurried)
     end(leader)
     assert members(leader) == [] and parent.wait(60) == -signal.SIGTERM
     assert not Path(f"/proc/{child[0]}").exists() or "Z" in Path(f"/proc/{child[0]}/stat").read_text().split(")")[1]

@@ -41,6 +41,12 @@ def rendered(folder: str) -> list[Resource]:
     return build(KUBERAY / folder)
 
 
+@cache
+def operators_schema(kind: str) -> Draft202012Validator:
+    schema = (SCHEMAS / f"kuberay-1.7.0-{kind.lower()}s.schema.json").read_text()
+    return Draft202012Validator(json.loads(schema))
+
+
 def only(folder: str, kind: str) -> Resource:
     (found,) = (r for r in rendered(folder) if r["kind"] == kind)
     return found
@@ -125,8 +131,7 @@ def test_pods_of_ray_are_kubernetes_own(folder: str) -> None:
 @pytest.mark.parametrize("folder", CLUSTERS + JOBS)
 def test_ray_objects_keep_the_operators_schema(folder: str) -> None:
     (resource,) = rendered(folder)
-    schema = json.loads((SCHEMAS / f"kuberay-1.7.0-{resource['kind'].lower()}s.schema.json").read_text())
-    errors = Draft202012Validator(schema).iter_errors(resource)
+    errors = operators_schema(resource["kind"]).iter_errors(resource)
     assert [f"{error.json_path}: {error.message}" for error in errors] == []
 
 

@@ -20,6 +20,7 @@ from alast_tune.reports.paper import read_paper
 from alast_tune.reports.plan import variant
 from alast_tune.reports.tables import Row, csv_text, markdown_table, numbers, with_spread
 from alast_tune.results import TrialResult
+from tests.unit.plots.figures import Pictures
 from tests.unit.tune.test_search import report, searcher
 
 PAPER = read_paper()
@@ -171,6 +172,7 @@ def test_the_command_line_is_read_and_refused_in_one_line(tmp_path: Path) -> Non
 
 def finish(sweep: SweepConfig, flops: Callable[[TrialConfig], float]) -> None:
     """Leave a study as a sweep does whose trials are as accurate as their K, and worse by 0.02 with the second seed."""
+    sweep = sweep.model_copy(update={"study": "journal"})
     folder = sweep.storage / sweep.name
     folder.mkdir(parents=True)
     (folder / "sweep.json").write_text(json.dumps(sweep.given()))
@@ -182,7 +184,8 @@ def finish(sweep: SweepConfig, flops: Callable[[TrialConfig], float]) -> None:
         search.on_trial_complete("a", report(config.train.epochs, accuracy=accuracy, **costs))
 
 
-def test_an_ablation_is_reported_from_its_studies(tmp_path: Path) -> None:
+def test_an_ablation_is_reported_from_its_studies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures = Pictures(monkeypatch)
     plan = parse(
         Ablations,
         {
@@ -210,6 +213,11 @@ def test_an_ablation_is_reported_from_its_studies(tmp_path: Path) -> None:
     assert sorted(file.name for file in written.parent.iterdir()) == [
         "blocks.png", "later.png", "report.csv", "report.md",
     ]  # fmt: skip
+    drawn, nothing = pictures
+    accuracies, flops = ([bars.lines[0].get_xydata().tolist() for bars in axes.containers] for axes in drawn.axes)
+    assert accuracies == [[[1.0, pytest.approx(0.09)], [8.0, pytest.approx(0.79)]]]
+    assert flops == [[[pytest.approx(0.28125), pytest.approx(0.09)], [0.5, pytest.approx(0.79)]]]
+    assert drawn.axes[0].get_xlabel() == "trainable blocks" and not nothing.axes
     with (written.parent / "report.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [(row["ablation"], row["setting"], row["train_flops_ratio"]) for row in rows] == [
