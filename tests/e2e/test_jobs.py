@@ -14,9 +14,10 @@ from pathlib import Path
 
 import mlflow
 import pytest
+from ray.job_submission import JobSubmissionClient
 
 from tests.integration.harness import PATIENCE, RAY, ROOT, Pareto, ray_head
-from tests.integration.test_sweep import trial_states
+from tests.integration.test_storage import trial_states
 
 ENVIRONMENT = json.dumps(
     {
@@ -24,6 +25,8 @@ ENVIRONMENT = json.dumps(
         "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "30"},
     }
 )
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
@@ -46,32 +49,21 @@ def submit(
     )  # fmt: skip
 
 
-def job(address: str, *arguments: str) -> str:
-    out = subprocess.run(
-        [str(RAY), "job", *arguments, "--address", address], capture_output=True, text=True, timeout=PATIENCE
-    )
-    return out.stdout + out.stderr
-
-
 def job_id(submitted: subprocess.CompletedProcess[str]) -> str:
     found = re.search(r"raysubmit_\w+", submitted.stdout + submitted.stderr)
     assert found, submitted.stdout + submitted.stderr
     return found.group()
 
 
-def wait(address: str, job_name: str, states: tuple[str, ...]) -> str:
+def wait(jobs: JobSubmissionClient, job: str) -> str:
+    """Wait until a job has ended; how it has."""
     end = time.monotonic() + PATIENCE
-    while True:
-        status = job(address, "status", job_name).lower()
-        for state in states:
-            if state in status:
-                return state
-        assert time.monotonic() < end, status + job(address, "logs", job_name)
-        time.sleep(1)
+    while not (status := jobs.get_job_status(job)).is_terminal():
+        assert time.monotonic() < end, f"{status} {jobs.get_job_logs(job)}"
+        time.sleep(0.3)
+    return str(status)
 
 
-@pytest.mark.e2e
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("environment", "words"),
     [
@@ -88,8 +80,6 @@ def test_a_job_without_the_token_is_refused(head: str, environment: dict[str, st
     assert "raysubmit_" not in refused.stdout
 
 
-@pytest.mark.e2e
-@pytest.mark.slow
 def test_the_job_server_itself_refuses_whoever_sends_no_token(head: str) -> None:
     body = json.dumps({"entrypoint": "true"}).encode()
     with pytest.raises(urllib.error.HTTPError) as refused:
@@ -98,36 +88,34 @@ def test_the_job_server_itself_refuses_whoever_sends_no_token(head: str) -> None
     assert refused.value.code == 401
 
 
-@pytest.mark.e2e
-@pytest.mark.slow
 def test_a_job_is_stopped_and_resubmitted_and_no_log_has_the_token(head: str, pareto: Pareto) -> None:
+    jobs = JobSubmissionClient(head)
     storage = ["--storage", str(pareto.storage)]
-    first = job_id(submit(head, "--preset", pareto.preset(trials=3, epochs=3), "--name", "job", *storage))
+    first = job_id(submit(head, "--preset", pareto.preset(trials=3, epochs=2), "--name", "job", *storage))
     end = time.monotonic() + PATIENCE
     while "COMPLETE" not in trial_states(pareto.storage / "job"):
-        status = job(head, "status", first)
-        assert "failed" not in status.lower() and time.monotonic() < end, job(head, "logs", first)
-        time.sleep(0.5)
-    job(head, "stop", first)
-    assert wait(head, first, ("stopped", "failed", "succeeded")) == "stopped"
+        assert not jobs.get_job_status(first).is_terminal() and time.monotonic() < end, jobs.get_job_logs(first)
+        time.sleep(0.1)
+    jobs.stop_job(first)
+    assert wait(jobs, first) == "STOPPED"
     client = mlflow.MlflowClient(f"sqlite:///{pareto.storage / 'mlflow.db'}")
     (experiment,) = client.search_experiments(filter_string="name = 'alast-tune'")
     statuses = Counter(run.info.status for run in client.search_runs([experiment.experiment_id]))
     assert statuses["KILLED"] >= 1 and statuses["RUNNING"] == 0
 
     second = job_id(submit(head, "--resume", "job", *storage))
-    assert wait(head, second, ("succeeded", "failed", "stopped")) == "succeeded", job(head, "logs", second)
+    assert wait(jobs, second) == "SUCCEEDED", jobs.get_job_logs(second)
     assert trial_states(pareto.storage / "job") == ["COMPLETE"] * 3
-    assert "3/3 finished" in job(head, "logs", second)
+    assert "3/3 finished" in jobs.get_job_logs(second)
     statuses = Counter(run.info.status for run in client.search_runs([experiment.experiment_id]))
     assert statuses == {"FINISHED": 4}
 
     failing = job_id(submit(head, "--preset", "nope"))
-    assert wait(head, failing, ("failed", "succeeded")) == "failed"
-    assert "error: preset = nope" in job(head, "logs", failing)
+    assert wait(jobs, failing) == "FAILED"
+    assert "error: preset = nope" in jobs.get_job_logs(failing)
 
     token = os.environ["RAY_AUTH_TOKEN"]
-    assert not any(token in job(head, "logs", one) for one in (first, second, failing))
+    assert not any(token in jobs.get_job_logs(one) for one in (first, second, failing))
     files = [file for file in Path(os.environ["RAY_TMPDIR"]).glob("ray/*/logs/**/*") if file.is_file()]
     assert any(file.name.startswith("job-driver-") for file in files)
     assert [file for file in files if token.encode() in file.read_bytes()] == []

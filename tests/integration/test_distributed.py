@@ -4,16 +4,16 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import ray
 import torch
 from safetensors.torch import load_file
 
+from alast_tune.cli import main
 from alast_tune.config import TrialConfig
 from alast_tune.errors import DivergedError
 from alast_tune.parallel import world
@@ -21,18 +21,13 @@ from alast_tune.results import EpochReport
 from alast_tune.train import STEPS, Run, fit
 from alast_tune.tune import distributed
 from alast_tune.tune.distributed import fit_distributed
-from tests.integration.harness import PATIENCE, ROOT, kill
+from tests.integration.harness import ROOT, kill
+from tests.unit.tiny import DEPTH, trial
 
-EPOCHS = 4
-CONFIG = TrialConfig.model_validate(
-    {
-        "data": {"train_images": 98},
-        # Calibrates, learns budgets, draws blocks, and has adapters to merge.
-        "method": {"name": "alast", "reading": "fast", "alpha": 0.01, "trainable_blocks": 4, "lora": {"rank": 4}},
-        # Shares of 17 and 16 images. Not Adam, which makes steps of the same size out of rounding errors.
-        "train": {"epochs": EPOCHS, "batch_size": 33, "learning_rate": 1e-2, "optimizer": "sgd", "device": "cpu"},
-    }
-)
+if TYPE_CHECKING:
+    from ray.cluster_utils import Cluster
+
+EPOCHS, STEPS_AN_EPOCH = 3, 2
 
 pytestmark = pytest.mark.slow
 
@@ -72,16 +67,39 @@ def counting(options: dict[str, Any]) -> None:
     distributed._train(options)
 
 
-def start(folder: Path) -> subprocess.Popen[str]:
-    """Run `alast-tune train --workers 2` on `one.json`, as a person does."""
-    command = [sys.executable, "-m", "alast_tune.cli", "train", "--config", "one.json", "--output", "out"]
+PROGRAM = """
+import sys, time
+from alast_tune.cli import main
+from alast_tune.train import Run
+from alast_tune.tune import distributed
+
+train = distributed._train
+
+def outliving(options):
+    train_epoch = Run.train_epoch
+
+    def wait(run, on_step=None):
+        while run.report and options["job"].scratch.is_dir():
+            time.sleep(0.05)
+        return train_epoch(run, on_step)
+
+    Run.train_epoch = wait
+    train(options)
+
+distributed._train = outliving
+main(sys.argv[1:])
+"""
+"""`alast-tune` whose workers, after their first epoch, wait until another driver has taken over."""
+
+
+def start(folder: Path, address: str, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [*command, "--workers", "2"],
+        [sys.executable, "-c", PROGRAM, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=os.environ | {"PYTHONPATH": str(ROOT), "RAY_ADDRESS": address},
         start_new_session=True,
     )
 
@@ -98,26 +116,29 @@ def untimed(reports: list[EpochReport]) -> list[EpochReport]:
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield
-    ray.shutdown()
+def config(two_classes: Path) -> TrialConfig:
+    # Calibrates, learns budgets, draws blocks, and has adapters to merge.
+    method = {"name": "alast", "reading": "fast", "alpha": 0.01, "trainable_blocks": 2, "lora": {"rank": 4}}
+    # Shares of 6 and 5 images. Not Adam, which makes steps of the same size out of rounding errors.
+    return trial(two_classes, method, epochs=EPOCHS, batch_size=11, learning_rate=1e-2, optimizer="sgd")
 
 
 @pytest.fixture(scope="module")
-def two(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[EpochReport]]:
+def two(
+    ray_here: "Cluster", config: TrialConfig, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, list[EpochReport]]:
     """A run of two workers that nothing disturbs: its folder, and what the driver was told."""
     folder = tmp_path_factory.mktemp("two")
     reports: list[EpochReport] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(distributed, "_train", recording)
-        fit_distributed(CONFIG, folder, 2, reports.append)
+        fit_distributed(config, folder, 2, reports.append)
     return folder, reports
 
 
-def test_two_workers_equal_one(two: tuple[Path, list[EpochReport]], tmp_path: Path) -> None:
+def test_two_workers_equal_one(two: tuple[Path, list[EpochReport]], config: TrialConfig, tmp_path: Path) -> None:
     folder, reports = two
-    alone = list(fit(CONFIG, tmp_path))
+    alone = list(fit(config, tmp_path))
     assert [one.epoch for one in reports] == list(range(1, EPOCHS + 1))
     for ours, theirs in zip(reports, alone, strict=True):
         assert ours.cost.train_flops == theirs.cost.train_flops
@@ -137,47 +158,58 @@ def test_both_ranks_carry_out_the_same_plans(two: tuple[Path, list[EpochReport]]
     assert tables[0] == (folder / STEPS).read_text().splitlines()
     header = tables[0][0].split(",")
     same = [column for column, name in enumerate(header) if not name.endswith("_bytes")]  # which go by the share
-    assert {"flops", "tokens_11", "trains_11", "budget_11"} <= {header[column] for column in same}
+    assert {"flops", f"tokens_{DEPTH - 1:02d}", f"trains_{DEPTH - 1:02d}", f"budget_{DEPTH - 1:02d}"} <= {
+        header[column] for column in same
+    }
     first, second = ([[line.split(",")[column] for column in same] for line in table] for table in tables)
-    assert len(first) == 1 + 2 * EPOCHS
+    assert len(first) == 1 + STEPS_AN_EPOCH * EPOCHS
     assert first == second
-    assert len({tuple(line[-12:]) for line in first[1:]}) == 2 * EPOCHS  # the budgets did move
+    assert len({tuple(line[-DEPTH:]) for line in first[1:]}) == STEPS_AN_EPOCH * EPOCHS  # the budgets did move
 
 
 def test_a_killed_worker_changes_nothing(
-    two: tuple[Path, list[EpochReport]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    two: tuple[Path, list[EpochReport]], config: TrialConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, undisturbed = two
     reports: list[EpochReport] = []
     monkeypatch.setattr(distributed, "_train", dying)
-    fit_distributed(CONFIG, tmp_path, 2, reports.append)
+    fit_distributed(config, tmp_path, 2, reports.append)
     assert (tmp_path / "killed").exists()
     assert untimed(reports) == untimed(undisturbed)  # each once
     assert same_weights(tmp_path, folder)
 
 
-def test_a_killed_driver_changes_nothing(two: tuple[Path, list[EpochReport]], tmp_path: Path) -> None:
+def test_a_killed_driver_changes_nothing(
+    two: tuple[Path, list[EpochReport]],
+    config: TrialConfig,
+    ray_here: "Cluster",
+    tmp_path: Path,
+    with_store: Callable[[Path], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     """The command, killed after its first epoch, and again; the first one's workers outlive it for a moment."""
     folder, undisturbed = two
-    (tmp_path / "one.json").write_text(CONFIG.model_dump_json())
-    first = start(tmp_path)
+    (with_store(tmp_path) / "one.json").write_text(config.model_dump_json())
+    command = ["train", "--config", "one.json", "--output", "out", "--workers", "2"]
+    first = start(tmp_path, ray_here.address, *command)
     assert first.stdout
     said = next(line for line in first.stdout if line.startswith("epoch "))
     kill(first)
     assert said.startswith(f"epoch 1/{EPOCHS} accuracy {undisturbed[0].accuracy:.4f}")
-    second = start(tmp_path)
-    out, _ = second.communicate(timeout=PATIENCE)
-    assert second.returncode == 0, out
-    assert "epoch 1/" not in out
+    monkeypatch.chdir(tmp_path)
+    main(command)
+    told = [line.split()[1] for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ")]
+    assert told == [f"{epoch}/{EPOCHS}" for epoch in range(2, EPOCHS + 1)]
     assert same_weights(tmp_path / "out", folder)
     assert [path for path in (tmp_path / "out").iterdir() if path.name.startswith(".ray-")] == []
 
 
 def test_what_another_try_would_repeat_is_not_tried_again(
-    cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ray_here: "Cluster", config: TrialConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(distributed, "_train", counting)
-    hot = CONFIG.model_copy(update={"train": CONFIG.train.model_copy(update={"learning_rate": 1e30})})
+    hot = config.model_copy(update={"train": config.train.model_copy(update={"learning_rate": 1e30})})
     with pytest.raises(DivergedError, match="training has diverged; lower"):
-        fit_distributed(hot, tmp_path, 2, lambda report: None)
-    assert len((tmp_path / "starts").read_text()) == 2  # one of each worker
+        fit_distributed(hot, tmp_path, 1, lambda report: None)
+    assert (tmp_path / "starts").read_text() == "x"
