@@ -8,8 +8,8 @@ from pydantic import ValidationError
 from timm.models.vision_transformer import VisionTransformer
 
 from alast_tune.config import FullConfig, HeadConfig, MethodConfig, TopKConfig
-from alast_tune.errors import ConfigError
-from alast_tune.methods import Method, build_method, most_influential
+from alast_tune.errors import ConfigError, DivergedError
+from alast_tune.methods import Method, build_method, most_influential, settled
 from tests.unit.every_method import DEPTH, vit
 
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(7))
@@ -62,6 +62,18 @@ def test_a_probe_that_diverged_is_the_least_influential() -> None:
     for losses in ([nan, 0.3, 0.2], [0.3, nan, 0.2], [0.3, 0.2, nan], [float("inf"), 0.3, 0.2]):
         chosen = most_influential(losses, 2)
         assert sorted(losses[block] for block in chosen) == [0.2, 0.3], losses
+
+
+def test_where_every_probe_diverged_that_is_said() -> None:
+    with pytest.raises(DivergedError, match=r"^every block's probe has diverged; lower train\.learning_rate$"):
+        most_influential([float("nan"), float("inf")], 1)
+
+
+def test_blocks_left_open_are_those_found_or_the_first_and_others_stay() -> None:
+    assert settled(TopKConfig(count=2)) == TopKConfig(count=2, blocks=(0, 1))
+    assert settled(TopKConfig(count=2), [3, 5]) == TopKConfig(count=2, blocks=(3, 5))
+    assert settled(TopKConfig(blocks=(4,)), [3, 5]) == TopKConfig(blocks=(4,))
+    assert settled(FullConfig(), [3]) == FullConfig()
 
 
 @pytest.mark.parametrize(
