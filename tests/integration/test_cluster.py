@@ -35,22 +35,12 @@ def at_every_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Non
     return patch
 
 
-@pytest.fixture
-def any_store(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let several nodes have a store in a file: only the driver writes to it, whichever it is."""
-    monkeypatch.setattr(study_module, "is_file_based", lambda uri: False)
+def allow_store_in_file(patch: pytest.MonkeyPatch) -> None:
+    """Let several nodes have one: only the driver writes to the store, whichever it is."""
+    patch.setattr(study_module, "is_file_based", lambda uri: False)
 
 
 @pytest.mark.slow
-def test_a_store_in_a_file_is_refused_before_any_trial(ray_here: Cluster, pareto: Pareto) -> None:
-    with added(ray_here, num_cpus=0):
-        out = pareto.here("--preset", pareto.preset(), "--name", "refused", expect=2)
-    assert "error: MLFLOW_TRACKING_URI = sqlite:///" in out and "several nodes need a tracking server" in out
-    assert not (pareto.storage / "refused" / "study.db").exists()
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("any_store")
 def test_a_sweep_uses_all_nodes_and_a_lost_one_costs_at_most_an_epoch(
     ray_here: Cluster, pareto: Pareto, at_every_step: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -73,6 +63,11 @@ def test_a_sweep_uses_all_nodes_and_a_lost_one_costs_at_most_an_epoch(
                 (lost,) = [node for node in (one, other) if node.node_id.startswith(where[0])]
                 ray_here.remove_node(lost, allow_graceful=False)
 
+        out = pareto.here("--preset", pareto.preset(), "--name", "refused", expect=2)
+        assert "error: MLFLOW_TRACKING_URI = sqlite:///" in out and "several nodes need a tracking server" in out
+        assert not (pareto.storage / "refused" / "study.db").exists()
+
+        allow_store_in_file(monkeypatch)
         at_every_step(lose)
         arguments = ["--name", "nodes", "--scheduler", "none", "--gpus-per-trial", "1"]
         out = pareto.here("--preset", pareto.preset(TRIALS, EPOCHS, concurrent=2), *arguments)
@@ -91,7 +86,6 @@ def test_a_sweep_uses_all_nodes_and_a_lost_one_costs_at_most_an_epoch(
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("any_store")
 def test_a_sweep_grows_with_its_cluster(
     ray_here: Cluster, pareto: Pareto, at_every_step: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -108,6 +102,7 @@ def test_a_sweep_grows_with_its_cluster(
             if len(ray_here.worker_nodes) == 1 and trial_states(folder).count("RUNNING") == 2:
                 nodes.enter_context(added(ray_here, num_cpus=3, memory=7 << 30))
 
+        allow_store_in_file(monkeypatch)
         monkeypatch.setattr(resources, "request_resources", autoscale)
         at_every_step(grow)
         arguments = ["--name", "grown", "--scheduler", "none", "--cpus-per-trial", "3"]

@@ -2,12 +2,13 @@
 
 import csv
 import sqlite3
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 from ray.cluster_utils import Cluster
 
-from alast_tune.results import TrialResult
+from alast_tune.config import TrialConfig
 from alast_tune.tune.observer import SweepObserver
 from tests.integration.harness import Pareto
 from tests.integration.test_sweep import runs_in, trial_states
@@ -35,19 +36,21 @@ def test_a_comparison_goes_on_where_it_was_and_runs_nothing_twice(
     script, preset = Pareto(storage.parent, two_classes, "compare.py"), storage.parent / "tiny.yaml"
     preset.write_text(TINY.format(root=two_classes))
     first, seeds = (storage / name for name in ("compare-tiny-digits", "compare-tiny-digits-seeds"))
-    ended = SweepObserver.ended
+    started = SweepObserver.started
 
-    def interrupt(observer: SweepObserver, result: TrialResult) -> None:
-        ended(observer, result)
-        raise KeyboardInterrupt
+    def interrupt(observer: SweepObserver, number: int, config: TrialConfig, params: Mapping[str, object]) -> None:
+        started(observer, number, config, params)
+        if params.get("train/seed"):
+            raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(SweepObserver, "ended", interrupt)
+        patch.setattr(SweepObserver, "started", interrupt)
         script.here("--preset", str(preset), expect=130)
+    assert (trial_states(first), trial_states(seeds)) == (["COMPLETE"] * 2, ["RUNNING"])
     script.here("--preset", str(preset), "--report-only")
     report = storage / "compare-tiny" / "report.md"
     assert "| full | 0.001 | 1 |" in report.read_text()
-    assert not seeds.exists()
+    assert trial_states(seeds) == ["RUNNING"]
     script.here("--preset", str(preset))
     assert trial_states(first) == trial_states(seeds) == ["COMPLETE"] * 2
     _, runs = runs_in(storage, "trial")
