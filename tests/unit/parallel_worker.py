@@ -1,4 +1,4 @@
-"""Two ranks of data-parallel runs in turn: ``python parallel_worker.py folder config.json ...``.
+"""Two ranks of data-parallel runs in turn: ``python -m tests.unit.parallel_worker folder config.json ...``.
 
 What is imported takes longer than the runs: one process imports it, and then becomes two.
 """

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from alast_tune.config import TrialConfig
-from tests.integration.harness import PATIENCE
+from tests.integration.harness import PATIENCE, ROOT
 from tests.unit import parallel_worker
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -38,8 +38,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory, configs: dict[str, TrialCon
     for name, config in configs.items():
         (folder / f"{name}.json").write_text(config.model_dump_json())
     files = [folder / f"{name}.json" for name in configs]
-    command = [sys.executable, parallel_worker.__file__, folder, *files]
-    ranks = subprocess.Popen(command, start_new_session=True)
+    command = [sys.executable, "-m", "tests.unit.parallel_worker", folder, *files]
+    ranks = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
     try:
         assert ranks.wait(timeout=PATIENCE) == 0
     finally:
