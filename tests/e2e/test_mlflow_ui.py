@@ -81,16 +81,18 @@ class Sweep:
 
 
 @pytest.fixture(scope="module")
-def sweep(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sweep]:
+def sweep(tmp_path_factory: pytest.TempPathFactory, two_classes: Path, empty_mlflow: Path) -> Iterator[Sweep]:
     """A finished sweep behind an MLflow server."""
     given = os.environ.get("ALAST_SWEEP_STORAGE")
     if given:
         storage = Path(given).absolute()
     else:
-        pareto = Pareto(tmp_path_factory.mktemp("sweep"))
-        # One at a time: always the same front, so that the knee never lies under another point.
-        pareto.run("--preset", pareto.preset(trials=8), "--name", "demo", "--concurrent", "1")
+        pareto = Pareto(tmp_path_factory.mktemp("sweep"), two_classes)
         storage = pareto.storage
+        storage.mkdir()
+        shutil.copy(empty_mlflow, storage)
+        # One at a time: always the same front, so that the knee never lies under another point.
+        pareto.run("--preset", pareto.preset(trials=8), "--name", "demo")
     with mlflow_server("--backend-store-uri", f"sqlite:///{storage / 'mlflow.db'}") as address:
         client = mlflow.MlflowClient(address)
         experiment = client.get_experiment_by_name("alast-tune")
