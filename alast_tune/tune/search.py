@@ -167,7 +167,7 @@ class StudySearcher(Searcher):
         if error:
             self._tell(live.trial, TrialState.FAIL, "crashed", epochs)
         elif (result or {}).get("out_of_memory"):
-            live.trial.set_constraint("max_memory", _STARVED)
+            _constrain_once(live.trial, "max_memory", _STARVED)
             self._tell(live.trial, TrialState.PRUNED, str(trouble), epochs)
         elif trouble:
             self._tell(live.trial, TrialState.FAIL, str(trouble), epochs)
@@ -272,7 +272,7 @@ class StudySearcher(Searcher):
             try:
                 return _Live(trial, config, self._packing.place(self._forecast(config, GROWTH).peak_bytes))
             except ConfigError as error:
-                trial.set_constraint("max_memory", _STARVED)
+                _constrain_once(trial, "max_memory", _STARVED)
                 broken = str(error)
         else:
             (broken,) = self._constrain(trial, peak_bytes=peak)
@@ -303,7 +303,7 @@ class StudySearcher(Searcher):
         """Set Optuna's constraints from measured or predicted objectives; say which limits are broken."""
         excess = self._sweep.excess(**objectives)
         for limit, amount in excess.items():
-            trial.set_constraint(limit, amount)
+            _constrain_once(trial, limit, amount)
         return [_WORDS[limit](self._sweep, objectives) for limit, amount in excess.items() if amount > 0]
 
     def _tell(
@@ -315,6 +315,12 @@ class StudySearcher(Searcher):
         told = self._study.tell(trial, values, state)
         failpoint("after-tell")
         self._observer.ended(to_result(told, self._sweep))
+
+
+def _constrain_once(trial: Trial, limit: str, excess: float) -> None:
+    """Set one of Optuna's constraints, which it keeps as they are: a driver that was killed may have set it."""
+    if limit not in trial.constraints:
+        trial.set_constraint(limit, excess)
 
 
 def _is_own(trial: FrozenTrial) -> bool:

@@ -90,6 +90,9 @@ def test_budgets_grow_by_alpha_up_to_the_largest(forecast: Forecast) -> None:
     assert peak(0) == still < peak(0.02) < peak(0.05) < peak(1.0) == peak(2.0)
     assert peak(1.0, max_budget=0.5) < peak(1.0)
     assert peak(1e-4, delta_reduction="batch_sum") > peak(1e-4)  # of the batch, not of the few images tried
+    # What does not begin with a look at images moves no budget at first.
+    as_set = {"initial_budget": 0.5, "first_delta": "skip"}
+    assert peak(1.0, 0.0, **as_set) == peak(0.0, **as_set) < peak(0.0, 0.0, **as_set | {"initial_budget": 0.9})
     full = trial({"name": "full"})
     assert peak_bytes(forecast, full, GROWTH) == peak_bytes(forecast, full)
 

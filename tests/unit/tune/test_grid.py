@@ -197,3 +197,9 @@ def test_the_table_of_a_front_names_variants(tmp_path: Path) -> None:
     table = front_table(summarise("grid", results(study, grid()), (0.0, 2e12, 2e8)))
     (settings,) = (column._cells for column in table.columns if column.header == "settings that differ")
     assert settings == [f"way {name}, seed {seed}" for name, seed in COMBINATIONS]
+
+
+def test_a_parameter_that_is_not_in_the_grid_is_refused(tmp_path: Path) -> None:
+    _, study, _ = searcher(tmp_path, grid())
+    with pytest.raises(ValueError, match="other is not in the grid"):
+        study.ask().suggest_int("other", 0, 1)

@@ -148,6 +148,22 @@ def test_what_is_learnt_from_each_end() -> None:
     assert past.front().tolist() == [[0.7, 4.0, 1.0]]
 
 
+def test_a_stopped_trial_teaches_nothing_before_another_has_gone_on() -> None:
+    past = Past()
+    past.take(
+        [
+            trial(0, TrialState.COMPLETE, [0.6, 4.0, 1.0], curve=[[0.6, 4.0, 1.0]]),
+            trial(1, TrialState.PRUNED, curve=[[0.2, 2.0, 0.9]]),
+        ]
+    )
+    assert [values for _, values, _ in past.lessons()] == [(0.6, 4.0, 1.0)]
+
+
+def test_what_is_not_in_the_space_is_drawn_at_random() -> None:
+    it = study()
+    assert 0 <= it.ask(SPACE).suggest_float("other", 0, 1) <= 1
+
+
 def test_a_landmark_tells_its_accuracy_but_not_its_costs() -> None:
     past = Past()
     past.take([trial(0, TrialState.COMPLETE, [0.9, 9.0, 9.0], landmark="full")])

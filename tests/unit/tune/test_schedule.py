@@ -1,6 +1,7 @@
 """Multi-objective successive halving: who goes on from a rung, and what is stopped whatever the rung says."""
 
 import math
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -134,3 +135,25 @@ def test_a_resumed_sweep_compares_with_trials_of_the_driver_before() -> None:
     scheduler = MoAsha(sweep(), before)
     assert decide(scheduler, 1, 1, (0.5, 1.5, 1.5)) == STOP
     assert decide(scheduler, 2, 2, (0.96, 1.9, 1.0)) == CONTINUE
+
+
+@pytest.mark.parametrize(
+    ("state", "goes_on"), [(optuna.trial.TrialState.PRUNED, False), (optuna.trial.TrialState.FAIL, True)]
+)
+def test_a_failed_trial_is_compared_with_nobody(state: optuna.trial.TrialState, goes_on: bool) -> None:
+    before = study()
+    before.add_trial(optuna.trial.create_trial(state=state, user_attrs={"curve": [[0.9, 1.0, 1.0]]}))
+    scheduler = MoAsha(sweep(), before)
+    assert decide(scheduler, 1, 1, (0.5, 1.5, 1.5)) == (CONTINUE if goes_on else STOP)
+    nobody = MoAsha(sweep(scheduler="none"), before)
+    assert decide(nobody, 1, 1, (0.5, 1.5, 1.5)) == CONTINUE
+
+
+def test_a_full_disk_ends_the_sweep_and_another_error_the_trial(tmp_path: Path) -> None:
+    scheduler, file = MoAsha(sweep(), study()), tmp_path / "error.txt"
+    for error_file in (None, str(file)):
+        file.write_text("RuntimeError: mat1 and mat2 shapes cannot be multiplied")
+        scheduler.on_trial_error(None, cast("TuneTrial", SimpleNamespace(error_file=error_file)))
+    file.write_text("OSError: [Errno 28] No space left on device: 'x'")
+    with pytest.raises(OSError, match=r"^No space left on device$"):
+        scheduler.on_trial_error(None, cast("TuneTrial", SimpleNamespace(error_file=str(file))))

@@ -413,3 +413,50 @@ def test_an_epoch_that_a_restart_repeats_is_told_once_unless_it_came_to_somethin
     (trial,) = study.trials
     assert trial.state == TrialState.COMPLETE
     assert [values[0] for values in trial.user_attrs["curve"]] == [0.1, 0.25, 0.3]
+
+
+def test_what_fits_no_node_is_never_launched_and_takes_no_trials_place(tmp_path: Path) -> None:
+    config, observer = sweep(trials=2, trial={"train": {"epochs": 3, "device": "cpu"}}), Recorder()
+    study = opened(config, tmp_path)
+
+    def by_blocks(trial: TrialConfig, growth: float) -> Costs:
+        return Costs(1e12, 2**40 if trial.method.trainable_blocks == 12 else 2**20)  # type: ignore[union-attr]
+
+    for blocks in (12, 1, 2):
+        study.enqueue_trial({"method/trainable_blocks": blocks})
+    search = StudySearcher(study, config, observer, Packing(config, [Node("a", cpu=8, memory=2**34)]), by_blocks)
+    handed = [search.suggest(key) for key in "ab"]
+    assert [trial["number"] for trial in handed if isinstance(trial, dict)] == [1, 2] and search.remaining == 0
+    (end,) = observer.ends
+    assert (end.number, end.state, end.epochs) == (0, "infeasible", 0)
+    assert (end.reason or "").startswith("never launched: predicted peak_bytes = 1.00 TiB: predicted, and 768 MiB")
+
+
+def test_what_an_earlier_driver_was_about_to_refuse_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Killed(BaseException):
+        pass
+
+    def killed(*values: object, **options: object) -> None:
+        raise Killed
+
+    config = sweep(max_memory="1MB", trials=2)
+    search, study, _ = searcher(tmp_path, config)
+    monkeypatch.setattr(study, "tell", killed)
+    with pytest.raises(Killed):
+        search.suggest("a")
+    monkeypatch.setattr(module, "_PATIENCE", 1)
+    search, study, observer = searcher(tmp_path, config)
+    assert study.trials[0].state == TrialState.RUNNING and search.remaining == 3
+    assert search.suggest("a") == StudySearcher.FINISHED
+    assert [end.reason for end in observer.ends] == ["never launched: predicted peak 95.4 MiB is above 977 KiB"]
+    assert search.remaining == 2 and observer.starts == []
+
+
+def test_tune_has_nothing_to_add_and_nothing_to_keep(tmp_path: Path) -> None:
+    search, _, _ = searcher(tmp_path)
+    assert search.set_search_properties("accuracy", "max", {})
+    assert not search.set_search_properties(None, None, {"a": 1})
+    assert search.__getstate__() == {}
+    search.save(str(tmp_path / "state"))
+    search.restore(str(tmp_path / "state"))
+    assert (tmp_path / "state").read_bytes() == b""
