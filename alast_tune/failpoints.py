@@ -1,8 +1,8 @@
 """Named places where a test ends the process, as a power cut would.
 
-Each place is a window between two writes that a crash could separate. ``ALAST_FAILPOINT`` names one of them, or several:
-``after-ask``, ``mid-epoch:3`` (the third time that this process passes it), ``mid-epoch:3,after-save``. Where the
-variable is not set, and only tests set it, nothing happens.
+Each place is a window between two writes that a crash could separate. ``ALAST_FAILPOINT`` names one of them, or
+several: ``after-ask``, ``mid-epoch:3`` (the third time that this process passes it), ``mid-epoch:3,after-save``. Where
+the variable is not set, and only tests set it, nothing happens.
 """
 
 from __future__ import annotations
