@@ -23,6 +23,7 @@ from mlflow.entities import Run
 
 from alast_tune.cli import main
 from alast_tune.config import SweepConfig, TrialConfig
+from alast_tune.errors import ConfigError
 from alast_tune.results import FrontFile, TrialResult
 from alast_tune.summary import summarise
 from alast_tune.tracking import Tracker, default_uri, pending, run_ids, sync, tracker, writer
@@ -321,6 +322,26 @@ def server_gone(storage: Path) -> Tracker:
     tracker.start_sweep(SWEEP)
     tracker._writer._client = mlflow.MlflowClient("http://127.0.0.1:9")
     return tracker
+
+
+def test_a_store_that_goes_away_before_a_sweep_has_begun_is_refused(storage: Path) -> None:
+    lines: list[str] = []
+    tracker = Tracker(default_uri(storage), storage, lines.append)
+    tracker._client = mlflow.MlflowClient("http://127.0.0.1:9")
+    with pytest.raises(ConfigError, match=r"MLFLOW_TRACKING_URI = .*: cannot be written to \(no answer\)"):
+        tracker.start_sweep(SWEEP)
+    assert lines == []
+
+
+@pytest.mark.parametrize("file", [ASKED, DONE])
+def test_a_journal_that_is_damaged_is_refused(file: str, tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal.ask(Operation("sweep", "open", 1))
+    journal.done("id")
+    with (tmp_path / file).open("a") as damaged:
+        damaged.write("{}\n{}\n")
+    with pytest.raises(ConfigError, match="is damaged; move it and mlflow-done"):
+        Journal(tmp_path)
 
 
 def test_a_journal_survives_half_a_line_and_a_full_disk(tmp_path: Path) -> None:
