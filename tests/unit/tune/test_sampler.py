@@ -102,6 +102,18 @@ def test_it_needs_less_than_random_search_for_the_same_front() -> None:
     assert np.mean(ours) < 0.5 * np.mean(theirs)
 
 
+def test_a_search_begins_with_the_cheapest_and_spreads_over_the_costs() -> None:
+    sampler = EhviSampler(SPACE, costs, (0.0, 1.2, 1.0), seed=0)
+    flops_C = np.arange(101.0)[::-1]
+    assert [flops_C[sampler._explore(flops_C, count)] for count in range(5)] == [0, 25, 6, 56, 2]
+
+
+def test_of_those_that_promise_as_much_the_cheapest_is_proposed(monkeypatch: pytest.MonkeyPatch) -> None:
+    search(it := study(), 4)
+    monkeypatch.setattr("alast_tune.tune.sampler.expected_improvement", lambda mean_C, *others: np.ones_like(mean_C))
+    assert costs(it.ask(SPACE).params)[0] < 0.15
+
+
 def test_what_runs_is_not_proposed_again_nor_its_neighbourhood() -> None:
     search(it := study(), 10)
     out = [it.ask(SPACE).params for _ in range(4)]
@@ -117,7 +129,8 @@ def test_beyond_a_limit_nothing_is_proposed_once_costs_are_known() -> None:
 
 
 def trial(number: int, state: TrialState, values: Any = None, **attributes: Any) -> Any:
-    one = create_trial(state=state, params=PARAMS, distributions=SPACE, values=values, user_attrs=attributes)
+    params = PARAMS | {"blocks": 1 + number % 12}
+    one = create_trial(state=state, params=params, distributions=SPACE, values=values, user_attrs=attributes)
     one.number = number
     return one
 
@@ -145,6 +158,7 @@ def test_what_is_learnt_from_each_end() -> None:
     assert projected[2] == pytest.approx(0.05)  # and its spread
     (failed,) = (lesson for lesson in lessons if math.isnan(lesson[1][1]))
     assert failed[1][0] == 0.6  # the worst
+    assert failed[0]["blocks"] == 1 + 3  # of the one that is to blame itself
     assert past.front().tolist() == [[0.7, 4.0, 1.0]]
 
 

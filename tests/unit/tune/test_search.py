@@ -415,6 +415,18 @@ def test_an_epoch_that_a_restart_repeats_is_told_once_unless_it_came_to_somethin
     assert [values[0] for values in trial.user_attrs["curve"]] == [0.1, 0.25, 0.3]
 
 
+def test_who_has_ended_makes_room_for_the_next(tmp_path: Path) -> None:
+    config = sweep(trial={"train": {"epochs": 3, "device": "cpu"}})
+    study = opened(config, tmp_path)
+    search = StudySearcher(study, config, Recorder(), Packing(config, [Node("a", cpu=1, memory=2**34)]), forecast)
+    assert isinstance(search.suggest("a"), dict)
+    assert search.suggest("b") is None
+    search.on_trial_complete("a", report())
+    assert isinstance(search.suggest("b"), dict)
+    search.on_trial_complete("b", None, error=True)
+    assert isinstance(search.suggest("c"), dict)
+
+
 def test_what_fits_no_node_is_never_launched_and_takes_no_trials_place(tmp_path: Path) -> None:
     config, observer = sweep(trials=2, trial={"train": {"epochs": 3, "device": "cpu"}}), Recorder()
     study = opened(config, tmp_path)
