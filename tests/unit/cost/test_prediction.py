@@ -152,6 +152,14 @@ def test_micro_batches_are_predicted_too(values: dict[str, Any]) -> None:
     assert second.peak_error <= 0.08
 
 
+def test_what_the_tap_holds_counts_where_nothing_waits_for_the_backward() -> None:
+    """No token is dropped, which is known only once each block has run: so the tap listens all the same."""
+    config = setting({"name": "alast", "reading": "paper", "trainable_blocks": 0, "alpha": 0.0})
+    (_, second) = steps(vit({"patch_size": 4}), config, batch=24)
+    assert second.predicted.flops == second.flops
+    assert second.peak_error <= 0.01
+
+
 # Of each structural kind of plain Vision Transformer that timm has, one.
 KINDS = (
     "vit_tiny_patch16_224",
