@@ -12,7 +12,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -306,6 +306,22 @@ def test_a_run_that_somebody_deletes_costs_only_its_own_writes(storage: Path) ->
     finish(tracker, results)
     assert pending(storage / "s") == 0
     assert len(lines) == 1 and lines[0].startswith("MLflow refuses to log run 0000: ")
+
+
+def test_another_store_that_answers_in_its_place_is_an_outage(
+    storage: Path, tmp_path: Path, undisturbed: dict[str, Any], with_store: Callable[[Path], Path]
+) -> None:
+    """It has none of the runs, and says so; that is no refusal, after which a write is passed over."""
+    lines: queue.Queue[str] = queue.Queue()
+    tracker = Tracker(default_uri(storage), storage, lines.put)
+    tracker.start_sweep(SWEEP)
+    tracker._writer._client = mlflow.MlflowClient(default_uri(with_store(tmp_path / "other")))
+    results = trials(tracker, range(6))
+    assert "cannot be written to (" in lines.get(timeout=PATIENCE)
+    tracker._writer._client = tracker._client
+    finish(tracker, results)
+    assert "is back" in lines.get_nowait() and lines.empty()
+    assert contents(tracker.uri, storage / "s", tmp_path / "scratch") == undisturbed
 
 
 def test_a_kill_in_an_outage_does_not_wait_and_loses_nothing(server_gone: Tracker, storage: Path) -> None:
