@@ -133,6 +133,7 @@ def pareto(storage: Path, two_classes: Path) -> "Pareto":
     return Pareto(storage.parent, two_classes)
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Say which tests must be in one process, and let those that take longest begin first.
 
