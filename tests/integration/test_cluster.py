@@ -1,5 +1,6 @@
 """A sweep on real Ray nodes with pretended cards: on all of them, past one that is lost, on those that come later."""
 
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,7 +14,8 @@ from alast_tune.tune import resources
 from alast_tune.tune import study as study_module
 from alast_tune.tune.members import checkpoints
 from alast_tune.tune.observer import SweepObserver, TuneEvents
-from tests.integration.harness import Pareto, added
+from alast_tune.tune.trainable import AlastTrainable
+from tests.integration.harness import PATIENCE, Pareto, added
 from tests.integration.test_sweep import logged_epochs, runs_in, trial_states
 
 TRIALS, EPOCHS = 4, 4
@@ -35,6 +37,41 @@ def at_every_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Non
     return patch
 
 
+class Together(AlastTrainable):
+    """Real training, which begins when two trials are there: else one node could do it all while the other starts."""
+
+    def step(self) -> dict[str, Any]:
+        self.mark(f"begun-{self.config['number']}")
+        until(lambda: len(list(self.folder.glob("begun-*"))) >= 2)
+        return super().step()
+
+    @property
+    def folder(self) -> Path:
+        return Path(self._storage.experiment_fs_path)
+
+    def mark(self, name: str) -> bool:
+        """Say that something happens here; whether it is the first time."""
+        first = not (self.folder / name).exists()
+        (self.folder / name).touch()
+        return first
+
+
+class OnLostNode(Together):
+    """The first trial stays in its third epoch until its node is taken away."""
+
+    def step(self) -> dict[str, Any]:
+        if self.config["number"] == 0 and self._run.epoch == 2 and self.mark("third"):
+            until(lambda: False)
+        return super().step()
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
 def allow_store_in_file(patch: pytest.MonkeyPatch) -> None:
     """Let several nodes have one: only the driver writes to the store, whichever it is."""
     patch.setattr(study_module, "is_file_based", lambda uri: False)
@@ -54,12 +91,12 @@ def test_a_sweep_uses_all_nodes_and_a_lost_one_costs_at_most_an_epoch(
         moved(observer, number, node)
 
     monkeypatch.setattr(SweepObserver, "moved", note)
+    monkeypatch.setattr(study_module, "AlastTrainable", OnLostNode)
     with added(ray_here, num_cpus=1, num_gpus=1) as one, added(ray_here, num_cpus=1, num_gpus=1) as other:
 
         def lose() -> None:
-            """Take a node away when both have reported, and one trial on it has kept its second epoch."""
-            saved = folder / "tune" / "driver-00" / "0000" / "checkpoint_000001" / "state.pt"
-            if len(ray_here.worker_nodes) == 2 and len(set(where.values())) == 2 and saved.exists():
+            """Take the first trial's node away in its third epoch."""
+            if len(ray_here.worker_nodes) == 2 and (folder / "tune" / "driver-00" / "third").exists():
                 (lost,) = [node for node in (one, other) if node.node_id.startswith(where[0])]
                 ray_here.remove_node(lost, allow_graceful=False)
 
@@ -79,7 +116,7 @@ def test_a_sweep_uses_all_nodes_and_a_lost_one_costs_at_most_an_epoch(
     assert logged_epochs(pareto.storage) == dict.fromkeys(range(TRIALS), (1, 2, 3, 4))
     _, runs = runs_in(pareto.storage, "trial")
     nodes = {int(run.data.tags["alast.trial"]): run.data.tags["alast.node"].split()[1] for run in runs}
-    assert nodes[0] == left.node_id[:8] != where[0]
+    assert nodes[0] == left.node_id[:8] == where[1] != where[0]
     for trial in range(TRIALS):
         # Tune counts them on past a restart: one an epoch, so that none was trained again.
         assert Path(checkpoints(folder, trial)[0]).name == f"checkpoint_{EPOCHS - 1:06d}"
@@ -103,6 +140,7 @@ def test_a_sweep_grows_with_its_cluster(
                 nodes.enter_context(added(ray_here, num_cpus=3, memory=7 << 30))
 
         allow_store_in_file(monkeypatch)
+        monkeypatch.setattr(study_module, "AlastTrainable", Together)
         monkeypatch.setattr(resources, "request_resources", autoscale)
         at_every_step(grow)
         arguments = ["--name", "grown", "--scheduler", "none", "--cpus-per-trial", "3"]
