@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
@@ -16,8 +17,10 @@ import torch
 from PIL import Image
 
 from alast_tune.cli import main
+from alast_tune.config import stored_sweep
 from alast_tune.production import read_config
 from alast_tune.results import FrontFile
+from alast_tune.tune.trials import open_study
 from tests.integration.harness import Pareto
 
 pytestmark = pytest.mark.slow
@@ -46,6 +49,19 @@ def sweep(ray_here: object, tmp_path_factory: pytest.TempPathFactory, two_classe
     shutil.copy(empty_mlflow, pareto.storage)
     pareto.here("--preset", pareto.preset(trials=3, epochs=1), "--name", "pets")
     return pareto.storage / "pets"
+
+
+def test_a_sweep_begins_with_another_s_results(
+    sweep: Path, tmp_path: Path, two_classes: Path, with_store: Callable[[Path], Path]
+) -> None:
+    pareto = Pareto(tmp_path, two_classes)
+    with_store(pareto.storage)
+    own = ("--preset", pareto.preset(trials=2, epochs=1), "--name", "later", "--max-memory", "1GiB")
+    assert "warm start: 3 results of " in pareto.here(*own, "--warm-start", str(sweep))
+    folder = pareto.storage / "later"
+    assert FrontFile.read(folder / "front.json").trials.complete == 2
+    trials = open_study(stored_sweep(folder), folder).get_trials(deepcopy=False)
+    assert ["origin" in trial.user_attrs for trial in trials] == [True] * 3 + [False] * 2
 
 
 def client_of(sweep: Path) -> mlflow.MlflowClient:
