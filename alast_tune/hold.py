@@ -160,6 +160,8 @@ class Hold:
                 return found
         except FileNotFoundError:
             return None
+        except ValueError as error:  # read while it was written: an outage of a moment
+            raise OSError(f"the lease cannot be read ({error})") from None
 
     def _renew(self) -> None:
         self._write(LEASE, json.dumps(self._owner | {"at": self._timing.clock()}).encode())
