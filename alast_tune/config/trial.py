@@ -49,7 +49,7 @@ class DataConfig(Record):
     cache: Literal["auto", "memory", "none"] = Field(
         "auto",
         description="memory: decode and resize each image once a machine, into a file that all its processes share; "
-        "none: decode it whenever it is needed; auto: memory, if all splits take at most a quarter of what is available",
+        "none: decode it whenever it is needed; auto: memory, if that takes at most a quarter of what is available",
     )
     workers: int = Field(0, ge=0, description="loader processes that decode; 0: threads of the training process do")
 

@@ -1,7 +1,7 @@
 """Images, split once into train, validation and test, and loaders over them.
 
-Here: putting it all together. ``folders.py`` reads image folders, ``sources.py`` all data sets, ``inspection.py`` looks at
-every file once, ``splitting.py`` divides the images, ``rgb.py`` converts them, ``decoded.py`` keeps their pixels,
+Here: putting it all together. ``folders.py`` reads image folders, ``sources.py`` all data sets, ``inspection.py``
+looks at every file once, ``splitting.py`` divides the images, ``rgb.py`` converts them, ``decoded.py`` keeps them,
 ``images.py`` augments them, ``loading.py`` hands them out batch by batch.
 Whatever is wrong with them (a missing folder, a class without images, an unreadable file, a download without a network)
 is said in one line before anything trains; what is merely not used is said in ``Splits.notes``.
@@ -170,8 +170,8 @@ def _load(config: DataConfig, spec: InputSpec) -> Splits:
     else:
         pieces["train"] = source, _fewer(config, source.labels, train)
     count = sum(len(indices) for _, indices in pieces.values())
-    keep = worth_keeping(count, spec.image_size) if config.cache == "auto" else config.cache == "memory"
-    images = {name: _images(config, spec, name, *piece, keep) for name, piece in pieces.items()}
+    cache = "none" if config.cache == "auto" and not worth_keeping(count, spec.image_size) else config.cache
+    images = {name: _images(config, spec, name, *piece, cache) for name, piece in pieces.items()}
     return Splits(images["train"], images["validation"], images.get("test"), opened.classes, tuple(notes))
 
 
@@ -199,17 +199,19 @@ def _divide(config: DataConfig, opened: Opened) -> dict[str, tuple[Source, Indic
     pieces |= {part: (source, indices) for part, indices in zip([*shares, "train"], drawn, strict=True)}
     for part, share in shares.items():
         if not len(pieces[part][1]):
-            remedy = f"leaves no image of {len(source.labels)} for {part}; raise it, add images, or give folders train/, val/, test/"
+            remedy = (
+                f"leaves no {part} image of {len(source.labels)}; raise it, add images, or give train/, val/, test/"
+            )
             raise ConfigError(f"data.{part}_fraction", share, remedy)
     return pieces
 
 
-def _images(config: DataConfig, spec: InputSpec, part: str, source: Source, indices: Indices, keep: bool) -> Images:
+def _images(config: DataConfig, spec: InputSpec, part: str, source: Source, indices: Indices, cache: str) -> Images:
     augment = [paper_augmentation] if part == "train" and config.augment == "paper" else []
     if config.dataset == "digits":  # no photographs: interpolated as they are
         return Images(source, indices, partial(_digits, source, indices, spec), v2.Compose([*augment, v2.Identity()]))
     normalise = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(spec.mean, spec.std, inplace=True)]
-    pixels = Decoded(source, indices, spec.image_size, keep)
+    pixels = Decoded(source, indices, spec.image_size, cache)
     return Images(source, indices, pixels, v2.Compose([*augment, *normalise]))
 
 
@@ -241,12 +243,13 @@ def _copies(splits: Splits, all_data: bool) -> Iterator[str]:
         found = list(images.contents()) if images else []
         again = [(key, *seen[checksum]) for key, checksum in found if checksum in seen]
         if again:
-            key, other, where = again[0]
+            key, where, other = again[0]
             yield (
                 f"{len(again)} of {len(found)} {part} images are copies of images in another split, which makes "
-                f"accuracies look better than they are: {key} is {where} of {other}; remove them"
+                f"accuracies look better than they are: {key} is {other} of {where}; remove them"
             )
-        seen |= {checksum: (part, key) for key, checksum in found if checksum not in seen}
+        for key, checksum in found:
+            seen.setdefault(checksum, (part, key))
 
 
 def _fewer(config: DataConfig, labels: Indices, train: Indices) -> Indices:

@@ -38,7 +38,7 @@ DISK_SHARE = 0.1
 """Of the disk with the cache folder, what all decoded files may take; the ones used least recently go first."""
 
 _MADE_BY = f"1 Pillow {PIL.__version__}"
-"""Part of a file's name: what else decides about its pixels. Raised by one whenever ``to_rgb`` or the resizing changes."""
+"""Part of a file's name: what else decides about pixels. The number goes up when ``to_rgb`` or the resizing changes."""
 
 _CHUNK = 64
 """Images that are decoded between two writes to the file, for each processor."""
@@ -59,14 +59,15 @@ class Decoded:
         source: of the images.
         indices: (n,) which of them.
         size: side to resize them to, pixels.
+        cache: "none"; or "memory" or "auto" to keep them, the latter if it works.
         cache: ``data.cache``; its "auto" is decided by :func:`worth_keeping`.
     """
 
-    def __init__(self, source: Source, indices: Indices, size: int, keep: bool) -> None:
+    def __init__(self, source: Source, indices: Indices, size: int, cache: str) -> None:
         self.source = source
         self.indices = indices
         self.size = size
-        self.keep = keep
+        self.cache = cache
         self._kept: Pixels | None = None
 
     def __call__(self, batch: list[int]) -> Tensor:
@@ -94,7 +95,7 @@ class Decoded:
         Raises:
             ConfigError: an image cannot be read, or the file not be written.
         """
-        if not self.keep or self._kept is not None:
+        if self.cache == "none" or self._kept is not None:
             return
         shape = (len(self.indices), 3, self.size, self.size)
         content = "\n".join([_MADE_BY, str(self.size), *self.source.checksums(self.indices)])
@@ -102,8 +103,11 @@ class Decoded:
         try:
             self._kept = shared(f"{name}-{self.size}", shape, self._chunks)
         except OSError as error:
+            if self.cache == "auto":
+                self.cache = "none"
+                return
             remedy = f"decoded images cannot be kept in {_folder()} ({error}); set XDG_CACHE_HOME, or take cache: none"
-            raise ConfigError("data.cache", "memory", remedy) from error
+            raise ConfigError("data.cache", self.cache, remedy) from error
 
     def _chunks(self) -> Iterator[Pixels]:
         size = _CHUNK * cpu_count()

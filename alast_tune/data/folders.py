@@ -26,7 +26,8 @@ _LEFT_BEHIND = {
 """Names of folders and files, in lower case, that systems leave in any folder."""
 
 _SPLIT_NAME = re.compile(
-    r"(?:(?P<train>train(?:ing)?)|(?P<validation>val|valid|validation|dev|development|eval|evaluation)|(?P<test>test(?:ing)?))"
+    r"(?:(?P<train>train(?:ing)?)|(?P<validation>val|valid|validation|dev|development|eval|evaluation)"
+    r"|(?P<test>test(?:ing)?))"
     r"(?:[ _.-]*(?:set|split|data|images?|imgs?))?[ _.-]*\d*",
     re.IGNORECASE,
 )
@@ -113,39 +114,36 @@ class _Reader:
         splits: dict[str, Path] = {}
         others = []
         for folder in self._list(self._root).folders:
-            match, inside = _SPLIT_NAME.fullmatch(folder.name), self._list(folder)
-            if match is None or not inside.folders:
+            role, inside = _role(folder.name), self._list(folder)
+            if role is None or not inside.folders:
                 others.append(folder)
                 continue
-            role = str(match.lastgroup)
             if inside.images:
                 raise self._refuse(
-                    f"{folder.name}/ holds both images and folders; if it is a split, put each image into the folder of "
+                    f"{folder.name}/ holds both images and folders; if it is a split, put each image into a folder of "
                     "its class, if it is a class, put its images beside one another"
                 )
             if role in splits:
                 names = f"{splits[role].name}/ and {folder.name}/"
                 raise self._refuse(f"{names} both look like the {role} split; keep one, or rename the other")
             splits[role] = folder
-        unlike = [folder for folder in others if not _SPLIT_NAME.fullmatch(folder.name)]
+        unlike = [folder for folder in others if _role(folder.name) is None]
         if not splits:
-            if others and not unlike:
-                names = ", ".join(f"{folder.name}/" for folder in others)
-                remedy = (
-                    f"{names} look like splits, but hold no class folders; put images into {others[0].name}/<class>/"
-                )
+            like = [folder.name for folder in others if folder not in unlike]
+            if len({_role(name) for name in like}) > 1 or (like and not unlike):
+                remedy = f"{_some(like)} look like splits, but hold no class folders; put images into <split>/<class>/"
                 raise self._refuse(remedy)
             return {"all": self._root}, others
         if classes := [f"{folder.name}/" for folder in unlike if self._list(folder).images]:
             split = next(iter(splits.values())).name
             raise self._refuse(
-                f"{split}/ looks like a split (train, val, test), but {_some(classes)} like classes of a folder without "
-                f"splits; move these into a split, or if {split} is a class, put its images into {split}/ itself"
+                f"{split}/ looks like a split (train, val, test), but {_some(classes)} like classes of an undivided "
+                f"folder; move these into a split, or if {split} is a class, put its images into {split}/ itself"
             )
         if "train" not in splits:
-            names = ", ".join(folder.name for folder in splits.values())
+            names = ", ".join(sorted(folder.name for folder in splits.values()))
             raise self._refuse(f"has {names} but no train folder; add it")
-        return splits, others
+        return {role: splits[role] for role in ("train", "validation", "test") if role in splits}, others
 
     def _part(self, folder: Path) -> Part:
         """Find the classes of a split."""
@@ -193,11 +191,7 @@ class _Reader:
     def _unused(self, folders: Iterable[Path]) -> list[str]:
         """Say which folders beside the splits hold images, or look like splits, and are not used."""
         counts = {folder: len(list(self._images_below(folder))) for folder in folders}
-        unused = [
-            f"{folder.name}/ ({count} images)"
-            for folder, count in counts.items()
-            if count or _SPLIT_NAME.fullmatch(folder.name)
-        ]
+        unused = [f"{folder.name}/ ({count} images)" for folder, count in counts.items() if count or _role(folder.name)]
         return [f"not used, since no train, val or test folder of classes: {_some(unused)}"] if unused else []
 
     def _list(self, folder: Path) -> _Listing:
@@ -231,6 +225,12 @@ class _Reader:
 
     def _refuse(self, remedy: str) -> ConfigError:
         return ConfigError("data.root", self._root, remedy)
+
+
+def _role(name: str) -> str | None:
+    """Which split a folder looks like by its name."""
+    match = _SPLIT_NAME.fullmatch(name)
+    return match and match.lastgroup
 
 
 def _left_behind(name: str) -> bool:

@@ -102,7 +102,8 @@ def fault(file: Path, error: Exception) -> str:
         return f"{file} has {size}, and Pillow opens {2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6:.0f} at most; shrink it"
     if isinstance(error, PixelRangeError):
         return f"{file} {error}"
-    return f"{file} is no readable image ({type(error).__name__}: {error}); repair or remove it"
+    words = re.sub(r" <_io\.BytesIO.*?>", "", str(error))  # of the file, which is read in one piece
+    return f"{file} is no readable image ({type(error).__name__}: {words}); repair or remove it"
 
 
 @contextmanager
