@@ -152,10 +152,13 @@ def labels_of(split: Images) -> Indices:
 
 @lru_cache(maxsize=8)
 def _verified(config: DataConfig, spec: InputSpec) -> Splits:
-    for source in open_sources(config).parts.values():
-        source.checksums(np.arange(len(source.labels)), decode=config.verify)
+    found = [item for source in open_sources(config).parts.values() for item in source.inspect(config.verify).items()]
+    dark = [key for key, verdict in found if verdict.dark]
+    notes = []
+    if dark:
+        notes.append(f"{len(dark)} images of 16 bits use 12 at most, and are nearly black (as {dark[0]}); rescale them")
     splits = _load(config, spec)
-    return replace(splits, notes=(*splits.notes, *_copies(splits, config.all_data)))
+    return replace(splits, notes=(*splits.notes, *notes, *_copies(splits, config.all_data)))
 
 
 @lru_cache(maxsize=8)

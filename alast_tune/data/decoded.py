@@ -152,24 +152,30 @@ def shared(name: str, shape: tuple[int, ...], chunks: Callable[[], Iterator[Pixe
     with FileLock(file.with_suffix(".lock")):
         if not file.exists() or file.stat().st_size != np.prod(shape):
             _make_room(int(np.prod(shape)))
-            with whole(file) as scratch, scratch.open("wb") as out:
-                for chunk in chunks():
-                    out.write(chunk.tobytes())
-                out.flush()
-                os.fsync(out.fileno())
+            with whole(file) as scratch:
+                try:
+                    with scratch.open("wb") as out:
+                        for chunk in chunks():
+                            out.write(chunk.tobytes())
+                        out.flush()
+                        os.fsync(out.fileno())
+                except BaseException:
+                    scratch.unlink(missing_ok=True)
+                    raise
         with suppress(OSError):
             os.utime(file)  # when it was last used
         return np.memmap(file, np.uint8, "r", shape=shape)
 
 
 def _make_room(size_bytes: int) -> None:
-    """Remove the decoded files used least recently, until all take no more than their share; one in use lives on."""
-    files = sorted(_folder().glob("*.u8"), key=lambda file: file.stat().st_mtime)
+    """Remove the decoded files, and beginnings of some, used least recently, until all take no more than their share; one in use lives on."""
+    files = sorted(_folder().glob("*.u8*"), key=lambda file: file.stat().st_mtime)
     over = sum(file.stat().st_size for file in files) + size_bytes - DISK_SHARE * shutil.disk_usage(_folder()).total
     for file in files:
         if over <= 0:
             break
-        with suppress(OSError, Timeout), FileLock(file.with_suffix(".lock"), timeout=0):
+        lock = FileLock(_folder() / f"{file.name.partition('.')[0]}.lock", timeout=0)
+        with suppress(OSError, Timeout), lock:
             over -= file.stat().st_size
             file.unlink()
 

@@ -104,10 +104,14 @@ class _Reader:
             self._make_agree(parts)
         notes = self._unused(others) if splits.keys() != {"all"} else []
         if self._passed:
-            kinds = [f"{n} {kind} in {where}" for (kind, where), n in self._passed.most_common()]
-            count = sum(self._passed.values())
-            notes.append(f"{count} entries of {self._root} are no images and passed over: {_some(kinds)}")
+            notes.append(f"passed over in {self._root}: {', '.join(self._kinds())}")
         return ImageFolder(parts, tuple(notes))
+
+    def _kinds(self) -> Iterator[str]:
+        """Say what was passed over, by kind and folder."""
+        for kind in dict.fromkeys(kind for (kind, _), _ in self._passed.most_common()):
+            counts = {where: count for (other, where), count in self._passed.items() if other == kind}
+            yield f"{sum(counts.values())} {kind} (in {_some(counts)})"
 
     def _splits(self) -> tuple[dict[str, Path], list[Path]]:
         """Tell the folders that are splits, by name and content, from the others."""
@@ -149,7 +153,7 @@ class _Reader:
         """Find the classes of a split."""
         part, top = Part(folder), self._list(folder)
         if top.images:
-            self._passed["image(s) in no class folder", self._where(folder)] += len(top.images)
+            self._passed["images without a class", self._where(folder)] += len(top.images)
         for inner in top.folders:
             found = self._list(inner)
             images = sorted(self._images_below(inner), key=part.key)
@@ -201,7 +205,7 @@ class _Reader:
             for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
                 path = folder / entry.name
                 if _left_behind(entry.name):
-                    self._passed["hidden or system", self._where(folder)] += 1
+                    self._passed["hidden or of a system", self._where(folder)] += 1
                 elif entry.is_dir():
                     found.folders.append(path)
                 elif _is_image(path):

@@ -17,6 +17,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
+import numpy as np
 from filelock import FileLock
 from PIL import Image
 
@@ -24,6 +25,9 @@ from alast_tune.data.machine import cache_folder, cpu_count
 from alast_tune.data.rgb import PixelRangeError, to_rgb
 from alast_tune.errors import ConfigError
 from alast_tune.storage import whole
+
+DARK = 16
+"""An image whose brightest pixel, of 255, is below this is no picture of anything bright."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,8 @@ class Verdict:
     """Of all of its bytes; hexadecimal."""
     decoded: bool
     """Whether it was also read as an image."""
+    dark: bool = False
+    """Whether it is an image with 16 bits of which it uses 12 at most, so that it is nearly black."""
 
 
 def quiet() -> None:
@@ -45,7 +51,7 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
-def checksums(root: Path | None, files: Sequence[Path], decode: bool = False) -> list[str]:
+def inspect(root: Path | None, files: Sequence[Path], decode: bool = False) -> list[Verdict]:
     """Checksum files, and read them as images if so asked; only those that are new or have changed since.
 
     JPEGs are decoded at an eighth of their size, which finds those that are cut short.
@@ -56,7 +62,7 @@ def checksums(root: Path | None, files: Sequence[Path], decode: bool = False) ->
         decode: read the images too.
 
     Returns:
-        (n,) hexadecimal digits.
+        (n,) what was found.
 
     Raises:
         ConfigError: naming the first file that is gone, no image, or cut short.
@@ -71,15 +77,16 @@ def checksums(root: Path | None, files: Sequence[Path], decode: bool = False) ->
                 same = before and (before.size, before.changed_ns) == (stat.st_size, stat.st_mtime_ns)
                 if before and same and (before.decoded or not decode):
                     return before
-                content = file.read_bytes()
+                content, dark = file.read_bytes(), False
                 if decode:
                     with Image.open(io.BytesIO(content)) as image:
                         image.draft("RGB", (1, 1))
-                        to_rgb(image)
+                        shown = to_rgb(image)
+                        dark = image.mode.startswith("I") and int(np.asarray(shown).max()) < DARK
             except Exception as error:  # the formats' readers raise nearly anything on rubbish
                 return fault(file, error)
             checksum = hashlib.blake2b(content, digest_size=16).hexdigest()
-            return Verdict(stat.st_size, stat.st_mtime_ns, checksum, decode)
+            return Verdict(stat.st_size, stat.st_mtime_ns, checksum, decode, dark)
 
         with ThreadPoolExecutor(min(16, 2 * cpu_count())) as pool:
             found = list(pool.map(look, files, chunksize=64))
@@ -91,7 +98,7 @@ def checksums(root: Path | None, files: Sequence[Path], decode: bool = False) ->
         first = next(verdict for verdict in found if isinstance(verdict, str))
         more = f" (one of {len(found) - len(good)} such files)" if len(found) - len(good) > 1 else ""
         raise ConfigError("data.root", root, f"{first}{more}")
-    return [verdict.checksum for verdict in good]
+    return good
 
 
 def fault(file: Path, error: Exception) -> str:

@@ -19,7 +19,7 @@ from torchvision import datasets
 
 from alast_tune.config import DataConfig
 from alast_tune.data.folders import Part, open_folder
-from alast_tune.data.inspection import checksums, fault, quiet
+from alast_tune.data.inspection import Verdict, fault, inspect, quiet
 from alast_tune.data.rgb import to_rgb
 from alast_tune.data.splitting import Indices
 from alast_tune.errors import ConfigError
@@ -60,15 +60,23 @@ class Source:
         except Exception as error:  # the formats' readers raise nearly anything on rubbish
             raise ConfigError("data.root", self.root, fault(self.images[index], error)) from error
 
-    def checksums(self, indices: Indices, decode: bool = False) -> list[str]:
-        """Checksum images (m,) given by their indices, having read files to their end as images if so asked.
+    def inspect(self, decode: bool) -> dict[str, Verdict]:
+        """Look at all images that are files, which are read as images if so asked; what was found, by key.
 
         Raises:
             ConfigError: naming a file that is gone, or no image.
         """
+        return dict(zip(self.keys, inspect(self.root, self.files, decode), strict=False))
+
+    def checksums(self, indices: Indices) -> list[str]:
+        """Checksum images (m,) given by their indices.
+
+        Raises:
+            ConfigError: naming a file that is gone.
+        """
         if isinstance(self.images, np.ndarray):
             return [hashlib.blake2b(self.images[index].tobytes(), digest_size=16).hexdigest() for index in indices]
-        return checksums(self.root, [self.images[index] for index in indices], decode)
+        return [found.checksum for found in inspect(self.root, [self.images[index] for index in indices])]
 
     def __add__(self, other: Source) -> Source:
         """Put the images of another source behind these."""

@@ -117,6 +117,7 @@ def test_a_process_that_dies_while_writing_leaves_nothing_to_go_by(cache):
 
     with pytest.raises(KeyboardInterrupt):
         decoded.shared("a", (2, 3), dies)
+    assert not list(cache.glob("*.u8*"))
     assert (decoded.shared("a", (2, 3), lambda: iter([np.full((2, 3), 7, np.uint8)])) == 7).all()
 
 

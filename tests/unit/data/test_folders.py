@@ -104,14 +104,14 @@ class TestClasses:
             write_images(flat / name, images)
         (note,) = open_folder(flat).notes
         assert count(flat)["all"] == {"ant": 10, "bee": 15, "cat": 20}
-        assert note == f"1 entries of {flat} are no images and passed over: 1 hidden or system in ./"
+        assert note == f"passed over in {flat}: 1 hidden or of a system (in ./)"
 
     @pytest.mark.parametrize("name", [".ipynb_checkpoints/000-copy.jpg", "@eaDir/000.jpg", "._000.jpg", "Thumbs.db"])
     def test_copies_that_systems_leave_never_train(self, flat, name):
         (flat / "ant" / name).parent.mkdir(exist_ok=True)
         shutil.copy(flat / "ant" / "000.jpg", flat / "ant" / name)
         assert count(flat)["all"]["ant"] == 10
-        assert "1 hidden or system in ant/" in open_folder(flat).notes[0]
+        assert "1 hidden or of a system (in ant/)" in open_folder(flat).notes[0]
 
     def test_hidden_folders_around_the_root_do_not_matter(self, flat, tmp_path):
         hidden = tmp_path / ".cache"
@@ -138,7 +138,7 @@ class TestClasses:
 
     def test_images_in_no_class(self, flat):
         write_images(flat, 2)
-        assert "2 image(s) in no class folder in ./" in open_folder(flat).notes[0]
+        assert "2 images without a class (in ./)" in open_folder(flat).notes[0]
 
     def test_images_alone(self, tmp_path):
         write_images(tmp_path, 2)
@@ -148,7 +148,7 @@ class TestClasses:
 class TestFiles:
     def test_of_every_kind_are_read_by_whatever_name(self, flat):
         image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 12, 3), np.uint8))
-        kinds = {"a.jfif": "JPEG", "b.gif": "GIF", "c.avif": "AVIF", "d.webp": "WEBP", "e": "PNG", "f.JPG_large": "JPEG",
+        kinds = {"a.jfif": "JPEG", "b.gif": "GIF", "c.avif": "AVIF", "d.webp": "WEBP", "e": "PNG", "f.JPG_x": "JPEG",
                  "g.JPG": "JPEG", "h.jpg": "BMP", "i.ppm": "PPM", "j.tga": "TGA", "k.jp2": "JPEG2000"}  # fmt: skip
         for name, kind in kinds.items():
             image.save(flat / "ant" / name, kind)
@@ -166,8 +166,8 @@ class TestFiles:
         (flat / "bee" / "README").write_text("words")
         (flat / "cat" / "features.h5").write_bytes(b"\x89HDF\r\n\x1a\n")
         (note,) = open_folder(flat).notes
-        assert note.startswith(f"7 entries of {flat} are no images and passed over: 3 .heic in ant/, ")
-        for kind in ("1 .txt in bee/", "1 .csv in ./", "1 without a suffix in bee/", "1 .h5 in cat/"):
+        assert note.startswith(f"passed over in {flat}: 3 .heic (in ant/), ")
+        for kind in ("1 .txt (in bee/)", "1 .csv (in ./)", "1 without a suffix (in bee/)", "1 .h5 (in cat/)"):
             assert kind in note
 
     def test_of_a_class_without_any(self, flat):

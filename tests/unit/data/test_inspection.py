@@ -9,10 +9,14 @@ from PIL import Image
 
 from alast_tune.config import DataConfig
 from alast_tune.data import fingerprint, inspection, load_splits
-from alast_tune.data.inspection import checksums
+from alast_tune.data.inspection import inspect
 from alast_tune.errors import ConfigError
 from tests.pictures import write_images
 from tests.unit.data.pictures import SPEC, load, refusal
+
+
+def checksums(root, files, decode=False):
+    return [verdict.checksum for verdict in inspect(root, files, decode)]
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +29,7 @@ def cache(tmp_path, monkeypatch):
 def opened(monkeypatch):
     """Count the images that are opened."""
     seen = []
-    monkeypatch.setattr(inspection, "to_rgb", lambda image: seen.append(image.fp))
+    monkeypatch.setattr(inspection, "to_rgb", lambda image: seen.append(image) or image)
     return seen
 
 
@@ -126,3 +130,13 @@ def test_the_same_bytes_have_the_same_checksum(tmp_path):
     files[2].write_bytes(stream.getvalue() + b"\0")
     first, second, third = checksums(tmp_path, files, decode=True)
     assert first == second != third
+
+
+def test_images_of_16_bits_that_use_few_are_said(divided):
+    for name, most in (("few", 4095), ("all", 65535)):
+        ramp = np.linspace(0, most, 400).reshape(20, 20).astype(np.uint16)
+        Image.fromarray(ramp).save(divided / "val" / "ant" / f"{name}.png")
+    for seed in (0, 1):  # looked at, and remembered
+        assert load("folder", root=divided, split_seed=seed).notes == (
+            "1 images of 16 bits use 12 at most, and are nearly black (as ant/few.png); rescale them",
+        )
