@@ -168,7 +168,7 @@ def shared(name: str, shape: tuple[int, ...], chunks: Callable[[], Iterator[Pixe
 
 
 def _make_room(size_bytes: int) -> None:
-    """Remove the decoded files, and beginnings of some, used least recently, until all take no more than their share; one in use lives on."""
+    """Remove the decoded files, and beginnings of some, used least recently, until all take their share."""
     files = sorted(_folder().glob("*.u8*"), key=lambda file: file.stat().st_mtime)
     over = sum(file.stat().st_size for file in files) + size_bytes - DISK_SHARE * shutil.disk_usage(_folder()).total
     for file in files:
