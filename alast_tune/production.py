@@ -12,7 +12,7 @@ import yaml
 
 from alast_tune import checkpoint
 from alast_tune.config import PromotedConfig, flatten, parse, read_mapping
-from alast_tune.data import Splits, batch_count, eval_loader, fingerprint, load_splits
+from alast_tune.data import Splits, batch_count, check_apart, eval_loader, fingerprint, load_splits
 from alast_tune.errors import ConfigError
 from alast_tune.evaluate import evaluate
 from alast_tune.hold import only_driver
@@ -184,7 +184,10 @@ def training(config: PromotedConfig, folder: Path, say: Callable[[str], None]) -
     """
     folder = folder.absolute()
     trial = config.trial
+    check_apart(config.data, "output", folder)
     model, splits = load_trial(trial)
+    for note in splits.notes:
+        say(f"data: {note}")
     with only_driver(folder, "output"):
         if (folder / CONFIG).exists() and read_config(folder / CONFIG).trial != trial:
             raise ConfigError("output", folder, "belongs to a training with other settings; give another folder")

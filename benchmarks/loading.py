@@ -4,8 +4,8 @@
     python benchmarks/loading.py --root /data/pets --model deit_tiny_patch16_224 --batch 128 --device cuda --json
 
 The digits of scikit-learn, and an image folder: --root, or JPEGs that the script makes and throws away. Folders
-are decoded once into memory, or anew each time (cache none), in threads or in --workers processes. The first
-epoch is where memory is filled. Needs neither Ray nor MLflow.
+are decoded once, before the first epoch, into a file that is mapped, or anew each time (cache none), in threads or in
+--workers processes. Needs neither Ray nor MLflow.
 """
 
 import argparse

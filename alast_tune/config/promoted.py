@@ -24,7 +24,7 @@ class Provenance(Record):
     epochs: int
     seed: int
     data_fingerprint: str
-    """Of class names, sizes and labels of the splits; pixels are not looked at."""
+    """Of the content of the splits, wherever they lie."""
     weights_fingerprint: str | None
     """Of the file that training started from; None where timm's hub has it."""
     verified: bool

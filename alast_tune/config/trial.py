@@ -22,33 +22,42 @@ class DataConfig(Record):
     root: Path | None = Field(
         None,
         description="where the files lie, or are downloaded to; for folder: <root>/{train,val,test}/<class>/* "
-        "or <root>/<class>/*, which is then split 60/20/20",
+        "or <root>/<class>/*, which is then split by a hash of split_seed and each image's path",
     )
     download: bool = Field(True, description="fetch a torchvision dataset that is not under root yet")
     augment: Literal["none", "paper"] = Field(
         "none", description="paper: two of horizontal flip, vertical flip and random crop (appendix E)"
     )
     validation_fraction: float = Field(
-        0.2, gt=0, lt=1, description="share of the training images held out where the dataset has no validation split"
+        0.2, gt=0, lt=1, description="share of the images held out for validation where the dataset has no such split"
     )
-    split_seed: int = Field(0, description="seed of that split")
+    test_fraction: float = Field(
+        0.2, ge=0, lt=1, description="share held out for testing where the dataset has no splits at all; 0: no test"
+    )
+    split_seed: int = Field(0, description="seed of these splits")
     train_images: int | None = Field(None, ge=1, description="use only so many training images, classes balanced")
     all_data: bool = Field(
         False,
         description="for production: train on all training and validation images, whatever train_images says; "
         "validation is then no measure of quality, test images are",
     )
+    verify: bool = Field(
+        True,
+        description="before anything trains, read every image file that is new or has changed; false: one that is "
+        "damaged ends the run when it is met",
+    )
     cache: Literal["auto", "memory", "none"] = Field(
         "auto",
-        description="memory: decode and resize each image once, and keep it; none: decode it whenever it is needed; "
-        "auto: memory, if all splits take at most a quarter of what is free and there are no workers",
+        description="memory: decode and resize each image once a machine, into a file that all its processes share; "
+        "none: decode it whenever it is needed; auto: memory, if that takes at most a quarter of what is available",
     )
     workers: int = Field(0, ge=0, description="loader processes that decode; 0: threads of the training process do")
 
     @model_validator(mode="after")
-    def _check_cache(self) -> Self:
-        if self.cache == "memory" and self.workers:
-            raise ValueError("cache: memory is filled by threads; leave out workers, or take cache: none")
+    def _check_fractions(self) -> Self:
+        if self.validation_fraction + self.test_fraction >= 1:
+            remedy = f"leaves nothing to train on beside data.test_fraction = {self.test_fraction}; lower one of them"
+            raise ConfigError("data.validation_fraction", self.validation_fraction, remedy)
         return self
 
 

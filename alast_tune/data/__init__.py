@@ -1,39 +1,41 @@
 """Images, split once into train, validation and test, and loaders over them.
 
-Here: putting it all together; ``sources.py`` finds the images, ``splitting.py`` divides them, ``images.py``
-decodes, keeps, augments and normalises them, ``loading.py`` hands them out batch by batch.
-Whatever is wrong with them (a missing folder, a class too small to split, an unreadable file, a
-download without a network) is said in one line before anything trains.
+Here: putting it all together. ``folders.py`` reads image folders, ``sources.py`` all data sets, ``inspection.py``
+looks at every file once, ``splitting.py`` divides the images, ``rgb.py`` converts them, ``decoded.py`` keeps them,
+``images.py`` augments them, ``loading.py`` hands them out batch by batch.
+Whatever is wrong with them (a missing folder, a class without images, an unreadable file, a download without a network)
+is said in one line before anything trains; what is merely not used is said in ``Splits.notes``.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import ConcatDataset
 from torchvision.transforms import v2
 
 from alast_tune.config import DataConfig, ModelConfig
-from alast_tune.data import sources
-from alast_tune.data.images import Decoded, Images, free_bytes, paper_augmentation
+from alast_tune.data.decoded import Decoded, worth_keeping
+from alast_tune.data.images import Images, paper_augmentation
 from alast_tune.data.loading import batch_count, eval_loader, train_loader
-from alast_tune.data.splitting import Indices, balanced, stratified
+from alast_tune.data.sources import Opened, Source, open_sources
+from alast_tune.data.splitting import Indices, balanced, by_hash, stratified
 from alast_tune.errors import ConfigError
 from alast_tune.models import InputSpec
-from alast_tune.parallel import ranks_on_this_machine
 
 __all__ = [
-    "HELD_OUT",
     "Images",
     "Splits",
     "batch_count",
+    "check_apart",
     "check_classes",
     "eval_loader",
     "fingerprint",
@@ -46,9 +48,6 @@ __all__ = [
 
 _CLASSES = {"digits": 10, "cifar100": 100, "flowers102": 102, "food101": 101}
 
-HELD_OUT = (0.2, 0.2)
-"""Validation and test share of a data set that nobody has split yet."""
-
 
 @dataclass(frozen=True)
 class Splits:
@@ -57,9 +56,11 @@ class Splits:
     train: Images
     validation: Images
     test: Images | None
-    """None if an image folder has train/ but no test/."""
+    """None if an image folder has train/ but no test/, or data.test_fraction is 0."""
     classes: tuple[str, ...]
     """Names, in the order of the labels."""
+    notes: tuple[str, ...] = ()
+    """What the data set has that nobody may have meant, a line each: files passed over, copies, classes not tested."""
 
     @property
     def num_classes(self) -> int:
@@ -70,30 +71,47 @@ class Splits:
 def load_splits(config: DataConfig, spec: InputSpec, verify: bool = True) -> Splits:
     """Load a data set as a model wants it, at most once in a process.
 
+    The images of an undivided folder go to a split by a hash of ``data.split_seed`` and their path in it, so that one
+    that is added moves no other. Digits and CIFAR-100, which never grow, are drawn by their positions, classes in
+    proportion.
+
     Args:
         config: which data set, and how to split it.
         spec: size and normalisation of the images.
-        verify: read every image file first, once in a process; a worker whose driver did may leave it out.
+        verify: look at every image file first and note copies; a worker whose driver did may leave it out.
 
     Raises:
-        ConfigError: no such folder, no images, a class too small to split, splits with different classes,
+        ConfigError: no such folder, no images, an empty split, splits with different classes,
             an unreadable image, or an impossible download.
     """
-    if verify:
-        _verify(config)
-    return _load(config, spec)
+    return _verified(config, spec) if verify else _load(config, spec)
 
 
 def num_classes_of(config: DataConfig) -> int:
-    """Count the classes of a data set, without opening an image.
+    """Count the classes of a data set, once in a process, without decoding an image.
 
     Raises:
         ConfigError: data.root holds no image folder.
     """
-    if config.dataset != "folder":
-        return _CLASSES[config.dataset]
-    parts = sources.folder_parts(config)
-    return len(sources.folder_classes(config, parts["train"] if "train" in parts else parts["all"]))
+    return _CLASSES.get(config.dataset) or len(open_sources(config).classes)
+
+
+def check_apart(config: DataConfig, field: str, folder: Path) -> None:
+    """Refuse to write into an image folder, whose classes its folders are.
+
+    Args:
+        config: of the data.
+        field: setting that names the folder.
+        folder: to write to.
+
+    Raises:
+        ConfigError: it is data.root or lies in it.
+    """
+    if config.dataset == "folder" and config.root and folder.resolve().is_relative_to(config.root.resolve()):
+        remedy = (
+            f"lies in data.root ({config.root}), where what is written would become images; give a folder elsewhere"
+        )
+        raise ConfigError(field, folder, remedy)
 
 
 def check_classes(data: DataConfig, model: ModelConfig) -> None:
@@ -109,12 +127,20 @@ def check_classes(data: DataConfig, model: ModelConfig) -> None:
 
 
 def fingerprint(splits: Splits) -> str:
-    """Hash class names, and size and labels of each split in order, to 16 hexadecimal digits (of SHA-256)."""
+    """Hash the content of the splits to 16 hexadecimal digits (of SHA-256), wherever the files lie.
+
+    Of class names, and of each image: its split, path within it, checksum, label. Files that no process of this user
+    has read on this machine are read, not decoded.
+
+    Raises:
+        ConfigError: a file is gone.
+    """
     digest = hashlib.sha256(json.dumps(splits.classes).encode())
     for split in (splits.train, splits.validation, splits.test):
-        labels = np.zeros(0, np.int64) if split is None else labels_of(split)
-        digest.update(len(labels).to_bytes(8, "little"))
-        digest.update(labels.astype("<i8").tobytes())
+        digest.update(b"\n\n")
+        if split is not None:
+            for (key, checksum), label in zip(split.contents(), labels_of(split), strict=True):
+                digest.update(f"{key}\0{checksum}\0{label}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()[:16]
 
 
@@ -124,99 +150,109 @@ def labels_of(split: Images) -> Indices:
     return labels
 
 
-@lru_cache(maxsize=2)
-def _verify(config: DataConfig) -> None:
-    if config.dataset == "digits":
-        return
-    _, found = sources.open_sources(config)
-    sources.verify(config, [file for source in found.values() for file in source.files])
+@lru_cache(maxsize=8)
+def _verified(config: DataConfig, spec: InputSpec) -> Splits:
+    found = [item for source in open_sources(config).parts.values() for item in source.inspect(config.verify).items()]
+    dark = [key for key, verdict in found if verdict.dark]
+    notes = []
+    if dark:
+        notes.append(f"{len(dark)} images of 16 bits use 12 at most, and are nearly black (as {dark[0]}); rescale them")
+    splits = _load(config, spec)
+    return replace(splits, notes=(*splits.notes, *notes, *_copies(splits, config.all_data)))
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=8)
 def _load(config: DataConfig, spec: InputSpec) -> Splits:
-    if config.dataset == "digits":
-        return _load_digits(config, spec)
-    classes, found = sources.open_sources(config)
-    if "all" in found:
-        everything = found["all"]
-        validation_, test_, train_ = _split(config, everything.labels, HELD_OUT, classes)
-        pieces = {"train": (everything, train_), "validation": (everything, validation_), "test": (everything, test_)}
-    else:
-        pieces = {part: (source, np.arange(len(source.labels))) for part, source in found.items()}
-        if "validation" not in pieces:
-            source = found["train"]
-            held_out, rest = _split(config, source.labels, (config.validation_fraction,), classes)
-            pieces |= {"train": (source, rest), "validation": (source, held_out)}
+    opened = open_sources(config)
+    pieces = _divide(config, opened)
+    notes = [*opened.notes, *_untested(pieces, opened.classes)]
     source, train = pieces["train"]
     if config.all_data:
-        pieces["train"] = _joined(config, pieces["train"], pieces["validation"])
+        other, validation = pieces["validation"]
+        pieces["train"] = source + other, np.concatenate([train, len(source.labels) + validation])
     else:
         pieces["train"] = source, _fewer(config, source.labels, train)
-    keep = _keeps(config, sum(len(indices) for _, indices in pieces.values()), spec.image_size)
+    count = sum(len(indices) for _, indices in pieces.values())
+    cache = "none" if config.cache == "auto" and not worth_keeping(count, spec.image_size) else config.cache
+    images = {name: _images(config, spec, name, *piece, cache) for name, piece in pieces.items()}
+    return Splits(images["train"], images["validation"], images.get("test"), opened.classes, tuple(notes))
+
+
+def _divide(config: DataConfig, opened: Opened) -> dict[str, tuple[Source, Indices]]:
+    """Make the splits that a data set does not come in: source and indices of each."""
+    pieces = {part: (source, np.arange(len(source.labels))) for part, source in opened.parts.items()}
+    defaults = DataConfig()
+    if "all" not in pieces and config.test_fraction != defaults.test_fraction:
+        remedy = "is held out of data without splits only, and there is a training split; leave it out"
+        raise ConfigError("data.test_fraction", config.test_fraction, remedy)
+    if "validation" in pieces:
+        if config.validation_fraction != defaults.validation_fraction:
+            remedy = "there is a validation split already; leave it out, or remove that split"
+            raise ConfigError("data.validation_fraction", config.validation_fraction, remedy)
+        return pieces
+    shares = {"validation": config.validation_fraction}
+    if "all" in pieces and config.test_fraction:
+        shares["test"] = config.test_fraction
+    source, _ = pieces.pop("all" if "all" in pieces else "train")
+    draw = partial(by_hash, source.keys) if opened.grows else stratified
+    try:
+        drawn = draw(source.labels, list(shares.values()), config.split_seed)
+    except ValueError as error:  # of data sets that never grow; they have enough
+        raise ConfigError("data.root", config.root, f"{error}; it is not the whole data set") from error
+    pieces |= {part: (source, indices) for part, indices in zip([*shares, "train"], drawn, strict=True)}
+    for part, share in shares.items():
+        if not len(pieces[part][1]):
+            remedy = (
+                f"leaves no {part} image of {len(source.labels)}; raise it, add images, or give train/, val/, test/"
+            )
+            raise ConfigError(f"data.{part}_fraction", share, remedy)
+    return pieces
+
+
+def _images(config: DataConfig, spec: InputSpec, part: str, source: Source, indices: Indices, cache: str) -> Images:
+    augment = [paper_augmentation] if part == "train" and config.augment == "paper" else []
+    if config.dataset == "digits":  # no photographs: interpolated as they are
+        return Images(source, indices, partial(_digits, source, indices, spec), v2.Compose([*augment, v2.Identity()]))
     normalise = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(spec.mean, spec.std, inplace=True)]
-    augmented = [paper_augmentation, *normalise] if config.augment == "paper" else normalise
-    splits = {
-        part: Images(
-            Decoded(source, indices, spec.image_size, keep),
-            source.labels[indices],
-            v2.Compose(augmented if part == "train" else normalise),
-        )
-        for part, (source, indices) in pieces.items()
-    }
-    return Splits(splits["train"], splits["validation"], splits.get("test"), classes)
+    pixels = Decoded(source, indices, spec.image_size, cache)
+    return Images(source, indices, pixels, v2.Compose([*augment, *normalise]))
 
 
-def _keeps(config: DataConfig, count: int, size: int) -> bool:
-    """Decide whether that many decoded images are to stay in memory."""
-    if config.cache != "auto":
-        return config.cache == "memory"
-    # Loader processes would each fill a memory of their own.
-    return not config.workers and count * 3 * size**2 <= free_bytes() / 4 / ranks_on_this_machine()
-
-
-def _load_digits(config: DataConfig, spec: InputSpec) -> Splits:
-    from sklearn.datasets import load_digits  # slow to import, and nothing else needs it
-
-    bunch = load_digits()
-    grey = torch.from_numpy(bunch.images).float()[:, None] / 16
+def _digits(source: Source, indices: Indices, spec: InputSpec, batch: list[int]) -> Tensor:
+    """Get some of the digits, enlarged and normalised, float32 (B, 3, S, S)."""
+    grey = torch.from_numpy(np.asarray(source.images)[indices[batch]]).float()[:, None] / 16
     size = (spec.image_size, spec.image_size)
     images = F.interpolate(grey, size=size, mode="bilinear", align_corners=False)
     mean, std = torch.tensor(spec.mean)[:, None, None], torch.tensor(spec.std)[:, None, None]
-    labels = bunch.target.astype(np.int64)
-    classes = tuple(str(name) for name in bunch.target_names)
-    validation, test, train = _split(config, labels, HELD_OUT, classes)
-    train = np.sort(np.concatenate([train, validation])) if config.all_data else _fewer(config, labels, train)
-
-    def part(indices: Indices, augment: bool = False) -> Images:
-        normalised = (images[indices] - mean) / std
-        return Images(normalised.__getitem__, labels[indices], paper_augmentation if augment else v2.Identity())
-
-    return Splits(part(train, config.augment == "paper"), part(validation), part(test), classes)
+    return (images - mean) / std
 
 
-def _split(config: DataConfig, labels: Indices, shares: Sequence[float], classes: Sequence[str]) -> list[Indices]:
-    counts = np.bincount(labels, minlength=len(classes))
-    least = int(counts.argmin())
-    if counts[least] <= len(shares):
-        remedy = (
-            f"class {classes[least]} has {counts[least]} images, too few to split into {len(shares) + 1}; "
-            "add some, or give train/, val/ and test/ folders"
-        )
-        raise ConfigError("data.root", config.root, remedy)
-    return stratified(labels, shares, config.split_seed)
+def _untested(pieces: dict[str, tuple[Source, Indices]], classes: Sequence[str]) -> Iterator[str]:
+    """Say of which classes there is nothing to validate or test on."""
+    for part in ("validation", "test"):
+        if part in pieces:
+            source, indices = pieces[part]
+            counts = np.bincount(source.labels[indices], minlength=len(classes))
+            if absent := [name for name, count in zip(classes, counts, strict=True) if not count]:
+                more = f" and {len(absent) - 6} more" if len(absent) > 6 else ""
+                yield f"the {part} split has no image of {', '.join(absent[:6])}{more}"
 
 
-def _joined(config: DataConfig, *pieces: tuple[sources.Source, Indices]) -> tuple[sources.Source, Indices]:
-    """Put some images of several sources one behind the other."""
-    parts = [source for source, _ in pieces]
-    starts = np.cumsum([0, *(len(source.labels) for source in parts)])
-    whole = sources.Source(
-        config,
-        ConcatDataset([source.images for source in parts]),
-        np.concatenate([source.labels for source in parts]),
-        [file for source in parts for file in source.files],
-    )
-    return whole, np.concatenate([start + chosen for start, (_, chosen) in zip(starts, pieces, strict=False)])
+def _copies(splits: Splits, all_data: bool) -> Iterator[str]:
+    """Say how many images of the held-out splits are, byte for byte, in one before."""
+    parts = {"train": splits.train, "validation": None if all_data else splits.validation, "test": splits.test}
+    seen: dict[str, tuple[str, str]] = {}
+    for part, images in parts.items():
+        found = list(images.contents()) if images else []
+        again = [(key, *seen[checksum]) for key, checksum in found if checksum in seen]
+        if again:
+            key, where, other = again[0]
+            yield (
+                f"{len(again)} of {len(found)} {part} images are copies of images in another split, which makes "
+                f"accuracies look better than they are: {key} is {other} of {where}; remove them"
+            )
+        for key, checksum in found:
+            seen.setdefault(checksum, (part, key))
 
 
 def _fewer(config: DataConfig, labels: Indices, train: Indices) -> Indices:

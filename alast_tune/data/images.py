@@ -1,16 +1,10 @@
-"""Labelled images by the batch: decoded once where memory allows, augmented, normalised."""
+"""Labelled images by the batch, augmented and normalised."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import Executor, Future
-from typing import TypeAlias
+from collections.abc import Callable, Iterable
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
@@ -18,31 +12,28 @@ from torch.utils.data import Dataset
 from alast_tune.data.sources import Source
 from alast_tune.data.splitting import Indices
 
-Pixels: TypeAlias = NDArray[np.uint8]
-
-
-class Started(list[int]):
-    """Numbers of images that threads are decoding, a part of them each."""
-
-    def __init__(self, batch: Sequence[int], parts: Sequence[Future[Pixels]]) -> None:
-        super().__init__(batch)
-        self.parts = parts
-
 
 class Images(Dataset[tuple[Tensor, int]]):
     """Labelled images, a batch at a time.
 
     Args:
-        pixels: gets those of a batch, (B, 3, H, W).
-        labels: (n,).
+        source: of the images.
+        indices: (n,) of the images in the source.
+        pixels: gets those of a batch, (B, 3, H, W), by their numbers among the n.
         transform: makes of them what the model sees, normalised float32; it may draw from torch's global generator.
     """
 
     def __init__(
-        self, pixels: Callable[[list[int]], Tensor], labels: Indices, transform: Callable[[Tensor], Tensor]
+        self,
+        source: Source,
+        indices: Indices,
+        pixels: Callable[[list[int]], Tensor],
+        transform: Callable[[Tensor], Tensor],
     ) -> None:
+        self.source = source
+        self.indices = indices
         self.pixels = pixels
-        self.labels = torch.from_numpy(labels)
+        self.labels = torch.from_numpy(source.labels[indices])
         self.transform = transform
 
     def __len__(self) -> int:
@@ -56,55 +47,15 @@ class Images(Dataset[tuple[Tensor, int]]):
         """Get images (B, 3, H, W) and labels (B,); torch's loaders ask for whole batches where they can."""
         return self.transform(self.pixels(batch)), self.labels[batch]
 
-
-class Decoded:
-    """Some images of a source, RGB and resized: decoded once if they are kept, else whenever they are needed."""
-
-    def __init__(self, source: Source, indices: Indices, size: int, keep: bool) -> None:
-        self.source = source
-        self.indices = indices
-        self.size = size
-        # The system hands out memory when it is written to: a split that nobody looks at takes none.
-        self._kept: Pixels = np.empty((len(indices) if keep else 0, 3, size, size), np.uint8)
-        self._done = np.zeros(len(indices), bool)
-
-    def __call__(self, batch: list[int]) -> Tensor:
-        """Get the pixels of a batch, uint8 (B, 3, S, S).
+    def contents(self) -> Iterable[tuple[str, str]]:
+        """Name each image, as it is called wherever the data lie, with a checksum of its content; reads what is new.
 
         Raises:
-            ConfigError: a file is gone, or no image any more.
+            ConfigError: a file is gone.
         """
-        if isinstance(batch, Started):
-            return torch.from_numpy(np.concatenate([part.result() for part in batch.parts]))
-        return torch.from_numpy(self._decode(batch))
-
-    def start(self, batch: list[int], pool: Executor, parts: int) -> list[int]:
-        """Let a pool's threads decode a batch in so many parts, unless it is in memory."""
-        if self._done[batch].all():
-            return batch
-        chunks = [chunk for chunk in np.array_split(batch, parts) if len(chunk)]
-        return Started(batch, [pool.submit(self._decode, chunk.tolist()) for chunk in chunks])
-
-    def _decode(self, batch: list[int]) -> Pixels:
-        return np.stack([self._kept[index] if self._done[index] else self._decode_one(index) for index in batch])
-
-    def _decode_one(self, index: int) -> Pixels:
-        image = self.source.decode(int(self.indices[index])).resize((self.size, self.size), Image.Resampling.BILINEAR)
-        # Not a tensor: torch would start a team of threads of its own in each thread of a pool that gets here. One
-        # memory layout, fresh or kept: convolutions round another one differently.
-        pixels = np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
-        if len(self._kept):
-            self._kept[index] = pixels
-            self._done[index] = True
-        return pixels
-
-
-def free_bytes() -> int:
-    """Memory that nothing uses; 0 where the system does not say."""
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError):  # Windows, macOS
-        return 0
+        return zip(
+            (self.source.keys[index] for index in self.indices), self.source.checksums(self.indices), strict=True
+        )
 
 
 def paper_augmentation(images_BCHW: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +11,9 @@ import numpy as np
 import torch
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Sampler
 
-from alast_tune.data.images import Decoded, Images
+from alast_tune.data.decoded import Decoded
+from alast_tune.data.images import Images
+from alast_tune.data.machine import cpu_count
 from alast_tune.errors import ConfigError
 from alast_tune.parallel import world
 
@@ -53,6 +54,8 @@ def eval_loader(dataset: Images, batch_size: int, workers: int) -> DataLoader[An
 
 def _loader(dataset: Images, batches: BatchSampler, workers: int, generator: torch.Generator) -> DataLoader[Any]:
     pixels = dataset.pixels
+    if isinstance(pixels, Decoded):
+        pixels.prepare()
     # Not persistent_workers: those are seeded once, so a resumed run would see other augmentations.
     return DataLoader(
         dataset,
@@ -89,7 +92,7 @@ class _Ahead(Sampler[list[int]]):
         return len(self.batches)
 
     def __iter__(self) -> Iterator[list[int]]:
-        threads = os.cpu_count() or 1
+        threads = cpu_count()
         pool = ThreadPoolExecutor(threads)  # it starts none before there is something to do
         ahead: deque[list[int]] = deque()
         try:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
+import hashlib
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -14,11 +13,14 @@ from typing import Any
 
 import numpy as np
 from filelock import FileLock
+from numpy.typing import NDArray
 from PIL import Image
-from torch.utils.data import Dataset
 from torchvision import datasets
 
 from alast_tune.config import DataConfig
+from alast_tune.data.folders import Part, open_folder
+from alast_tune.data.inspection import Verdict, fault, inspect, quiet
+from alast_tune.data.rgb import to_rgb
 from alast_tune.data.splitting import Indices
 from alast_tune.errors import ConfigError
 
@@ -28,15 +30,21 @@ NETWORK_TIMEOUT = 5.0
 
 @dataclass(frozen=True)
 class Source:
-    """Images in some order, as PIL opens them."""
+    """Images in some order, and what they are called wherever they lie."""
 
-    config: DataConfig
-    images: Dataset[Any]
-    """Items are (PIL image, label)."""
+    root: Path | None
+    """``data.root``, for errors."""
+    keys: Sequence[str]
+    """(n,) names that stay as the data move or grow: paths in their folder, or places in a set that never changes."""
     labels: Indices
     """(n,) of the classes' order."""
-    files: Sequence[Path]
-    """(n,) of the images; empty if they do not lie in files of their own."""
+    images: Sequence[Path] | NDArray[Any]
+    """(n,) files, or arrays (n, H, W, 3) of a data set that has no file for each."""
+
+    @property
+    def files(self) -> Sequence[Path]:
+        """(n,) of the images; none if they do not lie in files of their own."""
+        return () if isinstance(self.images, np.ndarray) else self.images
 
     def decode(self, index: int) -> Image.Image:
         """Read an image, RGB.
@@ -44,12 +52,41 @@ class Source:
         Raises:
             ConfigError: naming a file that is gone, or no image any more.
         """
+        if isinstance(self.images, np.ndarray):
+            return Image.fromarray(self.images[index])
         try:
-            image: Image.Image = self.images[index][0]
-        except Exception as error:  # as in _fault
-            fault = f"{type(error).__name__}: {error}"
-            raise _refuse(self.config, _unreadable(self.files[index], fault)) from error
-        return image
+            with Image.open(self.images[index]) as image:
+                return to_rgb(image)
+        except Exception as error:  # the formats' readers raise nearly anything on rubbish
+            raise ConfigError("data.root", self.root, fault(self.images[index], error)) from error
+
+    def inspect(self, decode: bool) -> dict[str, Verdict]:
+        """Look at all images that are files, which are read as images if so asked; what was found, by key.
+
+        Raises:
+            ConfigError: naming a file that is gone, or no image.
+        """
+        return dict(zip(self.keys, inspect(self.root, self.files, decode), strict=False))
+
+    def checksums(self, indices: Indices) -> list[str]:
+        """Checksum images (m,) given by their indices.
+
+        Raises:
+            ConfigError: naming a file that is gone.
+        """
+        if isinstance(self.images, np.ndarray):
+            return [hashlib.blake2b(self.images[index].tobytes(), digest_size=16).hexdigest() for index in indices]
+        return [found.checksum for found in inspect(self.root, [self.images[index] for index in indices])]
+
+    def __add__(self, other: Source) -> Source:
+        """Put the images of another source behind these."""
+        labels = np.concatenate([self.labels, other.labels])
+        images = (
+            np.concatenate([self.images, other.images])
+            if isinstance(self.images, np.ndarray) and isinstance(other.images, np.ndarray)
+            else [*self.images, *other.images]
+        )
+        return Source(self.root, [*self.keys, *other.keys], labels, images)
 
 
 @dataclass(frozen=True)
@@ -69,112 +106,63 @@ _DOWNLOADS = {
 }
 
 
-@lru_cache(maxsize=2)
-def open_sources(config: DataConfig) -> tuple[tuple[str, ...], dict[str, Source]]:
-    """Find the images of a data set, downloading them if need be; none is decoded.
+@dataclass(frozen=True)
+class Opened:
+    """A data set whose images are found and not yet divided, unless it comes in splits."""
 
-    Returns:
-        The class names, and the sources there are: "train", maybe "validation", maybe "test";
-        or "all" alone where nobody has split the images yet.
+    classes: tuple[str, ...]
+    """Names, in the order of the labels."""
+    parts: Mapping[str, Source]
+    """"train", maybe "validation", maybe "test"; or "all" alone where nobody has split the images yet."""
+    notes: tuple[str, ...] = ()
+    """What was passed over, a line each."""
+    grows: bool = False
+    """Whether images may be added, as to anybody's folder."""
+
+
+@lru_cache(maxsize=8)
+def open_sources(config: DataConfig) -> Opened:
+    """Find the images of a data set, downloading them if need be, once in a process; none is decoded.
 
     Raises:
         ConfigError: no such folder, no images, splits with different classes, or an impossible download.
     """
+    quiet()
     if config.dataset == "folder":
-        parts = folder_parts(config)
-        names = {part: folder_classes(config, folder) for part, folder in parts.items()}
-        reference = names.get("train", names.get("all", ()))
-        for part, found in names.items():
-            if found != reference:
-                odd = ", ".join(sorted(set(found) ^ set(reference))[:4])
-                raise _refuse(config, f"{parts[part].name}/ and train/ hold different classes ({odd}); make them agree")
-        return reference, {part: _folder_source(config, folder) for part, folder in parts.items()}
+        folder = open_folder(config.root)
+        parts = {name: _folder_source(config, part) for name, part in folder.parts.items()}
+        return Opened(tuple(next(iter(folder.parts.values())).classes), parts, folder.notes, grows=True)
+    if config.dataset == "digits":
+        return _digits()
     splits = _torchvision(config)
-    train = splits["train"]
-    return tuple(train.classes), {part: _torchvision_source(config, images) for part, images in splits.items()}
+    return Opened(
+        tuple(splits["train"].classes), {part: _torchvision_source(config, images) for part, images in splits.items()}
+    )
 
 
-def folder_parts(config: DataConfig) -> dict[str, Path]:
-    """Find the splits of an image folder: "train" and what else there is, or "all" if it is not split.
-
-    Raises:
-        ConfigError: data.root is unset or no folder, or has other splits than train only.
-    """
-    if config.root is None:
-        raise _refuse(config, "an image folder must be given; it holds train/<class>/* or <class>/*")
-    if not config.root.is_dir():
-        raise _refuse(config, "no such folder; give one that holds train/<class>/* or <class>/*")
-    candidates = {"train": ("train",), "validation": ("val", "validation"), "test": ("test",)}
-    parts = {
-        part: config.root / name
-        for part, names in candidates.items()
-        for name in reversed(names)  # the first name wins
-        if (config.root / name).is_dir()
-    }
-    if not parts:
-        return {"all": config.root}
-    if "train" not in parts:
-        raise _refuse(config, f"has {', '.join(folder.name for folder in parts.values())} but no train folder; add it")
-    return parts
+def _folder_source(config: DataConfig, part: Part) -> Source:
+    files = [file for found in part.classes.values() for file in found]
+    labels = np.repeat(np.arange(len(part.classes)), [len(found) for found in part.classes.values()])
+    return Source(config.root, [part.key(file) for file in files], labels, files)
 
 
-def folder_classes(config: DataConfig, folder: Path) -> tuple[str, ...]:
-    """List the classes of one split of an image folder, sorted.
+def _digits() -> Opened:
+    from sklearn.datasets import load_digits  # slow to import, and nothing else needs it
 
-    Raises:
-        ConfigError: there are fewer than two.
-    """
-    classes = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir()))
-    if len(classes) < 2:
-        found = f"one class only ({classes[0]})" if classes else "no class folders"
-        raise _refuse(
-            config, f"{folder.name}/ holds {found}; it takes one folder of images for each of 2 or more classes"
-        )
-    return classes
-
-
-def verify(config: DataConfig, files: Sequence[Path]) -> None:
-    """Read every image file to its end, JPEGs at an eighth of their size, in threads.
-
-    Raises:
-        ConfigError: naming the first file that is no image or is cut short.
-    """
-    with ThreadPoolExecutor(min(16, 2 * (os.cpu_count() or 1))) as pool:
-        faults = [
-            (file, fault) for file, fault in zip(files, pool.map(_fault, files, chunksize=64), strict=True) if fault
-        ]
-    if faults:
-        more = f", and so are {len(faults) - 1} more" if len(faults) > 1 else ""
-        raise _refuse(config, _unreadable(*faults[0], more))
-
-
-def _unreadable(file: Path, fault: str, more: str = "") -> str:
-    return f"{file} is no readable image ({fault}){more}; repair or remove it"
-
-
-def _fault(file: Path) -> str | None:
-    try:
-        with Image.open(file) as image:
-            # PIL's verify() passes over the data of a JPEG; decoding it small finds a truncated one cheaply.
-            image.draft("RGB", (1, 1))
-            image.load()
-    except Exception as error:  # the formats' readers raise nearly anything on rubbish
-        return f"{type(error).__name__}: {error}"
-    return None
-
-
-def _folder_source(config: DataConfig, folder: Path) -> Source:
-    try:
-        images = datasets.ImageFolder(str(folder))
-    except FileNotFoundError as error:  # names the classes without an image
-        raise _refuse(config, f"{folder.name}/: {error}; add images, or remove the class") from error
-    return Source(config, images, np.array(images.targets, np.int64), [Path(path) for path, _ in images.samples])
+    bunch = load_digits()
+    keys = [str(index) for index in range(len(bunch.images))]
+    return Opened(
+        tuple(str(name) for name in bunch.target_names),
+        {"all": Source(None, keys, bunch.target.astype(np.int64), bunch.images)},
+    )
 
 
 def _torchvision_source(config: DataConfig, images: Any) -> Source:
     if isinstance(images, datasets.CIFAR100):
-        return Source(config, images, np.array(images.targets, np.int64), ())
-    return Source(config, images, np.array(images._labels, np.int64), images._image_files)
+        labels, found = images.targets, images.data
+    else:
+        labels, found = images._labels, [Path(file) for file in images._image_files]
+    return Source(config.root, [str(index) for index in range(len(labels))], np.array(labels, np.int64), found)
 
 
 def _torchvision(config: DataConfig) -> dict[str, Any]:

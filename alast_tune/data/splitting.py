@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import TypeAlias
 
@@ -47,3 +48,28 @@ def balanced(labels: Indices, count: int, seed: int) -> Indices:
         members = order[labels[order] == label]
         rank[members] = np.arange(len(members))
     return np.sort(order[np.argsort(rank[order], kind="stable")][:count])
+
+
+def by_hash(keys: Sequence[str], labels: Indices, shares: Sequence[float], seed: int) -> list[Indices]:
+    """Split by a hash of each key alone, so that an image that is added or removed moves no other.
+
+    The shares are therefore met on average, and a small class may have no image in a held-out part. Only where the
+    hash would hold out a whole class does the image with its greatest hash go to the rest, which has every class.
+
+    Args:
+        keys: (n,) a name of each image that does not change.
+        labels: (n,) integers.
+        shares: of each part that is held out, in [0, 1), their sum below 1.
+        seed: goes into the hash.
+
+    Returns:
+        Sorted indices into ``labels``: the held-out parts, then the rest.
+    """
+    hashes = [hashlib.blake2b(f"{seed}/{key}".encode(errors="surrogateescape"), digest_size=8) for key in keys]
+    drawn = np.array([int.from_bytes(hashed.digest()) for hashed in hashes]) / 2.0**64
+    part = np.searchsorted(np.cumsum(shares), drawn, side="right")
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        if (part[members] < len(shares)).all():
+            part[members[drawn[members].argmax()]] = len(shares)
+    return [np.flatnonzero(part == index) for index in range(len(shares) + 1)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,25 @@ import torch
 from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
-from PIL import Image
+from PIL import ExifTags, Image
 
 BATCH = 64
 """Images at a time, whatever number is asked about."""
 
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF orientation -> what turns the image upright."""
+
 
 class ImageClassifier(PythonModel):
-    """Classifies images, prepared as evaluation prepares them: RGB, resized to the model's size, normalised.
+    """Classifies images, prepared as evaluation prepares them: upright, on white, resized, normalised.
 
     Input: a table with a column ``image``, each entry the bytes of an image file of any kind that Pillow reads
     (in a request's JSON: base64). Output: a table with the columns ``label`` (the likeliest class), ``probability``
@@ -65,10 +77,48 @@ class ImageClassifier(PythonModel):
 
     def _decode(self, number: int, data: bytes) -> np.ndarray[Any, Any]:
         try:
-            image = Image.open(io.BytesIO(data)).convert("RGB")
+            image = to_rgb(Image.open(io.BytesIO(data)))
         except Exception as error:  # the formats' readers raise nearly anything on rubbish
             raise MlflowException.invalid_parameter_value(f"image {number} cannot be read: {error}") from error
         return np.asarray(image.resize(self._size[::-1], Image.Resampling.BILINEAR))
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Convert an image to RGB as training does (``alast_tune/data/rgb.py``): upright, on white, the first frame.
+
+    16-bit grey becomes its upper 8 bits; floats are taken to lie in [0, 1].
+
+    Raises:
+        ValueError: grey values beyond 16 bits, below 0, or floats outside of [0, 1].
+        Exception: what Pillow raises on a damaged file, or on a mode that it cannot convert.
+    """
+    image.load()
+    orientation = None
+    with suppress(Exception):  # EXIF that is damaged turns nothing, as in a viewer
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    if image.mode == "F" or image.mode.startswith("I"):
+        image = _grey(image)
+    elif image.has_transparency_data:
+        if image.mode == "La":  # has no way to RGBA of its own
+            image = image.convert("LA")
+        opaque = Image.new("RGBA", image.size, "white")
+        opaque.alpha_composite(image.convert("RGBA"))
+        image = opaque
+    image = image.convert("RGB")
+    return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
+
+
+def _grey(image: Image.Image) -> Image.Image:
+    values = np.asarray(image)
+    low, high = values.min(), values.max()
+    most = 1 if image.mode == "F" else 65535
+    if not (low >= 0 and high <= most):  # nor where there are NaNs
+        raise ValueError(f"has grey values from {low:g} to {high:g}, not in [0, {most}]; save it with 8 or 16 bits")
+    white = image.info.get("transparency")
+    grey = (values * 255 + 0.5 if image.mode == "F" else values >> 8).astype(np.uint8)
+    if isinstance(white, int):
+        grey[values == white] = 255
+    return Image.fromarray(grey)
 
 
 set_model(ImageClassifier())

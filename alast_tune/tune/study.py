@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -18,6 +19,7 @@ from threadpoolctl import threadpool_limits
 
 from alast_tune.config import FullConfig, SweepConfig, TrialConfig, stored_sweep, with_absolute_paths
 from alast_tune.cost import step_flops, step_peak_bytes
+from alast_tune.data import check_apart
 from alast_tune.errors import ConfigError
 from alast_tune.hold import only_driver
 from alast_tune.methods import build_method, settled
@@ -55,6 +57,7 @@ def run_sweep(sweep: SweepConfig, *, resume: bool = False, console: Console | No
     """
     console = console or Console(stderr=True)
     sweep = _with_absolute_paths(sweep)
+    check_apart(sweep.trial.data, "storage", sweep.storage)
     folder = sweep.storage / sweep.name
     fetch(folder)
     if resume:
@@ -71,7 +74,7 @@ def run_sweep(sweep: SweepConfig, *, resume: bool = False, console: Console | No
         raise ConfigError("MLFLOW_TRACKING_URI", os.environ.get("MLFLOW_TRACKING_URI", "not set"), remedy)
     plainly = partial(console.print, markup=False, highlight=False, soft_wrap=True)
     earlier = earlier_results(sweep) if sweep.warm_start and not resume else []
-    reference = reference_point(sweep.trial)  # builds model, data and method: what cannot work says so here
+    reference = reference_point(sweep.trial, plainly)  # builds model, data and method: what cannot work says so here
     # One thread: on a busy machine those of one process wait for one another many times as long as they work.
     with (
         threadpool_limits(limits=1),
@@ -152,12 +155,15 @@ def _with_absolute_paths(sweep: SweepConfig) -> SweepConfig:
     )
 
 
-def reference_point(trial: TrialConfig) -> tuple[float, float, float]:
+def reference_point(trial: TrialConfig, say: Callable[[str], None]) -> tuple[float, float, float]:
     """Accuracy 0 and 1.1 times the cost of full fine-tuning, for as many epochs at the same batch size.
 
-    Both predicted, before any training; the trial's own method is tried on, so that what cannot work is said now.
+    Both predicted, before any training; the trial's own method is tried on, so that what cannot work is said now, and
+    what is odd about the data.
     """
     model, splits = load_trial(trial)
+    for note in splits.notes:
+        say(f"data: {note}")
     full = build_method(FullConfig(), model, trial.train)
     side = int(model.patch_embed.img_size[0])
     images = len(splits.train)

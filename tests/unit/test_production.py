@@ -64,6 +64,13 @@ def whole(tmp_path_factory: pytest.TempPathFactory, empty_mlflow: Path, config: 
     return storage / "whole"
 
 
+def test_nothing_is_written_among_the_images(two_classes: Path, config: PromotedTrial) -> None:
+    before = sorted(two_classes.rglob("*"))
+    with pytest.raises(ConfigError, match=r"output = .*runs/train: lies in data.root .*; give a folder elsewhere"):
+        train(two_classes / "runs" / "train", config())
+    assert sorted(two_classes.rglob("*")) == before
+
+
 def test_timm_alone_loads_what_training_leaves(whole: Path, config: PromotedTrial) -> None:
     run = Run(config().trial)
     run.load(whole)

@@ -1,6 +1,5 @@
 """Batches: of whole epochs, from memory or by threads, the same on every rank."""
 
-import os
 import shutil
 import subprocess
 import sys
@@ -14,8 +13,6 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from alast_tune import data
-from alast_tune.config import DataConfig
 from alast_tune.data import eval_loader, labels_of, loading, train_loader
 from alast_tune.errors import ConfigError
 from tests.pictures import write_images
@@ -71,7 +68,7 @@ def same(batches, others):
     return all(torch.equal(a, b) for one, other in pairs for a, b in zip(one, other, strict=True))
 
 
-class TestMemory:
+class TestKept:
     @pytest.mark.parametrize("cache", ["memory", "none"])
     def test_pixels_are_those_of_the_files_one_by_one(self, divided, cache):
         split = load("folder", root=divided, cache=cache).validation
@@ -110,35 +107,6 @@ class TestMemory:
         shutil.rmtree(divided / "train")
         with pytest.raises(ConfigError, match=r"data.root = .*\.jpg is no readable image \(FileNotFoundError"):
             batches_of(train)
-
-    def test_auto_keeps_what_takes_a_quarter_of_the_free_memory(self, divided, monkeypatch):
-        kept = []
-        for free, seed in ((4 * 22 * 3 * 16 * 16, 0), (4 * 22 * 3 * 16 * 16 - 1, 1)):
-            monkeypatch.setattr(data, "free_bytes", lambda free=free: free)
-            train = load("folder", root=divided, split_seed=seed).train
-            batches_of(train)
-            kept.append(bool(train.pixels._done.all()))
-        assert kept == [True, False]
-
-    def test_auto_leaves_decoding_to_loader_processes(self, divided):
-        assert len(load("folder", root=divided, workers=2).train.pixels._kept) == 0
-
-    def test_loader_processes_cannot_fill_it(self):
-        with pytest.raises(ValueError, match="cache: memory is filled by threads; leave out workers, or take"):
-            DataConfig(cache="memory", workers=1)
-
-    def test_how_much_is_free(self, monkeypatch):
-        monkeypatch.setattr(os, "sysconf", {"SC_AVPHYS_PAGES": 7, "SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 99}.get)
-        assert data.free_bytes() == 7 * 4096
-
-    def test_where_the_system_does_not_say_how_much(self, monkeypatch):
-        def unknown(name):
-            raise ValueError("unrecognized configuration name")
-
-        monkeypatch.setattr(os, "sysconf", unknown)
-        assert data.free_bytes() == 0
-        monkeypatch.delattr(os, "sysconf")
-        assert data.free_bytes() == 0
 
 
 class TestThreads:

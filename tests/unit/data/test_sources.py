@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import pickle
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -76,9 +77,23 @@ class TestDigits:
         rows = torch.cat([all_of(split).flatten(1) for split in (whole.train, whole.test)])
         assert len(torch.unique(rows, dim=0)) == 1797
 
+    def test_shares_are_honoured(self):
+        splits = load("digits", validation_fraction=0.3, test_fraction=0.1)
+        sizes = [len(split) for split in (splits.train, splits.validation, splits.test)]
+        assert np.allclose(np.array(sizes) / 1797, (0.6, 0.3, 0.1), atol=0.005)
+
+    def test_none_need_be_tested_on(self):
+        splits = load("digits", test_fraction=0)
+        assert splits.test is None
+        assert len(splits.train) + len(splits.validation) == 1797
+
+    def test_something_is_left_to_train_on(self):
+        with pytest.raises(ValueError, match=r"data.validation_fraction = 0.5: leaves nothing to train on beside"):
+            DataConfig(validation_fraction=0.5, test_fraction=0.5)
+
     def test_the_seed_decides(self):
         first = load("digits", split_seed=5)
-        again = load("digits", split_seed=5, augment="none", validation_fraction=0.3)
+        again = load("digits", split_seed=5, augment="none", workers=1)
         other = load("digits", split_seed=6)
         assert torch.equal(all_of(first.train), all_of(again.train))
         assert fingerprint(first) == fingerprint(again) != fingerprint(other)
@@ -150,9 +165,66 @@ class TestAugmentation:
 class TestFolder:
     def test_an_undivided_one_is_split(self, flat):
         splits = load("folder", root=flat)
-        counts = [list(np.bincount(labels_of(split))) for split in (splits.train, splits.validation, splits.test)]
-        assert counts == [[6, 9, 12], [2, 3, 4], [2, 3, 4]]
+        keys = [{key for key, _ in split.contents()} for split in (splits.train, splits.validation, splits.test)]
+        assert set.union(*keys) == {file.relative_to(flat).as_posix() for file in flat.glob("*/*")}
+        assert sum(map(len, keys)) == 45
+        assert set(labels_of(splits.train)) == {0, 1, 2}
         assert splits.classes == ("ant", "bee", "cat")
+
+    def test_a_file_that_is_added_moves_no_other(self, flat):
+        def where(**fields):
+            splits = load("folder", root=flat, **fields)
+            parts = (splits.train, splits.validation, splits.test)
+            return {key: index for index, part in enumerate(parts) for key, _ in part.contents()}
+
+        before = where()
+        for name in ("ant", "aardvark", "cat"):
+            write_images(flat / name / "new", 5, seed=7)
+            write_images(flat / name, 40, seed=8)
+        after = where(workers=1)
+        assert len(after) > len(before) + 30
+        assert before == {key: after[key] for key in before}
+
+    @pytest.mark.parametrize("fields", [{"validation_fraction": 0.3}, {"test_fraction": 0.1}, {"test_fraction": 0.0}])
+    def test_shares_of_one_that_is_divided_are_refused(self, divided, fields):
+        ((name, value),) = fields.items()
+        assert refusal("folder", root=divided, **fields).startswith(f"data.{name} = {value}: ")
+
+    def test_shares_of_an_undivided_one_are_honoured(self, tmp_path):
+        write_images(tmp_path / "a", 200, (2, 2), ".bmp")
+        write_images(tmp_path / "b", 201, (2, 2), ".bmp")
+        splits = load("folder", root=tmp_path, validation_fraction=0.1, test_fraction=0.5)
+        assert np.allclose([len(splits.validation) / 401, len(splits.test) / 401], [0.1, 0.5], atol=0.05)
+        assert load("folder", root=tmp_path, test_fraction=0.0).test is None
+
+    def test_a_split_that_comes_out_empty(self, tmp_path):
+        for name in ("ant", "bee"):
+            write_images(tmp_path / name, 2)
+        text = refusal("folder", root=tmp_path, validation_fraction=0.01)
+        assert text == (
+            "data.validation_fraction = 0.01: leaves no validation image of 4; raise it, add images, or give train/, "
+            "val/, test/"
+        )
+
+    def test_copies_in_two_splits_are_said(self, divided):
+        for name in ("000.jpg", "001.jpg"):
+            (divided / "test" / "bee" / f"again-{name}").write_bytes((divided / "train" / "ant" / name).read_bytes())
+        (note,) = load("folder", root=divided).notes
+        assert note == (
+            "2 of 6 test images are copies of images in another split, which makes accuracies look better than they "
+            "are: bee/again-000.jpg is ant/000.jpg of train; remove them"
+        )
+
+    def test_the_fingerprint_is_of_the_content(self, divided, tmp_path):
+        before = fingerprint(load("folder", root=divided))
+        moved = tmp_path / "moved"
+        shutil.copytree(divided, moved)
+        (moved / "val").rename(moved / "valid")
+        assert fingerprint(load("folder", root=moved, workers=1, augment="paper", cache="none")) == before
+        write_images(moved / "test" / "bee", 1, seed=9)
+        changed = fingerprint(load("folder", root=moved))
+        (moved / "test" / "bee" / "000.jpg").rename(moved / "test" / "bee" / "renamed.jpg")
+        assert len({before, changed, fingerprint(load("folder", root=moved, workers=2))}) == 3
 
     def test_a_divided_one_is_taken_as_it_is(self, divided):
         splits = load("folder", root=divided)
@@ -167,7 +239,8 @@ class TestFolder:
         (divided / "val").rename(divided.parent / "elsewhere")
         (divided / "test").rename(divided.parent / "elsewhere-too")
         splits = load("folder", root=divided, validation_fraction=0.34)
-        assert (len(splits.train), len(splits.validation), splits.test) == (8, 4, None)
+        assert len(splits.train) + len(splits.validation) == 12
+        assert splits.test is None
 
     def test_images_are_resized_whole_and_normalised(self, tmp_path):
         for part in ("train", "val"):
@@ -238,15 +311,17 @@ class TestRefusedFolder:
         assert "dog" in text
         assert text.endswith("add images, or remove the class")
 
-    def test_a_class_too_small_to_split(self, flat):
-        write_images(flat / "dog", 2)
-        assert "class dog has 2 images, too few to split into 3; add some, or give train/" in refusal(
-            "folder", root=flat
-        )
+    def test_a_class_too_small_to_split_is_trained_on(self, flat):
+        write_images(flat / "dog", 1)
+        splits = load("folder", root=flat)
+        assert 3 in labels_of(splits.train)
+        assert splits.notes == (
+            "the validation split has no image of dog", "the test split has no image of dog",
+        )  # fmt: skip
 
     def test_no_train(self, divided):
         (divided / "train").rename(divided.parent / "elsewhere")
-        assert refusal("folder", root=divided).endswith("has val, test but no train folder; add it")
+        assert refusal("folder", root=divided).endswith("has test, val but no train folder; add it")
 
     def test_splits_with_different_classes(self, divided):
         write_images(divided / "test" / "cat", 2)
@@ -268,7 +343,7 @@ class TestRefusedFolder:
     def test_how_many_are_unreadable(self, flat):
         for index in range(3):
             (flat / "cat" / f"{index:03d}.jpg").write_bytes(b"")
-        assert "and so are 2 more; repair or remove it" in refusal("folder", root=flat)
+        assert "; repair or remove it (one of 3 such files)" in refusal("folder", root=flat)
 
     def test_a_worker_need_not_look_again(self, flat):
         (flat / "cat" / "000.jpg").write_bytes(b"")

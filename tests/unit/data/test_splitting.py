@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alast_tune.data.splitting import balanced, stratified
+from alast_tune.data.splitting import balanced, by_hash, stratified
 
 LABELS = st.integers(2, 5).flatmap(
     lambda classes: st.lists(st.integers(3, 30), min_size=classes, max_size=classes).map(
@@ -38,3 +38,20 @@ class TestSplitting:
         assert len(set(chosen)) == len(chosen) == min(count, len(labels))
         found, counts = np.bincount(labels[chosen], minlength=labels.max() + 1), np.bincount(labels)
         assert all(n == limit or n >= found.max() - 1 for n, limit in zip(found, counts, strict=True))
+
+    @settings(deadline=None)
+    @given(labels=LABELS, seed=st.integers(0, 99), new=st.integers(1, 50))
+    def test_by_hash_images_that_are_added_move_no_other(self, labels, seed, new):
+        keys = [f"{label}/{index}" for index, label in enumerate(labels)]
+        parts = by_hash(keys, labels, (0.2, 0.2), seed)
+        assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(len(labels)))
+        assert set(labels[parts[-1]]) == set(labels)
+        more = by_hash([f"new/{n}" for n in range(new)] + keys, np.append(np.full(new, 99), labels), (0.2, 0.2), seed)
+        assert [part.tolist() for part in parts] == [(part[part >= new] - new).tolist() for part in more]
+
+    def test_by_hash_shares_are_met_on_average(self):
+        labels = np.zeros(20000, np.int64)
+        parts = by_hash([str(index) for index in range(20000)], labels, (0.3, 0.1), 0)
+        assert np.allclose([len(part) / 20000 for part in parts], [0.3, 0.1, 0.6], atol=0.02)
+        others = by_hash([str(index) for index in range(20000)], labels, (0.3, 0.1), 1)
+        assert np.isclose(len(np.intersect1d(parts[0], others[0])) / 20000, 0.09, atol=0.02)
