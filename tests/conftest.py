@@ -22,7 +22,14 @@ if TYPE_CHECKING:
 # Before anything imports ray, torch, mlflow or matplotlib. The folder's path is short: Ray's sockets lie in it, and the
 # name of a unix socket has at most 107 characters. Every process of pytest-xdist has a folder and a token of its own.
 PRIVATE = Path(tempfile.mkdtemp(prefix="r", dir="/tmp"))
-for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN_PATH", "MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID"):
+for name in (
+    "RAY_ADDRESS",
+    "RAY_API_SERVER_ADDRESS",
+    "RAY_AUTH_TOKEN_PATH",
+    "MLFLOW_TRACKING_URI",
+    "MLFLOW_RUN_ID",
+    "MLFLOW_EXPERIMENT_NAME",
+):
     os.environ.pop(name, None)
 os.environ |= {
     "HOME": str(PRIVATE),

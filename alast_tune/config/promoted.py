@@ -24,9 +24,9 @@ class Provenance(Record):
     epochs: int
     seed: int
     data_fingerprint: str
-    """Of class names, sizes and labels of the splits; pixels are not looked at."""
+    """Of the splits."""
     weights_fingerprint: str | None
-    """Of the file that training started from; None where timm's hub has it."""
+    """Of the file that training started from; None if its weights were drawn at random."""
     verified: bool
     """Whether the trial was repeated before promotion, with the same outcome."""
     versions: dict[str, str]
