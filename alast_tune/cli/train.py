@@ -63,7 +63,12 @@ class Train(PromotedConfig):
             try:
                 version = run.register(outcome, name, self.alias)
             except RegistryError as error:
-                options = {"config": self.output / CONFIG, "output": self.output, "model-name": name, "alias": self.alias}
+                options = {
+                    "config": self.output / CONFIG,
+                    "output": self.output,
+                    "model-name": name,
+                    "alias": self.alias,
+                }
                 words = [word for option, value in options.items() for word in (f"--{option}", str(value))]
                 again = shlex.join(["alast-tune", "train", *words])
                 complain(f"the model is trained, but not registered ({error}); once MLflow is back: {again}")

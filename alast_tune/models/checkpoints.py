@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from safetensors.torch import load_file
@@ -36,14 +37,24 @@ _ANCHORS = ("patch_embed.proj.weight", "visual.class_embedding")
 """Names of which a model has one: what stands before it stands before all the names of that model."""
 
 
-class _Inert(dict):  # type: ignore[type-arg]
-    """Stands for an object that is no weight: takes whatever its pickle wants to put into it."""
+class _Inert:
+    """Stands for an object that is no weight: takes whatever its pickle wants to put into it, and forgets it."""
+
+    def __new__(cls, *arguments: Any, **named: Any) -> Self:
+        return super().__new__(cls)
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
-        super().__init__()
+        pass
 
     def __setstate__(self, state: Any) -> None:
-        """Forget it."""
+        pass
+
+
+class _InertDict:
+    """Stands for a mapping of a kind of its own, a defaultdict say; torch puts things into its own kinds only."""
+
+    def __new__(cls, *arguments: Any, **named: Any) -> Any:
+        return OrderedDict()
 
 
 def weights_file(path: Path) -> Path:
@@ -107,9 +118,8 @@ def _load(file: Path, path: Path) -> Mapping[str, Any]:
             return load_file(file)
         loaded = _load_pickle(file)
     except Exception as error:  # unpickling rubbish raises nearly anything
-        said = str(error)
-        found = said.find("GLOBAL ")  # torch says much before it names what it refuses
-        reason = (said[found:] if found >= 0 else said).partition("\n")[0][:200] or type(error).__name__
+        said = str(error).rpartition("WeightsUnpickler error:")[2].strip()  # torch says much before
+        reason = said.partition("\n")[0][:200] or type(error).__name__
         remedy = f"cannot be read as plain weights ({reason}); give an intact state dict"
         raise ConfigError("model.checkpoint", path, remedy) from error
     if not isinstance(loaded, Mapping):
@@ -122,7 +132,9 @@ def _load_pickle(file: Path) -> Any:
         strange = torch.serialization.get_unsafe_globals_in_checkpoint(file)
     except ValueError:  # the format before torch 1.6
         strange = ["argparse.Namespace"]
-    with torch.serialization.safe_globals([(_Inert, name) for name in strange]):
+    with torch.serialization.safe_globals(
+        [(_InertDict if "dict" in name.lower() else _Inert, name) for name in strange]
+    ):
         return torch.load(file, map_location="cpu", weights_only=True)
 
 

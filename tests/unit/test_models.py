@@ -291,7 +291,8 @@ class TestRefusedCheckpoint:
     def test_no_such_file(self, tmp_path):
         text = refusal(name=self.NAME, checkpoint=tmp_path / "none.pth")
         assert text == (
-            f"model.checkpoint = {tmp_path / 'none.pth'}: no such file; give one of safetensors or torch.save, or a folder"
+            f"model.checkpoint = {tmp_path / 'none.pth'}: "
+            "no such file; give one of safetensors or torch.save, or a folder"
         )
 
     def test_an_unknown_kind(self, tmp_path):
