@@ -224,7 +224,7 @@ def _warn_of_other_origin(
         found = fingerprints(splits, config.model)
     before = Fingerprints(data=origin.data_fingerprint, weights=origin.weights_fingerprint)
     if differences := before.differences(found):
-        say(f"note: trial {origin.trial_id} was measured otherwise: here are {differences}")
+        say(f"note: {differences} than trial {origin.trial_id} had")
 
 
 def _links(config: PromotedConfig) -> dict[str, str]:

@@ -92,7 +92,7 @@ def test_a_grid_has_as_many_trials_as_combinations_and_stops_nobody() -> None:
             {"space": {"way": {"type": "variants", "variants": {"odd": {"method": {"name": "magic"}}}}}},
             "space.way = odd: method = {...}: Input tag 'magic' found using 'name'",
         ),
-        ({"space": {"a/b": SPACE["way"]}}, "space.a/b = variants: no path but a name of their own"),
+        ({"space": {"a/b": SPACE["way"]}}, "space.a/b = variants: MLflow takes no such name"),
         (
             {"space": {"way": {"type": "variants", "variants": {}}}},
             "space.way = {...}: Dictionary should have",
@@ -183,7 +183,7 @@ def test_results_of_an_earlier_sweep_are_no_combinations_any_more(tmp_path: Path
 
 
 def test_a_search_over_variants_begins_with_the_landmarks_own_methods(tmp_path: Path) -> None:
-    config = grid(sampler="random", trials=3)
+    config = grid(sampler="random", trials=3, space={"way": SPACE["way"]})
     study = opened(config, tmp_path)
     enqueue_landmarks(study, config)
     search = StudySearcher(study, config, Recorder(), everywhere(config), forecast)

@@ -138,10 +138,8 @@ def test_a_front_of_an_earlier_version_is_read(before: SweepConfig, tmp_path: Pa
 def test_results_of_other_images_or_weights_do_not_compare(before: SweepConfig, tmp_path: Path, source: str) -> None:
     config, said = sweep(tmp_path, "after", warm_start=tmp_path / source), list[str]()
     earlier_results(config, ORIGIN, said.append)
-    assert said == [
-        f"note: there is no fingerprints.json of {tmp_path / source}; "
-        "whether its data and starting weights were these is not known"
-    ]
+    unknown = "whether its data and starting weights were these is not known"
+    assert said == [f"note: there is no fingerprints.json of {tmp_path / source}; {unknown}"]
     keep_fingerprints(ORIGIN, tmp_path / "before", "resume", new=True)
     moved = config.model_copy(
         update={"trial": config.trial.model_copy(update={"data": config.trial.data.model_copy(update={"workers": 3})})}
