@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from huggingface_hub import constants, get_session, try_to_load_from_cache
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers.attention import Attention
 from timm.layers.patch_embed import PatchEmbed
@@ -26,6 +24,7 @@ from timm.models.vision_transformer import Block, VisionTransformer, checkpoint_
 from alast_tune.config import ModelConfig
 from alast_tune.errors import ConfigError
 from alast_tune.models.checkpoints import file_fingerprint, read_checkpoint, some, weights_file
+from alast_tune.models.hub import cached, no_weights, weights_source
 
 __all__ = [
     "EMBEDDED_MEAN",
@@ -50,9 +49,6 @@ EMBEDDED_SHAPE: dict[str, Any] = {"patch_size": 4, "embed_dim": 80, "depth": 12,
 
 TIMM_MODULES = ("vision_transformer", "deit")
 """Where timm's plain Vision Transformers live."""
-
-HUB_TIMEOUT = 5.0
-"""Seconds the hub may take to answer before it counts as out of reach."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +108,7 @@ def weights_fingerprint(config: ModelConfig) -> str | None:
         return file_fingerprint(weights_file(config.checkpoint))
     if not config.pretrained:
         return None
-    file = EMBEDDED_WEIGHTS if config.name == "embedded" else _cached(_pretrained_cfg(_skeleton(config.name)))
+    file = EMBEDDED_WEIGHTS if config.name == "embedded" else cached(_pretrained_cfg(_skeleton(config.name)))
     return None if file is None else file_fingerprint(file)
 
 
@@ -146,7 +142,7 @@ def _create_timm(config: ModelConfig) -> VisionTransformer:
         model = timm.create_model(config.name, pretrained=False, **options)
     else:
         cfg = _pretrained_cfg(skeleton)
-        overlay = _weights_source(config.name, cfg)
+        overlay = weights_source(config.name, cfg)
         if config.num_classes == cfg["num_classes"] and not config.keep_classifier:
             overlay["num_classes"] = -1  # as if it had another number of classes: timm leaves its classifier out
         elif config.keep_classifier and config.num_classes not in {None, cfg["num_classes"]}:
@@ -154,7 +150,7 @@ def _create_timm(config: ModelConfig) -> VisionTransformer:
         try:
             model = timm.create_model(config.name, pretrained=True, pretrained_cfg_overlay=overlay, **options)
         except Exception as error:  # whichever HTTP client, cache or file format failed, the remedy is the same
-            raise _no_weights(config.name, f"could not be loaded ({type(error).__name__}: {error})") from error
+            raise no_weights(config.name, f"could not be loaded ({type(error).__name__}: {error})") from error
     assert isinstance(model, VisionTransformer)
     return model
 
@@ -205,54 +201,6 @@ def _check_image_size(size: int, patch_size: int) -> None:
         low = size // patch_size * patch_size
         choice = f"{low} or {low + patch_size}" if low >= 8 else f"{low + patch_size}"
         raise ConfigError("model.image_size", size, f"is no multiple of the patch size {patch_size}; give {choice}")
-
-
-def _no_weights(name: str, what: str) -> ConfigError:
-    return ConfigError(
-        "model.pretrained",
-        True,
-        f"the weights of {name} {what}; set model.checkpoint to a local .safetensors or .pth file, "
-        "or HF_HOME to a Hugging Face cache that has them",
-    )
-
-
-def _weights_source(name: str, cfg: Mapping[str, Any]) -> dict[str, Any]:
-    """Find pretrained weights in the hub's cache, or make sure that the hub answers.
-
-    Returns:
-        An overlay of timm's ``pretrained_cfg``: the cached file, or nothing where timm must download.
-
-    The hub's client retries for most of a minute when there is no network, and asks it even for files it
-    has in its cache; so it is called only after one short question has been answered.
-    """
-    if not (cfg.get("hf_hub_id") or cfg.get("url")):
-        remedy = f"timm has no weights of {name}; set model.checkpoint, or model.pretrained to false"
-        raise ConfigError("model.pretrained", True, remedy)
-    if not cfg.get("hf_hub_id"):
-        return {}
-    if cached := _cached(cfg):
-        # custom_load is about the original .npz files, which the hub's are not
-        return {"file": str(cached), "custom_load": False}
-    try:
-        get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT)
-    except Exception as error:  # requests, httpx or offline mode, depending on the hub's version
-        where = constants.ENDPOINT
-        raise _no_weights(name, f"are not in the cache, and {where} is out of reach ({error})") from error
-    return {}
-
-
-def _cached(cfg: Mapping[str, Any]) -> Path | None:
-    """Find the file of pretrained weights on this machine, in the hub's cache or torch's; None if it is not there."""
-    if not cfg.get("hf_hub_id"):
-        file = Path(torch.hub.get_dir(), "checkpoints", cfg["url"].rpartition("/")[2]) if cfg.get("url") else None
-        return file if file and file.is_file() else None
-    repository, _, revision = cfg["hf_hub_id"].partition("@")
-    chosen = cfg.get("hf_hub_filename")
-    for filename in [chosen] if chosen else ["model.safetensors", "pytorch_model.bin"]:
-        found = try_to_load_from_cache(repository, filename, revision=revision or None)
-        if isinstance(found, str):
-            return Path(found)
-    return None
 
 
 def _other_classifier(config: ModelConfig, classes: int) -> ConfigError:

@@ -4,6 +4,7 @@ import argparse
 import collections
 import functools
 import os
+import shutil
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -467,3 +468,22 @@ class TestHub:
         text = refusal(name="deit_tiny_patch16_224", num_classes=10)
         assert "the weights of deit_tiny_patch16_224 could not be loaded (" in text
         assert "set model.checkpoint" in text
+
+    def test_their_classifier_is_kept_only_if_that_is_asked_for(self, cached, tiny_state):
+        head = {"head.weight": torch.zeros(1000, 192), "head.bias": torch.ones(1000)}
+        save_file(tiny_state | head, cached)
+        name = "deit_tiny_patch16_224"
+        model = create_model(ModelConfig(name=name, num_classes=1000))
+        assert torch.equal(model.blocks[4].attn.qkv.weight, tiny_state["blocks.4.attn.qkv.weight"])
+        assert model.head.weight.any() and not model.head.bias.any()
+        for classes in (1000, None):
+            kept = create_model(ModelConfig(name=name, num_classes=classes, keep_classifier=True))
+            assert torch.equal(kept.head.bias, head["head.bias"])
+        text = refusal(name=name, num_classes=10, keep_classifier=True)
+        assert "the weights have a classifier of 1000 classes, and 10 classes are wanted" in text
+
+    def test_their_fingerprint_is_that_of_the_file_in_the_cache(self, cached, tmp_path):
+        here = weights_fingerprint(ModelConfig(name="deit_tiny_patch16_224"))
+        shutil.copy(cached, tmp_path / "copy.safetensors")
+        copy = ModelConfig(name="deit_tiny_patch16_224", checkpoint=tmp_path / "copy.safetensors")
+        assert here == weights_fingerprint(copy) is not None
