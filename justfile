@@ -58,9 +58,10 @@ submit *args: setup
     if [ -z "$address" ]; then address="$(python -m clusters.local.cluster up)"; fi
     environment="$(python -c 'if True:
         import json, os
-        names = ("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "MLFLOW_TRACKING_URI", "MLFLOW_DISABLE_TELEMETRY", "HF_HOME", "HF_HUB_OFFLINE",
-                 "AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION")
+        names = ("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_DISABLE_TELEMETRY",
+                 "HF_HOME", "HF_HUB_OFFLINE", "AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION")
         variables = {name: os.environ[name] for name in names if os.environ.get(name)}
+        variables["ALAST_TUNE_SUBMITTED_FROM"] = os.getcwd()  # what a relative path means
         variables["RAY_JOB_STOP_WAIT_TIME_S"] = "30"  # a stopped driver closes its runs; Ray would give it 3 s
         print(json.dumps({"excludes": ["/.git", "/.venv", "/runs", "/data"], "env_vars": variables}))')"
     ray job submit --address "$address" --working-dir . --runtime-env-json "$environment" -- python sweeps/pareto.py "$@"

@@ -8,13 +8,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from alast_tune import checkpoint
-from alast_tune.config import PromotedConfig, flatten, parse, read_mapping
-from alast_tune.data import Splits, batch_count, check_apart, eval_loader, fingerprint, load_splits
+from alast_tune.config import PromotedConfig, TrialConfig, flatten, parse, read_mapping, without_places, write_yaml
+from alast_tune.data import Splits, batch_count, check_apart, eval_loader, load_splits
 from alast_tune.errors import ConfigError
 from alast_tune.evaluate import evaluate
+from alast_tune.fingerprints import Fingerprints, fingerprints, keep_fingerprints
 from alast_tune.hold import only_driver
 from alast_tune.models import InputSpec, create_model, input_spec
 from alast_tune.results import EpochReport
@@ -154,7 +153,12 @@ class Training:
         if self._splits.test is None:
             return None
         train, data = self.trial.train, self.trial.data
-        exported = {"checkpoint": self._folder / checkpoint.BEST, "num_classes": self._splits.num_classes}
+        exported = {
+            "checkpoint": self._folder / checkpoint.BEST,
+            "checkpoint_key": None,
+            "keep_classifier": True,
+            "num_classes": self._splits.num_classes,
+        }
         model = create_model(self.trial.model.model_copy(update=exported))
         device = device_of(train)
         loader = eval_loader(self._splits.test, train.batch_size, data.workers)
@@ -179,8 +183,8 @@ def training(config: PromotedConfig, folder: Path, say: Callable[[str], None]) -
         say: prints a line; called from other threads too.
 
     Raises:
-        ConfigError: whatever cannot work, before any training; a folder that belongs to another configuration, or
-            that another process is at work in; a store that does not answer.
+        ConfigError: whatever cannot work, before any training; a folder that belongs to another configuration, to
+            other images or starting weights, or that another process is at work in; a store that does not answer.
     """
     folder = folder.absolute()
     trial = config.trial
@@ -189,11 +193,12 @@ def training(config: PromotedConfig, folder: Path, say: Callable[[str], None]) -
     for note in splits.notes:
         say(f"data: {note}")
     with only_driver(folder, "output"):
-        if (folder / CONFIG).exists() and read_config(folder / CONFIG).trial != trial:
-            raise ConfigError("output", folder, "belongs to a training with other settings; give another folder")
-        _warn_of_other_data(config, input_spec(model), say)
+        _check_settings(trial, folder)
+        found = fingerprints(splits, trial.model)
+        keep_fingerprints(found, folder, "output", say, new=not (folder / checkpoint.FILE).exists())
+        _warn_of_other_origin(config, found, input_spec(model), say)
         tracker = Tracker(default_uri(folder.parent), folder.parent, say)
-        params = {**flatten(trial), "data_fingerprint": fingerprint(splits)}
+        params = {**flatten(trial), "data_fingerprint": found.data, "weights_fingerprint": found.weights}
         run_id = tracker.start_run(folder, "training", _links(config), params)
         try:
             write_config(config, folder / CONFIG)
@@ -204,14 +209,25 @@ def training(config: PromotedConfig, folder: Path, say: Callable[[str], None]) -
         tracker.end_sweep("FINISHED")
 
 
-def _warn_of_other_data(config: PromotedConfig, spec: InputSpec, say: Callable[[str], None]) -> None:
-    """Say if the splits are not those of the promoted trial; all of them may be trained on, though."""
+def _check_settings(trial: TrialConfig, folder: Path) -> None:
+    """Refuse a folder of other settings; where things lie may have changed."""
+    if (folder / CONFIG).exists() and without_places(read_config(folder / CONFIG).trial) != without_places(trial):
+        raise ConfigError("output", folder, "belongs to a training with other settings; give another folder")
+
+
+def _warn_of_other_origin(
+    config: PromotedConfig, found: Fingerprints, spec: InputSpec, say: Callable[[str], None]
+) -> None:
+    """Say if images or starting weights are not the promoted trial's; all of its images may be trained on, though."""
     origin = config.provenance
     if origin is None:
         return
-    splits = load_splits(config.data.model_copy(update={"all_data": False}), spec, verify=False)
-    if (found := fingerprint(splits)) != origin.data_fingerprint:
-        say(f"note: other data than trial {origin.trial_id} had (fingerprint {found}, not {origin.data_fingerprint})")
+    if config.data.all_data:
+        splits = load_splits(config.data.model_copy(update={"all_data": False}), spec, verify=False)
+        found = fingerprints(splits, config.model)
+    before = Fingerprints(data=origin.data_fingerprint, weights=origin.weights_fingerprint)
+    if differences := before.differences(found):
+        say(f"note: {differences} than trial {origin.trial_id} had")
 
 
 def _links(config: PromotedConfig) -> dict[str, str]:
@@ -230,7 +246,7 @@ def _write_report(values: Mapping[str, object], folder: Path) -> None:
 def write_config(config: PromotedConfig, file: Path) -> None:
     """Write every setting of a configuration, defaults too, so that a later version's change nothing."""
     with whole(file) as scratch:
-        scratch.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+        scratch.write_text(write_yaml(config.model_dump(mode="json")))
 
 
 def read_config(file: Path) -> PromotedConfig:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import platform
 import shutil
@@ -17,10 +16,10 @@ from urllib.parse import urlsplit
 import torch
 
 from alast_tune import __version__, checkpoint
-from alast_tune.config import ModelConfig, PromotedConfig, Provenance, stored_sweep
-from alast_tune.data import fingerprint
+from alast_tune.config import PromotedConfig, Provenance, stored_sweep, without_places
 from alast_tune.errors import ConfigError
-from alast_tune.models import EMBEDDED_WEIGHTS, input_spec
+from alast_tune.fingerprints import Fingerprints, fingerprints, read_fingerprints
+from alast_tune.models import input_spec
 from alast_tune.plots import human_bytes
 from alast_tune.production import read_config
 from alast_tune.results import RESEEDED, EpochReport, FrontFile, FrontMember, Reseeded
@@ -57,7 +56,12 @@ def pick(front: FrontFile, choice: str) -> FrontMember:
 
 
 def promoted(
-    member: FrontMember, sweep: str, tracking_uri: str, model_name: str, verified: bool = False
+    member: FrontMember,
+    sweep: str,
+    tracking_uri: str,
+    model_name: str,
+    verified: bool = False,
+    origin: Fingerprints | None = None,
 ) -> PromotedConfig:
     """Complete a member's configuration by where it comes from.
 
@@ -67,11 +71,15 @@ def promoted(
         tracking_uri: of the store that has its run.
         model_name: under which it is registered, and so is what will be trained by the configuration.
         verified: whether a repetition came out the same.
+        origin: what the sweep started from, if that is known.
 
     Raises:
-        ConfigError: its data are not there.
+        ConfigError: its data are not there, or other data or starting weights than it was measured with.
     """
     _, splits = load_trial(member.config)
+    found = fingerprints(splits, member.config.model)
+    if origin and (differences := origin.differences(found)):
+        raise ConfigError("pick", member.trial_id, f"was measured otherwise: here are {differences}; put them back")
     versions = {"python": platform.python_version(), "alast-tune": __version__}
     for package in _PACKAGES:
         try:
@@ -88,14 +96,21 @@ def promoted(
         test_accuracy=member.test_accuracy,
         epochs=member.epochs,
         seed=member.config.train.seed,
-        data_fingerprint=fingerprint(splits),
-        weights_fingerprint=weights_fingerprint(member.config.model),
+        data_fingerprint=found.data,
+        weights_fingerprint=found.weights,
         versions=versions,
         verified=verified,
         git_commit=_git_commit(Path(__file__).parents[1]),
         promoted_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     return PromotedConfig.model_validate({**member.config.model_dump(), "provenance": provenance})
+
+
+def origin_of(member: FrontMember, folder: Path) -> Fingerprints | None:
+    """Look up what a trial of a sweep started from; None if that is not known, or was searched over."""
+    base = stored_sweep(folder, "sweep").trial if (folder / "sweep.json").exists() else None
+    same = base and without_places(base).data == without_places(member.config).data
+    return read_fingerprints(folder) if same and base and base.model.name == member.config.model.name else None
 
 
 def export_member(member: FrontMember, sweep: Path, folder: Path) -> None:
@@ -223,16 +238,6 @@ def compare(member: FrontMember, report: EpochReport, images: int, spread: float
             abs(cost.peak_bytes - peak) <= PEAK_TOLERANCE * peak,
         ),
     ]
-
-
-def weights_fingerprint(model: ModelConfig) -> str | None:
-    """Hash the file that training starts from to 16 hexadecimal digits (of SHA-256); None if it is not a local one."""
-    local = EMBEDDED_WEIGHTS if model.name == "embedded" and model.pretrained else None
-    file = model.checkpoint or local
-    if file is None:
-        return None
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()[:16]
 
 
 def _without_password(uri: str) -> str:

@@ -7,6 +7,7 @@ write them where the sweep is kept.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -31,19 +32,60 @@ CHECKPOINTS = "tune"
 _LOCK = "driver.lock"
 LEASE = "driver.json"
 """In object storage: which driver holds a sweep, and when it last said so."""
+SUBMITTED_FROM = "ALAST_TUNE_SUBMITTED_FROM"
+"""Environment variable of a job that ``just submit`` has made: the folder that it was given in."""
+_VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})")
 ELSEWHERE = {CHECKPOINTS, _LOCK, LEASE, "promoted", "verify"}
 """What of a sweep's folder a copy does not share with the original."""
+
+
+def expanded(path: str | Path, *, here: bool = False) -> Path:
+    """Write out a path that somebody has given: ``~``, ``$NAME`` and ``${NAME}``.
+
+    A Ray job runs in a copy of its submitter's folder, which goes away: there a relative path means that folder.
+
+    Args:
+        path: as it was given.
+        here: a file of the copy itself will do, a preset say, which is only read.
+
+    Raises:
+        ValueError: a variable that is not set, nobody's home, or a relative path in a job of an unknown submitter.
+    """
+    try:
+        found = Path(_VARIABLE.sub(_value_of, str(path))).expanduser()
+    except RuntimeError:
+        raise ValueError("there is no home folder of that name; write the path out") from None
+    if here or found.is_absolute() or not _in_a_copy():
+        return found
+    if SUBMITTED_FROM not in os.environ:
+        remedy = "is relative, but a job runs in a copy of its submitter's folder, which goes away; give the whole path"
+        raise ValueError(remedy)
+    return Path(os.environ[SUBMITTED_FROM], found)
+
+
+def _value_of(variable: re.Match[str]) -> str:
+    name = variable[1] or variable[2]
+    if not os.environ.get(name):
+        raise ValueError(f"the environment variable {name} is not set; set it, or write the path out")
+    return os.environ[name]
+
+
+def _in_a_copy() -> bool:
+    """Whether this is a Ray job with a working directory of its own, or a worker of one."""
+    job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")
+    return SUBMITTED_FROM in os.environ or bool((job.get("runtime_env") or {}).get("working_dir"))
 
 
 def copy_of(place: str | Path) -> Path:
     """Path of a place: of ``s3://bucket/sweeps`` that of its copy on this machine, of a folder its own.
 
     Raises:
-        ValueError: an address of another kind.
+        ValueError: an address of another kind, or a path that cannot be written out.
     """
-    address = re.fullmatch(r"([A-Za-z0-9+]+):(/.*)?", str(place))  # a Path of it has one slash less
+    place = _VARIABLE.sub(_value_of, str(place))
+    address = re.fullmatch(r"([A-Za-z0-9+]+):(/.*)?", place)  # a Path of it has one slash less
     if address is None:
-        return Path(place)
+        return expanded(place)
     scheme, rest = address[1], address[2] or ""
     if scheme not in SCHEMES or "?" in rest or not rest.strip("/"):
         raise ValueError("no folder, and not s3://BUCKET/... or gs://BUCKET/...; an endpoint goes to AWS_ENDPOINT_URL")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -16,12 +17,13 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from alast_tune import checkpoint
-from alast_tune.config import BlockChoice, TopKConfig, TrainConfig, TrialConfig, with_absolute_paths
+from alast_tune.config import BlockChoice, TopKConfig, TrainConfig, TrialConfig, parse, without_places
 from alast_tune.cost import Meter
 from alast_tune.data import Splits, check_classes, eval_loader, load_splits, num_classes_of, train_loader
 from alast_tune.errors import ConfigError, DivergedError
 from alast_tune.evaluate import evaluate
 from alast_tune.failpoints import failpoint
+from alast_tune.fingerprints import Fingerprints, fingerprints, keep_fingerprints
 from alast_tune.methods import Method, build_method, compile_blocks, most_influential, settled
 from alast_tune.models import VisionTransformer, create_model, input_spec
 from alast_tune.optimizers import build_optimizer, rate
@@ -200,6 +202,11 @@ class Run:
         return evaluate(self.model, loader, self.device, self._dtype)
 
     @property
+    def fingerprints(self) -> Fingerprints:
+        """Of the images and the weights that it starts from."""
+        return fingerprints(self._splits, self.config.model)
+
+    @property
     def has_test(self) -> bool:
         """Whether the dataset has test images."""
         return self._splits.test is not None
@@ -221,13 +228,13 @@ class Run:
         checkpoint.save(state, folder)
 
     def load(self, folder: Path) -> None:
-        """Resume from a checkpoint of the same configuration.
+        """Resume from a checkpoint of the same configuration, wherever its files lie now.
 
         Raises:
             ConfigError: not a checkpoint, or of a run with other settings.
         """
         state = checkpoint.load(folder)
-        if with_absolute_paths(TrialConfig.model_validate_json(state["config"])) != with_absolute_paths(self.config):
+        if without_places(parse(TrialConfig, json.loads(state["config"]))) != without_places(self.config):
             raise ConfigError("checkpoint", folder, "belongs to a run with other settings; use another folder")
         if not self._started:
             self._blocks = state["blocks"]
@@ -265,10 +272,13 @@ def fit(
         ConfigError: whatever cannot work, before any training.
     """
     run = Run(config)
-    if folder and (folder / checkpoint.FILE).exists():
+    began = folder is not None and (folder / checkpoint.FILE).exists()
+    if folder and began:
         run.load(folder)
     if world()[0]:
         folder = None  # all ranks hold the same, and the first one writes it
+    if folder:
+        keep_fingerprints(run.fingerprints, folder, "checkpoint", new=not began)
     if folder and run.report:
         _keep_best(run, folder)  # it may have been killed between the two
     while not run.finished:

@@ -19,7 +19,7 @@ from pydantic_settings import BaseSettings, CliApp, CliImplicitFlag, PydanticBas
 from rich.console import Console
 
 from alast_tune.cli import TRACKING_INCOMPLETE, guarded
-from alast_tune.config import SweepConfig, parse, read_mapping, stored_sweep
+from alast_tune.config import SweepConfig, given_file, parse, read_mapping, stored_sweep
 from alast_tune.errors import ConfigError
 from alast_tune.results import FrontFile
 from alast_tune.storage import copy_of, listing, names_with, shown
@@ -42,13 +42,17 @@ class Preset(PydanticBaseSettingsSource):
         """Read the file that ``--preset`` or ``--resume`` names."""
         given = self.current_state
         preset, resume = given.get("preset"), given.get("resume")
-        storage = copy_of(given.get("storage", "runs"))
+        try:
+            storage = copy_of(given.get("storage", "runs"))
+        except ValueError as error:
+            raise ConfigError("storage", given["storage"], str(error)) from None
         if resume:
             stored = stored_sweep(storage / resume).given()
             return {name: value for name, value in stored.items() if name != "storage"}
         if preset is None:
             raise ConfigError("preset", "not given", f"give --preset (one of {', '.join(presets())}) or --resume")
-        file = Path(preset) if Path(preset).suffix in {".yaml", ".yml", ".json"} else PRESETS / f"{preset}.yaml"
+        known = Path(preset).suffix not in {".yaml", ".yml", ".json"}
+        file = PRESETS / f"{preset}.yaml" if known else given_file("preset", preset)
         if not file.exists():
             raise ConfigError("preset", preset, f"not a file and none of {', '.join(presets())}")
         goes_on = "name" in given or str(given.get("go_on")).lower() == "true"
@@ -62,7 +66,9 @@ class Pareto(BaseSettings, SweepConfig):
     model_config = SettingsConfigDict(extra="forbid", frozen=True, cli_prog_name="pareto.py", cli_exit_on_error=False)
 
     preset: str | None = Field(None, description="a name from sweeps/presets, or a YAML file")
-    resume: str | None = Field(None, description="name of a sweep to go on with; only --trials may differ")
+    resume: str | None = Field(
+        None, description="name of a sweep to go on with; only --trials may differ, and where files lie"
+    )
     go_on: CliImplicitFlag[bool] = Field(
         False,
         description="resume the sweep of this name if it is there, else start it: one command for all attempts",

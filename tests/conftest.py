@@ -28,6 +28,7 @@ for name in (
     "RAY_AUTH_TOKEN_PATH",
     "MLFLOW_TRACKING_URI",
     "MLFLOW_RUN_ID",
+    "MLFLOW_EXPERIMENT_NAME",
     "XDG_CACHE_HOME",
 ):
     os.environ.pop(name, None)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 import sys
-from pathlib import Path
 from typing import Any
 
 from pydantic_settings import (
@@ -25,7 +24,7 @@ from alast_tune.cli.front import Front, Sync
 from alast_tune.cli.guard import STORAGE_FAILED, TRACKING_INCOMPLETE, guarded
 from alast_tune.cli.promote import Promote
 from alast_tune.cli.train import Train
-from alast_tune.config import read_mapping
+from alast_tune.config import given_file, read_mapping
 
 __all__ = ["STORAGE_FAILED", "TRACKING_INCOMPLETE", "guarded", "main"]
 
@@ -40,7 +39,7 @@ class ConfigFile(PydanticBaseSettingsSource):
     def __call__(self) -> dict[str, Any]:
         """Read the file."""
         file = (self.current_state.get("train") or {}).get("config")
-        return {"train": read_mapping(Path(file))} if file else {}
+        return {"train": read_mapping(given_file("config", file))} if file else {}
 
 
 class AlastTune(BaseSettings):

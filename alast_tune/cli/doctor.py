@@ -36,6 +36,13 @@ def machine() -> dict[str, object]:
         seen["memory"] = human_bytes(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     devices = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     seen["GPUs"] = ", ".join(f"{d.name} ({human_bytes(d.total_memory)})" for d in devices) or "none"
-    for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "MLFLOW_TRACKING_URI", "HF_HOME", "HF_HUB_OFFLINE"):
+    for name in (
+        "RAY_ADDRESS",
+        "RAY_AUTH_MODE",
+        "MLFLOW_TRACKING_URI",
+        "MLFLOW_EXPERIMENT_NAME",
+        "HF_HOME",
+        "HF_HUB_OFFLINE",
+    ):
         seen[name] = os.environ.get(name, "not set")
     return seen

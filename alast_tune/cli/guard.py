@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -28,6 +29,10 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
 
     @wraps(command)
     def run(*arguments: P.args, **options: P.kwargs) -> None:
+        log, handler = logging.getLogger("alast_tune"), Notes()
+        level = log.level
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
         try:
             command(*arguments, **options)
         except ConfigError as error:
@@ -45,8 +50,26 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             sys.exit(130)
+        finally:
+            log.removeHandler(handler)
+            log.setLevel(level)
 
     return run
+
+
+class Notes(logging.Handler):
+    """Prints what the package has to say, each line once: a command reads the same data and weights several times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a line."""
+        line = record.getMessage()
+        if line not in self._said:
+            self._said.add(line)
+            print(line if line.startswith("note: ") else f"note: {line}", file=sys.stderr, flush=True)
 
 
 def complain(line: str) -> int:

@@ -41,19 +41,20 @@ class Promote(Limits):
         """Choose, verify, write, register."""
         from alast_tune import promote  # Ray and MLflow take seconds to import
         from alast_tune.production import CONFIG, write_config
-        from alast_tune.tracking import RegistryError, default_uri, register
+        from alast_tune.tracking import RegistryError, check_names, default_uri, register
 
         file = find_front(self.sweep, self.storage)
         front, folder = read_front(file), file.absolute().parent
         member = promote.pick(within(front, self), self.pick)
         name = self.model_name or front.sweep
         uri = default_uri(folder.parent)
+        check_names(name, self.alias)
         promote.check_output(self.output, front.sweep, member)
         console = Console()
         say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
         if self.verify:
             _verify(member, folder, console)
-        config = promote.promoted(member, front.sweep, uri, name, self.verify)
+        config = promote.promoted(member, front.sweep, uri, name, self.verify, promote.origin_of(member, folder))
         write_config(config, self.output)
         say(f"config: {self.output} (trial {member.trial_id} of {front.sweep})")
         model = folder / "promoted" / member.trial_id

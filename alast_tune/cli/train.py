@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import sys
 from collections.abc import Iterator
@@ -42,11 +43,14 @@ class Train(PromotedConfig):
 
     def cli_cmd(self) -> None:
         """Train, test, register."""
-        from alast_tune.production import training  # MLflow takes seconds to import
-        from alast_tune.tracking import RegistryError, pending
+        from alast_tune.production import CONFIG, training  # MLflow takes seconds to import
+        from alast_tune.tracking import RegistryError, check_names, pending
 
         own = set(Train.model_fields) - set(PromotedConfig.model_fields)
         config = parse(PromotedConfig, self.model_dump(exclude=own))
+        name = self.model_name or (config.provenance.model_name if config.provenance else None)
+        if name:
+            check_names(name, self.alias)
         console = Console()
         say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
         with _terminated_by_signal(), training(config, self.output, say) as run:
@@ -55,12 +59,18 @@ class Train(PromotedConfig):
             outcome = run.finish()
         test = "no test images" if outcome.test_accuracy is None else f"test accuracy {outcome.test_accuracy:.4f}"
         say(f"model: {self.output / 'model.safetensors'} (epoch {outcome.best.epoch}, {test})")
-        name = self.model_name or (config.provenance.model_name if config.provenance else None)
         if name:
             try:
                 version = run.register(outcome, name, self.alias)
             except RegistryError as error:
-                again = f"alast-tune train --config {self.output / 'config.yaml'} --output {self.output}"
+                options = {
+                    "config": self.output / CONFIG,
+                    "output": self.output,
+                    "model-name": name,
+                    "alias": self.alias,
+                }
+                words = [word for option, value in options.items() for word in (f"--{option}", str(value))]
+                again = shlex.join(["alast-tune", "train", *words])
                 complain(f"the model is trained, but not registered ({error}); once MLflow is back: {again}")
                 sys.exit(TRACKING_INCOMPLETE)
             say(f"registered: models:/{name}@{self.alias} (version {version})")

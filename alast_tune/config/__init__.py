@@ -20,7 +20,7 @@ from alast_tune.config.methods import (
     TopKConfig,
 )
 from alast_tune.config.promoted import PromotedConfig, Provenance
-from alast_tune.config.record import Record, flatten, parse, read_mapping
+from alast_tune.config.record import Record, flatten, given_file, parse, read_mapping, write_yaml
 from alast_tune.config.sweep import (
     Choice,
     Distribution,
@@ -32,9 +32,19 @@ from alast_tune.config.sweep import (
     choices_of,
     stored_sweep,
 )
-from alast_tune.config.trial import DataConfig, ModelConfig, TrainConfig, TrialConfig, apply_params, with_absolute_paths
+from alast_tune.config.trial import (
+    PLACES,
+    DataConfig,
+    ModelConfig,
+    TrainConfig,
+    TrialConfig,
+    apply_params,
+    with_absolute_paths,
+    without_places,
+)
 
 __all__ = [
+    "PLACES",
     "READINGS",
     "Adapters",
     "AlastConfig",
@@ -65,8 +75,11 @@ __all__ = [
     "apply_params",
     "choices_of",
     "flatten",
+    "given_file",
     "parse",
     "read_mapping",
     "stored_sweep",
     "with_absolute_paths",
+    "without_places",
+    "write_yaml",
 ]

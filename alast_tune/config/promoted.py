@@ -26,7 +26,7 @@ class Provenance(Record):
     data_fingerprint: str
     """Of the content of the splits, wherever they lie."""
     weights_fingerprint: str | None
-    """Of the file that training started from; None where timm's hub has it."""
+    """Of the file that training started from; None if its weights were drawn at random."""
     verified: bool
     """Whether the trial was repeated before promotion, with the same outcome."""
     versions: dict[str, str]

@@ -2,22 +2,41 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from alast_tune.errors import ConfigError, explain
-from alast_tune.storage import shown
+from alast_tune.storage import expanded, shown
 
 T = TypeVar("T", bound=BaseModel)
 
 
 class Record(BaseModel):
-    """A frozen record; an unknown key is an error."""
+    """A frozen record; an unknown key is an error, and every path is written out (``~``, ``$NAME``)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @field_validator("*")
+    @classmethod
+    def _expand(cls, value: Any) -> Any:
+        return expanded(value) if isinstance(value, Path) else value
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads YAML's safe part; numbers as YAML 1.2 and JSON have them, PyYAML taking 1e-4 for text."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes what ``_Loader`` reads: text that looks like such a number, a fingerprint say, in quotes."""
+
+
+for _kind in (_Loader, _Dumper):
+    _number = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+\Z")
+    _kind.add_implicit_resolver("tag:yaml.org,2002:float", _number, list("-+.0123456789"))
 
 
 def plain(value: Any) -> Any:
@@ -49,6 +68,18 @@ def parse(kind: type[T], values: Any) -> T:
         raise ConfigError(field, value, remedy) from None
 
 
+def given_file(field: str, path: str) -> Path:
+    """Write out the path of a file that the command line names before any record is read.
+
+    Raises:
+        ConfigError: it cannot be written out.
+    """
+    try:
+        return expanded(path, here=True)
+    except ValueError as error:
+        raise ConfigError(field, path, str(error)) from None
+
+
 def read_mapping(path: Path) -> dict[str, Any]:
     """Read a YAML or JSON file that holds one mapping.
 
@@ -56,7 +87,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
         ConfigError: no such file, not YAML, or not a mapping.
     """
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.load(path.read_text(), _Loader)
     except OSError as error:
         raise ConfigError(
             "config", path, f"cannot be read ({error.strerror}); give an existing YAML or JSON file"
@@ -66,3 +97,9 @@ def read_mapping(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError("config", path, "holds no mapping; write it as 'key: value' lines")
     return values
+
+
+def write_yaml(values: dict[str, Any]) -> str:
+    """Write a mapping as :func:`read_mapping` reads it."""
+    text: str = yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return text

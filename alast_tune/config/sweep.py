@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -11,10 +12,25 @@ from urllib.parse import urlsplit
 
 from pydantic import ByteSize, Field, JsonValue, field_validator, model_validator
 
-from alast_tune.config.record import Record, parse, read_mapping
-from alast_tune.config.trial import TrialConfig, apply_params
+from alast_tune.config.record import Record, flatten, parse, read_mapping
+from alast_tune.config.trial import TrialConfig, apply_params, without_places
 from alast_tune.errors import ConfigError
 from alast_tune.storage import Place, address_of, fetch, names_with
+
+INCOMPARABLE = (
+    "data/dataset",
+    "data/root",
+    "data/split_seed",
+    "data/test_fraction",
+    "data/train_images",
+    "data/validation_fraction",
+    "train/epochs",
+    "train/seed",
+)
+"""Trials that differ in these do not compare: the luckiest or the longest would lie on the front."""
+
+_NAME = re.compile(r"(?!\.{1,2}\Z)[\w.\- :]{1,200}")
+"""What MLflow takes as the name of a parameter, without its slashes."""
 
 
 class FloatRange(Record):
@@ -159,6 +175,17 @@ class SweepConfig(Limits):
         """All settings as plain values, from which it can be read again; of the trial only what was given."""
         return self.model_dump(mode="json", include=set(SweepConfig.model_fields)) | {"trial": self.trial.given()}
 
+    def difference(self, other: SweepConfig) -> str | None:
+        """Name a setting that another sweep has otherwise, by which it is not the same; None if it may go on with it.
+
+        The number of trials may differ, and where things lie and run.
+        """
+        ours, theirs = (
+            flatten(sweep.model_copy(update={"trial": without_places(sweep.trial)})) for sweep in (self, other)
+        )
+        paths = (path for path in ours | theirs if path not in {"trials", "storage"})
+        return next((path for path in paths if ours.get(path) != theirs.get(path)), None)
+
     @property
     def stops_early(self) -> bool:
         """Whether trials are stopped early."""
@@ -196,18 +223,26 @@ class SweepConfig(Limits):
     def _check_space(self) -> Self:
         if self.trial.data.all_data or "data/all_data" in self.space:
             raise ConfigError("trial.data.all_data", True, "a sweep selects on validation images; leave it to training")
+        fixed = flatten(self.trial)
         for path, distribution in self.space.items():
-            if isinstance(distribution, Variants) and "/" in path:
-                raise ConfigError(f"space.{path}", "variants", "no path but a name of their own, without a slash")
+            if isinstance(distribution, Variants) and not _NAME.fullmatch(path):
+                remedy = "MLflow takes no such name; give variants one of letters, digits, spaces and . - _ :, no path"
+                raise ConfigError(f"space.{path}", "variants", remedy)
             if isinstance(distribution, FloatRange | IntRange):
                 ends: Sequence[Any] = (distribution.low, distribution.high)
             else:
                 ends = choices_of(distribution) or ()
             for value in ends:
                 try:
-                    apply_params(self.trial, self.settings({path: value}))
+                    found = flatten(apply_params(self.trial, self.settings({path: value})))
                 except ConfigError as error:
                     raise ConfigError(f"space.{path}", value, str(error)) from None
+                if isinstance(value, str) and isinstance(found.get(path), float | int):
+                    raise ConfigError(f"space.{path}", value, "is text where a number is meant; leave out the quotes")
+                differ = [] if self.sampler == "grid" else [of for of in INCOMPARABLE if found.get(of) != fixed.get(of)]
+                if differ:
+                    remedy = f"trials that differ in {differ[0]} do not compare; set it in trial, or take sampler: grid"
+                    raise ConfigError(f"space.{path}", value, remedy)
         return self
 
     @model_validator(mode="after")

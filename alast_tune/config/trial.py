@@ -68,9 +68,26 @@ class ModelConfig(Record):
         "embedded", description="embedded, or any timm Vision Transformer with a class token (deit_small_patch16_224)"
     )
     pretrained: bool = Field(True, description="start from pretrained weights (timm's hub, unless checkpoint is set)")
-    checkpoint: Path | None = Field(None, description="local weights instead: .safetensors, .pth, .pt or .bin")
+    checkpoint: Path | None = Field(
+        None, description="local weights instead: a file of safetensors or of torch.save, or a folder that has one"
+    )
+    checkpoint_key: str | None = Field(
+        None,
+        description="which of the weights in it (state_dict, teacher.backbone); unset: averaged ones (EMA) first",
+    )
+    keep_classifier: bool = Field(
+        False, description="keep the classifier of the weights, which must be that of this very dataset"
+    )
     num_classes: int | None = Field(None, ge=2, description="size of the classifier; unset: the dataset's classes")
     image_size: int | None = Field(None, ge=8, description="input side, pixels; unset: the model's own")
+
+    @model_validator(mode="after")
+    def _check_weights(self) -> Self:
+        if self.keep_classifier and self.checkpoint is None and not self.pretrained:
+            raise ConfigError("model.keep_classifier", True, "there are no weights to keep it from; leave it out")
+        if self.checkpoint_key is not None and self.checkpoint is None:
+            raise ConfigError("model.checkpoint_key", self.checkpoint_key, "there is no model.checkpoint; give one")
+        return self
 
 
 class TrainConfig(Record):
@@ -90,6 +107,13 @@ class TrainConfig(Record):
     compile: bool = Field(False, description="compile the blocks with torch.compile")
     device: Literal["auto", "cpu", "cuda"] = "auto"
     seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _check_warmup(self) -> Self:
+        if self.warmup_epochs > self.epochs:
+            remedy = f"is beyond train.epochs = {self.epochs}: the full rate would never be reached; give less"
+            raise ConfigError("train.warmup_epochs", self.warmup_epochs, remedy)
+        return self
 
 
 class TrialConfig(Record):
@@ -117,6 +141,28 @@ class TrialConfig(Record):
         filled = config.model_copy(update={"train": train})
         filled.model_fields_set.intersection_update(config.model_fields_set)
         return filled
+
+
+PLACES = (
+    "data/root",
+    "data/download",
+    "data/verify",
+    "data/workers",
+    "data/cache",
+    "model/checkpoint",
+    "train/device",
+)
+"""Where things lie and run: may change while a fingerprint says that data and weights are the same."""
+
+
+def without_places(trial: TrialConfig) -> TrialConfig:
+    """Leave out where things lie and run, which does not change the results."""
+    for path in PLACES:
+        group, name = path.split("/")
+        record = getattr(trial, group)
+        default = type(record).model_fields[name].default
+        trial = trial.model_copy(update={group: record.model_copy(update={name: default})})
+    return trial
 
 
 def with_absolute_paths(trial: TrialConfig) -> TrialConfig:

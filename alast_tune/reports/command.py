@@ -10,7 +10,7 @@ from typing import Generic, NoReturn, TypeVar
 
 from pydantic_settings import SettingsError
 
-from alast_tune.config import parse, read_mapping
+from alast_tune.config import given_file, parse, read_mapping
 from alast_tune.errors import ConfigError
 from alast_tune.reports.plan import Preset
 from alast_tune.storage import copy_of
@@ -60,7 +60,7 @@ def arguments(words: list[str], script: Path, kind: type[T], described: str) -> 
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="parts of the preset; default: all")
     parser.add_argument("--report-only", action="store_true", help="run nothing: report on what there is")
     given = parser.parse_args(words)
-    file = Path(given.preset)
+    file = given_file("preset", given.preset)
     if file.suffix not in {".yaml", ".yml", ".json"}:
         file = folder / f"{given.preset}.yaml"
     if not file.exists():

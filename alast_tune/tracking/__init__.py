@@ -8,13 +8,14 @@ registered one, and ``served`` is what that runs where it is served.
 
 from alast_tune.tracking.journal import pending, run_ids
 from alast_tune.tracking.page import describe_front
-from alast_tune.tracking.registry import RegistryError, register, tag_run
+from alast_tune.tracking.registry import RegistryError, check_names, register, tag_run
 from alast_tune.tracking.store import default_uri, is_file_based, ui_command
 from alast_tune.tracking.tracker import Tracker, end_status, log_reseeded, sync
 
 __all__ = [
     "RegistryError",
     "Tracker",
+    "check_names",
     "default_uri",
     "describe_front",
     "end_status",

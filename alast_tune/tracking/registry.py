@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,11 +15,15 @@ from mlflow.models import ModelSignature
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, RESOURCE_DOES_NOT_EXIST, ErrorCode
 from mlflow.types import ColSpec, DataType, Schema
 from mlflow.types.schema import Array
+from mlflow.utils.validation import (
+    _validate_model_alias_name,
+    _validate_model_alias_name_reserved,
+    _validate_model_name,
+)
 
 from alast_tune.checkpoint import BEST, MODEL_CARD
 from alast_tune.errors import ConfigError
 from alast_tune.tracking.store import open_store, reason
-from alast_tune.tracking.tracker import EXPERIMENT
 
 ARTIFACT = "model"
 """Where in its run a registered model lies."""
@@ -65,6 +69,24 @@ def save_served(model: Path, path: Path) -> None:
         )
 
 
+def check_names(name: str, alias: str) -> None:
+    """Refuse names that the registry would refuse, before anything is trained for them.
+
+    Raises:
+        ConfigError: MLflow's own words about a name.
+    """
+    checks: list[tuple[str, str, Callable[[str], None]]] = [
+        ("model_name", name, _validate_model_name),
+        ("alias", alias, _validate_model_alias_name),
+        ("alias", alias, _validate_model_alias_name_reserved),
+    ]
+    for field, value, validate in checks:
+        try:
+            validate(value)
+        except MlflowException as error:
+            raise ConfigError(field, value, f"MLflow refuses it ({error.message}); give another name") from None
+
+
 def register(
     uri: str,
     storage: Path,
@@ -93,7 +115,7 @@ def register(
         RegistryError: the store is away, or refuses.
     """
     try:
-        client, _ = open_store(uri, storage, EXPERIMENT)
+        client, _ = open_store(uri, storage)
         with TemporaryDirectory() as scratch:
             save_served(model, Path(scratch) / ARTIFACT)
             client.log_artifacts(run_id, scratch)
@@ -130,7 +152,8 @@ def _version(client: MlflowClient, name: str, run_id: str) -> str:
     except MlflowException as error:
         if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
             raise
-    for found in client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'"):
-        return str(found.version)
+    for found in client.search_model_versions(f"run_id = '{run_id}'"):
+        if found.name == name:  # not part of the filter, which has no way to write a quote
+            return str(found.version)
     source = f"runs:/{run_id}/{ARTIFACT}"
     return str(client.create_model_version(name, source, run_id, await_creation_for=0).version)  # else it says so

@@ -14,6 +14,8 @@ from mlflow.exceptions import MlflowException, RestException
 
 from alast_tune.errors import ConfigError
 
+EXPERIMENT = "alast-tune"
+
 _EXPERIMENT = {"mlflow.experimentKind": "custom_model_development"}  # else the pages are those for language models
 
 _PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
@@ -39,17 +41,19 @@ def ui_command(uri: str) -> str:
     return uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
 
 
-def open_store(uri: str, storage: Path, experiment: str) -> tuple[MlflowClient, str]:
+def open_store(uri: str, storage: Path) -> tuple[MlflowClient, str]:
     """Connect to a store; returns its client and the id of the experiment, which is made if it is not there.
+
+    The experiment is that of ``MLFLOW_EXPERIMENT_NAME``, else ``alast-tune``.
 
     Args:
         uri: of the store or server.
         storage: folder of the sweeps; artifacts of a SQLite store lie in its ``mlartifacts``.
-        experiment: MLflow's grouping of runs.
 
     Raises:
         ConfigError: no such store, a server that does not answer, or an experiment in the bin.
     """
+    experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
     logging.getLogger("alembic").setLevel(logging.WARNING)  # the schema's migration, step by step
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # that, and a traceback an outage
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # two lines a trial, into the progress

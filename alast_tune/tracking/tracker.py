@@ -29,8 +29,6 @@ from alast_tune.tracking.page import FOLDER, describe_front, fill_run_ids, with_
 from alast_tune.tracking.store import open_store, reason
 from alast_tune.tracking.writer import Writer
 
-EXPERIMENT = "alast-tune"
-
 PATIENCE = 30.0
 """So many seconds the end of a sweep waits for a store that is away: as long as a server takes to start again."""
 
@@ -60,7 +58,7 @@ class Tracker:
         self.uri = uri
         self._storage = storage
         self._say = say or logging.getLogger(__name__).warning
-        self._client, self._experiment = open_store(uri, storage, EXPERIMENT)
+        self._client, self._experiment = open_store(uri, storage)
         self._journal: Journal
         self._writer: Writer
 
@@ -89,7 +87,7 @@ class Tracker:
         self._journal = Journal(folder)
         parent = self._journal.runs.get(SWEEP)
         if parent:
-            _check_parent(self._client, self.uri, parent)
+            self._experiment = _experiment_of(self._client, self.uri, parent)
         self._writer = Writer(self._client, self._experiment, self._journal, self.uri, self._say)
         sweep_id = self._journal.sweep_id or uuid4().hex
         common = {"mlflow.runName": folder.name, "mlflow.user": _user(), "mlflow.source.name": "alast-tune"}
@@ -104,7 +102,10 @@ class Tracker:
         return self._journal.runs[SWEEP]
 
     def start_trial(self, number: int, config: TrialConfig, params: Mapping[str, object]) -> None:
-        """Open a trial's run under the parent, or reopen it; variants are parameters by their names."""
+        """Open a trial's run under the parent, or reopen it; variants are parameters by their names.
+
+        Parameters of a run never change, though where its files lie may have.
+        """
         run = trial_id(number)
         tags = {
             "mlflow.runName": f"trial-{run}",
@@ -114,7 +115,7 @@ class Tracker:
             "alast.sweep_id": self._journal.sweep_id,
         }
         names = {name: value for name, value in params.items() if "/" not in name}
-        self._open(run, tags, names | flatten(config))
+        self._open(run, tags, {} if run in self._journal.status else names | flatten(config))
 
     def log_epoch(self, number: int, metrics: Mapping[str, float], step: int) -> None:
         """Log an epoch's metrics; those that are not finite numbers, which ruin MLflow's charts, are left out."""
@@ -232,10 +233,10 @@ def sync(folder: Path, uri: str, say: Callable[[str], None]) -> int:
     """
     if not (folder / ASKED).exists():
         raise ConfigError("sweep", folder, f"has no {ASKED}: nothing of it was ever to be written to MLflow")
-    client, experiment = open_store(uri, folder.parent, EXPERIMENT)
+    client, experiment = open_store(uri, folder.parent)
     journal = Journal(folder)
     if SWEEP in journal.runs:
-        _check_parent(client, uri, journal.runs[SWEEP])
+        experiment = _experiment_of(client, uri, journal.runs[SWEEP])
     count = len(journal.waiting)
     left = _finish(Writer(client, experiment, journal, uri, say), journal, uri, say)
     if not left:
@@ -276,21 +277,22 @@ def _finish(writer: Writer, journal: Journal, uri: str, say: Callable[[str], Non
     return left
 
 
-def _check_parent(client: MlflowClient, uri: str, run_id: str) -> None:
-    """Refuse a store that is not the one in which the sweep began.
+def _experiment_of(client: MlflowClient, uri: str, run_id: str) -> str:
+    """Find the experiment in which a sweep began, whatever the environment says now.
 
     Raises:
         ConfigError: it does not have the sweep's run, or has it in its bin.
     """
     try:
-        stage = client.get_run(run_id).info.lifecycle_stage
+        info = client.get_run(run_id).info
     except MlflowException as error:
         remedy = f"cannot reopen run {run_id} ({reason(error)}); use the store the sweep began in"
         raise ConfigError("MLFLOW_TRACKING_URI", uri, remedy) from None
-    if stage == "deleted":
+    if info.lifecycle_stage == "deleted":
         raise ConfigError(
             "MLFLOW_TRACKING_URI", uri, f"the sweep was deleted there; mlflow runs restore --run-id {run_id}"
         )
+    return str(info.experiment_id)
 
 
 def _user() -> str:

@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections import defaultdict
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
-from alast_tune.config import Limits, SweepConfig, parse, stored_sweep
+from alast_tune.config import PLACES, Limits, SweepConfig, TrialConfig, parse, stored_sweep
 from alast_tune.errors import ConfigError
+from alast_tune.fingerprints import fingerprints, read_fingerprints
 from alast_tune.hold import only_driver
 from alast_tune.results import OBJECTIVES, RESEEDED, FrontFile, FrontMember, Reseeded, SeedRun
 from alast_tune.summary import reseeded
 from alast_tune.tracking import default_uri, log_reseeded, sync
+from alast_tune.train import load_trial
 from alast_tune.tune.study import run_sweep
 
 
@@ -29,13 +32,17 @@ def reseed(folder: Path, runs: int, console: Console) -> Reseeded:
         console: for progress.
 
     Raises:
-        ConfigError: an empty front, or no member that ends with every seed.
+        ConfigError: an empty front, other images or starting weights, or no member that ends with every seed.
     """
     sweep = stored_sweep(folder).model_copy(update={"storage": folder.parent.absolute()})
     front = FrontFile.read(folder / "front.json")
     if not front.front:
         raise ConfigError("reseed", runs, f"the front of {sweep.name} is empty: there is nobody to run again")
     again, begun = _free_name(_seeds_of(sweep, front.front, runs))
+    _, splits = load_trial(sweep.trial)
+    before = read_fingerprints(folder)
+    if before and (differences := before.differences(fingerprints(splits, sweep.trial.model))):
+        raise ConfigError("reseed", runs, f"{sweep.name} was run otherwise: here are {differences}; put them back")
     results = run_sweep(again, resume=begun, console=console)
     found: dict[str, list[SeedRun]] = defaultdict(list)
     for result in results:
@@ -67,13 +74,21 @@ def _seeds_of(sweep: SweepConfig, members: tuple[FrontMember, ...], runs: int) -
         "scheduler": "none",
         "warm_start": None,
         "space": {
-            "member": {"type": "variants", "variants": {m.trial_id: m.config.model_dump(mode="json") for m in members}},
+            "member": {"type": "variants", "variants": {m.trial_id: _settings_of(m.config) for m in members}},
             "train/seed": {"type": "categorical", "choices": list(range(first, first + runs))},
         },
     }
     # A limit that a member breaks with another seed is no reason to leave that run out.
     left_out = {"trials", *Limits.model_fields}
     return parse(SweepConfig, {name: value for name, value in values.items() if name not in left_out})
+
+
+def _settings_of(trial: TrialConfig) -> dict[str, Any]:
+    """Give all that makes a trial, but for where things lie and run, as paths and values."""
+    plain = trial.model_dump(mode="json")
+    whole = {"method": plain.pop("method")}
+    paths = {f"{group}/{name}": value for group, values in plain.items() for name, value in values.items()}
+    return whole | {path: value for path, value in paths.items() if path not in PLACES}
 
 
 def _free_name(sweep: SweepConfig) -> tuple[SweepConfig, bool]:
@@ -83,6 +98,6 @@ def _free_name(sweep: SweepConfig) -> tuple[SweepConfig, bool]:
         folder = sweep.storage / wish.name
         if not (folder / "sweep.json").exists():
             return wish, False
-        if stored_sweep(folder).model_copy(update={"storage": wish.storage}) == wish:
+        if not wish.difference(stored_sweep(folder)):
             return wish, True
     raise AssertionError

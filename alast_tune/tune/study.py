@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -19,10 +18,12 @@ from threadpoolctl import threadpool_limits
 
 from alast_tune.config import FullConfig, SweepConfig, TrialConfig, stored_sweep, with_absolute_paths
 from alast_tune.cost import step_flops, step_peak_bytes
-from alast_tune.data import check_apart
+from alast_tune.data import Splits, check_apart
 from alast_tune.errors import ConfigError
+from alast_tune.fingerprints import fingerprints, keep_fingerprints
 from alast_tune.hold import only_driver
 from alast_tune.methods import build_method, settled
+from alast_tune.models import VisionTransformer
 from alast_tune.optimizers import build_optimizer
 from alast_tune.results import TrialResult
 from alast_tune.storage import CHECKPOINTS, address_of, fetch, is_copy, listing, whole
@@ -50,7 +51,7 @@ def run_sweep(sweep: SweepConfig, *, resume: bool = False, console: Console | No
     """Run a sweep to its end, or go on with one that was interrupted in whatever way.
 
     Leaves ``front.json``, the study and the trials' checkpoints in ``<storage>/<name>``, and
-    everything in MLflow. Only the number of trials may differ when resuming.
+    everything in MLflow. Only the number of trials may differ when resuming, and where files lie that are the same.
 
     Raises:
         ConfigError: whatever cannot work, before any trial starts.
@@ -61,9 +62,9 @@ def run_sweep(sweep: SweepConfig, *, resume: bool = False, console: Console | No
     folder = sweep.storage / sweep.name
     fetch(folder)
     if resume:
-        before = stored_sweep(folder)
-        if before.model_copy(update={"trials": sweep.trials, "storage": sweep.storage}) != sweep:
-            raise ConfigError("resume", sweep.name, "was started with other settings; only --trials may change")
+        if differs := sweep.difference(stored_sweep(folder)):
+            remedy = f"was started with other settings ({differs}); only --trials and places of files may change"
+            raise ConfigError("resume", sweep.name, remedy)
     elif (folder / "sweep.json").exists():
         raise ConfigError(
             "name", sweep.name, f"already exists; go on with --resume {sweep.name}, or choose another --name"
@@ -73,8 +74,12 @@ def run_sweep(sweep: SweepConfig, *, resume: bool = False, console: Console | No
         remedy = "the sweep shall outlive this machine, and so must its runs; set it to a server's http address"
         raise ConfigError("MLFLOW_TRACKING_URI", os.environ.get("MLFLOW_TRACKING_URI", "not set"), remedy)
     plainly = partial(console.print, markup=False, highlight=False, soft_wrap=True)
-    earlier = earlier_results(sweep) if sweep.warm_start and not resume else []
-    reference = reference_point(sweep.trial, plainly)  # builds model, data and method: what cannot work says so here
+    model, splits = load_trial(sweep.trial)
+    for note in splits.notes:
+        plainly(f"data: {note}")
+    reference = reference_point(sweep.trial, model, splits)  # tries the method on: what cannot work says so here
+    origin = fingerprints(splits, sweep.trial.model)
+    earlier = earlier_results(sweep, origin, plainly) if sweep.warm_start and not resume else []
     # One thread: on a busy machine those of one process wait for one another many times as long as they work.
     with (
         threadpool_limits(limits=1),
@@ -83,6 +88,7 @@ def run_sweep(sweep: SweepConfig, *, resume: bool = False, console: Console | No
         cluster(),
         stopped_by_signals() as stop,
     ):
+        keep_fingerprints(origin, folder, "resume", plainly, new=not resume)
         packing = packing_of(sweep, stop, plainly)
         if is_file_based(uri) and sum(node["Alive"] for node in ray.nodes()) > 1:
             raise ConfigError(
@@ -155,15 +161,11 @@ def _with_absolute_paths(sweep: SweepConfig) -> SweepConfig:
     )
 
 
-def reference_point(trial: TrialConfig, say: Callable[[str], None]) -> tuple[float, float, float]:
+def reference_point(trial: TrialConfig, model: VisionTransformer, splits: Splits) -> tuple[float, float, float]:
     """Accuracy 0 and 1.1 times the cost of full fine-tuning, for as many epochs at the same batch size.
 
-    Both predicted, before any training; the trial's own method is tried on, so that what cannot work is said now, and
-    what is odd about the data.
+    Both predicted, before any training; the trial's own method is tried on, so that what cannot work is said now.
     """
-    model, splits = load_trial(trial)
-    for note in splits.notes:
-        say(f"data: {note}")
     full = build_method(FullConfig(), model, trial.train)
     side = int(model.patch_embed.img_size[0])
     images = len(splits.train)

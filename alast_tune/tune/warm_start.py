@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,16 +13,14 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from pydantic import ValidationError
 
-from alast_tune.config import Distribution, SweepConfig, TrialConfig, Variants, flatten, stored_sweep
+from alast_tune.config import PLACES, Distribution, SweepConfig, TrialConfig, Variants, flatten, stored_sweep
 from alast_tune.errors import ConfigError, explain
+from alast_tune.fingerprints import FILE, Fingerprints, read_fingerprints
 from alast_tune.results import OBJECTIVES, FrontFile
 from alast_tune.storage import fetch
 from alast_tune.tracking import run_ids
 from alast_tune.tune.space import landmark_params, to_optuna, trial_config
 from alast_tune.tune.trials import open_study, results
-
-_PLACES = {"data/root", "data/download", "data/workers", "data/cache", "model/checkpoint", "train/device"}
-"""What may differ: where things lie and run, which does not change the results."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +37,13 @@ class Earlier:
     test_accuracy: float | None
 
 
-def earlier_results(sweep: SweepConfig) -> list[Earlier]:
+def earlier_results(sweep: SweepConfig, origin: Fingerprints, say: Callable[[str], None]) -> list[Earlier]:
     """Read what an earlier sweep of the same trial has measured.
+
+    Args:
+        sweep: the new one.
+        origin: of its images and starting weights.
+        say: prints a line if nobody knows those of the earlier sweep.
 
     Raises:
         ConfigError: not a sweep, or one whose trials are something else, so that results do not compare.
@@ -52,6 +55,13 @@ def earlier_results(sweep: SweepConfig) -> list[Earlier]:
         if None not in params.values():
             _check_same(sweep, trial_config(sweep, params, earlier.landmark), earlier)
         found.append(earlier)
+    before = read_fingerprints(sweep.warm_start if sweep.warm_start.is_dir() else sweep.warm_start.parent)
+    if before is None:
+        of = sweep.warm_start
+        say(f"note: there is no {FILE} of {of}; whether its data and starting weights were these is not known")
+    elif differences := before.differences(origin):
+        remedy = f"was run otherwise: here are {differences}; such results do not compare; run it anew"
+        raise ConfigError("warm_start", sweep.warm_start, remedy)
     return found
 
 
@@ -125,7 +135,7 @@ def _read(source: Path) -> Iterator[Earlier]:
 def _check_same(sweep: SweepConfig, config: TrialConfig, earlier: Earlier) -> None:
     """Refuse a result of another trial: with other data, model or epochs it does not compare."""
     ours, theirs = flatten(config), flatten(earlier.config)
-    for path in sorted((ours.keys() | theirs.keys()) - _PLACES):
+    for path in sorted((ours.keys() | theirs.keys()) - {*PLACES}):
         mine, other = ours.get(path), theirs.get(path)
         if mine != other and not (isinstance(mine, float) and isinstance(other, float) and math.isclose(mine, other)):
             remedy = f"its trials have {path} = {other}, this sweep's {mine}: such results do not compare; run it anew"

@@ -70,7 +70,7 @@ def test_who_gives_no_password_is_told_to(guarded: str, tmp_path: Path) -> None:
     with pytest.raises(urllib.error.HTTPError, match="401"):
         urllib.request.urlopen(f"{guarded}/api/2.0/mlflow/experiments/search?max_results=1", timeout=30)
     with pytest.raises(ConfigError) as refused:
-        open_store(guarded, tmp_path, "alast-tune")
+        open_store(guarded, tmp_path)
     assert str(refused.value) == (
         f"MLFLOW_TRACKING_URI = {guarded}: cannot be used (answers 401); "
         "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or unset it"

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from alast_tune.config import SweepConfig
+from alast_tune.train import load_trial
 from alast_tune.tune.cluster import Stop
 from alast_tune.tune.members import checkpoints
 from alast_tune.tune.study import reference_point
@@ -34,7 +35,8 @@ def write_checkpoint(folder: Path, name: str, age: int) -> None:
 
 
 def test_reference_point_is_somewhat_above_full_fine_tuning(tmp_path: Path) -> None:
-    accuracy, flops, peak = reference_point(sweep(tmp_path).trial)
+    trial = sweep(tmp_path).trial
+    accuracy, flops, peak = reference_point(trial, *load_trial(trial))
     assert accuracy == 0.0
     assert flops == pytest.approx(
         1.1 * 64 * 440_558_807_040 // 1056, rel=1e-6

@@ -202,7 +202,7 @@ def test_a_server_is_asked_again_soon(tmp_path: Path, monkeypatch: pytest.Monkey
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     with pytest.raises(ConfigError):
-        open_store("nonsense://x", tmp_path, "alast-tune")
+        open_store("nonsense://x", tmp_path)
     assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "10"
     assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "1"
 

@@ -7,7 +7,17 @@ from typing import Any
 
 import pytest
 
-from alast_tune.config import AlastConfig, SweepConfig, TrialConfig, apply_params, flatten, parse, read_mapping
+from alast_tune.config import (
+    AlastConfig,
+    SweepConfig,
+    TrialConfig,
+    apply_params,
+    flatten,
+    parse,
+    read_mapping,
+    without_places,
+    write_yaml,
+)
 from alast_tune.errors import ConfigError
 
 SPACE = {"method/alpha": {"type": "float", "low": 1e-4, "high": 1.0, "log": True}}
@@ -133,3 +143,122 @@ def test_a_flat_configuration_has_plain_values_by_their_paths() -> None:
     assert flat["model/checkpoint"] == "/a/b.safetensors"
     assert flat["method/floors/early"] == 0.1
     json.dumps(flat)
+
+
+@pytest.mark.parametrize("text", ["1e-4", "1E-4", "1.e-4", "-2e3", ".5e1", "1.0e-4"])
+def test_numbers_with_an_exponent_are_numbers_as_in_yaml_1_2_and_json(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.yaml").write_text(f"choices: [{text}]\nquoted: '{text}'\nname: 1e-4x\n")
+    assert read_mapping(tmp_path / "a.yaml") == {"choices": [float(text)], "quoted": text, "name": "1e-4x"}
+    (tmp_path / "b.yaml").write_text(write_yaml({"fingerprint": text, "number": float(text)}))
+    assert read_mapping(tmp_path / "b.yaml") == {"fingerprint": text, "number": float(text)}
+    (tmp_path / "c.json").write_text(json.dumps({"choices": [1e-5, 1e-7]}))
+    assert read_mapping(tmp_path / "c.json") == {"choices": [1e-5, 1e-7]}
+
+
+def test_text_where_a_number_is_meant_is_no_choice() -> None:
+    space = {"train/learning_rate": {"type": "categorical", "choices": ["1e-4"]}}
+    with pytest.raises(ConfigError, match=r"space.train/learning_rate = 1e-4: is text where a number is meant; leave"):
+        parse(SweepConfig, {"space": space})
+    calibrated = {"method/initial_budget": {"type": "categorical", "choices": ["calibrate", 0.5]}}
+    assert parse(SweepConfig, {"space": calibrated}).space
+
+
+@pytest.mark.parametrize("given", ["~/pets", "$DATA/pets", "${DATA}/pets", "$DATA/./pets"])
+def test_paths_are_written_out_wherever_they_stand(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, given: str) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("DATA", str(tmp_path))
+    pets = tmp_path / "pets"
+    trial = {"data": {"root": given}, "model": {"checkpoint": given}}
+    sweep = parse(SweepConfig, {"space": SPACE, "storage": given, "warm_start": given, "trial": trial})
+    assert (sweep.storage, sweep.warm_start, sweep.trial.data.root, sweep.trial.model.checkpoint) == (pets,) * 4
+    assert apply_params(TrialConfig(), {"data/root": given}).data.root == pets
+
+
+def test_a_path_that_cannot_be_written_out_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NOWHERE", raising=False)
+    with pytest.raises(ConfigError, match=r"data.root = \$NOWHERE/x: the environment variable NOWHERE is not set; set"):
+        parse(TrialConfig, {"data": {"root": "$NOWHERE/x"}})
+    with pytest.raises(ConfigError, match=r"storage = s3://\$NOWHERE/x: the environment variable NOWHERE is not set"):
+        parse(SweepConfig, {"space": SPACE, "storage": "s3://$NOWHERE/x"})
+    with pytest.raises(ConfigError, match=r"model.checkpoint = ~nobody-of-that-name/x: there is no home folder"):
+        parse(TrialConfig, {"model": {"checkpoint": "~nobody-of-that-name/x"}})
+
+
+def test_in_a_job_relative_paths_mean_the_submitters_folder_or_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    job = {"runtime_env": {"working_dir": "gcs://_ray_pkg_0123.zip"}}
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(job))
+    with pytest.raises(ConfigError, match=r"data.root = data: is relative, but a job runs in a copy"):
+        parse(TrialConfig, {"data": {"root": "data"}})
+    assert parse(TrialConfig, {"data": {"root": "/data"}}).data.root == Path("/data")
+    monkeypatch.setenv("ALAST_TUNE_SUBMITTED_FROM", "/home/me")
+    assert parse(TrialConfig, {"data": {"root": "data"}}).data.root == Path("/home/me/data")
+    monkeypatch.delenv("ALAST_TUNE_SUBMITTED_FROM")
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps({"runtime_env": {}}))
+    assert parse(TrialConfig, {"data": {"root": "data"}}).data.root == Path("data")
+
+
+@pytest.mark.parametrize("name", ["K (blocks)", "K=blocks, n", "a/b", "", ".", "..", "K\n", "x" * 300])
+def test_names_of_variants_that_mlflow_refuses_are_refused(name: str) -> None:
+    space = {name: {"type": "variants", "variants": {"one": {"method/alpha": 0.5}}}}
+    with pytest.raises(ConfigError) as error:
+        parse(SweepConfig, {"space": space})
+    assert str(error.value).startswith(f"space.{name} = variants: MLflow takes no such name")
+
+
+def test_what_mlflow_takes_as_the_name_of_variants_is_taken() -> None:
+    from mlflow.utils.validation import _validate_param_name
+
+    for name in ("K blocks", "way", "Größe", "a.b-c_d: e"):
+        _validate_param_name(f"space/{name}")
+        assert parse(SweepConfig, {"space": {name: {"type": "variants", "variants": {"one": {"method/alpha": 0.5}}}}})
+
+
+INCOMPARABLE = {
+    "train/epochs": {"type": "int", "low": 2, "high": 5},
+    "train/seed": {"type": "categorical", "choices": [1, 2]},
+    "data/split_seed": {"type": "int", "low": 0, "high": 3},
+    "data/validation_fraction": {"type": "float", "low": 0.1, "high": 0.3},
+    "data/train_images": {"type": "categorical", "choices": [100, 200]},
+    "data/dataset": {"type": "categorical", "choices": ["digits", "cifar100"]},
+    "longer": {"type": "variants", "variants": {"as it is": {}, "long": {"train/epochs": 20}}},
+    "whole": {"type": "variants", "variants": {"long": {"train": {"epochs": 20}}}},
+}
+
+
+@pytest.mark.parametrize("path", INCOMPARABLE)
+def test_what_makes_trials_incomparable_is_no_parameter_of_a_search(path: str) -> None:
+    space = {path: INCOMPARABLE[path]}
+    with pytest.raises(ConfigError, match=rf"space.{path} = .*: trials that differ in .*/.* do not compare; set it in"):
+        parse(SweepConfig, {"space": SPACE | space})
+    if INCOMPARABLE[path]["type"] != "float":
+        assert parse(SweepConfig, {"space": space, "sampler": "grid"}).sampler == "grid"
+
+
+def test_a_warm_up_ends_within_the_training() -> None:
+    assert parse(TrialConfig, {"train": {"epochs": 2, "warmup_epochs": 2}})
+    with pytest.raises(ConfigError, match=r"train.warmup_epochs = 3.0: is beyond train.epochs = 2"):
+        parse(TrialConfig, {"train": {"epochs": 2, "warmup_epochs": 3}})
+
+
+def test_places_of_files_do_not_make_another_trial_and_nothing_else_is_such() -> None:
+    here = {
+        "data": {"root": "/a", "workers": 2, "cache": "none"},
+        "model": {"checkpoint": "/w"},
+        "train": {"device": "cpu"},
+    }
+    there = {"data": {"root": "/b", "download": False}, "model": {"checkpoint": "/v"}, "train": {"device": "cuda"}}
+    assert without_places(parse(TrialConfig, here)) == without_places(parse(TrialConfig, there))
+    assert without_places(parse(TrialConfig, {"train": {"seed": 1}})) != without_places(TrialConfig())
+    one, other = (parse(SweepConfig, {"space": SPACE, "trial": trial}) for trial in (here, there))
+    assert one.difference(other.model_copy(update={"trials": 99})) is None
+    assert (
+        one.difference(parse(SweepConfig, {"space": SPACE, "trial": {"train": {"epochs": 3}}})) == "trial/train/epochs"
+    )
+
+
+def test_every_preset_and_spec_of_the_repository_is_valid() -> None:
+    root = Path(__file__).parents[2]
+    for file in sorted([*root.glob("sweeps/presets/**/*.yaml"), *root.glob("benchmarks/specs/*.yaml")]):
+        values = read_mapping(file)
+        kind = SweepConfig if "space" in values else TrialConfig
+        assert parse(kind, values if "space" in values else values["trial"]), file

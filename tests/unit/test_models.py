@@ -1,10 +1,14 @@
 """Models are timm's own, weights arrive exactly, and what cannot work is refused in one line with its remedy."""
 
 import argparse
+import collections
+import functools
 import os
+import shutil
 from pathlib import Path
 
 import huggingface_hub.constants
+import numpy as np
 import pytest
 import timm
 import torch
@@ -12,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from alast_tune.config import ModelConfig
 from alast_tune.errors import ConfigError
-from alast_tune.models import EMBEDDED_WEIGHTS, create_model, embedded_vit, input_spec
+from alast_tune.models import EMBEDDED_WEIGHTS, create_model, embedded_vit, input_spec, weights_fingerprint
 
 SHARED = Path(os.environ.get("ALAST_TUNE_SHARED", Path(__file__).parents[3] / "shared"))
 FOCUS = SHARED / "data" / "vit_small_patch14_focus.safetensors"
@@ -78,7 +82,8 @@ class TestEmbedded:
     def test_a_trained_one_comes_back_from_its_checkpoint(self, tmp_path):
         trained = embedded_vit(10)
         save_file(trained.state_dict(), tmp_path / "trained.safetensors")
-        model = create_model(ModelConfig(checkpoint=tmp_path / "trained.safetensors", num_classes=10))
+        config = ModelConfig(checkpoint=tmp_path / "trained.safetensors", num_classes=10, keep_classifier=True)
+        model = create_model(config)
         assert all(torch.equal(value, trained.state_dict()[key]) for key, value in model.state_dict().items())
 
     def test_takes_other_image_sizes(self):
@@ -94,7 +99,9 @@ class TestEmbedded:
 
 class TestCheckpoint:
     def test_round_trip(self, tiny_checkpoint, tiny_state):
-        config = ModelConfig(name="deit_tiny_patch16_224", checkpoint=tiny_checkpoint, num_classes=7)
+        config = ModelConfig(
+            name="deit_tiny_patch16_224", checkpoint=tiny_checkpoint, num_classes=7, keep_classifier=True
+        )
         state = create_model(config).state_dict()
         assert state.keys() == tiny_state.keys()
         assert all(torch.equal(state[key], tiny_state[key]) for key in state)
@@ -117,7 +124,8 @@ class TestCheckpoint:
     def test_a_resized_position_grid_is_timms_own(self, tmp_path, tiny_state):
         path = tmp_path / "tiny.safetensors"
         save_file(tiny_state, path)
-        ours = create_model(ModelConfig(name="deit_tiny_patch16_224", checkpoint=path, image_size=96, num_classes=7))
+        own = {"num_classes": 7, "keep_classifier": True}
+        ours = create_model(ModelConfig(name="deit_tiny_patch16_224", checkpoint=path, image_size=96, **own))
         theirs = timm.create_model(
             "deit_tiny_patch16_224",
             pretrained=True,
@@ -143,18 +151,158 @@ class TestCheckpoint:
         assert model(torch.zeros(1, 3, 84, 84)).isfinite().all()
 
 
+@pytest.fixture(scope="module")
+def backbone():
+    """The embedded weights, each of them different from what is drawn at random."""
+    return {key: value.float() for key, value in load_file(EMBEDDED_WEIGHTS).items()}
+
+
+def zeros(state):
+    return {key: torch.zeros_like(value) for key, value in state.items()}
+
+
+def prefixed(prefix, state):
+    return {f"{prefix}{key}": value for key, value in state.items()}
+
+
+OPTIMIZER = {"state": {0: {"exp_avg": torch.ones(3), "step": torch.tensor(4.0)}}, "param_groups": [{"lr": 1e-3}]}
+
+FORMS = {
+    "timm": lambda sd: {"epoch": 3, "arch": "x", "state_dict": sd, "optimizer": OPTIMIZER, "version": 2, "metric": 0.1},
+    "timm, averaged": lambda sd: {"state_dict": zeros(sd), "state_dict_ema": sd, "optimizer": OPTIMIZER},
+    "DeiT, averaged": lambda sd: {"model": zeros(sd), "model_ema": sd, "args": argparse.Namespace(lr=1e-3)},
+    "averaged alone": lambda sd: {"model_ema": sd},
+    "swa": lambda sd: prefixed("module.", sd) | {"n_averaged": torch.tensor(7)},
+    "PyTorch's tutorial": lambda sd: {"model_state_dict": sd, "optimizer_state_dict": OPTIMIZER, "loss": 0.25},
+    "DeepSpeed": lambda sd: {"module": sd, "optimizer": None, "ds_config": {"train_batch_size": 8}},
+    "Lightning": lambda sd: {
+        "state_dict": prefixed("model.", sd) | {"criterion.weight": torch.ones(3)},
+        "pytorch-lightning_version": "2",
+        "optimizer_states": [OPTIMIZER],
+    },
+    "Lightning, averaged": lambda sd: {"state_dict": prefixed("model.", zeros(sd)) | prefixed("model_ema.", sd)},
+    "DINO": lambda sd: {
+        "student": prefixed("module.backbone.", zeros(sd)),
+        "teacher": prefixed("backbone.", sd) | {"head.mlp.0.weight": torch.ones(3, 3)},
+        "dino_loss": {"center": torch.zeros(1, 3)},
+    },
+    "MAE": lambda sd: {
+        "model": sd
+        | {"mask_token": torch.ones(1, 1, 80), "decoder_embed.weight": torch.ones(4, 80)}
+        | {"decoder_blocks.0.norm1.weight": torch.ones(4)}
+    },
+    "compiled block by block": lambda sd: {key.replace("attn.", "_orig_mod.attn."): value for key, value in sd.items()},
+    "compiled, then Lightning": lambda sd: {"state_dict": prefixed("net._orig_mod.", sd)},
+    "FSDP": lambda sd: {"state_dict": prefixed("_fsdp_wrapped_module.", sd)},
+    "a name of one's own": lambda sd: {"my_vit": sd, "best": torch.tensor(0.5), "optimizer": OPTIMIZER},
+    "objects beside": lambda sd: {
+        "model": sd,
+        "best": np.float64(0.25),
+        "history": np.arange(3.0),
+        "where": Path("x"),
+        "counts": collections.defaultdict(int, a=1),
+        "scheduler": functools.partial(print, 1),
+        "of": input_spec,
+    },
+}
+
+
+class TestOtherPeoplesCheckpoints:
+    @pytest.mark.parametrize("form", FORMS)
+    def test_are_read(self, tmp_path, backbone, form):
+        torch.save(FORMS[form](backbone), tmp_path / "x.ckpt")
+        state = create_model(ModelConfig(checkpoint=tmp_path / "x.ckpt")).state_dict()
+        assert state.keys() == backbone.keys()
+        assert all(torch.equal(value, backbone[key]) for key, value in state.items())
+
+    @pytest.mark.parametrize("name", ["model_best.pth.tar", "last.ckpt", "weights", "weights.model"])
+    def test_suffixes_do_not_matter(self, tmp_path, backbone, name):
+        torch.save({"state_dict": backbone}, tmp_path / name)
+        assert torch.equal(create_model(ModelConfig(checkpoint=tmp_path / name)).cls_token, backbone["cls_token"])
+        save_file(backbone, tmp_path / name)
+        assert torch.equal(create_model(ModelConfig(checkpoint=tmp_path / name)).cls_token, backbone["cls_token"])
+
+    def test_the_old_format_of_torch(self, tmp_path, backbone):
+        saved = {"state_dict": backbone, "args": argparse.Namespace(lr=1)}
+        torch.save(saved, tmp_path / "old.pth.tar", _use_new_zipfile_serialization=False)
+        model = create_model(ModelConfig(checkpoint=tmp_path / "old.pth.tar"))
+        assert torch.equal(model.cls_token, backbone["cls_token"])
+        torch.save(saved | {"x": Path("x")}, tmp_path / "old.pth.tar", _use_new_zipfile_serialization=False)
+        assert "GLOBAL pathlib" in refusal(checkpoint=tmp_path / "old.pth.tar")
+
+    @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+    def test_a_folder(self, tmp_path, backbone, name):
+        (save_file if name.endswith("safetensors") else torch.save)(backbone, tmp_path / name)
+        assert torch.equal(create_model(ModelConfig(checkpoint=tmp_path)).cls_token, backbone["cls_token"])
+
+    def test_a_key_overrules_and_what_was_taken_is_said(self, tmp_path, backbone, caplog):
+        file = tmp_path / "x.pth"
+        torch.save({"state_dict": zeros(backbone), "state_dict_ema": backbone}, file)
+        with caplog.at_level("INFO", "alast_tune"):
+            create_model(ModelConfig(checkpoint=file))
+            assert caplog.messages == [f"model.checkpoint = {file}: took state_dict_ema, of state_dict, state_dict_ema"]
+            plain = create_model(ModelConfig(checkpoint=file, checkpoint_key="state_dict"))
+        assert not plain.cls_token.any()
+        text = refusal(checkpoint=file, checkpoint_key="modle")
+        assert text == f"model.checkpoint_key = modle: {file} has no such weights; it has state_dict, state_dict_ema"
+        torch.save({"teacher": prefixed("backbone.", zeros(backbone)) | prefixed("other.", backbone)}, file)
+        assert "holds several models: backbone., other.; say which by model.checkpoint_key" in refusal(checkpoint=file)
+        model = create_model(ModelConfig(checkpoint=file, checkpoint_key="teacher.other"))
+        assert torch.equal(model.cls_token, backbone["cls_token"])
+        torch.save({"a": backbone, "b": backbone}, file)
+        assert "holds a, b; say which by model.checkpoint_key" in refusal(checkpoint=file)
+
+    def test_what_is_left_out_is_said(self, tmp_path, backbone, caplog):
+        torch.save(FORMS["MAE"](backbone), tmp_path / "mae.pth")
+        with caplog.at_level("INFO", "alast_tune"):
+            create_model(ModelConfig(checkpoint=tmp_path / "mae.pth"))
+        (line,) = caplog.messages
+        assert "left out the decoder of pre-training (decoder_embed.weight, decoder_blocks.0.norm1.weight, mask" in line
+
+    def test_a_classifier_that_happens_to_fit_is_kept_only_if_that_is_asked_for(self, tmp_path, backbone, caplog):
+        file, head = tmp_path / "x.pth", {"head.weight": torch.ones(7, 80), "head.bias": torch.ones(7)}
+        torch.save(backbone | head, file)
+        with caplog.at_level("INFO", "alast_tune"):
+            model = create_model(ModelConfig(checkpoint=file, num_classes=7))
+        assert not (model.head.weight == 1).any()
+        assert caplog.messages == [
+            f"model.checkpoint = {file}: its classifier of 7 classes is left out; model.keep_classifier: true keeps it"
+        ]
+        kept = create_model(ModelConfig(checkpoint=file, num_classes=7, keep_classifier=True))
+        assert torch.equal(kept.head.weight, head["head.weight"])
+        text = refusal(checkpoint=file, num_classes=3, keep_classifier=True)
+        assert "the weights have a classifier of 7 classes, and 3 classes are wanted; leave it out" in text
+        assert "the weights have no classifier" in refusal(num_classes=3, keep_classifier=True)
+
+    def test_a_fingerprint_is_of_the_bytes(self, tmp_path):
+        copy = tmp_path / "elsewhere.safetensors"
+        copy.write_bytes(EMBEDDED_WEIGHTS.read_bytes())
+        embedded = weights_fingerprint(ModelConfig())
+        assert weights_fingerprint(ModelConfig(checkpoint=copy)) == embedded
+        copy.rename(tmp_path / "model.safetensors")
+        assert weights_fingerprint(ModelConfig(checkpoint=tmp_path)) == embedded
+        (tmp_path / "model.safetensors").write_bytes(b"other")
+        assert weights_fingerprint(ModelConfig(checkpoint=tmp_path)) != embedded
+        assert weights_fingerprint(ModelConfig(pretrained=False)) is None
+
+
 class TestRefusedCheckpoint:
     NAME = "deit_tiny_patch16_224"
 
     def test_no_such_file(self, tmp_path):
         text = refusal(name=self.NAME, checkpoint=tmp_path / "none.pth")
         assert text == (
-            f"model.checkpoint = {tmp_path / 'none.pth'}: no such file; give a .safetensors, .pth, .pt or .bin file"
+            f"model.checkpoint = {tmp_path / 'none.pth'}: "
+            "no such file; give one of safetensors or torch.save, or a folder"
         )
 
-    def test_an_unknown_suffix(self, tmp_path):
-        (tmp_path / "weights.npz").write_bytes(b"x")
-        assert "unknown kind of file; give .safetensors" in refusal(checkpoint=tmp_path / "weights.npz")
+    def test_an_unknown_kind(self, tmp_path):
+        np.savez(tmp_path / "weights.npz", cls_token=np.zeros(3))
+        assert "cannot be read as plain weights" in refusal(checkpoint=tmp_path / "weights.npz")
+
+    def test_an_empty_folder(self, tmp_path):
+        text = refusal(checkpoint=tmp_path)
+        assert "has neither model.safetensors nor pytorch_model.bin; give the file that has the weights" in text
 
     @pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".pt", ".bin"])
     @pytest.mark.parametrize("content", [b"", b"rubbish" * 100], ids=["empty", "rubbish"])
@@ -320,3 +468,22 @@ class TestHub:
         text = refusal(name="deit_tiny_patch16_224", num_classes=10)
         assert "the weights of deit_tiny_patch16_224 could not be loaded (" in text
         assert "set model.checkpoint" in text
+
+    def test_their_classifier_is_kept_only_if_that_is_asked_for(self, cached, tiny_state):
+        head = {"head.weight": torch.zeros(1000, 192), "head.bias": torch.ones(1000)}
+        save_file(tiny_state | head, cached)
+        name = "deit_tiny_patch16_224"
+        model = create_model(ModelConfig(name=name, num_classes=1000))
+        assert torch.equal(model.blocks[4].attn.qkv.weight, tiny_state["blocks.4.attn.qkv.weight"])
+        assert model.head.weight.any() and not model.head.bias.any()
+        for classes in (1000, None):
+            kept = create_model(ModelConfig(name=name, num_classes=classes, keep_classifier=True))
+            assert torch.equal(kept.head.bias, head["head.bias"])
+        text = refusal(name=name, num_classes=10, keep_classifier=True)
+        assert "the weights have a classifier of 1000 classes, and 10 classes are wanted" in text
+
+    def test_their_fingerprint_is_that_of_the_file_in_the_cache(self, cached, tmp_path):
+        here = weights_fingerprint(ModelConfig(name="deit_tiny_patch16_224"))
+        shutil.copy(cached, tmp_path / "copy.safetensors")
+        copy = ModelConfig(name="deit_tiny_patch16_224", checkpoint=tmp_path / "copy.safetensors")
+        assert here == weights_fingerprint(copy) is not None

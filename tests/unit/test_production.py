@@ -1,6 +1,7 @@
 """Training for production: what it leaves in its folder and in MLflow, and that it can be interrupted anywhere."""
 
 import json
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,7 @@ from alast_tune.errors import ConfigError
 from alast_tune.models import create_model, input_spec, timm_arguments
 from alast_tune.production import CONFIG, REPORT, read_config, training
 from alast_tune.results import EpochReport
-from alast_tune.tracking import default_uri
+from alast_tune.tracking import RegistryError, default_uri
 from alast_tune.train import Run
 from tests.unit.tiny import MODEL
 
@@ -218,3 +219,79 @@ def test_the_command_takes_settings_over_those_of_the_file(
     written = read_config(output / CONFIG)
     assert (written.train.epochs, written.train.learning_rate, written.data.all_data) == (1, 5e-4, True)
     assert len((output / "steps.csv").read_text().splitlines()) == 1 + 2  # 48 images, by 24
+
+
+def test_a_folder_is_gone_on_with_where_its_images_have_moved_but_not_with_others(
+    whole: Path, config: PromotedTrial, two_classes: Path, tmp_path: Path
+) -> None:
+    def at(root: Path) -> PromotedConfig:
+        plain = config()
+        return plain.model_copy(update={"data": plain.data.model_copy(update={"root": root})})
+
+    kept = json.loads((whole / "fingerprints.json").read_text())
+    assert run_of(whole)[1].data.params["weights_fingerprint"] == str(kept["weights"])
+    shutil.copytree(two_classes, tmp_path / "moved")
+    assert train(whole, at(tmp_path / "moved")) == []
+    shutil.copytree(two_classes, tmp_path / "other")
+    next((tmp_path / "other" / "train").rglob("*.*")).unlink()
+    before = (whole / CONFIG).read_bytes()
+    with pytest.raises(ConfigError, match=rf"^output = .*: was begun otherwise: .*, not {kept['data']}\)"):
+        train(whole, at(tmp_path / "other"))
+    assert (whole / CONFIG).read_bytes() == before
+
+
+def test_runs_go_into_the_experiment_that_the_environment_names_and_stay_there(
+    storage: Path, config: PromotedTrial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "team-x")
+    with pytest.raises(KeyboardInterrupt):
+        train(storage / "run", config(), stop_after=1)
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME")
+    train(storage / "run", config())
+    client = mlflow.MlflowClient(default_uri(storage))
+    (team,) = client.search_experiments(filter_string="name = 'team-x'")
+    (run,) = client.search_runs([team.experiment_id])
+    assert run.info.run_name == "run"
+    assert [point.step for point in client.get_metric_history(run.info.run_id, "accuracy")] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (["--model-name", "team/pets"], "error: model_name = team/pets: MLflow refuses it ("),
+        (["--model-name", " "], "error: model_name =  : MLflow refuses it ("),
+        (["--model-name", "pets", "--alias", "latest"], "error: alias = latest: MLflow refuses it ("),
+        (["--model-name", "pets", "--alias", "v3"], "error: alias = v3: MLflow refuses it ("),
+        (["--model-name", "pets", "--alias", "a b"], "error: alias = a b: MLflow refuses it ("),
+    ],
+)
+def test_names_that_the_registry_refuses_are_refused_before_anything_is_trained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], line: str
+) -> None:
+    (tmp_path / "mine.yaml").write_text("train: {epochs: 1}\n")
+    with pytest.raises(SystemExit) as exit_:
+        main(["train", "--config", str(tmp_path / "mine.yaml"), "-o", str(tmp_path / "out"), *options])
+    assert exit_.value.code == 2 and not (tmp_path / "out").exists()
+    assert capsys.readouterr().err.startswith(line)
+
+
+def test_what_is_to_be_repeated_after_a_failed_registration_has_name_and_alias(
+    storage: Path, two_classes: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object) -> int:
+        raise RegistryError("no answer")
+
+    monkeypatch.setenv("DATA", str(two_classes.parent))
+    monkeypatch.setattr("alast_tune.production.register", fail)
+    settings = {"data": {"dataset": "folder", "root": f"$DATA/{two_classes.name}"}, "model": MODEL}
+    settings |= {"method": {"name": "head"}, "train": {"epochs": 1, "batch_size": 24, "device": "cpu"}}
+    (storage / "mine.yaml").write_text(yaml.safe_dump(settings))
+    command = ["train", "--config", str(storage / "mine.yaml"), "-o", str(storage / "my out")]
+    with pytest.raises(SystemExit) as exit_:
+        main([*command, "--model-name", "jo's pets", "--alias", "best"])
+    assert exit_.value.code == 3
+    again = shlex.split(capsys.readouterr().err.partition("once MLflow is back: ")[2])
+    monkeypatch.undo()
+    assert again[0] == "alast-tune"
+    main(again[1:])
+    assert "registered: models:/jo's pets@best (version 1)" in capsys.readouterr().out

@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 
 from alast_tune import promote
-from alast_tune.config import Limits, ModelConfig, PromotedConfig, TrialConfig
+from alast_tune.config import Limits, PromotedConfig, TrialConfig
 from alast_tune.errors import ConfigError
-from alast_tune.models import EMBEDDED_WEIGHTS
 from alast_tune.production import read_config, write_config
 from alast_tune.results import RESEEDED, EpochReport, FrontFile, FrontMember, Measurements, SeedRun, TrialResult
 from alast_tune.summary import reseeded, summarise, within
@@ -122,17 +121,6 @@ def test_the_spread_is_that_of_the_reseeded_member(front: FrontFile, tmp_path: P
     assert promote.spread_of(member(front, "1"), tmp_path) == pytest.approx(0.005**0.5)
     other = next(one for one in front.front if one.trial_id != member(front, "1").trial_id)
     assert promote.spread_of(other, tmp_path) is None
-
-
-def test_weights_are_told_apart_by_their_bytes(tmp_path: Path) -> None:
-    embedded = promote.weights_fingerprint(ModelConfig())
-    copy = tmp_path / "copy.safetensors"
-    copy.write_bytes(EMBEDDED_WEIGHTS.read_bytes())
-    assert promote.weights_fingerprint(ModelConfig(checkpoint=copy)) == embedded
-    copy.write_bytes(copy.read_bytes()[:-1] + b"!")
-    assert promote.weights_fingerprint(ModelConfig(checkpoint=copy)) != embedded
-    assert promote.weights_fingerprint(ModelConfig(pretrained=False)) is None
-    assert promote.weights_fingerprint(ModelConfig(name="deit_small_patch16_224")) is None
 
 
 def test_the_commit_is_that_of_the_checkout(tmp_path: Path) -> None:

@@ -138,7 +138,8 @@ def test_fit_yields_an_epoch_at_a_time_resumes_and_leaves_a_plain_timm_model(
     (second,) = fit(config, tmp_path)
     assert second.epoch == 2
     assert list(fit(config, tmp_path)) == []
-    exported = config.model.model_copy(update={"checkpoint": tmp_path / "last.safetensors", "num_classes": 2})
+    own = {"checkpoint": tmp_path / "last.safetensors", "num_classes": 2, "keep_classifier": True}
+    exported = config.model.model_copy(update=own)
     run = Run(config)
     run.load(tmp_path)
     assert_same(create_model(exported).state_dict(), run.model.state_dict())
@@ -314,7 +315,8 @@ def test_adapters_come_out_merged(tmp_path: Path, tiny_trial: TinyTrial) -> None
     list(fit(config, tmp_path))
     run = Run(config)
     run.load(tmp_path)
-    exported = config.model.model_copy(update={"checkpoint": tmp_path / "model.safetensors", "num_classes": 2})
+    own = {"checkpoint": tmp_path / "model.safetensors", "num_classes": 2, "keep_classifier": True}
+    exported = config.model.model_copy(update=own)
     merged = create_model(exported)
     for name in (checkpoint.BEST, checkpoint.LAST):
         assert_same(load_file(tmp_path / name), merged.state_dict())

@@ -9,6 +9,7 @@ from optuna.trial import TrialState
 
 from alast_tune.config import SweepConfig, TrialConfig, parse
 from alast_tune.errors import ConfigError
+from alast_tune.fingerprints import Fingerprints
 from alast_tune.summary import summarise
 from alast_tune.terminal import front_table
 from alast_tune.tune.search import StudySearcher
@@ -27,6 +28,8 @@ SPACE = {
     "train/seed": {"type": "int", "low": 0, "high": 1},
 }
 COMBINATIONS = [(name, seed) for name in VARIANTS for seed in (0, 1)]
+
+ORIGIN = Fingerprints(data="d1", weights="w1")
 
 
 def grid(**options: Any) -> SweepConfig:
@@ -89,7 +92,7 @@ def test_a_grid_has_as_many_trials_as_combinations_and_stops_nobody() -> None:
             {"space": {"way": {"type": "variants", "variants": {"odd": {"method": {"name": "magic"}}}}}},
             "space.way = odd: method = {...}: Input tag 'magic' found using 'name'",
         ),
-        ({"space": {"a/b": SPACE["way"]}}, "space.a/b = variants: no path but a name of their own"),
+        ({"space": {"a/b": SPACE["way"]}}, "space.a/b = variants: MLflow takes no such name"),
         (
             {"space": {"way": {"type": "variants", "variants": {}}}},
             "space.way = {...}: Dictionary should have",
@@ -168,17 +171,19 @@ def test_results_of_an_earlier_sweep_are_no_combinations_any_more(tmp_path: Path
         search.on_trial_complete("a", report())
     after = grid(name="after", storage=tmp_path, warm_start=tmp_path / "before")
     study = opened(after, tmp_path)
-    assert feed(study, after, earlier_results(after)) == 3
+    assert feed(study, after, earlier_results(after, ORIGIN, [].append)) == 3
     search = StudySearcher(study, after, Recorder(), everywhere(after), forecast)
     assert search.remaining == 3
     assert [search.suggest(key)["trial"]["train"]["seed"] for key in "abc"] == [1, 1, 1]  # type: ignore[index]
     others = {"way": {"type": "variants", "variants": {"full": VARIANTS["full"], "head": {"method": {"name": "head"}}}}}
     third = grid(name="third", storage=tmp_path, warm_start=tmp_path / "before", space=others | seeds)
-    assert feed(opened(third, tmp_path), third, earlier_results(third)) == 1  # the others are no variants of it
+    assert (
+        feed(opened(third, tmp_path), third, earlier_results(third, ORIGIN, [].append)) == 1
+    )  # the others are no variants of it
 
 
 def test_a_search_over_variants_begins_with_the_landmarks_own_methods(tmp_path: Path) -> None:
-    config = grid(sampler="random", trials=3)
+    config = grid(sampler="random", trials=3, space={"way": SPACE["way"]})
     study = opened(config, tmp_path)
     enqueue_landmarks(study, config)
     search = StudySearcher(study, config, Recorder(), everywhere(config), forecast)

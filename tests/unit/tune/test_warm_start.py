@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from alast_tune.config import SweepConfig
+from alast_tune.config import SweepConfig, read_mapping
 from alast_tune.errors import ConfigError
+from alast_tune.fingerprints import Fingerprints, keep_fingerprints
 from alast_tune.results import FrontFile
 from alast_tune.summary import summarise
 from alast_tune.tune.search import StudySearcher
@@ -14,6 +15,8 @@ from alast_tune.tune.trials import enqueue_landmarks, open_study, results
 from alast_tune.tune.warm_start import earlier_results, feed
 from tests.unit.tune.test_search import Recorder, everywhere, forecast, report
 
+ORIGIN = Fingerprints(data="d1", weights="w1")
+SAID: list[str] = []
 REFERENCE = (0.0, 2e12, 2e8)
 
 
@@ -60,7 +63,7 @@ def test_results_of_a_sweep_or_a_front_come_first_and_are_no_trials_of_the_new_o
 ) -> None:
     config = sweep(tmp_path, "after", warm_start=tmp_path / source, min_accuracy=0.65)
     study = open_study(config, tmp_path)
-    earlier = earlier_results(config)
+    earlier = earlier_results(config, ORIGIN, SAID.append)
     assert feed(study, config, earlier) == 5
     enqueue_landmarks(study, config)  # both are there
     assert len(study.trials) == 5
@@ -80,7 +83,7 @@ def test_results_of_a_sweep_or_a_front_come_first_and_are_no_trials_of_the_new_o
 
 def test_a_driver_killed_while_feeding_goes_on(before: SweepConfig, tmp_path: Path) -> None:
     config = sweep(tmp_path, "after", warm_start=tmp_path / "before")
-    study, earlier = open_study(config, tmp_path), earlier_results(config)
+    study, earlier = open_study(config, tmp_path), earlier_results(config, ORIGIN, SAID.append)
     feed(study, config, earlier[:2])
     feed(study, config, earlier)
     assert [result.values for result in results(study, config)] == [result.values for result in earlier]
@@ -96,13 +99,13 @@ def test_what_lies_outside_the_space_is_left_out(before: SweepConfig, tmp_path: 
         trial={"method": {"name": "alast", "alpha": 0.5}, "train": {"epochs": 3}},
     )
     with pytest.raises(ConfigError, match=r"its trials have method/alpha = .*, this sweep's 0.5: such results do not"):
-        earlier_results(config)
+        earlier_results(config, ORIGIN, SAID.append)
     space = {"method/trainable_blocks": {"type": "int", "low": 9, "high": 9}} | {
         "method/alpha": {"type": "float", "low": 1e-4, "high": 1.0, "log": True}
     }
     config = sweep(tmp_path, "after", warm_start=tmp_path / "before", space=space)
     study = open_study(config, tmp_path)
-    assert feed(study, config, earlier_results(config)) == len(study.trials) < 5
+    assert feed(study, config, earlier_results(config, ORIGIN, SAID.append)) == len(study.trials) < 5
 
 
 @pytest.mark.parametrize(
@@ -119,7 +122,7 @@ def test_what_does_not_compare_is_refused_in_one_line(
 ) -> None:
     config = sweep(tmp_path, "after", **{"warm_start": tmp_path / "before"} | options)
     with pytest.raises(ConfigError, match=rf"^warm_start = .*{complaint}"):
-        earlier_results(config)
+        earlier_results(config, ORIGIN, SAID.append)
 
 
 def test_a_front_of_an_earlier_version_is_read(before: SweepConfig, tmp_path: Path) -> None:
@@ -129,3 +132,33 @@ def test_a_front_of_an_earlier_version_is_read(before: SweepConfig, tmp_path: Pa
     for member in plain["front"]:
         member.pop("landmark"), member.pop("origin")
     assert FrontFile.model_validate(plain).front[0].landmark is None
+
+
+@pytest.mark.parametrize("source", ["before", "before/front.json"])
+def test_results_of_other_images_or_weights_do_not_compare(before: SweepConfig, tmp_path: Path, source: str) -> None:
+    config, said = sweep(tmp_path, "after", warm_start=tmp_path / source), list[str]()
+    earlier_results(config, ORIGIN, said.append)
+    unknown = "whether its data and starting weights were these is not known"
+    assert said == [f"note: there is no fingerprints.json of {tmp_path / source}; {unknown}"]
+    keep_fingerprints(ORIGIN, tmp_path / "before", "resume", new=True)
+    moved = config.model_copy(
+        update={"trial": config.trial.model_copy(update={"data": config.trial.data.model_copy(update={"workers": 3})})}
+    )
+    assert len(earlier_results(moved, ORIGIN, said.append)) == 5 and len(said) == 1
+    for other, words in {
+        Fingerprints(data="d2", weights="w1"): r"other data \(fingerprint d2, not d1\)",
+        Fingerprints(data="d1", weights="w2"): r"other starting weights \(fingerprint w2, not w1\)",
+    }.items():
+        with pytest.raises(ConfigError, match=rf"^warm_start = .*: was run otherwise: here are {words}"):
+            earlier_results(config, other, said.append)
+
+
+def test_choices_of_real_numbers_are_found_again_in_the_results_of_the_same_preset(tmp_path: Path) -> None:
+    (tmp_path / "preset.yaml").write_text("{type: categorical, choices: [1e-5, 1e-4, 1e-3]}")
+    space = {"train/learning_rate": read_mapping(tmp_path / "preset.yaml")}
+    trial = {"train": {"epochs": 3, "learning_rate": 1e-3}}
+    first = sweep(tmp_path, "first", space=space, trial=trial, sampler="random")
+    study = open_study(first, tmp_path)
+    enqueue_landmarks(study, first)
+    waiting = [trial.system_attrs["fixed_params"] for trial in study.get_trials(deepcopy=False)]
+    assert waiting == [{"train/learning_rate": 1e-3}] * 2

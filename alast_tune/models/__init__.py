@@ -1,4 +1,4 @@
-"""timm Vision Transformers: by name, from a local checkpoint, or the embedded backbone.
+"""timm Vision Transformers: by name, from a local checkpoint (``checkpoints.py``), or the embedded backbone.
 
 Whatever cannot be fine-tuned here is refused before any weights are fetched: everything that does
 not classify from a class token through plain timm blocks.
@@ -6,27 +6,25 @@ not classify from a class token through plain timm blocks.
 
 from __future__ import annotations
 
-import argparse
 import difflib
-from collections.abc import Mapping
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from huggingface_hub import constants, get_session, try_to_load_from_cache
-from safetensors.torch import load_file
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers.attention import Attention
 from timm.layers.patch_embed import PatchEmbed
-from timm.models import clean_state_dict, is_model_in_modules
+from timm.models import is_model_in_modules
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import Block, VisionTransformer, checkpoint_filter_fn
-from torch import Tensor
 
 from alast_tune.config import ModelConfig
 from alast_tune.errors import ConfigError
+from alast_tune.models.checkpoints import file_fingerprint, read_checkpoint, some, weights_file
+from alast_tune.models.hub import cached, no_weights, weights_source
 
 __all__ = [
     "EMBEDDED_MEAN",
@@ -38,19 +36,19 @@ __all__ = [
     "embedded_vit",
     "input_spec",
     "timm_arguments",
+    "weights_fingerprint",
 ]
+
+_LOG = logging.getLogger(__name__)
 
 EMBEDDED_MEAN = (0.5, 0.5, 0.5)
 EMBEDDED_STD = (0.5, 0.5, 0.5)
-EMBEDDED_WEIGHTS = Path(__file__).parent / "embedded" / "backbone.safetensors"
+EMBEDDED_WEIGHTS = Path(__file__).parents[1] / "embedded" / "backbone.safetensors"
 
 EMBEDDED_SHAPE: dict[str, Any] = {"patch_size": 4, "embed_dim": 80, "depth": 12, "num_heads": 5}
 
 TIMM_MODULES = ("vision_transformer", "deit")
 """Where timm's plain Vision Transformers live."""
-
-HUB_TIMEOUT = 5.0
-"""Seconds the hub may take to answer before it counts as out of reach."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +81,8 @@ def create_model(config: ModelConfig) -> VisionTransformer:
     """Build a Vision Transformer and load its weights, float32 on the CPU.
 
     A ``checkpoint`` takes precedence over ``pretrained``. Without ``num_classes`` the model keeps its own
-    classifier (the embedded one has none). A new classifier is drawn from torch's global generator.
+    classifier (the embedded one has none); with it, only if ``keep_classifier`` asks for that, since one of as many
+    classes may be another dataset's. A new classifier is drawn from torch's global generator.
 
     Raises:
         ConfigError: an unknown or unsuitable model, an impossible image size, a checkpoint that does not
@@ -99,8 +98,18 @@ def create_model(config: ModelConfig) -> VisionTransformer:
         model = _create_timm(config)
         weights = config.checkpoint
     if weights is not None:
-        _load_weights(model, config.name, weights)
+        _load_weights(model, config, weights)
     return model
+
+
+def weights_fingerprint(config: ModelConfig) -> str | None:
+    """Hash the file that a model's weights come from; None if they are drawn at random, or not on this machine."""
+    if config.checkpoint is not None:
+        return file_fingerprint(weights_file(config.checkpoint))
+    if not config.pretrained:
+        return None
+    file = EMBEDDED_WEIGHTS if config.name == "embedded" else cached(_pretrained_cfg(_skeleton(config.name)))
+    return None if file is None else file_fingerprint(file)
 
 
 def input_spec(model: VisionTransformer) -> InputSpec:
@@ -132,11 +141,16 @@ def _create_timm(config: ModelConfig) -> VisionTransformer:
     if config.checkpoint is not None or not config.pretrained:
         model = timm.create_model(config.name, pretrained=False, **options)
     else:
-        overlay = _weights_source(config.name, _pretrained_cfg(skeleton))
+        cfg = _pretrained_cfg(skeleton)
+        overlay = weights_source(config.name, cfg)
+        if config.num_classes == cfg["num_classes"] and not config.keep_classifier:
+            overlay["num_classes"] = -1  # as if it had another number of classes: timm leaves its classifier out
+        elif config.keep_classifier and config.num_classes not in {None, cfg["num_classes"]}:
+            raise _other_classifier(config, cfg["num_classes"])
         try:
             model = timm.create_model(config.name, pretrained=True, pretrained_cfg_overlay=overlay, **options)
         except Exception as error:  # whichever HTTP client, cache or file format failed, the remedy is the same
-            raise _no_weights(config.name, f"could not be loaded ({type(error).__name__}: {error})") from error
+            raise no_weights(config.name, f"could not be loaded ({type(error).__name__}: {error})") from error
     assert isinstance(model, VisionTransformer)
     return model
 
@@ -158,7 +172,7 @@ def _skeleton(name: str) -> VisionTransformer:
         tags = [model.partition(".")[2] for model in timm.list_models(f"{architecture}.*", pretrained=True)]
         if not tag or tag in tags:
             raise
-        raise ConfigError("model.name", name, f"no such weights; after the dot goes {_some(tags)}") from error
+        raise ConfigError("model.name", name, f"no such weights; after the dot goes {some(tags)}") from error
     assert isinstance(model, VisionTransformer)
 
     def refuse(what: str, instead: str) -> ConfigError:
@@ -189,60 +203,38 @@ def _check_image_size(size: int, patch_size: int) -> None:
         raise ConfigError("model.image_size", size, f"is no multiple of the patch size {patch_size}; give {choice}")
 
 
-def _no_weights(name: str, what: str) -> ConfigError:
-    return ConfigError(
-        "model.pretrained",
-        True,
-        f"the weights of {name} {what}; set model.checkpoint to a local .safetensors or .pth file, "
-        "or HF_HOME to a Hugging Face cache that has them",
-    )
+def _other_classifier(config: ModelConfig, classes: int) -> ConfigError:
+    theirs = f"a classifier of {classes} classes" if classes else "no classifier"
+    remedy = f"the weights have {theirs}, and {config.num_classes} classes are wanted; leave it out"
+    return ConfigError("model.keep_classifier", True, remedy)
 
 
-def _weights_source(name: str, cfg: Mapping[str, Any]) -> dict[str, Any]:
-    """Find pretrained weights in the hub's cache, or make sure that the hub answers.
-
-    Returns:
-        An overlay of timm's ``pretrained_cfg``: the cached file, or nothing where timm must download.
-
-    The hub's client retries for most of a minute when there is no network, and asks it even for files it
-    has in its cache; so it is called only after one short question has been answered.
-    """
-    if not (cfg.get("hf_hub_id") or cfg.get("url")):
-        remedy = f"timm has no weights of {name}; set model.checkpoint, or model.pretrained to false"
-        raise ConfigError("model.pretrained", True, remedy)
-    if not cfg.get("hf_hub_id"):
-        return {}
-    repository, _, revision = cfg["hf_hub_id"].partition("@")
-    chosen = cfg.get("hf_hub_filename")
-    for filename in [chosen] if chosen else ["model.safetensors", "pytorch_model.bin"]:
-        cached = try_to_load_from_cache(repository, filename, revision=revision or None)
-        if isinstance(cached, str):
-            # custom_load is about the original .npz files, which the hub's are not
-            return {"file": cached, "custom_load": False}
-    try:
-        get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT)
-    except Exception as error:  # requests, httpx or offline mode, depending on the hub's version
-        where = constants.ENDPOINT
-        raise _no_weights(name, f"are not in the cache, and {where} is out of reach ({error})") from error
-    return {}
-
-
-def _load_weights(model: VisionTransformer, name: str, path: Path) -> None:
-    """Load a local checkpoint strictly; only a classifier may be missing or of another size."""
+def _load_weights(model: VisionTransformer, config: ModelConfig, path: Path) -> None:
+    """Load a local checkpoint strictly; only a classifier that is not to be kept may be missing or of another size."""
+    name = config.name
     # FlexiViT's grids are resized differently from everybody else's, as timm does for its own downloads.
     flexible = name.startswith("flexivit")
     resizing: dict[str, Any] = {"interpolation": "bilinear", "antialias": False} if flexible else {}
     try:
-        state = checkpoint_filter_fn(_read_checkpoint(path), model, adapt_layer_scale=True, **resizing)
+        state = checkpoint_filter_fn(
+            read_checkpoint(path, config.checkpoint_key), model, adapt_layer_scale=True, **resizing
+        )
     except ConfigError:
         raise
     except Exception as error:  # the conversions assume a family of models and fail in many ways on others
         raise ConfigError("model.checkpoint", path, f"does not fit {name} ({error}); give weights of it") from error
     expected = model.state_dict()
-    classifier = [key for key in ("head.weight", "head.bias") if key in state]
-    if any(key not in expected or state[key].shape != expected[key].shape for key in classifier):
-        for key in classifier:
-            del state[key]
+    classifier = {key: value for key, value in state.items() if key.startswith("head.")}
+    fits = bool(classifier) and all(
+        key in expected and expected[key].shape == value.shape for key, value in classifier.items()
+    )
+    classes = len(classifier.get("head.weight", ()))
+    if config.keep_classifier and not fits:
+        raise _other_classifier(config, classes)
+    if classifier and not (fits and (config.keep_classifier or config.num_classes is None)):
+        keeps = "; model.keep_classifier: true keeps it" if fits else ""
+        _LOG.info("model.checkpoint = %s: its classifier of %d classes is left out%s", path, classes, keeps)
+        state = {key: value for key, value in state.items() if key not in classifier}
     missing = [key for key in expected if key not in state and not key.startswith("head.")]
     unexpected = [key for key in state if key not in expected]
     misshapen = [
@@ -251,43 +243,9 @@ def _load_weights(model: VisionTransformer, name: str, path: Path) -> None:
         if key in expected and value.shape != expected[key].shape
     ]
     faults = {"lacks": missing, "has too many": unexpected, "has of another shape": misshapen}
-    said = "; ".join(f"{fault} {_some(keys)}" for fault, keys in faults.items() if keys)
+    said = "; ".join(f"{fault} {some(keys)}" for fault, keys in faults.items() if keys)
     if said:
         raise ConfigError(
             "model.checkpoint", path, f"{said}; give weights of {name}, or set model.name to what they belong to"
         )
     model.load_state_dict(state, strict=False)
-
-
-def _read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """Read a state dict, out of the wrappers that training programs put around it."""
-    if not path.is_file():
-        raise ConfigError("model.checkpoint", path, "no such file; give a .safetensors, .pth, .pt or .bin file")
-    try:
-        if path.suffix == ".safetensors":
-            loaded: Any = load_file(path)
-        elif path.suffix in {".pth", ".pt", ".bin"}:
-            # timm's own training checkpoints carry their command line
-            with torch.serialization.safe_globals([argparse.Namespace]):
-                loaded = torch.load(path, map_location="cpu", weights_only=True)
-        else:
-            raise ConfigError("model.checkpoint", path, "unknown kind of file; give .safetensors, .pth, .pt or .bin")
-    except ConfigError:
-        raise
-    except Exception as error:  # unpickling rubbish raises nearly anything
-        reason = str(error).partition("\n")[0][:200]
-        raise ConfigError(
-            "model.checkpoint", path, f"cannot be read as plain weights ({reason}); give an intact state dict"
-        ) from error
-    for wrapper in ("model", "state_dict"):
-        if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
-            loaded = loaded[wrapper]
-    if not isinstance(loaded, dict) or not loaded or not all(isinstance(value, Tensor) for value in loaded.values()):
-        raise ConfigError("model.checkpoint", path, "holds no state dict; save model.state_dict()")
-    state: dict[str, Tensor] = clean_state_dict(loaded)
-    return state
-
-
-def _some(items: list[str], limit: int = 4) -> str:
-    more = f" and {len(items) - limit} more" if len(items) > limit else ""
-    return ", ".join(items[:limit]) + more
