@@ -118,8 +118,9 @@ def track_live_bytes(model: nn.Module, optimizer: Optimizer, *tensors: Tensor) -
     peak_bytes: list[int] = []
     tracker.track_external(model, optimizer, *tensors)
     with tracker:
-        # Its statistics by module refuse frozen parameters and a module that runs twice; the total needs none.
-        tracker._mod_tracker.clear_user_hooks()
+        # Without its hooks on every module: their statistics refuse frozen parameters and a module that runs twice, and
+        # what they hang into the graph refers to itself, so that no model that was tracked would ever be freed.
+        tracker._mod_tracker.__exit__(None, None, None)
         yield peak_bytes
     snapshot = tracker.get_tracker_snapshot("peak")
     peak_bytes.append(sum(int(device["Total"]) for device in snapshot.values()))
