@@ -154,12 +154,12 @@ def _load(config: DataConfig, spec: InputSpec) -> Splits:
         pieces["train"] = source, _fewer(config, source.labels, train)
     keep = _keeps(config, sum(len(indices) for _, indices in pieces.values()), spec.image_size)
     normalise = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(spec.mean, spec.std, inplace=True)]
-    augmented = [paper_augmentation, *normalise] if config.augment == "paper" else normalise
     splits = {
         part: Images(
             Decoded(source, indices, spec.image_size, keep),
             source.labels[indices],
-            v2.Compose(augmented if part == "train" else normalise),
+            v2.Compose(normalise),
+            augment=part == "train" and config.augment == "paper",
         )
         for part, (source, indices) in pieces.items()
     }
@@ -189,7 +189,7 @@ def _load_digits(config: DataConfig, spec: InputSpec) -> Splits:
 
     def part(indices: Indices, augment: bool = False) -> Images:
         normalised = (images[indices] - mean) / std
-        return Images(normalised.__getitem__, labels[indices], paper_augmentation if augment else v2.Identity())
+        return Images(normalised.__getitem__, labels[indices], v2.Identity(), augment)
 
     return Splits(part(train, config.augment == "paper"), part(validation), part(test), classes)
 

@@ -26,11 +26,10 @@ def batch_count(images: int, batch_size: int) -> int:
 
 
 def train_loader(dataset: Images, batch_size: int, workers: int, generator: torch.Generator) -> DataLoader[Any]:
-    """Make a loader that shuffles: the generator's state determines the order, and the seeds of the workers.
+    """Make a loader that shuffles: the generator's state determines the order.
 
     Every rank gets its share of each batch: all the same, or the first ones one image more. An incomplete
-    last batch is left out, unless it is the only one. Without workers, augmentation draws from torch's
-    global generator.
+    last batch is left out, unless it is the only one.
 
     Raises:
         ConfigError: a batch has fewer images than there are ranks.
@@ -53,7 +52,6 @@ def eval_loader(dataset: Images, batch_size: int, workers: int) -> DataLoader[An
 
 def _loader(dataset: Images, batches: BatchSampler, workers: int, generator: torch.Generator) -> DataLoader[Any]:
     pixels = dataset.pixels
-    # Not persistent_workers: those are seeded once, so a resumed run would see other augmentations.
     return DataLoader(
         dataset,
         batch_sampler=_Ahead(batches, pixels) if isinstance(pixels, Decoded) and not workers else batches,
