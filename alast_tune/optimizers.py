@@ -12,12 +12,18 @@ from alast_tune.config import TrainConfig
 
 
 def build_optimizer(train: TrainConfig, parameters: list[torch.nn.Parameter]) -> Optimizer:
-    """Build what updates the weights; Adam is fused: one pass over them, no temporaries."""
+    """Build what updates the weights; Adam is fused: one pass over them, no temporaries.
+
+    Weight decay is for matrices alone, in a group of their own: linear layers' and adapters' (2 dimensions) and the
+    patch embedding's (4). It spares biases, norms and LayerScale (1), positions, class token and registers (3).
+    """
+    matrices, others = ([p for p in parameters if (p.dim() in {2, 4}) == decays] for decays in (True, False))
+    groups = [{"params": matrices, "weight_decay": train.weight_decay}, {"params": others, "weight_decay": 0.0}]
     if train.optimizer == "sgd":
         # Fused SGD wants all momenta or none; a block that trains for the first time late in the run has none yet.
-        return torch.optim.SGD(parameters, train.learning_rate, momentum=0.9, weight_decay=train.weight_decay)
+        return torch.optim.SGD(groups, train.learning_rate, momentum=0.9)
     kind = torch.optim.Adam if train.optimizer == "adam" else torch.optim.AdamW
-    return kind(parameters, train.learning_rate, weight_decay=train.weight_decay, fused=True)
+    return kind(groups, train.learning_rate, fused=True)
 
 
 def rate(train: TrainConfig, steps_per_epoch: int) -> Callable[[int], float]:

@@ -10,6 +10,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -32,6 +33,12 @@ from alast_tune.results import EpochReport, Measurements
 
 STEPS = "steps.csv"
 """What each step did and cost, beside the finished model."""
+
+CHECK_EVERY = 50
+"""Steps after which the loss is looked at: each time the host waits for the device."""
+
+_DROPOUT, _AUGMENTATION = 1, 2
+"""What is drawn in an epoch besides its order, each from a stream of its own."""
 
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 """What forwards run in, by ``train.precision``."""
@@ -59,7 +66,8 @@ class Run:
 
     A resumed run equals an uninterrupted one bit for bit on a CPU: every epoch draws its order,
     augmentations and dropout from the seed and its own number. In a process group every rank runs
-    one, takes its share of each batch, and comes to the same weights.
+    one, takes its share of each batch, and comes to the same weights; but for dropout they are those of
+    one process, since each image is augmented by its number, whoever gets it.
     """
 
     def __init__(self, config: TrialConfig, verify: bool = True) -> None:
@@ -113,18 +121,16 @@ class Run:
         with self.meter.clock.training():
             self.model.train()
             loader = self._loader(self.epoch)
-            torch.manual_seed(_epoch_seed(self.config.train.seed, self.epoch))  # dropout, augmentations
-            for step, (images, labels) in enumerate(loader):
+            self._seed_dropout(self.epoch)
+            for step, (images, labels) in enumerate(loader, start=1):
                 losses += self._step(self.method, self._optimizer, images, labels)
                 self._scheduler.step()
                 failpoint("mid-epoch")
                 if on_step:
-                    on_step(step + 1)
-            train_loss = total_over_ranks(losses, 1)[0].item() / self.steps_per_epoch
-        if not math.isfinite(train_loss):
-            raise DivergedError(
-                f"the loss of epoch {self.epoch + 1} is {train_loss}: training has diverged; lower train.learning_rate"
-            )
+                    on_step(step)
+                if step % CHECK_EVERY == 0:
+                    self._mean(losses, step)
+            train_loss = self._mean(losses, self.steps_per_epoch)
         accuracy, validation_loss = self.evaluate("validation")
         plans = [record.plan for record in self.meter.ledger.records[-self.steps_per_epoch :]]
         self.report = EpochReport(
@@ -142,6 +148,19 @@ class Run:
             self.best = self.report
         return self.report
 
+    def _mean(self, losses: Tensor, steps: int) -> float:
+        """Mean loss of the steps of an epoch that are done, the same on every rank.
+
+        Raises:
+            DivergedError: it is not finite.
+        """
+        mean = total_over_ranks(losses, 1)[0].item() / steps
+        if not math.isfinite(mean):
+            raise DivergedError(
+                f"the loss of epoch {self.epoch + 1} is {mean}: training has diverged; lower train.learning_rate"
+            )
+        return mean
+
     def _step(self, method: Method, optimizer: Optimizer, images_BCHW: Tensor, labels_B: Tensor) -> Tensor:
         """One update from this rank's share of a batch; returns its part of the batch's mean loss."""
         images_BCHW = images_BCHW.to(self.device, non_blocking=True)
@@ -149,9 +168,10 @@ class Run:
         _, batch = total_over_ranks(images_BCHW.new_zeros(1), len(images_BCHW))
         parts = min(self.config.train.accumulate, len(images_BCHW))
         loss = torch.zeros((), device=self.device)
-        method.begin_step(len(self.meter.ledger.records))
+        micro_batches = images_BCHW.tensor_split(parts)
+        method.begin_step(len(self.meter.ledger.records), micro_batches)
         with self.meter.step(method, optimizer, images_BCHW, batch):
-            for images, labels in zip(images_BCHW.tensor_split(parts), labels_B.tensor_split(parts), strict=True):
+            for images, labels in zip(micro_batches, labels_B.tensor_split(parts), strict=True):
                 with torch.autocast(self.device.type, self._dtype, enabled=self._dtype is not None):
                     part = F.cross_entropy(method.forward(images), labels) * (len(labels) / batch)
                 self._scaler.scale(part).backward()
@@ -176,21 +196,27 @@ class Run:
         drawn = list(islice(chain.from_iterable(self._loader(epoch) for epoch in (0, 1)), 2 * size))
         learning, scoring = drawn[: -(len(drawn) // 2)], drawn[-(len(drawn) // 2) :]
         _, scored = total_over_ranks(torch.zeros((), device=self.device), sum(len(labels) for _, labels in scoring))
-        weights = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
         losses = []
         self.meter.exploring = True
         for block in range(len(self.model.blocks)):
             probe = build_method(TopKConfig(blocks=(block,)), self.model, train)
             optimizer = build_optimizer(train, probe.parameters())
-            torch.manual_seed(_epoch_seed(train.seed, 0))
+            before = [parameter.detach().clone() for parameter in probe.parameters()]
+            self._seed_dropout(0)
             self.model.train()
             for images, labels in learning:
                 self._step(probe, optimizer, images, labels)
-            _, loss = evaluate(self.model, scoring, self.device, self._dtype)
+            with self.meter.evaluation(optimizer, learning[0][0].shape[-1], self._micro_batch) as size:
+                chunks = [zip(images.split(size), labels.split(size), strict=True) for images, labels in scoring]
+                _, loss = evaluate(self.model, chain.from_iterable(chunks), self.device, self._dtype)
             self.meter.add_forward(learning[0][0].shape[-1], scored)
-            losses.append(loss)
-            self.model.load_state_dict(weights)
+            losses.append(loss if math.isfinite(loss) else math.inf)
+            with torch.no_grad():
+                for parameter, value in zip(probe.parameters(), before, strict=True):
+                    parameter.copy_(value)
         self.meter.end_exploration()
+        if sum(map(math.isfinite, losses)) < choice.count:
+            raise DivergedError("the probes of exploration have diverged; lower train.learning_rate")
         return most_influential(losses, choice.count)
 
     def evaluate(self, split: str) -> tuple[float, float]:
@@ -198,8 +224,20 @@ class Run:
         dataset = getattr(self._splits, split)
         if dataset is None:
             raise ConfigError("data.dataset", self.config.data.dataset, f"has no {split} images")
-        loader = eval_loader(dataset, self.config.train.batch_size, self.config.data.workers)
-        return evaluate(self.model, loader, self.device, self._dtype)
+        with self.meter.evaluation(self._optimizer, input_spec(self.model).image_size, self._micro_batch) as size:
+            loader = eval_loader(dataset, size, self.config.data.workers)
+            return evaluate(self.model, loader, self.device, self._dtype)
+
+    @property
+    def _micro_batch(self) -> int:
+        """Most images that one of a step's forwards gets on this rank."""
+        share = -(-min(self.config.train.batch_size, len(self._splits.train)) // world()[1])
+        return -(-share // self.config.train.accumulate)
+
+    def _seed_dropout(self, epoch: int) -> None:
+        """Let every rank, at every epoch, drop out on its own."""
+        seed = np.random.SeedSequence([self.config.train.seed, epoch, _DROPOUT, world()[0]])
+        torch.manual_seed(int(seed.generate_state(1)[0]))
 
     @property
     def fingerprints(self) -> Fingerprints:
@@ -213,13 +251,7 @@ class Run:
 
     def save(self, folder: Path) -> None:
         """Write a checkpoint of everything the next epoch depends on."""
-        state = {
-            "model": self.model.state_dict(),
-            "optimizer": self._optimizer.state_dict(),
-            "scheduler": self._scheduler.state_dict(),
-            "scaler": self._scaler.state_dict(),
-            "method": self.method.state_dict(),
-            "meter": self.meter.state_dict(),
+        state = {name: part.state_dict() for name, part in self._parts().items()} | {
             "blocks": self._blocks,
             "report": asdict(self.report) if self.report else None,
             "best": asdict(self.best) if self.best else None,
@@ -231,7 +263,7 @@ class Run:
         """Resume from a checkpoint of the same configuration, wherever its files lie now.
 
         Raises:
-            ConfigError: not a checkpoint, or of a run with other settings.
+            ConfigError: not a checkpoint, or of a run with other settings, or of another version.
         """
         state = checkpoint.load(folder)
         if without_places(parse(TrialConfig, json.loads(state["config"]))) != without_places(self.config):
@@ -239,20 +271,33 @@ class Run:
         if not self._started:
             self._blocks = state["blocks"]
             self._start()
-        self.model.load_state_dict(state["model"])
-        self._optimizer.load_state_dict(state["optimizer"])
-        self._scheduler.load_state_dict(state["scheduler"])
-        self._scaler.load_state_dict(state["scaler"])
-        self.method.load_state_dict(state["method"])
-        self.meter.load_state_dict(state["meter"])
+        try:
+            for name, part in self._parts().items():
+                part.load_state_dict(state[name])
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            reason = str(error).partition("\n")[0]
+            remedy = f"was not written by this version ({reason}); train anew, in another folder"
+            raise ConfigError("checkpoint", folder, remedy) from error
         self.report = read_report(state["report"]) if state["report"] else None
         best = state.get("best")  # checkpoints of version 0.1 do not say
         self.best = read_report(best) if best else self.report
 
+    def _parts(self) -> dict[str, Any]:
+        """What has a state of its own, in the order in which a resumed run takes it over."""
+        return {
+            "model": self.model,
+            "optimizer": self._optimizer,
+            "scheduler": self._scheduler,
+            "scaler": self._scaler,
+            "method": self.method,
+            "meter": self.meter,
+        }
+
     def _loader(self, epoch: int) -> Any:
         train = self.config.train
         generator = torch.Generator().manual_seed(_epoch_seed(train.seed, epoch))
-        return train_loader(self._splits.train, train.batch_size, self.config.data.workers, generator)
+        images = self._splits.train.drawn(np.random.SeedSequence([train.seed, epoch, _AUGMENTATION]))
+        return train_loader(images, train.batch_size, self.config.data.workers, generator)
 
 
 def fit(

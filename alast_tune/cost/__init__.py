@@ -17,17 +17,37 @@ from alast_tune.config import FullConfig, MethodConfig, TrainConfig
 from alast_tune.cost.clock import Clock
 from alast_tune.cost.ledger import Ledger, StepRecord
 from alast_tune.cost.memory import MemoryMeter
-from alast_tune.cost.prediction import StepCost, forward_flops, step_cost, step_flops, step_peak_bytes
+from alast_tune.cost.prediction import (
+    StepCost,
+    evaluation_batch,
+    forward_flops,
+    step_cost,
+    step_flops,
+    step_peak_bytes,
+)
 from alast_tune.methods.base import Method, StepPlan
 from alast_tune.models import VisionTransformer
 from alast_tune.parallel import largest_over_ranks
 from alast_tune.results import Measurements
 
-__all__ = ["Ledger", "MemoryMeter", "Meter", "StepCost", "forward_flops", "step_cost", "step_flops", "step_peak_bytes"]
+__all__ = [
+    "Ledger",
+    "MemoryMeter",
+    "Meter",
+    "StepCost",
+    "evaluation_batch",
+    "forward_flops",
+    "step_cost",
+    "step_flops",
+    "step_peak_bytes",
+]
 
 
 class Meter:
-    """Adds up the FLOPs, the peaks and the time of a run's training steps, and keeps a line about each."""
+    """Adds up the FLOPs, the peaks and the time of a run's training steps, and keeps a line about each.
+
+    Evaluation counts for the peak alone.
+    """
 
     def __init__(self, model: VisionTransformer, train: TrainConfig) -> None:
         self.clock = Clock()
@@ -77,6 +97,24 @@ class Meter:
                 budgets=getattr(method, "budgets", ()),
             )
         )
+
+    @contextmanager
+    def evaluation(self, optimizer: Optimizer, image_size: int, most: int) -> Iterator[int]:
+        """Run an evaluation inside, so many images at a time that its peak, which counts, is not above training's.
+
+        Args:
+            optimizer: whose moments are there meanwhile.
+            image_size: side of the images, pixels.
+            most: images of the training's forwards.
+        """
+        training = max((record.predicted_peak_bytes for record in self.ledger.records), default=0)
+        size, predicted = most, 0
+        if training:
+            size, predicted = evaluation_batch(
+                self._model, image_size, most, training, optimizer, self._train.precision
+            )
+        with self._memory.evaluation(predicted, optimizer):
+            yield size
 
     def add_forward(self, image_size: int, images: int) -> None:
         """Count forwards, all tokens, that a method needed beside its steps; ``images`` are all ranks'."""

@@ -1,8 +1,8 @@
-"""Peak memory of training steps as measured: by the allocator on CUDA, by a tracker on a CPU.
+"""Peak memory of training steps and evaluations as measured: by the allocator on CUDA, by a tracker on a CPU.
 
-On CUDA every step is measured. On a CPU live tensor bytes are measured by torch's ``MemTracker``, which slows
+On CUDA every one is measured. On a CPU live tensor bytes are measured by torch's ``MemTracker``, which slows
 a step down severalfold: only steps whose plan is predicted to be heavier than all before are probed, and the
-others' peaks are the prediction, scaled by the last probe's ratio of measured to predicted.
+others' peaks are the prediction, scaled by the last probe's ratio of measured to predicted. So are evaluations'.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _HEAVIER = 1.02  # a plan predicted heavier by less is not worth another probe
 
 
 class MemoryMeter:
-    """Peak bytes over a run's steps, and their median (the steady peak)."""
+    """Peak bytes over a run's steps and evaluations, and the steps' median (the steady peak)."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
@@ -33,6 +33,7 @@ class MemoryMeter:
         self._probed = 0  # heaviest prediction of a step that was measured,
         self._measured = 0  # the largest measurement,
         self._scale = 1.0  # and how it compares with that prediction
+        self._evaluation = 0  # heaviest prediction of an evaluation
         self._cuda = next(model.parameters()).is_cuda
         self.last_bytes = 0
 
@@ -52,7 +53,7 @@ class MemoryMeter:
             self._measured = max(self._measured, self.last_bytes)
             self._peaks[self.last_bytes] += 1
             return
-        missing = FLOAT * (moments(optimizer) - _present_moments(optimizer))
+        missing = _missing_bytes(optimizer)
         # Under `same_step` the plan is known only afterwards: a step heavier than expected has the next one probed.
         expected = max(predict() - missing, max(self._peaks, default=0))
         probe = expected > _HEAVIER * self._asked
@@ -68,13 +69,30 @@ class MemoryMeter:
             if predicted > self._probed:
                 self._probed, self._scale = predicted, measured[0] / predicted
 
+    @contextmanager
+    def evaluation(self, predicted: int, optimizer: Optimizer) -> Iterator[None]:
+        """Run an evaluation inside; measure it where that is free.
+
+        Args:
+            predicted: its peak, all moments counted.
+            optimizer: of the training.
+        """
+        if self._cuda:
+            torch.cuda.reset_peak_memory_stats()
+        yield
+        if self._cuda:
+            self._measured = max(self._measured, torch.cuda.max_memory_allocated())
+        self._evaluation = max(self._evaluation, predicted - _missing_bytes(optimizer))
+
     @property
     def peak_bytes(self) -> int:
-        """Largest peak of any step so far."""
-        heaviest = max(self._peaks, default=0)
-        if self._cuda or heaviest <= _HEAVIER * self._probed:
+        """Largest peak of any step or evaluation so far."""
+        if self._cuda:
             return self._measured
-        return max(self._measured, int(heaviest * self._scale))
+        heaviest = max(self._peaks, default=0)
+        if heaviest <= _HEAVIER * self._probed:
+            heaviest = 0  # measured
+        return max(self._measured, int(max(heaviest, self._evaluation) * self._scale))
 
     @property
     def steady_peak_bytes(self) -> int:
@@ -94,6 +112,7 @@ class MemoryMeter:
             "probed": self._probed,
             "measured": self._measured,
             "scale": self._scale,
+            "evaluation": self._evaluation,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -103,12 +122,13 @@ class MemoryMeter:
         self._probed = state["probed"]
         self._measured = state["measured"]
         self._scale = state["scale"]
+        self._evaluation = state["evaluation"]
 
 
-def _present_moments(optimizer: Optimizer) -> int:
-    """Numbers in the optimizer's moments so far: they come into being at a parameter's first update."""
+def _missing_bytes(optimizer: Optimizer) -> int:
+    """Bytes of the moments that are still to come: they come into being at a parameter's first update."""
     kept = [t for state in optimizer.state.values() for t in state.values() if torch.is_tensor(t)]
-    return sum(t.numel() for t in kept if t.dim())
+    return FLOAT * (moments(optimizer) - sum(t.numel() for t in kept if t.dim()))
 
 
 @contextmanager
@@ -118,8 +138,9 @@ def track_live_bytes(model: nn.Module, optimizer: Optimizer, *tensors: Tensor) -
     peak_bytes: list[int] = []
     tracker.track_external(model, optimizer, *tensors)
     with tracker:
-        # Its statistics by module refuse frozen parameters and a module that runs twice; the total needs none.
-        tracker._mod_tracker.clear_user_hooks()
+        # Without its hooks on every module: their statistics refuse frozen parameters and a module that runs twice, and
+        # what they hang into the graph refers to itself, so that no model that was tracked would ever be freed.
+        tracker._mod_tracker.__exit__(None, None, None)
         yield peak_bytes
     snapshot = tracker.get_tracker_snapshot("peak")
     peak_bytes.append(sum(int(device["Total"]) for device in snapshot.values()))

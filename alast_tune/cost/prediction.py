@@ -73,10 +73,10 @@ def step_cost(
         again = StepOnTape(model, method_config, later, image_size, micro, width, accumulating=True).run()
         working = max(working, gradients + again.tape.peak_bytes)
         flops += again.tape.flops * (batch - micro) // micro
-    weights = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
-    images = FLOAT * batch * 3 * image_size**2
-    there = weights + FLOAT * moments(optimizer) + images
-    peak = there + max(working, gradients + _update_bytes(optimizer, gradients))
+        if plan.calibrated:  # on all micro-batches, before the first one's forward
+            looked = StepOnTape(model, method_config, plan, image_size, micro, width).calibrate()
+            flops += looked.flops * (batch - micro) // micro
+    peak = _there(model, image_size, batch, optimizer) + max(working, gradients + _update_bytes(optimizer, gradients))
     return StepCost(flops, first.held_bytes, peak)
 
 
@@ -109,10 +109,48 @@ def forward_flops(model: VisionTransformer, image_size: int, batch: int) -> int:
     return StepOnTape(model, HeadConfig(), plan, image_size, batch).forward().tape.flops
 
 
+def evaluation_peak_bytes(
+    model: VisionTransformer, image_size: int, batch: int, optimizer: Optimizer, precision: Precision = "fp32"
+) -> int:
+    """Predict the peak of live tensor bytes of an evaluation, ``batch`` images at a time; arguments as step_cost's."""
+    tokens = (image_size // model.patch_embed.patch_size[0]) ** 2 + int(model.num_prefix_tokens)
+    plan = StepPlan((tokens,) * len(model.blocks), (False,) * len(model.blocks))
+    forward = StepOnTape(model, HeadConfig(), plan, image_size, batch, FLOAT if precision == "fp32" else 2)
+    with forward.tape.no_grad():
+        forward.forward()
+    return _there(model, image_size, batch, optimizer) + forward.tape.peak_bytes
+
+
+def evaluation_batch(
+    model: VisionTransformer,
+    image_size: int,
+    most: int,
+    training_peak_bytes: int,
+    optimizer: Optimizer,
+    precision: Precision = "fp32",
+) -> tuple[int, int]:
+    """Find how many images to evaluate at a time, that it takes no more memory than training: ``most``, or fewer.
+
+    Returns:
+        Images, and the predicted peak; one image may take more than training does on fewer tokens.
+    """
+    while True:
+        peak_bytes = evaluation_peak_bytes(model, image_size, most, optimizer, precision)
+        if peak_bytes <= training_peak_bytes or most == 1:
+            return most, peak_bytes
+        most //= 2
+
+
 def moments(optimizer: Optimizer) -> int:
     """Numbers that the optimizer keeps once every parameter has been updated."""
     updated = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
     return int(updated if isinstance(optimizer, torch.optim.SGD) else 2 * updated)
+
+
+def _there(model: VisionTransformer, image_size: int, batch: int, optimizer: Optimizer) -> int:
+    """Bytes that are live from beginning to end: weights, moments and a batch of images."""
+    weights = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+    return weights + FLOAT * moments(optimizer) + FLOAT * batch * 3 * image_size**2
 
 
 def _update_bytes(optimizer: Optimizer, gradients: int) -> int:

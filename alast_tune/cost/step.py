@@ -16,7 +16,7 @@ from alast_tune.methods.apla import PartialLinear
 from alast_tune.methods.base import StepPlan, blocks_of
 from alast_tune.methods.parameters import trained
 from alast_tune.methods.tome import merged_count, merges
-from alast_tune.models import VisionTransformer
+from alast_tune.models import QuickGELU, VisionTransformer
 
 INDEX = 8
 """Bytes of an index."""
@@ -62,6 +62,12 @@ class StepOnTape:
         self._logits()
         return self
 
+    def calibrate(self) -> Tape:
+        """Run what calibration needs of a micro-batch that is not the step's first."""
+        with self.tape.no_grad():
+            self._calibrate(self._embed())
+        return self.tape
+
     def run(self) -> StepOnTape:
         """Run all of it: the tape then has the FLOPs and the peak, ``held_bytes`` what waited for the backward."""
         loss = self._loss(self._logits())
@@ -101,7 +107,7 @@ class StepOnTape:
         return self.tape.pass_gradient(x, y)
 
     def _embed(self) -> Tensor:
-        """Patches, projected, with class token and registers before them and positions added."""
+        """Patches, projected, class token and registers before them, positions added; in some models normalised."""
         model, tape, batch = self._model, self.tape, self._batch
         projection = self._affine(model.patch_embed.proj)
         width = int(model.embed_dim)
@@ -109,13 +115,14 @@ class StepOnTape:
         images = tape.given(batch * self._patches * side * model.patch_embed.proj.in_channels)
         x = tape.linear(images, *projection, width)
         del images
-        assert model.pos_embed is not None
-        positions = self._weight(model.pos_embed)
         first = [self._weight(p) for p in (model.cls_token, model.reg_token) if p is not None]
         count = batch * self._all_tokens * width
-        if model.no_embed_class:
-            return tape.concatenate(tape.add_weight(x, positions), first, count)
-        return tape.add_weight(tape.concatenate(x, first, count), positions)
+        if model.pos_embed is not None and model.no_embed_class:
+            x = tape.add_weight(x, self._weight(model.pos_embed))
+        x = tape.concatenate(x, first, count)
+        if model.pos_embed is not None and not model.no_embed_class:
+            x = tape.add_weight(x, self._weight(model.pos_embed))
+        return self._norm(model.norm_pre, x)
 
     def _block(self, block: Any, x: Tensor, tokens: int, listening: bool = False) -> Tensor:
         """timm's Block."""
@@ -139,7 +146,7 @@ class StepOnTape:
         tape = self.tape
         h = tape.layer_norm(x, self._batch * tokens, *self._affine(block.norm2))
         y = self._linear(block.mlp.fc1, h)
-        y = tape.gelu(y)
+        y = tape.quick_gelu(y) if isinstance(block.mlp.act, QuickGELU) else tape.gelu(y)
         y = self._linear(block.mlp.fc2, y)
         del h
         return tape.add(x, self._scaled(block.ls2, y))
@@ -224,15 +231,18 @@ class StepOnTape:
 
     def _classify(self, x: Tensor) -> Tensor:
         """Final norm over all tokens, the class token's row, classifier."""
-        tape, model, batch = self.tape, self._model, self._batch
-        width = int(model.embed_dim)
-        x = tape.layer_norm(x, x.count // width, *self._affine(model.norm))
-        x = tape.slice(x, batch * width)
+        model = self._model
+        x = self.tape.slice(self._norm(model.norm, x), self._batch * int(model.embed_dim))
         return self._linear(model.head, x) if isinstance(model.head, nn.Linear) else x
 
     def _loss(self, logits: Tensor) -> Tensor:
         """Cross-entropy, in single precision."""
         return self.tape.log_softmax(self.tape.cast(logits, FLOAT))
+
+    def _norm(self, norm: Any, x: Tensor) -> Tensor:
+        """Normalise all tokens, where the model does that."""
+        width = int(self._model.embed_dim)
+        return x if isinstance(norm, nn.Identity) else self.tape.layer_norm(x, x.count // width, *self._affine(norm))
 
     def _affine(self, layer: Any) -> Affine:
         bias = getattr(layer, "bias", None)

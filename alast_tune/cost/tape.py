@@ -241,6 +241,19 @@ class Tape:
         size = x.size
         return self.attach(y, [x], lambda _, kept=x.buffer: (Buffer(self, size),))  # type: ignore[misc]
 
+    def quick_gelu(self, x: Tensor) -> Tensor:
+        """Activation x sigmoid(1.702 x); keeps its input and the sigmoid."""
+        scaled = self.multiply(x)
+        gate, size = self.new(x.count, x.width), x.size
+        if self._needs_grad(scaled):
+            self.attach(gate, [scaled], lambda _, kept=gate.buffer: (Buffer(self, size),))  # type: ignore[misc]
+        del scaled
+        y = self.new(x.count, x.width)
+        if not self._needs_grad(x):
+            return y
+        kept = (x.buffer, gate.buffer)
+        return self.attach(y, [x, gate], lambda _, kept=kept: (Buffer(self, size), Buffer(self, size)))  # type: ignore[misc]
+
     def scale(self, x: Tensor, gamma: Weight) -> Tensor:
         """Multiply by a weight for each channel, in single precision; keeps the input if the weight trains."""
         y = self.new(x.count)

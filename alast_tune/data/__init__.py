@@ -210,12 +210,12 @@ def _divide(config: DataConfig, opened: Opened) -> dict[str, tuple[Source, Indic
 
 
 def _images(config: DataConfig, spec: InputSpec, part: str, source: Source, indices: Indices, cache: str) -> Images:
-    augment = [paper_augmentation] if part == "train" and config.augment == "paper" else []
+    augment = part == "train" and config.augment == "paper"
     if config.dataset == "digits":  # no photographs: interpolated as they are
-        return Images(source, indices, partial(_digits, source, indices, spec), v2.Compose([*augment, v2.Identity()]))
+        return Images(source, indices, partial(_digits, source, indices, spec), v2.Identity(), augment)
     normalise = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(spec.mean, spec.std, inplace=True)]
     pixels = Decoded(source, indices, spec.image_size, cache)
-    return Images(source, indices, pixels, v2.Compose([*augment, *normalise]))
+    return Images(source, indices, pixels, v2.Compose(normalise), augment)
 
 
 def _digits(source: Source, indices: Indices, spec: InputSpec, batch: list[int]) -> Tensor:

@@ -27,11 +27,10 @@ def batch_count(images: int, batch_size: int) -> int:
 
 
 def train_loader(dataset: Images, batch_size: int, workers: int, generator: torch.Generator) -> DataLoader[Any]:
-    """Make a loader that shuffles: the generator's state determines the order, and the seeds of the workers.
+    """Make a loader that shuffles: the generator's state determines the order.
 
     Every rank gets its share of each batch: all the same, or the first ones one image more. An incomplete
-    last batch is left out, unless it is the only one. Without workers, augmentation draws from torch's
-    global generator.
+    last batch is left out, unless it is the only one.
 
     Raises:
         ConfigError: a batch has fewer images than there are ranks.
@@ -56,7 +55,6 @@ def _loader(dataset: Images, batches: BatchSampler, workers: int, generator: tor
     pixels = dataset.pixels
     if isinstance(pixels, Decoded):
         pixels.prepare()
-    # Not persistent_workers: those are seeded once, so a resumed run would see other augmentations.
     return DataLoader(
         dataset,
         batch_sampler=_Ahead(batches, pixels) if isinstance(pixels, Decoded) and not workers else batches,

@@ -14,6 +14,7 @@ from alast_tune.config import (
     TopKConfig,
     TrainConfig,
 )
+from alast_tune.errors import ConfigError
 from alast_tune.methods.alast import Alast
 from alast_tune.methods.apla import Apla
 from alast_tune.methods.base import Method, StepPlan, blocks_of
@@ -44,12 +45,18 @@ def build_method(config: MethodConfig, model: VisionTransformer, train: TrainCon
     """Wrap a model for fine-tuning; ``train`` gives alpha's default (its learning rate) and the seed.
 
     Raises:
-        ConfigError: settings that do not fit the model, or blocks that are still to be explored.
+        ConfigError: settings that do not fit the model, blocks that are still to be explored, or micro-batches where
+            budgets learn within a forward, which would see but the first.
     """
     train = train or TrainConfig()
     match config:
         case AlastConfig():
             alpha = train.learning_rate if config.alpha is None else config.alpha
+            if train.accumulate > 1 and alpha and config.budget_timing == "same_step":
+                remedy = (
+                    "same-step budgets learn from the whole batch; leave it out, or set method.budget_timing: next_step"
+                )
+                raise ConfigError("train.accumulate", train.accumulate, remedy)
             return Alast(config, model, alpha, train.seed)
         case FullConfig():
             return Full(config, model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -56,6 +57,7 @@ class Alast:
         initial = torch.full((depth,), float(start), dtype=torch.float64)
         self._budgets_L = update_budgets(initial, (), None, 0.0, self._floors_L, config.max_budget)
         self._previous_L = torch.zeros(depth, dtype=torch.float64) if config.first_delta == "zero" else None
+        self._micro_batches: Sequence[Tensor] = ()
         self._deltas: list[Tensor] = []  # (L,) of each micro-batch, summed over
         self._images = 0  # so many images
 
@@ -89,16 +91,17 @@ class Alast:
         """Classifier, and final norm and all blocks or their adapters; embeddings where they train."""
         return self._parameters
 
-    def begin_step(self, step: int) -> None:
+    def begin_step(self, step: int, micro_batches: Sequence[Tensor] = ()) -> None:
         """Draw the blocks that train; under ``next_step`` also fix how many tokens each gets."""
-        self._deltas, self._images = [], 0
+        self._deltas, self._images, self._micro_batches = [], 0, micro_batches
         if not self._calibrate_next:  # otherwise the forward decides, once it has seen the images
             self._decide()
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Training forward: every block on the tokens that its predecessors' budgets let through.
 
-        Budgets learn, and calibrate, on a step's first micro-batch; the others follow its plan.
+        The step's first one calibrates on all its micro-batches. Those that follow have its plan: budgets that learn
+        within a step do so from the first alone, which is why these are refused with micro-batches (``build_method``).
         """
         x_BND = embed(self.model, images_BCHW)
         first = not self._deltas
@@ -106,8 +109,7 @@ class Alast:
         if calibrated:
             self._calibrate(x_BND.detach())
             self._decide()
-        same_step = self.config.budget_timing == "same_step"
-        learning = first and same_step
+        learning = first and self.config.budget_timing == "same_step"
         planned = None if learning else self._plan.tokens_L
         prefix = int(self.model.num_prefix_tokens)
         tokens: list[int] = []
@@ -130,9 +132,8 @@ class Alast:
             self._tap.forget()
         if first:
             self._plan = StepPlan(tuple(tokens), self._plan.trainable_L, calibrated)
-        if first or not same_step:
-            self._deltas.append(torch.stack(deltas))
-            self._images += len(images_BCHW)
+        self._deltas.append(torch.stack(deltas))
+        self._images += len(images_BCHW)
         return classify(self.model, x_BND)
 
     def end_step(self) -> None:
@@ -219,9 +220,18 @@ class Alast:
         return deltas / count if self.config.delta_reduction == "batch_mean" else deltas
 
     def _calibrate(self, x_BND: Tensor) -> None:
-        """Set budgets from the relative magnitude of each block's class-token update, all tokens."""
-        magnitudes_L = relative_magnitudes(self.model.blocks, x_BND)
-        sums_L, images = total_over_ranks(magnitudes_L * len(x_BND), len(x_BND))
+        """Set budgets from the relative magnitude of each block's class-token update, all tokens of all micro-batches.
+
+        Args:
+            x_BND: what enters the first block, of the first micro-batch.
+        """
+        sums_L, seen = relative_magnitudes(self.model.blocks, x_BND) * len(x_BND), len(x_BND)
+        for images_BCHW in self._micro_batches[1:]:
+            with torch.no_grad():
+                x_BND = embed(self.model, images_BCHW)
+            sums_L += relative_magnitudes(self.model.blocks, x_BND) * len(x_BND)
+            seen += len(x_BND)
+        sums_L, images = total_over_ranks(sums_L, seen)
         self._budgets_L = scale_to_mean(
             _finite(sums_L.cpu() / images), self.config.target_budget, self._floors_L, self.config.max_budget
         )

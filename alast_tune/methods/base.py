@@ -30,7 +30,7 @@ class Method(Protocol):
     """Wraps a model for training; evaluation sees the bare model, all its tokens.
 
     A step is ``begin_step``, one ``forward`` for each of its micro-batches (usually one), and
-    ``end_step``; all its micro-batches follow one plan.
+    ``end_step``; all its micro-batches follow one plan, and come to what the whole batch would.
     """
 
     model: VisionTransformer
@@ -47,8 +47,13 @@ class Method(Protocol):
     def parameters(self) -> list[nn.Parameter]:
         """Every parameter that may ever train: the optimizer's, from the first step to the last."""
 
-    def begin_step(self, step: int) -> None:
-        """Decide what the step will do and set ``requires_grad`` accordingly."""
+    def begin_step(self, step: int, micro_batches: Sequence[Tensor] = ()) -> None:
+        """Decide what the step will do and set ``requires_grad`` accordingly.
+
+        Args:
+            step: its number.
+            micro_batches: the images that its forwards will get, for what has to look at all of them first.
+        """
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Training forward: images to logits (B, K)."""
@@ -99,7 +104,7 @@ class Constant:
         """What trains."""
         return self._parameters
 
-    def begin_step(self, step: int) -> None:
+    def begin_step(self, step: int, micro_batches: Sequence[Tensor] = ()) -> None:
         """Nothing to decide."""
 
     def forward(self, images_BCHW: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
 """Token Merging (Bolya et al. 2023) during training: similar tokens become one.
 
-Within each block, after its attention, the tokens (all but the class token) are split alternately into A
-and B; every token of A finds its most similar token of B, and the r best pairs merge to their mean, weighted
-by how many patches each stands for. Later attention counts a token that stands for s patches s times over.
+Within each block, after its attention, the tokens are split by their position, as the authors' code does: A has the
+class token (0) and every second token after it (2, 4, ...), B the others (1, 3, ...). Class token and registers never
+merge. Every other token of A finds its most similar token of B, and the r best pairs merge to their mean, weighted by
+how many patches each stands for. Later attention counts a token that stands for s patches s times over.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ def bipartite_merge(
         prefix: leading tokens that never merge: class token and registers.
 
     Returns:
-        Tokens and sizes, (B, N-r, D) and (B, N-r, 1): the prefix, the rest of A in order of
-        their similarity, B in its order. The sum of size * x and the sum of sizes stay.
+        Tokens and sizes, (B, N-r, D) and (B, N-r, 1): the prefix, the rest of A, then B, each in the order
+        in which they came. The sum of size * x and the sum of sizes stay.
     """
     r = merged_count(r, x_BND.shape[1], prefix)
     if r == 0:
@@ -42,17 +43,18 @@ def bipartite_merge(
     B, N, D = x_BND.shape
     with torch.no_grad():
         metric = F.normalize(metric_BNd[:, prefix:], dim=-1)
-        similarity_BAC = metric[:, ::2] @ metric[:, 1::2].transpose(1, 2)
+        first_a, first_b = prefix % 2, (prefix + 1) % 2  # A has the even positions, the prefix counted
+        similarity_BAC = metric[:, first_a::2] @ metric[:, first_b::2].transpose(1, 2)
         best_BA, partner_BA = similarity_BAC.max(dim=2)
         order_BA = best_BA.argsort(dim=1, descending=True, stable=True)
-        gone_BR, stay_BS = order_BA[:, :r], order_BA[:, r:]
+        gone_BR, stay_BS = order_BA[:, :r], order_BA[:, r:].sort(dim=1).values
         into_BR = partner_BA.gather(1, gone_BR)
         # Row numbers in x, and of where the merged ones land among those that are kept.
         images_B1 = torch.arange(B, device=x_BND.device)[:, None]
         first_BP = torch.arange(prefix, device=x_BND.device).expand(B, -1)
-        second_BC = torch.arange(prefix + 1, N, 2, device=x_BND.device).expand(B, -1)
-        kept = (torch.cat([first_BP, prefix + 2 * stay_BS, second_BC], dim=1) + images_B1 * N).flatten()
-        gone = (prefix + 2 * gone_BR + images_B1 * N).flatten()
+        second_BC = torch.arange(prefix + first_b, N, 2, device=x_BND.device).expand(B, -1)
+        kept = (torch.cat([first_BP, prefix + first_a + 2 * stay_BS, second_BC], dim=1) + images_B1 * N).flatten()
+        gone = (prefix + first_a + 2 * gone_BR + images_B1 * N).flatten()
         into = (prefix + stay_BS.shape[1] + into_BR + images_B1 * (N - r)).flatten()
 
     def merge(rows: Tensor) -> Tensor:

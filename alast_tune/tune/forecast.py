@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from alast_tune.config import AlastConfig, BlockChoice, DataConfig, MethodConfig, ModelConfig, TopKConfig, TrialConfig
-from alast_tune.cost import step_flops, step_peak_bytes
+from alast_tune.cost import evaluation_batch, step_flops, step_peak_bytes
 from alast_tune.methods import Alast, Method, StepPlan, build_method, settled
 from alast_tune.methods.lora import adapted_blocks
 from alast_tune.models import VisionTransformer
@@ -33,7 +33,7 @@ class Costs:
     train_flops: float
     """Of all its epochs, if budgets stay what they are at first; exploration not counted."""
     peak_bytes: int
-    """Of its largest training step, in bytes of live tensors: weights, gradients, moments, activations."""
+    """Of its largest training step or evaluation, bytes of live tensors: weights, gradients, moments, activations."""
 
 
 class Forecast:
@@ -79,7 +79,9 @@ class Forecast:
             step_peak_bytes(model, method_config, plan, side, batch, optimizer, train.precision, parts)
             for plan in heaviest
         ]
-        return Costs(image_flops * count * train.epochs, max(peaks))
+        training = max(peaks)
+        _, evaluation = evaluation_batch(model, side, -(-batch // parts), training, optimizer, train.precision)
+        return Costs(image_flops * count * train.epochs, max(training, evaluation))
 
     def _load(self, config: TrialConfig) -> tuple[VisionTransformer, Tensor, int]:
         """Model, a few images as it wants them, and the number of images to train on."""

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from alast_tune.config import TrialConfig
+from alast_tune.config import TrialConfig, apply_params
 from tests.integration.harness import PATIENCE, ROOT
 from tests.unit import parallel_worker
 
@@ -23,12 +23,15 @@ METHODS: dict[str, dict[str, Any]] = {
     "lora+alast": {"name": "alast", "reading": "fast", "alpha": 0.01, "trainable_blocks": 3, "lora": {"rank": 4}},
     "top_k": {"name": "top_k", "count": 2, "probe_steps": 1},
 }
+MORE: dict[str, dict[str, Any]] = {name: {"data/augment": "paper"} for name in ("paper", "top_k")}
+"""Each image is augmented by its number, whichever rank it comes to."""
 
 
 @pytest.fixture(scope="module")
 def configs(tiny_trial: Callable[..., TrialConfig]) -> dict[str, TrialConfig]:
     train = {"epochs": 1, "batch_size": 13, "learning_rate": 1e-2, "optimizer": "sgd"}
-    return {name: tiny_trial(method, **train) for name, method in METHODS.items()}
+    trials = {name: tiny_trial(method, **train) for name, method in METHODS.items()}
+    return {name: apply_params(trial, MORE.get(name, {})) for name, trial in trials.items()}
 
 
 @pytest.fixture(scope="module")

@@ -13,15 +13,21 @@ import pytest
 import torch
 import torch._dynamo.utils
 from safetensors.torch import load_file
+from timm.optim import param_groups_weight_decay
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from alast_tune import checkpoint, models
-from alast_tune.config import ModelConfig, TrialConfig
+from alast_tune import checkpoint, models, train
+from alast_tune.config import ModelConfig, TrainConfig, TrialConfig
+from alast_tune.cost import memory
+from alast_tune.cost.prediction import evaluation_peak_bytes
 from alast_tune.errors import ConfigError, DivergedError
+from alast_tune.evaluate import evaluate
 from alast_tune.models import create_model
+from alast_tune.optimizers import build_optimizer
 from alast_tune.results import EpochReport
 from alast_tune.train import Run, fit, last_report
+from tests.unit.every_method import vit
 from tests.unit.tiny import ALAST, DEPTH, STEPS, TOKENS
 
 TinyTrial = Callable[..., TrialConfig]
@@ -81,13 +87,17 @@ def test_an_epoch_is_what_a_plain_loop_does(tiny_trial: TinyTrial) -> None:
     config = tiny_trial({"name": "full"}, epochs=2, schedule="cosine", warmup_epochs=0.5, weight_decay=0.1, seed=3)
     run, twin = Run(config), Run(config)
     model, losses = twin.model.train(), []
-    optimizer = torch.optim.Adam(model.parameters(), 1e-3, weight_decay=0.1, fused=True)
+    spared = [p for name, p in model.named_parameters() if name.endswith(("bias", "token", "embed")) or "norm" in name]
+    decaying = [p for p in model.parameters() if all(p is not other for other in spared)]
+    groups = [{"params": decaying, "weight_decay": 0.1}, {"params": spared}]
+    optimizer = torch.optim.Adam(groups, 1e-3, fused=True)
     for epoch in range(2):
         report = run.train_epoch()
         for step, (images, labels) in enumerate(twin._loader(epoch)):
             done = STEPS * epoch + step
             warm = min(1, (done + 1) / 2)  # half an epoch has two steps
-            optimizer.param_groups[0]["lr"] = 1e-3 * warm * 0.5 * (1 + math.cos(math.pi * done / (2 * STEPS)))
+            for group in optimizer.param_groups:
+                group["lr"] = 1e-3 * warm * 0.5 * (1 + math.cos(math.pi * done / (2 * STEPS)))
             loss = F.cross_entropy(model(images), labels)
             loss.backward()
             optimizer.step()
@@ -291,6 +301,101 @@ def test_a_run_that_leaves_the_numbers_fails_with_a_clear_word(tiny_trial: TinyT
     with pytest.raises(DivergedError, match=r"training has diverged; lower train.learning_rate"):
         run.train_epoch()
     assert run.epoch == 0
+
+
+def test_a_loss_that_is_not_finite_is_noticed_within_some_steps_not_at_the_epochs_end(
+    tiny_trial: TinyTrial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "CHECK_EVERY", 5)
+    run, done = Run(tiny_trial({"name": "head"}, batch_size=1)), []
+
+    def poison(step: int) -> None:
+        done.append(step)
+        if step == 7:
+            with torch.no_grad():
+                run.model.head.weight.fill_(float("nan"))  # type: ignore[operator, union-attr]
+
+    with pytest.raises(DivergedError, match=r"the loss of epoch 1 is nan: training has diverged"):
+        run.train_epoch(poison)
+    assert done[-1] == 10 < run.steps_per_epoch
+
+
+def test_weight_decay_is_for_matrices_alone() -> None:
+    """As timm has it, and registers besides."""
+    model = vit({"reg_tokens": 4, "init_values": 1e-3, "qk_norm": True})
+    for kind in ("adam", "adamw", "sgd"):
+        config = TrainConfig(optimizer=kind, weight_decay=0.1)
+        decaying, spared = (
+            {id(p) for p in group["params"]} for group in build_optimizer(config, list(model.parameters())).param_groups
+        )
+        also = {*model.no_weight_decay(), "reg_token"}
+        rest, theirs = param_groups_weight_decay(model, 0.1, no_weight_decay_list=also)
+        assert spared == {id(p) for p in rest["params"]} and decaying == {id(p) for p in theirs["params"]}
+    with torch.no_grad():
+        before = {name: p.clone() for name, p in model.named_parameters()}
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+    build_optimizer(TrainConfig(optimizer="adamw", weight_decay=0.1), list(model.parameters())).step()
+    moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == {name for name in before if name.endswith("weight") and "norm" not in name}
+
+
+@pytest.mark.parametrize("missing", ["group", "evaluation"])
+def test_a_checkpoint_of_another_version_is_refused_in_one_line(
+    tmp_path: Path, tiny_trial: TinyTrial, missing: str
+) -> None:
+    config = tiny_trial({"name": "head"})
+    run = Run(config)
+    run.train_epoch()
+    run.save(tmp_path)
+    state = checkpoint.load(tmp_path)
+    if missing == "group":
+        state["optimizer"]["param_groups"].pop()
+    else:
+        del state["meter"]["memory"]["evaluation"]
+    checkpoint.save(state, tmp_path)
+    with pytest.raises(ConfigError) as caught:
+        Run(config).load(tmp_path)
+    text = str(caught.value)
+    assert text.startswith(f"checkpoint = {tmp_path}: was not written by this version (")
+    assert text.endswith("; train anew, in another folder") and "\n" not in text
+
+
+@pytest.mark.parametrize(
+    ("method", "parts"),
+    [
+        ({"name": "head"}, 8),
+        ({"name": "head"}, 1),
+        ({"name": "tome", "merge": 8}, 2),
+        ({"name": "full"}, 4),
+        (ALAST, 8),
+        ({"name": "lora", "rank": 2}, 8),
+    ],
+    ids=str,
+)
+def test_evaluation_is_in_the_peak_and_takes_no_more_than_training(
+    tiny_trial: TinyTrial, monkeypatch: pytest.MonkeyPatch, method: dict[str, Any], parts: int
+) -> None:
+    """Measured: that of an evaluation with everything that is there then."""
+    config = tiny_trial(method, accumulate=parts, batch_size=16, epochs=1)
+    config = config.model_copy(update={"model": config.model.model_copy(update={"image_size": 128})})
+    run = Run(config)
+    report, measured = run.train_epoch(), []
+
+    def measure(model: Any, batches: Any, *rest: Any) -> tuple[float, float]:
+        images, labels = next(iter(batches))
+        with memory.track_live_bytes(model, run._optimizer, images) as peak:
+            result = evaluate(model, [(images, labels)], *rest)
+        measured.append(peak[0])
+        assert len(images) <= 16 // parts
+        return result
+
+    monkeypatch.setattr(train, "evaluate", measure)
+    run.evaluate("validation")
+    assert measured[0] <= report.cost.peak_bytes * 1.005
+    assert run.meter.read().peak_bytes == report.cost.peak_bytes
+    forecast = evaluation_peak_bytes(run.model, 128, 16 // parts, run._optimizer)
+    assert measured[0] == pytest.approx(forecast, rel=0.03)
 
 
 def test_every_step_is_told_in_a_table(tmp_path: Path, tiny_trial: TinyTrial) -> None:

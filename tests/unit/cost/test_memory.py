@@ -1,5 +1,7 @@
 """Peak bytes: the prediction against MemTracker, and which steps are probed."""
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -82,3 +84,15 @@ def test_peak_is_the_heaviest_step_and_steady_peak_the_median() -> None:
     twin = MemoryMeter(model)
     twin.load_state_dict(meter.state_dict())
     assert (twin.peak_bytes, twin.steady_peak_bytes) == (meter.peak_bytes, meter.steady_peak_bytes)
+
+
+def test_a_model_that_was_tracked_is_freed() -> None:
+    """A worker that takes the next trial must not keep the one before."""
+    model, _, method, optimizer = setting({"name": "full"})
+    images = torch.randn(2, 3, 32, 32)
+    with track_live_bytes(model, optimizer, images):
+        train(method, optimizer, images)
+    parameters = [weakref.ref(parameter) for parameter in model.parameters()]
+    del model, method, optimizer
+    gc.collect()
+    assert [parameter() for parameter in parameters if parameter() is not None] == []

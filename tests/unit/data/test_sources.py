@@ -113,26 +113,32 @@ class TestDigits:
         )
 
 
+def seed(number):
+    return np.random.SeedSequence([number])
+
+
+def chance(images):
+    return torch.rand(images, 5, generator=torch.Generator().manual_seed(0))
+
+
 class TestAugmentation:
     def test_only_training_images_change(self, divided):
         splits = load("folder", root=divided, augment="paper")
-        torch.manual_seed(0)
-        assert any(not torch.equal(splits.train[0][0], splits.train[0][0]) for _ in range(10))
-        assert all(torch.equal(splits.validation[0][0], splits.validation[0][0]) for _ in range(10))
-        assert all(torch.equal(splits.test[0][0], splits.test[0][0]) for _ in range(10))
+        for part, changes in (("train", True), ("validation", False), ("test", False)):
+            split = getattr(splits, part)
+            differ = [not torch.equal(split.drawn(seed(n))[0][0], split[0][0]) for n in range(10)]
+            assert any(differ) == changes
 
     def test_also_of_the_digits(self):
         plain, augmented = load("digits"), load("digits", augment="paper")
-        torch.manual_seed(0)
-        draws = [augmented.train[3] for _ in range(12)]
+        draws = [augmented.train.drawn(seed(n))[3] for n in range(12)]
         assert {label for _, label in draws} == {int(plain.train[3][1])}
         assert any(not torch.equal(image, plain.train[3][0]) for image, _ in draws)
         assert torch.equal(all_of(augmented.validation), all_of(plain.validation))
 
     def test_draws_flips_and_crops_two_at_a_time(self):
-        torch.manual_seed(0)
         image = torch.arange(1.0, 257).reshape(1, 16, 16)
-        draws = paper_augmentation(image.expand(300, 1, 16, 16))
+        draws = paper_augmentation(image.expand(300, 1, 16, 16), chance(300))
         assert draws.shape == (300, 1, 16, 16)
         for symmetry in (image, image.flip(-1), image.flip(-2), image.flip((-1, -2))):
             assert any(torch.equal(draw, symmetry) for draw in draws)
@@ -150,16 +156,22 @@ class TestAugmentation:
             padded = v2.functional.pad(one, [2, 2, 2, 2])
             crops = [v2.functional.crop(padded, top, left, 16, 16) for top in range(5) for left in range(5)]
             possible |= {crop.numpy().tobytes() for crop in crops}
-        found = {draw.numpy().tobytes() for draw in paper_augmentation(image.expand(2000, 3, 16, 16))}
+        found = {draw.numpy().tobytes() for draw in paper_augmentation(image.expand(2000, 3, 16, 16), chance(2000))}
         assert found == possible
 
-    def test_comes_from_torchs_global_generator(self, divided):
-        splits = load("folder", root=divided, augment="paper")
-        runs = []
-        for _ in range(2):
-            torch.manual_seed(4)
-            runs.append(torch.stack([splits.train[index][0] for index in range(12)]))
-        assert torch.equal(*runs)
+    def test_the_ends_of_chance_are_crops_too(self):
+        image = torch.arange(1.0, 257).reshape(1, 1, 16, 16)
+        for draw in (0.0, np.nextafter(1, 0)):
+            assert paper_augmentation(image, torch.full((1, 5), draw, dtype=torch.float64)).shape == image.shape
+
+    def test_is_each_images_own_whatever_batch_it_is_in_and_whoever_draws_besides(self, divided):
+        train = load("folder", root=divided, augment="paper").train
+        one, twin, other = train.drawn(seed(4)), train.drawn(seed(4)), train.drawn(seed(5))
+        together = one.__getitems__(list(range(12)))[0]
+        torch.rand(3)
+        assert torch.equal(together[[7, 2]], twin.__getitems__([7, 2])[0])
+        assert torch.equal(together, torch.stack([twin[index][0] for index in range(12)]))
+        assert not torch.equal(together, other.__getitems__(list(range(12)))[0])
 
 
 class TestFolder:

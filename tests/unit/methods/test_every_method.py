@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from alast_tune.config import MethodConfig, TrainConfig, TrialConfig
-from alast_tune.errors import DivergedError
+from alast_tune.errors import ConfigError, DivergedError
 from alast_tune.evaluate import evaluate
 from alast_tune.methods import Alast, Method, build_method
 from tests.unit.every_method import DEPTH, METHODS, MODELS, cases, vit
@@ -361,7 +361,7 @@ def test_all_micro_batches_of_a_step_follow_one_plan(name: str) -> None:
 
 @pytest.mark.parametrize("reading", READINGS)
 def test_deltas_of_micro_batches_are_those_of_the_whole_batch(reading: str) -> None:
-    """Where budgets move between steps; within one they learn from its first micro-batch alone."""
+    """Where budgets move between steps; where they do within one, micro-batches are refused."""
     options = {"reading": reading, "initial_budget": 0.5, "alpha": 0.1, "trainable_blocks": 3}
     options |= {"budget_timing": "next_step"}
     whole, parted = alast(vit(), **options), alast(vit(), **options)
@@ -378,15 +378,38 @@ def test_deltas_of_micro_batches_are_those_of_the_whole_batch(reading: str) -> N
         assert parted.budgets == pytest.approx(whole.budgets, rel=1e-5)
 
 
-def test_within_a_step_budgets_learn_from_its_first_micro_batch() -> None:
-    options: dict[str, Any] = {"reading": "paper", "initial_budget": 0.6, "alpha": 0.01, "trainable_blocks": 3}
-    first, parted = alast(vit(), **options), alast(vit(), **options)
-    for number in range(2):
-        images, _ = batch(number, size=5)
-        for method, parts in ((first, [2]), (parted, [2, 2, 1])):
-            method.begin_step(number)
-            for part in images[: sum(parts)].split(parts):
-                method.forward(part)
-            method.end_step()
-        assert parted.deltas == first.deltas and parted.budgets == first.budgets
-        assert parted.plan == first.plan
+def test_calibration_looks_at_all_micro_batches() -> None:
+    options: dict[str, Any] = {"reading": "fast", "trainable_blocks": 3, "target_budget": 0.4, "keep_multiple": 1}
+    whole, parted = alast(vit(), **options), alast(vit(), **options)
+    images = torch.cat([batch()[0], 9 * batch(1)[0]])  # the first micro-batch is not like the others
+    whole.begin_step(0, [images])
+    whole.forward(images)
+    parted.begin_step(0, images.split(3))
+    for part in images.split(3):
+        parted.forward(part)
+    assert parted.budgets == pytest.approx(whole.budgets, rel=1e-5)
+    assert parted.plan == whole.plan
+    alone = alast(vit(), **options)
+    alone.begin_step(0, [images[:3]])
+    alone.forward(images[:3])
+    assert alone.budgets != pytest.approx(whole.budgets, rel=1e-2)
+
+
+@pytest.mark.parametrize("reading", READINGS)
+def test_where_budgets_learn_within_a_forward_micro_batches_are_refused(reading: str) -> None:
+    train = TrainConfig(accumulate=4)
+
+    def build(**more: Any) -> Method:
+        return build_method(setting(name="alast", reading=reading, trainable_blocks=3, **more), vit(), train)
+
+    if reading == "fast":
+        build()
+        return
+    with pytest.raises(ConfigError) as caught:
+        build()
+    assert str(caught.value) == (
+        "train.accumulate = 4: same-step budgets learn from the whole batch; leave it out, "
+        "or set method.budget_timing: next_step"
+    )
+    build(alpha=0.0)  # never moves one
+    build(budget_timing="next_step")
