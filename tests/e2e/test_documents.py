@@ -2,13 +2,15 @@
 
 A copy of the checkout gets a `.venv` of its own that uses this interpreter's packages, so that nothing is installed.
 Files that the documents show (`# mine.yaml` in a block's first line) are written, diffs applied, Python run. What is
-run differently from what is written stands in one table, with the reason; all else must end with exit code 0.
+run differently from what is written stands in one table, with the reason; all else must end with exit code 0. What
+another test runs as well is run here at night only; that it names what there is, is looked up nevertheless.
 
 Not covered: that the packages install (`just setup` finds them installed).
 """
 
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -17,20 +19,28 @@ import sysconfig
 import tomllib
 import urllib.request
 import venv
-from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from time import monotonic, sleep
 
+import mlflow
 import numpy as np
 import pytest
 from PIL import Image
 
+from alast_tune.cli import main
+from alast_tune.config import TrialConfig
 from tests.documents import DOCUMENTS, ROOT, Block, blocks, checkout_files
 from tests.integration.harness import PATIENCE, free_port
+from tests.unit.test_documents import options
+from tests.unit.test_house import recipes
 
 BIN = Path(sys.executable).parent
+PROGRAM = ".venv/bin/alast-tune"
 
 
 @dataclass(frozen=True)
@@ -45,12 +55,34 @@ class Here:
     """The command is expected to end with exit code 2 and this."""
     serves: bool = False
     """The command is a server: asked at {port}, then ended."""
+    nightly: bool = False
+    """The command is left out by day; ``why`` says what runs the same then."""
 
 
 TABLE = (
+    # At night; first, for what they look for is what is written.
+    Here(r".*just sweep --resume pets", r"\g<0>", "test_sweep.py resumes sweeps", nightly=True),
+    Here(r".*ray job submit .*", r"\g<0>", "test_jobs.py submits by hand", nightly=True),
+    Here(r".*compare.py --preset embedded", r"\g<0>", "test_compare.py runs one; the presets are parsed", nightly=True),
+    Here(
+        r".*--preset deit-s-cifar100.*",
+        r"\g<0>",
+        "test_presets.py parses it; its weights are on the hub",
+        refused="error: model.pretrained",
+        nightly=True,
+    ),
+    Here(r".*--warm-start pets", r"\g<0>", "test_promotion.py begins a sweep with another's results", nightly=True),
+    Here(r".*front pets-small", r"\g<0>", "what it shows is made at night", nightly=True),
+    Here(r".*ablate.py --preset embedded", r"\g<0>", "as above; test_reports.py makes its tables", nightly=True),
+    Here(r".*--workers 2", r"\g<0>", "test_distributed.py", nightly=True),
+    Here(r".*--reseed 2", r"\g<0>", "test_reseed.py", nightly=True),
+    Here(r".*--preset ways.yaml", r"\g<0>", "test_grid.py; the file is parsed", nightly=True),
+    Here(r".*just cluster-up", r"\g<0>", "test_local_cluster.py, and `just submit` in the README", nightly=True),
+    Here(r".*just submit --preset demo --name here", r"\g<0>", "as above", nightly=True),
+    Here(r".*just bench --model .*", r"\g<0>", "adding-a-method.md runs the benchmark", nightly=True),
     # Smaller: the same on less, in commands, files and the copy's own presets.
     Here(r"trials: \d+", "trials: 3", "a hundred seconds, or a GPU"),
-    Here(r"epochs: \d+, batch_size: \d+", "epochs: 1, batch_size: 8", "as above"),
+    Here(r"epochs: \d+, batch_size: \d+", "epochs: 1, batch_size: 16", "as above"),
     Here(r"dataset: digits(, train_images: \d+)?}", "dataset: digits, train_images: 64}", "as above"),
     Here(r"name: vit_small_patch14_reg4_dinov2\n +image_size: 224.*", "name: embedded", "its weights are on the hub"),
     Here(r"seeds: \d", "seeds: 1", "as above"),
@@ -58,9 +90,10 @@ TABLE = (
     Here(r"(ablate.py --preset embedded)", r"\1 --only frozen", "six sweeps"),
     Here(r"workers: 4", "workers: 0", "a few images"),
     Here(r"/data/pets", "images", "made-up images, in the copy"),
-    Here(r'"train": {"epochs": 2}', '"train": {"epochs": 1}, "data": {"train_images": 256}', "half a minute"),
+    Here(r'"train": {"epochs": 2}', '"train": {"epochs": 1}, "data": {"train_images": 64}', "half a minute"),
     Here(r"--train.epochs 50", "--train.epochs 2", "minutes"),
     Here(r"(just test)$", r"\1 tests/unit/test_front.py", "all of them are running"),
+    Here(r"(just test tests/.*)", r"\1 -n 0", "other tests are running beside it"),
     Here(r"(just bench) --model .*", r"\1 --rounds 1 --warmup 0 --only full", "minutes"),
     Here(r"(just bench --only .*)", r"\1 --rounds 1 --warmup 0", "half a minute"),
     Here(r"(search.py .*) --seeds 30", r"\1 --seeds 1 --only random --processes 1", "most of an hour"),
@@ -70,8 +103,6 @@ TABLE = (
     Here(r"just ui", "just ui --port {port}", "a server", serves=True),
     Here(r"http://127.0.0.1:8265", "$(.venv/bin/python -m clusters.local.cluster up)", "or the next free port"),
     Here(r".*ray start --head", "true", "what `just submit` has started runs, and is ended by its process ids"),
-    # Without a network: everything is parsed, then the weights are missed.
-    Here(r".*--preset deit-s-cifar100.*", r"\g<0>", "weights are on the hub", refused="error: model.pretrained"),
 )
 
 PRESETS = ("demo.yaml", "compare/embedded.yaml", "ablate/embedded.yaml")
@@ -81,8 +112,13 @@ PRESETS = ("demo.yaml", "compare/embedded.yaml", "ablate/embedded.yaml")
 class Reader:
     """Somebody with a fresh clone, who does what the documents say."""
 
-    def __init__(self, folder: Path, at_the_end: ExitStack) -> None:
+    def __init__(self, folder: Path, at_the_end: ExitStack, nightly: bool = False) -> None:
         self.folder = folder
+        self._nightly = nightly
+        self._done: set[tuple[str, int]] = set()
+        self._swept: set[str] = set()
+        self._started: set[str] = set()
+        self._changed = False
         at_the_end.callback(lambda: self._shell(".venv/bin/python -m clusters.local.cluster down"))
         self.environment = os.environ | {
             "PATH": f"{BIN}:{os.environ['PATH']}",  # python3 is this one
@@ -104,7 +140,7 @@ class Reader:
         draw = np.random.default_rng(0)
         for name in ("cat", "dog"):
             (folder / "images" / name).mkdir(parents=True)
-            for number in range(20):
+            for number in range(10):
                 pixels = draw.integers(0, 256, (40, 40, 3), np.uint8)
                 Image.fromarray(pixels).save(folder / "images" / name / f"{number}.png")
 
@@ -133,29 +169,68 @@ class Reader:
             script.chmod(0o755)
         self._shell('echo "$PWD $(cat requirements.lock pyproject.toml | cksum)" > .venv/.set-up')
 
-    def follow(self, document: str) -> None:
-        """Do all that a document says."""
-        for block in blocks(document):
-            if block.language == "sh":
-                for command in block.commands:
-                    self._run(command)
-            elif block.language == "diff":
-                self._shell("git apply -", block.text)
-            elif block.file:
-                (self.folder / block.file).write_text(here(block.text)[0])
-            elif block.language == "python":
-                self._shell(".venv/bin/python -", here(block.text)[0])
+    def follow(self, document: str, end: int | None = None) -> None:
+        """Do what a document says, up to the end of a block, and nothing twice."""
+        for number, block in enumerate(blocks(document)[:end]):
+            if (document, number) not in self._done:
+                self._done.add((document, number))  # what fails is said once
+                self._do(block)
+
+    def _do(self, block: Block) -> None:
+        if block.language == "sh":
+            for command in block.commands:
+                self._run(command)
+        elif block.language == "diff":
+            self._shell("git apply -", block.text)
+            self._changed = True
+        elif block.file:
+            (self.folder / block.file).write_text(here(block.text)[0])
+        elif block.language == "python":
+            text = here(block.text)[0]
+            if self._by_itself(block.language):
+                self._shell(".venv/bin/python -", text)
+            else:
+                with self._here("python"):
+                    exec(compile(text, "document", "exec"), {"__name__": "__main__"})
+
+    def _by_itself(self, program: str) -> bool:
+        """Whether a program runs in a process of its own: the first time, at night, and where it has been changed.
+
+        Else it is this process's: to import everything takes longer than what is then done.
+        """
+        first, self._started = program not in self._started, self._started | {program}
+        return first or self._nightly or self._changed
+
+    @contextmanager
+    def _here(self, what: str) -> Iterator[None]:
+        """Be in the copy's folder, with what a process of its own would have left behind put away."""
+        start = monotonic()
+        with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(action="ignore"):
+            patch.chdir(self.folder)
+            patch.setenv("MLFLOW_TRACKING_URI", "")
+            yield
+            mlflow.set_tracking_uri("")
+        print(f"{monotonic() - start:6.1f} s  {what}")
 
     def _run(self, command: str) -> None:
         if setting := re.fullmatch(r"export (\w+)=(\w+)", command):
             self.environment[setting[1]] = setting[2]
             return
         text, differences = here(command)
+        if any(difference.nightly for difference in differences) and not self._nightly:
+            return
+        if "/python sweeps/" in command:
+            if command in self._swept:  # another document has the same line
+                return
+            self._swept.add(command)
         if any(difference.serves for difference in differences):
             self._ask(text)
         elif refusals := [difference.refused for difference in differences if difference.refused]:
             said = self._shell(text, code=2)
             assert refusals[0] in said, said
+        elif (words := shlex.split(text))[0] == PROGRAM and not self._by_itself(PROGRAM):
+            with self._here(text):
+                main(words[1:])
         else:
             self._shell(text)
 
@@ -211,25 +286,73 @@ def test_the_table_has_nothing_that_no_document_says() -> None:
     assert [difference.says for difference in TABLE if difference not in used] == []
 
 
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_command_names_what_there_is(document: str) -> None:
+    """Those that are not run by day are not the reader's trouble by night either."""
+    shown = {block.file for name in DOCUMENTS for block in blocks(name)}
+    for command in (command for block in blocks(document) if block.language == "sh" for command in block.commands):
+        for file in re.findall(r"(?<![\w/.])(?:sweeps|benchmarks|clusters|tests)/[\w/.-]*", command):
+            assert (ROOT / file).exists() or file in shown, command
+        for recipe in re.findall(r"/just ([a-z][\w-]*)", command):
+            assert recipe in recipes(), command
+        for preset in re.findall(r"--preset ([\w.-]+)", command):
+            folders = ("", *(f"{script}/" for script in ("compare", "ablate") if f"{script}.py" in command))
+            files = [ROOT / "sweeps/presets" / folder / f"{preset}.yaml" for folder in folders]
+            assert preset in shown or any(file.exists() for file in files), command
+        if not re.search(r"\bray |\bpip ", command):
+            for name, path in re.findall(r"(?<![\w-])--([a-z][\w-]*)((?:\.\w+)*)", command):
+                assert name in (TrialConfig.model_fields if path else options()), command
+
+
+NEEDS_JUST = pytest.mark.skipif(not (BIN / "just").exists(), reason="no `just` (rust-just) in this environment")
+
+PARTS = [
+    (document, number + 1)
+    for document in DOCUMENTS
+    for number, block in enumerate(blocks(document))
+    if block.language == "sh" or (block.language == "python" and not block.file)
+]
+"""Blocks in which something is run, each with the files and changes before it."""
+
+
+def changes_the_program(document: str) -> bool:
+    return any(block.language == "diff" for block in blocks(document))
+
+
 @pytest.fixture(scope="module")
-def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
-    """Somebody who has followed the README, to its end: what the other documents take for granted."""
+def readers(tmp_path_factory: pytest.TempPathFactory, empty_mlflow: Path) -> Iterator[Callable[[str], Reader]]:
+    """Whoever follows a document: one reader for all, but for those documents that change the program."""
     with ExitStack() as at_the_end:
-        reader = Reader(tmp_path_factory.mktemp("docs") / "alast-tune", at_the_end)
-        reader.follow("README.md")
-        yield reader
+
+        @cache
+        def reader(name: str) -> Reader:
+            one = Reader(tmp_path_factory.mktemp("docs") / "alast-tune", at_the_end)
+            if name != "README.md":  # which makes it: seconds
+                (one.folder / "runs").mkdir()
+                shutil.copy(empty_mlflow, one.folder / "runs")
+            return one
+
+        yield lambda document: reader(document if changes_the_program(document) else "README.md")
 
 
 @pytest.mark.e2e
 @pytest.mark.slow
+@NEEDS_JUST
+@pytest.mark.parametrize(("document", "end"), PARTS)
+def test_every_command_works(document: str, end: int, readers: Callable[[str], Reader]) -> None:
+    reader = readers(document)
+    if document != "README.md" and not changes_the_program(document):
+        reader.follow("README.md")  # which the other documents take for granted
+    reader.follow(document, end)
+
+
+@pytest.mark.e2e
+@pytest.mark.nightly
 @pytest.mark.timeout(2400)
-@pytest.mark.skipif(not (BIN / "just").exists(), reason="no `just` (rust-just) in this environment")
-@pytest.mark.parametrize("document", DOCUMENTS)
-def test_every_command_works(document: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    if any(block.language == "diff" for block in blocks(document)):  # it changes the program
-        with ExitStack() as at_the_end:
-            Reader(tmp_path / "alast-tune", at_the_end).follow(document)
-    else:
-        reader: Reader = request.getfixturevalue("reader")
-        if document != "README.md":
-            reader.follow(document)
+@NEEDS_JUST
+def test_every_command_works_that_is_left_out_by_day(tmp_path: Path) -> None:
+    with ExitStack() as at_the_end:
+        reader = Reader(tmp_path / "alast-tune", at_the_end, nightly=True)
+        for document in DOCUMENTS:
+            if not changes_the_program(document):
+                reader.follow(document)
