@@ -42,10 +42,11 @@ class Preset(PydanticBaseSettingsSource):
         """Read the file that ``--preset`` or ``--resume`` names."""
         given = self.current_state
         preset, resume = given.get("preset"), given.get("resume")
+        place = given.get("storage", "runs")
         try:
-            storage = copy_of(given.get("storage", "runs"))
+            storage = copy_of(place)
         except ValueError as error:
-            raise ConfigError("storage", given["storage"], str(error)) from None
+            raise ConfigError("storage", place, str(error)) from None
         if resume:
             stored = stored_sweep(storage / resume).given()
             return {name: value for name, value in stored.items() if name != "storage"}

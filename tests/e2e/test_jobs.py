@@ -110,7 +110,7 @@ def test_a_job_is_stopped_and_resubmitted_and_no_log_has_the_token(head: str, pa
     statuses = Counter(run.info.status for run in client.search_runs([experiment.experiment_id]))
     assert statuses == {"FINISHED": 4}
 
-    failing = job_id(submit(head, "--preset", "nope"))
+    failing = job_id(submit(head, "--preset", "nope", *storage))
     assert wait(jobs, failing) == "FAILED"
     assert "error: preset = nope" in jobs.get_job_logs(failing)
 

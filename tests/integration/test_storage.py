@@ -129,8 +129,10 @@ def test_a_sweep_goes_on_after_its_cluster_and_its_disk_are_gone(
         runs = client.search_runs([experiment.experiment_id])
         assert Counter(run.info.status for run in runs) == {"FINISHED": 5}
         trials = [run for run in runs if run.data.tags.get("alast.kind") == "trial"]
-        epochs = [len(client.get_metric_history(run.info.run_id, "accuracy")) for run in trials]
-        assert epochs == [3] * 4  # each epoch once: the interrupted trial went on from its checkpoint
+        for run in trials:  # an epoch whose checkpoint was lost is trained and logged again, to the same end
+            points = client.get_metric_history(run.info.run_id, "accuracy")
+            assert len({(point.step, point.value) for point in points}) == 3
+            assert {point.step for point in points} == {1, 2, 3}
 
         main(["promote", "s3://bucket/sweeps/moved", "-o", str(tmp_path / "best.yaml")])
         assert "registered: models:/moved@champion" in capsys.readouterr().out

@@ -197,6 +197,19 @@ def test_in_a_job_relative_paths_mean_the_submitters_folder_or_are_refused(monke
     assert parse(TrialConfig, {"data": {"root": "data"}}).data.root == Path("data")
 
 
+def test_in_a_job_the_usual_storage_is_refused_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from sweeps import pareto
+
+    job = {"runtime_env": {"working_dir": "gcs://_ray_pkg_0123.zip"}}
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(job))
+    monkeypatch.setattr("sys.argv", ["pareto.py", "--preset", "demo"])
+    with pytest.raises(SystemExit):
+        pareto.main()
+    assert capsys.readouterr().err.startswith("error: storage = runs: is relative, but a job runs in a copy")
+
+
 @pytest.mark.parametrize("name", ["K (blocks)", "K=blocks, n", "a/b", "", ".", "..", "K\n", "x" * 300])
 def test_names_of_variants_that_mlflow_refuses_are_refused(name: str) -> None:
     space = {name: {"type": "variants", "variants": {"one": {"method/alpha": 0.5}}}}
