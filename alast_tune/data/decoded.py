@@ -59,8 +59,8 @@ class Decoded:
         source: of the images.
         indices: (n,) which of them.
         size: side to resize them to, pixels.
-        cache: "none"; or "memory" or "auto" to keep them, the latter if it works.
-        cache: ``data.cache``; its "auto" is decided by :func:`worth_keeping`.
+        cache: ``data.cache``: "none"; "memory" to keep them; "auto" to keep them if that works, once
+            :func:`worth_keeping` has said that they fit.
     """
 
     def __init__(self, source: Source, indices: Indices, size: int, cache: str) -> None:
