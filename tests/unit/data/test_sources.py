@@ -6,6 +6,7 @@ import os
 import pickle
 import shutil
 import tarfile
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,7 @@ EMOJI = SHARED / "data" / "emoji57.tar"
 @pytest.fixture
 def no_network(monkeypatch):
     """Send every request to a port where nobody listens."""
+    monkeypatch.setattr(urllib.request, "_opener", None)  # urllib keeps the first one, with the proxies of that time
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     for name in ("no_proxy", "NO_PROXY"):
