@@ -67,7 +67,7 @@ class Run:
     A resumed run equals an uninterrupted one bit for bit on a CPU: every epoch draws its order,
     augmentations and dropout from the seed and its own number. In a process group every rank runs
     one, takes its share of each batch, and comes to the same weights; but for dropout they are those of
-    one process, since each image is augmented by its number, whoever gets it.
+    one process, since each image is augmented by its number, whichever rank gets it.
     """
 
     def __init__(self, config: TrialConfig, verify: bool = True) -> None:

@@ -100,7 +100,7 @@ class Meter:
 
     @contextmanager
     def evaluation(self, optimizer: Optimizer, image_size: int, most: int) -> Iterator[int]:
-        """Run an evaluation inside, so many images at a time that its peak, which counts, is not above training's.
+        """Measure an evaluation; yields how many images to take at a time, so that its peak stays below training's.
 
         Args:
             optimizer: whose moments are there meanwhile.

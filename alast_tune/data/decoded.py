@@ -83,7 +83,7 @@ class Decoded:
         return torch.from_numpy(self._decode(batch))
 
     def start(self, batch: list[int], pool: Executor, parts: int) -> list[int]:
-        """Let a pool's threads decode a batch in so many parts, unless that has been done."""
+        """Let a pool's threads decode a batch in ``parts`` parts, unless it is decoded already."""
         if self._kept is not None:
             return batch
         chunks = [chunk for chunk in np.array_split(batch, parts) if len(chunk)]
@@ -126,7 +126,7 @@ class Decoded:
 
 
 def worth_keeping(count: int, size: int) -> bool:
-    """Whether so many decoded images fit into the memory that is available here, shared, and on the disk beside."""
+    """Whether ``count`` decoded images fit into the available memory, shared, and onto the cache folder's disk."""
     size_bytes = count * 3 * size**2
     try:
         _folder().mkdir(parents=True, exist_ok=True)
