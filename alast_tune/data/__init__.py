@@ -239,20 +239,29 @@ def _untested(pieces: dict[str, tuple[Source, Indices]], classes: Sequence[str])
 
 
 def _copies(splits: Splits, all_data: bool) -> Iterator[str]:
-    """Say how many images of the held-out splits are, byte for byte, in one before."""
+    """Say which images are, byte for byte, held out and in a split before, or in one split under two labels."""
     parts = {"train": splits.train, "validation": None if all_data else splits.validation, "test": splits.test}
-    seen: dict[str, tuple[str, str]] = {}
+    seen: dict[str, tuple[str, str, int]] = {}
+    """By checksum: split, key and label of the first."""
     for part, images in parts.items():
-        found = list(images.contents()) if images else []
-        again = [(key, *seen[checksum]) for key, checksum in found if checksum in seen]
+        found = list(zip(images.contents(), labels_of(images).tolist(), strict=True)) if images else []
+        again = [(key, *seen[checksum][:2]) for (key, checksum), _ in found if checksum in seen]
         if again:
             key, where, other = again[0]
             yield (
                 f"{len(again)} of {len(found)} {part} images are copies of images in another split, which makes "
                 f"accuracies look better than they are: {key} is {other} of {where}; remove them"
             )
-        for key, checksum in found:
-            seen.setdefault(checksum, (part, key))
+        contradicting = []
+        for (key, checksum), label in found:
+            where, other, its_label = seen.setdefault(checksum, (part, key, label))
+            if where == part and its_label != label:
+                contradicting.append((key, other))
+        if contradicting:
+            yield (
+                f"{len(contradicting)} of {len(found)} {part} images have a copy of another class in that split: "
+                f"{contradicting[0][0]} is {contradicting[0][1]}; remove the wrong ones"
+            )
 
 
 def _fewer(config: DataConfig, labels: Indices, train: Indices) -> Indices:

@@ -277,4 +277,9 @@ def _load_weights(model: VisionTransformer, config: ModelConfig, path: Path) -> 
         raise ConfigError(
             "model.checkpoint", path, f"{said}; give weights of {name}, or set model.name to what they belong to"
         )
+    if quantised := [f"{key} ({value.dtype})" for key, value in state.items() if not value.is_floating_point()]:
+        remedy = f"has integers for {some(quantised)}; give the weights from before they were quantised"
+        raise ConfigError("model.checkpoint", path, remedy)
+    if broken := [key for key, value in state.items() if not value.float().isfinite().all()]:
+        raise ConfigError("model.checkpoint", path, f"is not finite in {some(broken)}; give an intact state dict")
     model.load_state_dict(state, strict=False)

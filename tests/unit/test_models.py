@@ -350,6 +350,22 @@ class TestRefusedCheckpoint:
         assert said in text
         assert text.endswith("give weights of deit_tiny_patch16_224, or set model.name to what they belong to")
 
+    @pytest.mark.parametrize(
+        ("damage", "said"),
+        [
+            (lambda weight: (10 * weight).to(torch.int8), "has integers for blocks.3.attn.qkv.weight (torch.int8);"),
+            (
+                lambda weight: weight.masked_fill(weight == weight.max(), torch.nan),
+                "is not finite in blocks.3.attn.qkv.weight;",
+            ),
+        ],
+        ids=["quantised", "not a number"],
+    )
+    def test_values_that_are_no_weights(self, tmp_path, tiny_state, damage, said):
+        name = "blocks.3.attn.qkv.weight"
+        save_file(tiny_state | {name: damage(tiny_state[name])}, tmp_path / "tiny.safetensors")
+        assert said in refusal(name=self.NAME, checkpoint=tmp_path / "tiny.safetensors")
+
     def test_weights_of_another_architecture(self, tmp_path, tiny_state):
         save_file(tiny_state, tmp_path / "tiny.safetensors")
         text = refusal(name="deit_small_patch16_224", checkpoint=tmp_path / "tiny.safetensors")

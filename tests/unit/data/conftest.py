@@ -19,6 +19,6 @@ def divided(tmp_path):
     """An image folder with train, val and test."""
     root = tmp_path / "divided"
     for part, count in (("train", 6), ("val", 3), ("test", 2)):
-        for name in ("ant", "bee"):
-            write_images(root / part / name, count)
+        for seed, name in enumerate(("ant", "bee")):
+            write_images(root / part / name, count, seed=seed)
     return root

@@ -229,6 +229,15 @@ class TestFolder:
             "are: bee/again-000.jpg is ant/000.jpg of train; remove them"
         )
 
+    def test_one_image_under_two_labels_is_said(self, divided):
+        (divided / "train" / "bee" / "again.jpg").write_bytes((divided / "train" / "ant" / "000.jpg").read_bytes())
+        (divided / "train" / "ant" / "again.jpg").write_bytes((divided / "train" / "ant" / "001.jpg").read_bytes())
+        (note,) = load("folder", root=divided).notes
+        assert note == (
+            "1 of 14 train images have a copy of another class in that split: bee/again.jpg is ant/000.jpg; "
+            "remove the wrong ones"
+        )
+
     def test_the_fingerprint_is_of_the_content(self, divided, tmp_path):
         before = fingerprint(load("folder", root=divided))
         moved = tmp_path / "moved"
