@@ -169,8 +169,6 @@ def start(file: Path, workers: int, dashboard_port: int | None, mlflow_port: int
             "--backend-store-uri", f"sqlite:///{storage / 'mlflow.db'}",
             "--artifacts-destination", str(storage / "mlartifacts"),
         ])  # fmt: skip
-        # Before any driver writes: two that make the database at once would hinder one another.
-        wait(cluster, file, lambda: answers(f"{cluster.mlflow}/health"))
     common = [
         str(BIN / "ray"), "start", "--block", "--node-ip-address", NODES, "--disable-usage-stats",
         "--object-store-memory", str(OBJECT_STORE_BYTES),
@@ -197,6 +195,8 @@ def start(file: Path, workers: int, dashboard_port: int | None, mlflow_port: int
         # One after another: Ray gives a node 30 s to join, which several at once may need on a busy machine.
         wait(cluster, file, partial(joined, cluster.address, nodes=number + 1))
     wait(cluster, file, lambda: takes_jobs(cluster.address))
+    if own_mlflow:  # before any driver writes: two that make the database at once would hinder one another
+        wait(cluster, file, lambda: answers(f"{cluster.mlflow}/health"))
     return cluster
 
 
