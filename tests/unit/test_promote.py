@@ -8,6 +8,7 @@ import pytest
 from alast_tune import promote
 from alast_tune.config import Limits, PromotedConfig, TrialConfig
 from alast_tune.errors import ConfigError
+from alast_tune.fingerprints import Fingerprints
 from alast_tune.production import read_config, write_config
 from alast_tune.results import RESEEDED, EpochReport, FrontFile, FrontMember, Measurements, SeedRun, TrialResult
 from alast_tune.summary import reseeded, summarise, within
@@ -71,6 +72,21 @@ def test_a_promoted_configuration_says_everything_and_reads_back_the_same(front:
     assert moved.provenance is not None
     assert moved.provenance.data_fingerprint != origin.data_fingerprint
     assert moved.provenance.tracking_uri == "sqlite:////x/m.db"
+
+
+def test_other_images_than_a_member_was_measured_with_are_refused(front: FrontFile) -> None:
+    known = promote.promoted(member(front, "1"), "mine", "sqlite:///x", "m").provenance
+    assert known
+    same = Fingerprints(data=known.data_fingerprint, weights=known.weights_fingerprint)
+    assert promote.promoted(member(front, "1"), "mine", "sqlite:///x", "m", origin=same).provenance
+    with pytest.raises(ConfigError) as refused:
+        promote.promoted(
+            member(front, "1"), "mine", "sqlite:///x", "m", origin=same.model_copy(update={"data": "0" * 16})
+        )
+    assert str(refused.value) == (
+        f"pick = 0001: was measured otherwise: here are other data (fingerprint {same.data}, not {'0' * 16}); "
+        "put them back"
+    )
 
 
 def test_what_promotion_has_not_written_it_does_not_write_over(front: FrontFile, tmp_path: Path) -> None:

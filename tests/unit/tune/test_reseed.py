@@ -1,9 +1,18 @@
 """Members of a front run again: as they were, wherever their files lie now."""
 
+import io
+import json
 from pathlib import Path
 
+import pytest
+from rich.console import Console
+
 from alast_tune.config import SweepConfig, TrialConfig, apply_params, without_places
-from alast_tune.tune.reseed import _settings_of
+from alast_tune.errors import ConfigError
+from alast_tune.fingerprints import FILE, Fingerprints
+from alast_tune.results import TrialResult
+from alast_tune.summary import summarise
+from alast_tune.tune.reseed import _settings_of, reseed
 
 
 def test_a_members_settings_make_it_again_with_the_files_of_the_sweep() -> None:
@@ -20,3 +29,17 @@ def test_a_members_settings_make_it_again_with_the_files_of_the_sweep() -> None:
     found = apply_params(sweep.trial, sweep.settings({"member": "0001"}))
     assert without_places(found) == without_places(member)
     assert found.data.root == Path("/new")
+
+
+def test_other_images_than_the_sweeps_are_refused(tmp_path: Path) -> None:
+    trial = TrialConfig.model_validate({"data": {"train_images": 64}})
+    sweep = SweepConfig.model_validate(
+        {"name": "pets", "trial": trial, "space": {"method/alpha": {"type": "float", "low": 0, "high": 1}}}
+    )
+    result = TrialResult(0, "complete", trial, {}, (0.9, 1e12, 1e8), 1)
+    summarise("pets", [result], (0.0, 2e12, 2e8)).write(tmp_path / "pets" / "front.json")
+    (tmp_path / "pets" / "sweep.json").write_text(json.dumps(sweep.given()))
+    before = Fingerprints(data="0" * 16, weights=None)
+    (tmp_path / "pets" / FILE).write_text(before.model_dump_json())
+    with pytest.raises(ConfigError, match=r"^reseed = 2: pets was run otherwise: here are other data \(fingerprint "):
+        reseed(tmp_path / "pets", 2, Console(file=io.StringIO()))
