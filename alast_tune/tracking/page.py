@@ -49,6 +49,7 @@ def write_pages(
     blocks: Mapping[int, BlockReport],
     folder: Path,
     say: Callable[[str], None],
+    check: Callable[[], None] = lambda: None,
 ) -> list[str]:
     """Write everything that shows the front into a folder; says in a line which page or picture cannot be drawn.
 
@@ -59,6 +60,7 @@ def write_pages(
         blocks: of the trials whose blocks are shown, by number.
         folder: made if it is not there.
         say: prints a line.
+        check: is called before each page, and may raise.
 
     Returns:
         Names of the files.
@@ -87,6 +89,7 @@ def write_pages(
         pages[f"blocks-{name}.png"] = partial(blocks_png, block_title(front, results, number), report)
     written = ["front.json", "front_table.json"]
     for name, draw in pages.items():
+        check()
         (folder / name).unlink(missing_ok=True)  # of an earlier ending
         try:
             drawn = draw()

@@ -32,6 +32,9 @@ from alast_tune.tracking.writer import Writer
 PATIENCE = 30.0
 """So many seconds the end of a sweep waits for a store that is away: as long as a server takes to start again."""
 
+LONGEST_WAIT = 600.0
+"""So many seconds the end of a sweep waits at most, however slowly the store takes what it has missed."""
+
 LAST_MOMENT = 2.0
 """So many seconds a driver that is being stopped gives to what is not written yet: Ray kills it after 3."""
 
@@ -61,6 +64,20 @@ class Tracker:
         self._client, self._experiment = open_store(uri, storage)
         self._journal: Journal
         self._writer: Writer
+        self._started = False
+
+    def __enter__(self) -> Tracker:
+        """A sweep that ends with an error has its runs ended as KILLED."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        """Leave no run open, whatever happened."""
+        if kind is not None and self._started:
+            self.kill()
+
+    def ended(self, folder: Path) -> bool:
+        """Whether a sweep was reported to its end."""
+        return Journal(folder).status.get(SWEEP) == "FINISHED"
 
     def start_sweep(self, sweep: SweepConfig) -> str:
         """Open the parent run, or reopen that of a sweep that is resumed; returns its id.
@@ -92,12 +109,14 @@ class Tracker:
         sweep_id = self._journal.sweep_id or uuid4().hex
         common = {"mlflow.runName": folder.name, "mlflow.user": _user(), "mlflow.source.name": "alast-tune"}
         common |= {"alast.kind": kind, "alast.version": __version__, "alast.sweep_id": sweep_id}
+        self._started = True
         self._open(SWEEP, {**common, **tags}, {} if parent else params)  # a sweep's --trials may have changed
         if parent:
             return parent
         self._writer.flush(patience=0)
         if SWEEP not in self._journal.runs:
             self._writer.close()
+            self._started = False
             raise ConfigError("MLFLOW_TRACKING_URI", self.uri, f"cannot be written to ({self._writer.trouble})")
         return self._journal.runs[SWEEP]
 
@@ -162,10 +181,12 @@ class Tracker:
         results: Sequence[TrialResult],
         search: SearchReport | None = None,
         blocks: Mapping[int, BlockReport] | None = None,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         """Tag complete trials by their place, and put the front on the parent: metrics, description, table, pages.
 
-        What is not given of ``search`` and ``blocks`` (by trial number) is not drawn.
+        What is not given of ``search`` and ``blocks`` (by trial number) is not drawn; ``check`` is called now and then,
+        and may raise.
         """
         complete = [result for result in results if result.state == "complete" and result.values]
         ranks = pareto_rank([result.values or () for result in complete], DIRECTIONS)
@@ -181,7 +202,7 @@ class Tracker:
         tags = {
             f"alast.reference.{o.name}": str(v) for o, v in zip(front.objectives, front.reference_point, strict=True)
         }
-        drawn = write_pages(front, results, search, blocks or {}, self._journal.folder / FOLDER, self._say)
+        drawn = write_pages(front, results, search, blocks or {}, self._journal.folder / FOLDER, self._say, check)
         tags["mlflow.note.content"] = describe_front(front, results, drawn)
         # The client's log_table appends to the table of an earlier ending; this replaces it, and says so as that does.
         tags["mlflow.loggedArtifacts"] = json.dumps([{"path": "front_table.json", "type": "table"}])
@@ -192,10 +213,16 @@ class Tracker:
         """Fill in the MLflow runs of a front's members, as far as they are known yet."""
         return with_run_ids(front, self._journal.runs)
 
-    def end_sweep(self, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
-        """End the parent run, and wait until all is written; says so if that is not to be."""
+    def end_sweep(
+        self, status: Literal["FINISHED", "FAILED", "KILLED"], check: Callable[[], None] = lambda: None
+    ) -> None:
+        """End the parent run, and wait until all is written; says so if that is not to be.
+
+        ``check`` is called while it waits, and may raise.
+        """
         self._ask(SWEEP, "end", status=status)
-        _finish(self._writer, self._journal, self.uri, self._say)
+        _finish(self._writer, self._journal, self.uri, self._say, check)
+        self._started = False
 
     def kill(self) -> None:
         """End the parent and the children still running as KILLED.
@@ -208,6 +235,7 @@ class Tracker:
                 self._ask(run, "end", status="KILLED")
         self._writer.flush(patience=0, limit=LAST_MOMENT)
         self._writer.close()
+        self._started = False
 
     def _open(self, run: str, tags: Mapping[str, str], params: Mapping[str, Any]) -> None:
         self._ask(run, "open", tags=tags, params={name: str(value)[:_VALUE] for name, value in params.items()})
@@ -263,9 +291,15 @@ def end_status(result: TrialResult) -> Literal["FINISHED", "FAILED"]:
     return "FAILED" if result.state == "failed" else "FINISHED"
 
 
-def _finish(writer: Writer, journal: Journal, uri: str, say: Callable[[str], None]) -> int:
+def _finish(
+    writer: Writer,
+    journal: Journal,
+    uri: str,
+    say: Callable[[str], None],
+    check: Callable[[], None] = lambda: None,
+) -> int:
     """Wait until all is written, or for as long as there is hope; returns how many writes are left."""
-    writer.flush(PATIENCE)
+    writer.flush(PATIENCE, LONGEST_WAIT, check)
     writer.close()
     fill_run_ids(journal.folder, journal.runs)
     left = len(journal.waiting)

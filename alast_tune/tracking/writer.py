@@ -55,12 +55,13 @@ class Writer:
             self._journal.ask(operation)
             self._changed.notify_all()
 
-    def flush(self, patience: float, limit: float = math.inf) -> bool:
+    def flush(self, patience: float, limit: float = math.inf, check: Callable[[], None] = lambda: None) -> bool:
         """Wait until all is written; returns whether it is.
 
         Args:
             patience: seconds without a sign of life from the store after which it is given up.
             limit: seconds after which it is given up even if it is alive.
+            check: is called while it waits, and may raise.
         """
         start = time.monotonic()
         with self._changed:
@@ -69,6 +70,7 @@ class Writer:
                 if now - start > limit or (self.trouble and now - max(start, self._alive) >= patience):
                     return False
                 self._changed.wait(0.1)
+                check()
         return True
 
     def close(self) -> None:

@@ -6,6 +6,7 @@ import math
 import os
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import ray
 from ray import tune
 from ray.tune.experiment import Trial as TuneTrial
 from rich.console import Console
+from sqlalchemy.exc import SQLAlchemyError
 
 from alast_tune.config import SweepConfig, TrialConfig
 from alast_tune.hold import Hold
@@ -84,6 +86,12 @@ class SweepObserver:
     def pulse(self) -> None:
         """Keep what epochs have brought, now and then."""
         self._hold.save(every=10)
+
+    def close(self) -> None:
+        """Leave the terminal as it is, and ``front.json`` as the front is."""
+        self.progress.close()
+        with suppress(OSError, SQLAlchemyError):  # a full disk may be the very reason why the sweep ends
+            self.front.write(self._sweep.storage / self._sweep.name / "front.json")
 
     def explain(self, number: int, reason: str) -> None:
         """Add to a failed trial's run what Tune knows of the failure, once it says so."""
