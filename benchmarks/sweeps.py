@@ -11,6 +11,7 @@ driver a trial, of servers a write) much less. Checked at the end: every trial's
 
 import argparse
 import json
+import sqlite3
 import multiprocessing
 import os
 import sys
@@ -47,7 +48,8 @@ def one_sweep(name: str, sampler: str, database: Path, trials: int, url: str | N
         drove, busy = time.time(), time.process_time() - busy
         driver.close()
         written = time.time()
-        asked = (folder / name / "mlflow-journal.jsonl").read_bytes().count(b"\n")
+        with closing(sqlite3.connect(folder / name / "mlflow-queue.db")) as queue:
+            (asked,) = queue.execute("select seq from sqlite_sequence where name = 'operations'").fetchone()
         left = pending(folder / name)
         return {"began": began, "drove": drove, "written": written, "busy": busy, "writes": asked, "left": left}
 

@@ -93,8 +93,7 @@ def conclude(
     found = [replace(one, mlflow_run_id=runs.get(one.number, one.mlflow_run_id)) for one in results(study, sweep)]
     tracker.settle(found)
     ended = [result for result in found if result.state != "running"]
-    tested = {result.number: result.test_accuracy for result in ended if result.test_accuracy is not None}
-    front = summarise(sweep.name, ended, study.user_attrs["reference_point"], tested, sweep.limits)
+    front = summarise(sweep.name, ended, study.user_attrs["reference_point"], limits=sweep.limits)
     front.write(folder / "front.json")
     stop.check()
     tracker.log_front(front, found, report_search(study, sweep), _blocks(folder, front, ended), stop.check)

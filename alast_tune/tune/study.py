@@ -151,8 +151,9 @@ def search(prepared: Prepared, hold: Hold, tracker: Tracker, stop: Stop) -> optu
         )
     study = _begin(prepared)
     tracker.start_sweep(sweep)
-    tracker.settle(results(study, sweep))
-    observer = SweepObserver(sweep, study, tracker, hold, prepared.console)
+    before = results(study, sweep)
+    tracker.settle(before)
+    observer = SweepObserver(sweep, study.user_attrs["reference_point"], before, tracker, hold, prepared.console)
     try:
         searcher = StudySearcher(
             study,
