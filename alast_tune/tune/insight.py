@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import warnings
 
 import numpy as np
 import optuna
 from numpy.typing import NDArray
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.trial import FrozenTrial, TrialState
 
 from alast_tune.config import SweepConfig
 from alast_tune.plots import SearchReport
@@ -21,8 +21,8 @@ LEAST_TRIALS = 5
 
 def report_search(study: optuna.Study, sweep: SweepConfig) -> SearchReport:
     """Collect what the pages about the search show."""
+    importances = [importance(study, sweep, place) for place in range(len(OBJECTIVES))]
     trials = study.get_trials(deepcopy=False)
-    importances = [importance(trials, sweep, place) for place in range(len(OBJECTIVES))]
     curves = {trial.number: curve(trial) for trial in trials if "curve" in trial.user_attrs}
     return SearchReport(
         space=sweep.space,
@@ -31,7 +31,7 @@ def report_search(study: optuna.Study, sweep: SweepConfig) -> SearchReport:
     )
 
 
-def importance(trials: Sequence[FrozenTrial], sweep: SweepConfig, objective: int) -> dict[str, float]:
+def importance(study: optuna.Study, sweep: SweepConfig, objective: int) -> dict[str, float]:
     """Share of each searched parameter in what sets an objective's best trials apart from all (PED-ANOVA).
 
     Watanabe et al. 2023: the divergence between the parameter's values among the best tenth of the trials, or the best
@@ -41,21 +41,22 @@ def importance(trials: Sequence[FrozenTrial], sweep: SweepConfig, objective: int
     Over complete trials without the landmarks, whose parameters only stand for methods of their own. Empty where
     there are fewer than :data:`LEAST_TRIALS`, or as good as all came out alike, so that none are better.
     """
-    told = [
-        create_trial(params=trial.params, distributions=trial.distributions, value=trial.values[objective])
-        for trial in trials
-        if trial.state == TrialState.COMPLETE and "landmark" not in trial.user_attrs
-    ]
-    if len(told) < LEAST_TRIALS:
+    sign = -1.0 if OBJECTIVES[objective].direction == "maximize" else 1.0  # the evaluator looks for the lowest
+
+    def loss(trial: FrozenTrial) -> float:  # and leaves out what is not finite
+        return math.nan if "landmark" in trial.user_attrs else sign * trial.values[objective]
+
+    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    losses = sorted(value for value in map(loss, trials) if math.isfinite(value))
+    if len(losses) < LEAST_TRIALS:
         return {}
-    quantile, direction = min(0.5, max(0.1, LEAST_TRIALS / len(told))), OBJECTIVES[objective].direction
-    values = sorted((trial.value for trial in told if trial.value is not None), reverse=direction == "maximize")
-    if values[math.ceil(quantile * len(values)) - 1] == values[-1]:  # those at the edge count as best, all of them
+    quantile = min(0.5, max(0.1, LEAST_TRIALS / len(losses)))
+    if losses[math.ceil(quantile * len(losses)) - 1] == losses[-1]:  # all that equal the last of the best are best
         return {}
-    alone = optuna.create_study(direction=direction)
-    alone.add_trials(told)
     best = PedAnovaImportanceEvaluator(target_quantile=quantile)
-    shares = get_param_importances(alone, evaluator=best, params=list(sweep.space))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it looks for the lowest
+        shares = get_param_importances(study, evaluator=best, params=list(sweep.space), target=loss)
     return {path: float(share) for path, share in shares.items()}
 
 

@@ -61,10 +61,10 @@ def test_what_an_objective_depends_on_has_the_importance() -> None:
 
 def test_landmarks_say_nothing_about_parameters_that_only_stand_for_them() -> None:
     found = study(20, by_floor_and_choice)
-    before = importance(found.trials, SWEEP, 0)
+    before = importance(found, SWEEP, 0)
     for landmark in study(1, lambda params: [1000.0, 1e9, 1.0], landmark="full").trials:
         found.add_trial(landmark)
-    assert importance(found.trials, SWEEP, 0) == before
+    assert importance(found, SWEEP, 0) == before
 
 
 def test_too_few_trials_tell_nothing() -> None:
