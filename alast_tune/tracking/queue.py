@@ -375,7 +375,7 @@ def _read(folder: Path, query: str) -> list[tuple[Any, ...]]:
     """Ask a queue that another process may have open; nothing of one that is not there."""
     if not (folder / FILE).exists():
         return []
-    for how in ("mode=ro", "mode=ro&immutable=1"):  # the latter where nobody may write: SQLite wants to, beside it
+    for how in ("mode=rw", "mode=ro&immutable=1"):  # the latter where nobody may write: SQLite wants to, beside it
         with (
             suppress(sqlite3.OperationalError),
             closing(sqlite3.connect(f"{_uri(folder)}?{how}", uri=True)) as database,

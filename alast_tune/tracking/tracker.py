@@ -227,9 +227,11 @@ class Tracker:
     ) -> None:
         """End the parent run, and wait until all is written; says so if that is not to be.
 
-        ``check`` is called while it waits, and may raise.
+        One that is KILLED takes the runs of trials with it that a killed driver has left open. ``check`` is called while
+        it waits, and may raise.
         """
-        self._ask(SWEEP, "end", status=status)
+        for run in self._queue.open_runs() if status == "KILLED" else [SWEEP]:
+            self._ask(run, "end", status=status)
         _finish(self._writer, self._queue, self.uri, self._say, check)
         self._close()
 

@@ -44,6 +44,8 @@ def report(folder: Path, console: Console) -> FrontFile:
         ConfigError: not the folder of a sweep, or a store that does not answer or is another one.
     """
     fetch(folder)
+    if not (folder / "sweep.json").exists():
+        raise ConfigError("sweep", folder, "has no sweep.json: it is not the folder of a sweep")
     sweep = stored_sweep(folder).model_copy(update={"storage": folder.parent.absolute()})
     if sweep.study == "sqlite" and not (folder / STUDY).exists():
         raise ConfigError("sweep", sweep.name, f"has no {STUDY}: there is nothing to report")
