@@ -227,8 +227,8 @@ class Tracker:
     ) -> None:
         """End the parent run, and wait until all is written; says so if that is not to be.
 
-        One that is KILLED takes the runs of trials with it that a killed driver has left open. ``check`` is called while
-        it waits, and may raise.
+        One that is KILLED takes the runs of trials with it that a killed driver has left open. ``check`` is called
+        while it waits, and may raise.
         """
         for run in self._queue.open_runs() if status == "KILLED" else [SWEEP]:
             self._ask(run, "end", status=status)
