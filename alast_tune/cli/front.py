@@ -111,7 +111,7 @@ class Sync(BaseModel):
     storage: Place = Field(Path("runs"), description="where sweeps are")
 
     def cli_cmd(self) -> None:
-        """Carry out what the sweep's journal holds; exit code 3 if the store still cannot be written to."""
+        """Carry out what the sweep's queue holds; exit code 3 if the store still cannot be written to."""
         from alast_tune.tracking import default_uri, sync  # MLflow takes seconds to import
 
         folder = find_sweep(self.sweep, self.storage)
