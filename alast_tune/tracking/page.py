@@ -27,7 +27,7 @@ from alast_tune.plots import (
 )
 from alast_tune.results import LANDMARKS, FrontFile, FrontMember, TrialResult
 from alast_tune.summary import trial_id
-from alast_tune.tracking.queue import SWEEP
+from alast_tune.tracking.kept import SWEEP
 
 FOLDER = "front"
 """In the sweep's folder: what is uploaded to the parent run."""

@@ -7,24 +7,14 @@ import math
 import sqlite3
 import threading
 from collections.abc import Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from alast_tune.errors import ConfigError
 from alast_tune.storage import whole
-
-FILE = "mlflow-queue.db"
-REFUSED = "mlflow-refused.jsonl"
-"""What the store would not take while it took everything else, a line an operation."""
-ENDED = "mlflow-runs"
-"""Folder of what is known of runs that ended long ago, in files that never change."""
-SWEEP = "sweep"
-"""Key of the parent run, or of a training that is none; those of the children are their trials' ids."""
-
-_ASKED, _DONE = "mlflow-journal.jsonl", "mlflow-done.jsonl"
-"""What the queue was up to version 0.1: read once, and removed."""
+from alast_tune.tracking.kept import ASKED, DONE, ENDED, FILE, REFUSED, SWEEP, lines_of, refused
 
 _SCHEMA = """
 create table operations (id integer primary key autoincrement, run text not null, body text not null);
@@ -311,16 +301,16 @@ class Queue:
 
     def _adopt(self) -> None:
         """Take over the journal of an older version, and remove it."""
-        asked, done = self.folder / _ASKED, self.folder / _DONE
+        asked, done = self.folder / ASKED, self.folder / DONE
         if asked.exists() and not self._one("select count(*) from facts where name = 'adopted'")[0]:
             try:
-                operations = [_operation(line) for line in _lines(asked)]
-                carried_out = [json.loads(line) for line in _lines(done)] if done.exists() else []
+                operations = [_operation(line) for line in lines_of(asked)]
+                carried_out = [json.loads(line) for line in lines_of(done)] if done.exists() else []
                 runs = {line["run"]: line["run_id"] for line in carried_out if "run_id" in line}
                 if len(carried_out) > len(operations):
                     raise ValueError
             except (TypeError, KeyError, ValueError):
-                raise ConfigError("sweep", asked, f"is damaged; move it and {_DONE} away") from None
+                raise ConfigError("sweep", asked, f"is damaged; move it and {DONE} away") from None
             with self._database:
                 for place, operation in enumerate(operations):
                     after = _after(Run(), operation)
@@ -341,53 +331,6 @@ class Queue:
         return found
 
 
-def run_ids(folder: Path) -> dict[int, str]:
-    """Read which MLflow run each trial of a sweep has, by number, as far as they are known yet."""
-    found: dict[str, str] = {}
-    if (folder / _DONE).exists():
-        lines = [json.loads(line) for line in _lines(folder / _DONE)]
-        found |= {line["run"]: line["run_id"] for line in lines if "run_id" in line}
-    for file in sorted((folder / ENDED).glob("*.json")):
-        found |= {run: run_id for run, run_id, *_ in json.loads(file.read_text())}
-    found |= dict(_read(folder, "select run, run_id from runs where run_id is not null"))
-    return {int(run): run_id for run, run_id in found.items() if run != SWEEP}
-
-
-def pending(folder: Path) -> int:
-    """Count the writes of a sweep that MLflow does not have yet."""
-    asked, done = (path.read_bytes().count(b"\n") if path.exists() else 0 for path in (folder / _ASKED, folder / _DONE))
-    waiting = sum(count for (count,) in _read(folder, "select count(*) from operations"))
-    return int(asked - done + waiting + len(refused(folder)))
-
-
-def refused(folder: Path) -> list[dict[str, Any]]:
-    """Read what was set aside, with the reasons."""
-    file = folder / REFUSED
-    return [json.loads(line) for line in _lines(file)] if file.exists() else []
-
-
-def has_queue(folder: Path) -> bool:
-    """Whether anything was ever to be written to MLflow."""
-    return (folder / FILE).exists() or (folder / _ASKED).exists()
-
-
-def _read(folder: Path, query: str) -> list[tuple[Any, ...]]:
-    """Ask a queue that another process may have open; nothing of one that is not there."""
-    if not (folder / FILE).exists():
-        return []
-    for how in ("mode=rw", "mode=ro&immutable=1"):  # the latter where nobody may write: SQLite wants to, beside it
-        with (
-            suppress(sqlite3.OperationalError),
-            closing(sqlite3.connect(f"{_uri(folder)}?{how}", uri=True)) as database,
-        ):
-            return database.execute(query).fetchall()
-    return []
-
-
-def _uri(folder: Path) -> str:
-    return (folder / FILE).absolute().as_uri()
-
-
 def _operation(body: str) -> Operation:
     return Operation(**json.loads(body))
 
@@ -396,9 +339,3 @@ def _after(known: Run, operation: Operation) -> Run:
     """Tell what an operation that is asked for makes of a run."""
     status = operation.status if operation.do in {"open", "end"} else known.status
     return Run(known.run_id, status, max(operation.step, known.step), known.place)
-
-
-def _lines(path: Path) -> list[str]:
-    """Read lines, without one that is half written."""
-    text = path.read_text(encoding="utf-8")
-    return [line for line in text[: text.rfind("\n") + 1].splitlines() if line.strip()]

@@ -92,6 +92,24 @@ def open_store(uri: str, storage: Path) -> tuple[MlflowClient, str]:
     return client, str(found.experiment_id)
 
 
+def experiment_of(client: MlflowClient, uri: str, run_id: str) -> str:
+    """Find the experiment in which a sweep began, whatever the environment says now.
+
+    Raises:
+        ConfigError: it does not have the sweep's run, or has it in its bin.
+    """
+    try:
+        info = client.get_run(run_id).info
+    except MlflowException as error:
+        remedy = f"cannot reopen run {run_id} ({reason(error)}); use the store the sweep began in"
+        raise ConfigError("MLFLOW_TRACKING_URI", uri, remedy) from None
+    if info.lifecycle_stage == "deleted":
+        raise ConfigError(
+            "MLFLOW_TRACKING_URI", uri, f"the sweep was deleted there; mlflow runs restore --run-id {run_id}"
+        )
+    return str(info.experiment_id)
+
+
 def reason(error: Exception) -> str:
     """Say in a few words why a store failed."""
     if database := re.search(r"^\(\w+\.\w*Error\) (.+)", str(error), re.MULTILINE):  # SQLAlchemy says much around it

@@ -14,9 +14,6 @@ from pathlib import Path
 from typing import Any, Literal
 from uuid import uuid4
 
-from mlflow import MlflowClient
-from mlflow.exceptions import MlflowException
-
 from alast_tune import __version__
 from alast_tune.blocks import BlockReport
 from alast_tune.config import SweepConfig, TrialConfig, flatten
@@ -24,9 +21,10 @@ from alast_tune.errors import ConfigError
 from alast_tune.plots import SearchReport
 from alast_tune.results import RESEEDED, FrontFile, Reseeded, TrialResult
 from alast_tune.summary import trial_id
+from alast_tune.tracking.kept import FILE, REFUSED, SWEEP, has_queue, refused
 from alast_tune.tracking.page import FOLDER, describe_front, fill_run_ids, with_run_ids, write_pages
-from alast_tune.tracking.queue import FILE, REFUSED, SWEEP, Operation, Queue, has_queue, refused
-from alast_tune.tracking.store import open_store, reason
+from alast_tune.tracking.queue import Operation, Queue
+from alast_tune.tracking.store import experiment_of, open_store
 from alast_tune.tracking.writer import Writer
 
 PATIENCE = 30.0
@@ -105,7 +103,7 @@ class Tracker:
         self._queue = Queue(folder)
         parent = self._queue.run(SWEEP).run_id
         if parent:
-            self._experiment = _experiment_of(self._client, self.uri, parent)
+            self._experiment = experiment_of(self._client, self.uri, parent)
         self._writer = Writer(self._client, self._experiment, self._queue, self.uri, self._say)
         sweep_id = self._queue.sweep_id or uuid4().hex
         common = {"mlflow.runName": folder.name, "mlflow.user": _user(), "mlflow.source.name": "alast-tune"}
@@ -279,7 +277,7 @@ def sync(folder: Path, uri: str, say: Callable[[str], None]) -> int:
     queue = Queue(folder)
     queue.retry()
     if parent := queue.run(SWEEP).run_id:
-        experiment = _experiment_of(client, uri, parent)
+        experiment = experiment_of(client, uri, parent)
     count = queue.waiting
     left = _finish(Writer(client, experiment, queue, uri, say), queue, uri, say)
     if not left:
@@ -334,24 +332,6 @@ def _finish(
         )
     queue.close()
     return left + set_aside
-
-
-def _experiment_of(client: MlflowClient, uri: str, run_id: str) -> str:
-    """Find the experiment in which a sweep began, whatever the environment says now.
-
-    Raises:
-        ConfigError: it does not have the sweep's run, or has it in its bin.
-    """
-    try:
-        info = client.get_run(run_id).info
-    except MlflowException as error:
-        remedy = f"cannot reopen run {run_id} ({reason(error)}); use the store the sweep began in"
-        raise ConfigError("MLFLOW_TRACKING_URI", uri, remedy) from None
-    if info.lifecycle_stage == "deleted":
-        raise ConfigError(
-            "MLFLOW_TRACKING_URI", uri, f"the sweep was deleted there; mlflow runs restore --run-id {run_id}"
-        )
-    return str(info.experiment_id)
 
 
 def _user() -> str:

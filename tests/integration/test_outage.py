@@ -27,7 +27,8 @@ from alast_tune.errors import ConfigError
 from alast_tune.results import FrontFile, TrialResult
 from alast_tune.summary import summarise
 from alast_tune.tracking import Tracker, default_uri, pending, run_ids, sync, tracker, writer
-from alast_tune.tracking.queue import REFUSED, Operation, Queue, refused
+from alast_tune.tracking.kept import REFUSED, refused
+from alast_tune.tracking.queue import Operation, Queue
 from tests.integration.harness import PATIENCE, ROOT, MlflowServer, Pareto, free_port
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ import pytest
 
 from alast_tune.errors import ConfigError
 from alast_tune.tracking import pending, queue, run_ids
-from alast_tune.tracking.queue import FILE, Operation, Queue, refused
+from alast_tune.tracking.kept import ENDED, FILE, refused
+from alast_tune.tracking.queue import Operation, Queue
 
 
 def opening(number: int) -> Operation:
@@ -125,7 +126,7 @@ def test_what_is_known_of_runs_that_ended_leaves_the_database(tmp_path: Path, mo
         one.opened(f"{number:04d}", f"id-{number}")
         one.done(one.batch())
     kept = one._one("select count(*) from runs")[0]
-    assert kept < 20 and len(list((tmp_path / queue.ENDED).iterdir())) >= 2
+    assert kept < 20 and len(list((tmp_path / ENDED).iterdir())) >= 2
     for again in (one, Queue(tmp_path)):
         assert again.run_ids() == {f"{number:04d}": f"id-{number}" for number in range(45)}
         assert {again.run(f"{number:04d}").status for number in range(45)} == {"FINISHED"}
