@@ -30,7 +30,7 @@ _TOGETHER = 100
 _AT_ONCE = 8
 """So many runs at most are ended at the same time."""
 
-_KEPT = 500
+_KEPT = 200
 """Once there are twice as many ended runs in the database, so many go into a file that never changes."""
 
 
