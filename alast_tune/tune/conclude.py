@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from alast_tune.config import SweepConfig, stored_sweep
 from alast_tune.errors import ConfigError
 from alast_tune.hold import only_driver
 from alast_tune.results import FrontFile, TrialResult
-from alast_tune.storage import STUDY, fetch
+from alast_tune.storage import STUDY, fetch, shown
 from alast_tune.summary import summarise, trial_id
 from alast_tune.tracking import Tracker, default_uri, run_ids
 from alast_tune.tune.cluster import Stop, stopped_by_signals
@@ -64,6 +65,7 @@ def report(folder: Path, console: Console) -> FrontFile:
         if "reference_point" not in study.user_attrs:
             raise ConfigError("sweep", sweep.name, "its study is empty: there is nothing to report")
         over = tracker.ended(folder) or bool(study.user_attrs.get(SEARCHED))
+        study.set_user_attr(SEARCHED, over)  # an older version has not said so, and this may be stopped
         tracker.start_sweep(sweep)
         conclude(sweep, study, tracker, stop, say, "FINISHED" if over else "KILLED")
     return FrontFile.read(folder / "front.json")
@@ -97,9 +99,13 @@ def conclude(
     ended = [result for result in found if result.state != "running"]
     front = summarise(sweep.name, ended, study.user_attrs["reference_point"], limits=sweep.limits)
     front.write(folder / "front.json")
-    stop.check()
-    tracker.log_front(front, found, report_search(study, sweep), _blocks(folder, front, ended), stop.check)
-    tracker.end_sweep(status, stop.check)
+    try:
+        stop.check()
+        tracker.log_front(front, found, report_search(study, sweep), _blocks(folder, front, ended), stop.check)
+        tracker.end_sweep(status, stop.check)
+    except (SystemExit, KeyboardInterrupt):
+        say(f"stopped before all of {sweep.name} was reported; alast-tune report {shlex.quote(shown(folder))} does it")
+        raise
     runs = run_ids(folder)
     return [replace(result, mlflow_run_id=runs.get(result.number, result.mlflow_run_id)) for result in found]
 

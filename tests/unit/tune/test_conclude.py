@@ -110,7 +110,7 @@ def test_a_signal_stops_the_end_of_a_sweep_which_can_be_made_up_for(
     storage: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sweep, study, tracker = begun(storage, over=True)
-    stop, pages = Stop(), module.report_search
+    stop, pages, lines = Stop(), module.report_search, list[str]()
 
     def stopped(*arguments: object) -> object:
         stop.request(signal.SIGTERM, None)
@@ -118,8 +118,9 @@ def test_a_signal_stops_the_end_of_a_sweep_which_can_be_made_up_for(
 
     monkeypatch.setattr(module, "report_search", stopped)
     with pytest.raises(SystemExit) as end, tracker:
-        conclude(sweep, study, tracker, stop, print)
+        conclude(sweep, study, tracker, stop, lines.append)
     assert end.value.code == 128 + signal.SIGTERM
+    assert lines == [f"stopped before all of s was reported; alast-tune report {storage}/s does it"]
     assert (storage / "s" / "front.json").exists()
     monkeypatch.undo()
     Pictures(monkeypatch)
