@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from alast_tune.methods.base import blocks_of, embed, token_count
 from alast_tune.methods.budgets import relative_magnitudes
 from alast_tune.methods.tap import QkvTap
 from alast_tune.models import InputSpec, VisionTransformer, input_spec
+from alast_tune.storage import whole
 from alast_tune.train import Run, load_trial
 
 COLUMNS = 200
@@ -48,6 +50,18 @@ class BlockReport:
     """The A blocks: in the middle of the early, middle and late third."""
     attention_AIhw: NDArray[np.float64]
     """Share of the class token's attention that each patch gets, mean over heads (figure 4)."""
+
+    def write(self, path: Path) -> None:
+        """Write it to a file, atomically."""
+        with whole(path) as scratch, scratch.open("wb") as file:
+            np.savez_compressed(file, **{field.name: getattr(self, field.name) for field in fields(self)})
+
+    @classmethod
+    def read(cls, path: Path) -> BlockReport:
+        """Read what :meth:`write` has written."""
+        with np.load(path) as arrays:
+            values: dict[str, Any] = dict(arrays)
+        return cls(**values | {"all_tokens": int(values["all_tokens"]), "attended": tuple(values["attended"].tolist())})
 
 
 def report_blocks(config: TrialConfig, folder: Path) -> BlockReport:

@@ -219,12 +219,12 @@ def _files(folder: Path) -> Iterator[Path]:
 def _stamp(file: Path) -> tuple[int, int]:
     """Tell one state of a file from another; SQLite writes beside it first."""
     beside = Path(f"{file}-wal")
-    stat = beside.stat() if file.name == STUDY and beside.exists() else file.stat()
+    stat = beside.stat() if file.suffix == ".db" and beside.exists() else file.stat()
     return stat.st_mtime_ns, stat.st_size
 
 
 def _contents(file: Path) -> bytes:
-    if file.name != STUDY:
+    if file.suffix != ".db":
         return file.read_bytes()
     with tempfile.TemporaryDirectory() as scratch:
         snapshot = Path(scratch) / STUDY

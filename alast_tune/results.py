@@ -100,6 +100,8 @@ class TrialResult:
     """``full`` or ``paper``, for the two that every sweep starts with."""
     origin: str | None = None
     """Name of the earlier sweep that ran it; None for this sweep's own."""
+    launched: bool = True
+    """False for one that was foreseen to break a limit, and for one of an earlier sweep."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     """Of the last epoch, as :meth:`EpochReport.metrics` names them, those of single blocks left out; only of complete
     trials, and of this sweep's own."""

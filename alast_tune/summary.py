@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,8 +33,10 @@ def trial_id(number: int) -> str:
     return f"{number:04d}"
 
 
-class Standing:
+class FrontTracker:
     """The front so far: takes each trial's result as it comes, whatever their number, and forgets who is dominated.
+
+    What is costly, members' records and hypervolumes, is made again only when the front has changed.
 
     Args:
         sweep: its name.
@@ -50,53 +53,62 @@ class Standing:
         self._limits = limits
         self._states: Counter[str] = Counter()
         self._members: list[TrialResult] = []
+        self._front: FrontFile | None = None
+        self.launched = 0
+        """Trials that a worker had, of those that have ended."""
         self.add(*results)
 
-    def add(self, *results: TrialResult) -> None:
-        """Take in trials that have ended; only complete ones can be on the front."""
+    def add(self, *results: TrialResult) -> bool:
+        """Take in trials that have ended; returns whether the front is another one: only complete trials are on it."""
         self._states.update(result.state for result in results if result.origin is None)
-        candidates = self._members + [result for result in results if result.state == "complete"]
-        if candidates:
-            on_front = pareto_mask(_values(candidates), DIRECTIONS)
-            candidates = [result for result, member in zip(candidates, on_front, strict=True) if member]
-        self._members = candidates
+        self.launched += sum(result.launched for result in results)
+        complete = [result for result in results if result.state == "complete"]
+        if not complete:
+            return False
+        candidates = self._members + complete
+        on_front = pareto_mask(_values(candidates), DIRECTIONS)
+        if not on_front[len(self._members) :].any():
+            return False
+        self._members = [result for result, member in zip(candidates, on_front, strict=True) if member]
+        self._front = None
+        return True
 
-    def front(self, test_accuracy: Mapping[int, float | None] | None = None) -> FrontFile:
-        """Write down the front, cheapest first; ``test_accuracy`` of members that have been tested, by number."""
-        tested = test_accuracy or {}
-        members = tuple(
-            FrontMember(
-                trial_id=trial_id(member.number),
-                mlflow_run_id=member.mlflow_run_id,
-                objectives={o.name: value for o, value in zip(OBJECTIVES, member.values or (), strict=True)},
-                test_accuracy=tested.get(member.number),
-                epochs=member.epochs,
-                config=member.config,
-                params=member.params,
-                landmark=member.landmark,
-                origin=member.origin,
-            )
-            for member in sorted(self._members, key=lambda result: result.values[1] if result.values else 0.0)
-        )
-        counts = TrialCounts(
+    @property
+    def counts(self) -> TrialCounts:
+        """How trials have ended so far."""
+        return TrialCounts(
             total=self._states.total(),
             complete=self._states["complete"],
             infeasible=self._states["infeasible"],
             pruned=self._states["pruned"],
             failed=self._states["failed"],
         )
-        return _front_file(self._sweep, self._reference, self._limits, counts, members)
+
+    @property
+    def front(self) -> FrontFile:
+        """The front, cheapest first."""
+        if self._front is None:
+            members = sorted(self._members, key=lambda result: result.values[1] if result.values else 0.0)
+            self._front = _front_file(
+                self._sweep, self._reference, self._limits, self.counts, tuple(_member(one) for one in members)
+            )
+        return self._front.model_copy(update={"trials": self.counts})
 
 
 def summarise(
     sweep: str,
-    results: Sequence[TrialResult],
+    results: Iterable[TrialResult],
     reference: Sequence[float],
     test_accuracy: Mapping[int, float | None] | None = None,
     limits: Limits = Limits(),  # noqa: B008 frozen
 ) -> FrontFile:
-    """Find the front of the complete trials, all at once; see :class:`Standing`."""
-    return Standing(sweep, reference, limits, results).front(test_accuracy)
+    """Find the front of the complete trials, all at once; see :class:`FrontTracker`.
+
+    ``test_accuracy``, by number, is that of trials whose results do not have it yet.
+    """
+    if test_accuracy:
+        results = [replace(one, test_accuracy=test_accuracy.get(one.number, one.test_accuracy)) for one in results]
+    return FrontTracker(sweep, reference, limits, results).front
 
 
 def within(front: FrontFile, limits: Limits) -> FrontFile:
@@ -220,6 +232,20 @@ def _front_file(
         trials=counts,
         knee=members[knee(values_FM, DIRECTIONS)].trial_id if members else None,
         front=members,
+    )
+
+
+def _member(result: TrialResult) -> FrontMember:
+    return FrontMember(
+        trial_id=trial_id(result.number),
+        mlflow_run_id=result.mlflow_run_id,
+        objectives={o.name: value for o, value in zip(OBJECTIVES, result.values or (), strict=True)},
+        test_accuracy=result.test_accuracy,
+        epochs=result.epochs,
+        config=result.config,
+        params=result.params,
+        landmark=result.landmark,
+        origin=result.origin,
     )
 
 

@@ -1,56 +1,66 @@
-"""What a trial costs the driver when many have ended, and whether it keeps many workers busy.
+r"""What a trial costs the driver when many have ended, and how long the end of such a sweep takes.
 
     python benchmarks/scale.py
-    python benchmarks/scale.py --study postgresql://optuna@127.0.0.1/optuna
+    python benchmarks/scale.py --models deit_small_patch16_224 vit_base_patch16_224 --storages local s3 \
+        --finished 100 1000 10000 100000
 
-First: the searcher (its study in SQLite, or where --study says), the scheduler, MLflow and the front as a sweep has
-them, on a study that already holds so many finished trials; the time is that which Tune's loop spends in them for one
-trial, from asking for it to its end. MLflow's writes go on in a thread of their own; how long they take is a column
-too.
-
-Second: simulated workers whose trials only take their time. The driver serves them one after the other, as Tune's
-loop does; a worker is idle from the end of a trial until it has the next one.
-
-Trials are made up (a smooth function and noise); Ray has no part in it.
+Searcher, forecast, scheduler, MLflow, front and the saving of the folder are a sweep's own; so is its end. Trials are
+made up (a smooth function and noise), and Ray has no part in it. Models have random weights, their images are the
+embedded digits; s3 is a server (moto) on this machine, and bytes are counted on the way to it. Each row is a process of
+its own, whose peak memory is the row's. Rows that --results has already are not measured again.
 """
 
 import argparse
-import heapq
 import json
 import math
+import multiprocessing
+import os
 import resource
 import shutil
+import socket
 import sqlite3
-import statistics
+import subprocess
+import sys
 import tempfile
+import threading
 import time
-from contextlib import closing
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from statistics import mean
 from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
 import optuna
-import sqlalchemy
 from optuna.trial import TrialState, create_trial
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import TrialScheduler
 from rich.console import Console
 from rich.table import Table
+from threadpoolctl import threadpool_limits
 
 from alast_tune.cli import guarded
 from alast_tune.config import SweepConfig, TrialConfig, flatten, parse
-from alast_tune.hold import Hold
+from alast_tune.hold import Hold, only_driver
 from alast_tune.results import OBJECTIVES
 from alast_tune.storage import STUDY
+from alast_tune.summary import summarise
 from alast_tune.tracking import Tracker, default_uri
-from alast_tune.tune.forecast import Costs
+from alast_tune.tracking.queue import Operation, Queue
+from alast_tune.train import load_trial
+from alast_tune.tune.cluster import Stop
+from alast_tune.tune.conclude import conclude
+from alast_tune.tune.forecast import Forecast
 from alast_tune.tune.observer import SweepObserver
 from alast_tune.tune.resources import Node, Packing
 from alast_tune.tune.schedule import MoAsha
 from alast_tune.tune.search import StudySearcher
 from alast_tune.tune.space import to_optuna
-from alast_tune.tune.trials import open_study
+from alast_tune.tune.study import MARGIN, reference_point
+from alast_tune.tune.trials import open_study, results
 
 EPOCHS = 4
 SPACE = {
@@ -60,104 +70,129 @@ SPACE = {
     "method/floors/middle": {"type": "float", "low": 0.1, "high": 1.0},
     "method/floors/late": {"type": "float", "low": 0.1, "high": 1.0},
 }
-REFERENCE = (0.0, 1.1e12, 1.1e9)
+RESULTS = Path(__file__).parent / "results" / "scale.json"
 
 
-def costs(params: dict[str, Any]) -> Costs:
-    """Make up what a configuration costs."""
+def objectives(params: dict[str, Any], epoch: int, full: tuple[float, float], draw: np.random.Generator) -> list[float]:
+    """Make up what a trial comes to after some of its epochs; ``full`` is what full fine-tuning costs."""
     floors = [params[f"method/floors/{depth}"] for depth in ("early", "middle", "late")]
     blocks = params["method/trainable_blocks"] / 12
-    return Costs(1e12 * statistics.mean(floors) * (1 + 2 * blocks) / 3, int(1e9 * floors[0] * (0.5 + blocks / 2)))
-
-
-def objectives(params: dict[str, Any], epoch: int, draw: np.random.Generator) -> list[float]:
-    """Make up what it comes to after some of its epochs."""
-    whole = costs(params)
-    learnt = 1 - math.exp(-4 * whole.train_flops / 1e12 - 0.5 * epoch)
+    flops, peak = mean(floors) * (1 + 2 * blocks) / 3, floors[0] * (0.5 + blocks / 2)
+    learnt = 1 - math.exp(-4 * flops - 0.5 * epoch)
     accuracy = min(1.0, max(0.0, learnt + 0.01 * draw.standard_normal()))
-    return [accuracy, whole.train_flops * epoch / EPOCHS, float(whole.peak_bytes)]
+    return [accuracy, flops * full[0] * epoch / EPOCHS, peak * full[1]]
 
 
-def sweep_in(folder: Path, sampler: str, trials: int, url: str | None = None, name: str = "scale") -> SweepConfig:
-    """Make up a sweep."""
-    values = {
-        "storage": folder,
-        "name": name,
-        "study": url or "sqlite",
-        "trials": trials,
-        "sampler": sampler,
-        "space": SPACE,
+def sweep_in(storage: str | Path, trials: int, model: str = "embedded", **options: Any) -> SweepConfig:
+    """Make up a sweep of a model with random weights; the embedded one has its own."""
+    trial = {
+        "train": {"epochs": EPOCHS, "device": "cpu"},
+        "model": {"name": model, "pretrained": model == "embedded"},
     }
-    return parse(SweepConfig, values | {"trial": {"train": {"epochs": EPOCHS}}})
+    values = {"storage": str(storage), "name": "scale", "trials": trials, "space": SPACE, "trial": trial}
+    return parse(SweepConfig, values | options)
 
 
-def studies(folder: Path, sizes: list[int]) -> dict[int, Path]:
-    """Write a database with so many finished trials, for each size."""
-    sweep = sweep_in(folder, "random", 1)
+def studies(folder: Path, sizes: list[int], model: str = "embedded") -> dict[int, Path]:
+    """Write a database with so many finished trials, for each size; those that are there already stay."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {size: folder / f"{size}.db" for size in sorted(sizes)}
+    sweep = sweep_in(folder, 1, model)
+    reference, full = _reference(sweep)
     space, chance = to_optuna(sweep.space), optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    draw, growing, there, files = np.random.default_rng(0), folder / STUDY, 0, {}
-    study = open_study(sweep, folder)
-    study.set_user_attr("reference_point", REFERENCE)
-    for size in sorted(sizes):
-        before = []
-        for _ in range(size - there):
-            params = chance.ask(space).params
-            curve = [objectives(params, epoch, draw) for epoch in range(1, EPOCHS + 1)]
-            before.append(
-                create_trial(
-                    state=TrialState.COMPLETE, params=params, distributions=space, values=curve[-1],
-                    user_attrs={"epochs": EPOCHS, "curve": curve},
-                )
-            )  # fmt: skip
-        study.add_trials(before)
-        there, files[size] = size, folder / f"{size}.db"
-        with closing(sqlite3.connect(growing)) as source, closing(sqlite3.connect(files[size])) as target:
-            source.backup(target)
+    draw = np.random.default_rng(0)
+    study = open_study(sweep, folder, new=True)
+    study.set_user_attr("reference_point", reference)
+    there = len(study.trials)
+    for size, file in files.items():
+        while there < size:
+            before = []
+            for _ in range(min(1000, size - there)):
+                params = chance.ask(space).params
+                curve = [objectives(params, epoch, full, draw) for epoch in range(1, EPOCHS + 1)]
+                attributes = {"epochs": EPOCHS, "curve": curve, "seconds": [30.0 * epoch for epoch in range(EPOCHS)]}
+                before.append(
+                    create_trial(
+                        state=TrialState.COMPLETE, params=params, distributions=space, values=curve[-1],
+                        user_attrs=attributes,
+                    )
+                )  # fmt: skip
+            study.add_trials(before)
+            there += len(before)
+        if not file.exists():
+            with closing(sqlite3.connect(folder / STUDY)) as source, closing(sqlite3.connect(file)) as target:
+                source.backup(target)
     return files
 
 
-def study_after(sweep: SweepConfig, database: Path) -> optuna.Study:
-    """Open a new study that begins with what is in a database: a copy of the file, or all of it again at a URL."""
-    own = sweep.storage / sweep.name
-    if sweep.study == "sqlite":
-        shutil.copy(database, own / STUDY)
-        with closing(sqlite3.connect(own / STUDY)) as connection:
-            connection.execute("update studies set study_name = ?", (sweep.name,))
-            connection.commit()
-        return open_study(sweep, own)
-    study = open_study(sweep, own, new=True)
-    study.set_user_attr("reference_point", REFERENCE)
-    study.add_trials(optuna.load_study(study_name="scale", storage=f"sqlite:///{database}").get_trials(deepcopy=False))
-    return study
+def _reference(sweep: SweepConfig) -> tuple[tuple[float, float, float], tuple[float, float]]:
+    """The sweep's reference point, and what full fine-tuning costs."""
+    found = reference_point(sweep.trial, *load_trial(sweep.trial))
+    return found, (found[1] / MARGIN, found[2] / MARGIN)
+
+
+class Timed:
+    """Adds up the seconds that an observer takes."""
+
+    def __init__(self, observer: SweepObserver) -> None:
+        self._observer = observer
+        self.seconds = 0.0
+
+    def __getattr__(self, name: str) -> Any:
+        """Call the observer."""
+
+        def call(*arguments: Any) -> None:
+            started = time.perf_counter()
+            getattr(self._observer, name)(*arguments)
+            self.seconds += time.perf_counter() - started
+
+        return call
 
 
 class Driver:
     """What Tune's loop calls for each trial, on a study with so many finished ones.
 
     Args:
-        folder: for the study and the MLflow store.
-        sampler: of the sweep.
+        sweep: whose folder is empty.
         database: the study before.
-        trials: in all.
-        url: of the study; unset: in SQLite.
-        name: of the sweep.
+        hold: on the sweep's folder.
     """
 
-    def __init__(
-        self, folder: Path, sampler: str, database: Path, trials: int, url: str | None = None, name: str = "scale"
-    ) -> None:
+    def __init__(self, sweep: SweepConfig, database: Path, hold: Hold) -> None:
         self.draw = np.random.default_rng(0)
-        sweep = sweep_in(folder, sampler, trials, url, name)
-        own = folder / name
-        own.mkdir(parents=True)
-        self.study = study = study_after(sweep, database)
-        self.tracker = Tracker(default_uri(folder), folder)
+        self.sweep, own = sweep, sweep.storage / sweep.name
+        shared = "://" in sweep.study
+        if not shared:
+            shutil.copy(database, own / STUDY)
+            with closing(sqlite3.connect(own / STUDY)) as connection:
+                connection.execute("update studies set study_name = ?", (sweep.name,))
+                connection.commit()
+        self.study = open_study(sweep, own, new=shared)
+        reference, self._full = _reference(sweep)
+        self.study.set_user_attr("reference_point", reference)
+        if shared:
+            there = optuna.load_study(study_name="scale", storage=f"sqlite:///{database}")
+            self.study.add_trials(there.get_trials(deepcopy=False))
+        before = results(self.study, sweep)
+        on_front = {int(m.trial_id) for m in summarise(sweep.name, before, reference).front}
+        with closing(Queue(own)) as queue:  # their runs are known
+            for number in range(len(self.study.get_trials(deepcopy=False))):
+                if number not in on_front:
+                    queue.ask(Operation(f"{number:04d}", "end", 1, status="FINISHED"))
+                    queue.opened(f"{number:04d}", f"{number:032x}")
+                    queue.done(queue.batch())
+        self.tracker = Tracker(default_uri(sweep.storage), sweep.storage)
         self.tracker.start_sweep(sweep)
-        observer = SweepObserver(sweep, study, self.tracker, Hold(own), Console(quiet=True))
+        self.observer = SweepObserver(sweep, reference, before, self.tracker, hold, Console(quiet=True))
+        for number in on_front:  # these have real runs, to be tagged once they leave the front
+            self.tracker.start_trial(number, before[number].config, before[number].params)
+            self.tracker.end_trial(number, "FINISHED")
+        self.tracker.tag_front([member.trial_id for member in self.observer.front.front])
+        self.tracker._writer.flush(600)
         somewhere = Packing(sweep, [Node("", cpu=1e6, memory=1e18)])
-        self._searcher = StudySearcher(study, sweep, observer, somewhere, lambda config, growth: costs(flatten(config)))
-        self._scheduler = MoAsha(sweep, study)
-        self._progress = observer.progress
+        self.timed = Timed(self.observer)
+        self._searcher = StudySearcher(self.study, sweep, self.timed, somewhere, Forecast().costs)
+        self._scheduler = MoAsha(sweep, self.study)
         self._out: dict[str, dict[str, Any]] = {}
 
     def ask(self, key: str) -> bool:
@@ -171,7 +206,7 @@ class Driver:
         """Take in an epoch; returns whether the trial goes on."""
         suggestion = self._out[key]
         params = flatten(parse(TrialConfig, suggestion["trial"]))
-        values = objectives(params, epoch, self.draw)
+        values = objectives(params, epoch, self._full, self.draw)
         result: dict[str, Any] = {f"report/{o.name}": v for o, v in zip(OBJECTIVES, values, strict=True)}
         result["report/epoch"] = epoch
         stand_in = cast("TuneTrial", SimpleNamespace(config=suggestion))
@@ -183,130 +218,162 @@ class Driver:
             del self._out[key]
         return goes_on
 
+    def run(self, key: str) -> float:
+        """Run a trial from asking to its end; returns the driver's seconds."""
+        started, epoch = time.perf_counter(), 1
+        self.ask(key)
+        while self.report(key, epoch):
+            epoch += 1
+        return time.perf_counter() - started
+
     def close(self) -> None:
         """Leave the terminal, and MLflow, as a sweep would."""
-        self._progress.close()
+        self.observer.close()
         self.tracker.end_sweep("FINISHED")
 
-
-def statements(study: optuna.Study) -> list[str]:
-    """Collect from now on what a study sends to its database; over a network each is a round trip."""
-    sent: list[str] = []
-
-    @sqlalchemy.event.listens_for(study._storage._backend.engine, "before_cursor_execute")  # type: ignore[attr-defined]
-    def _sent(_: object, __: object, statement: str, *rest: object) -> None:
-        sent.append(statement)
-
-    return sent
-
-
-def per_trial(sampler: str, finished: int, database: Path, trials: int, url: str | None) -> dict[str, Any]:
-    """Time the driver's part in one trial, with so many finished ones."""
-    with tempfile.TemporaryDirectory() as folder:
-        driver, asking, telling = Driver(Path(folder), sampler, database, finished + trials, url), [], []
-        sent = statements(driver.study)
-        for number in range(trials):
-            started = time.perf_counter()
-            driver.ask(str(number))
-            asked = time.perf_counter()
-            epoch = 1
-            while driver.report(str(number), epoch):
-                epoch += 1
-            asking.append(asked - started)
-            telling.append(time.perf_counter() - asked)
-            time.sleep(0.2)  # a sweep has pauses, in which MLflow is written to
-        memory = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    def conclude(self) -> float:
+        """End the sweep as one does; returns the seconds that takes."""
         started = time.perf_counter()
-        driver.close()
-        waited = time.perf_counter() - started
+        self.observer.close()
+        conclude(self.sweep, self.study, self.tracker, Stop(), lambda line: print(line, file=sys.stderr))
+        return time.perf_counter() - started
+
+
+def measure(sweep: SweepConfig, database: Path, trials: int, counter: str | None) -> dict[str, float]:
+    """Measure one row, in a process of its own."""
+
+    def sent() -> int:
+        return int(urllib.request.urlopen(counter).read()) if counter else 0
+
+    with threadpool_limits(limits=1), only_driver(sweep.storage / sweep.name) as hold:
+        driver = Driver(sweep, database, hold)
+        first = driver.run("first")
+        hold.save()  # of what was there before
+        driver.tracker._writer.flush(60)
+        before, tracking, took = sent(), driver.timed.seconds, []
+        for number in range(trials):
+            took.append(driver.run(str(number)))
+            time.sleep(0.1)  # a sweep has pauses, in which MLflow is written to
+        after, tracked = sent(), 1e3 * (driver.timed.seconds - tracking)
+        searched = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        end = driver.conclude()
     return {
-        "sampler": sampler,
-        "finished": finished,
-        "ask, ms": 1e3 * statistics.median(asking),
-        "tell, ms": 1e3 * statistics.median(telling),
-        "both, mean, ms": 1e3 * statistics.mean([a + t for a, t in zip(asking, telling, strict=True)]),
-        "statements": len(sent) / trials,
-        "MLflow behind at the end, s": waited,
-        "driver's peak memory, MiB": memory / 2**20,
+        "first proposal, s": first,
+        "a trial, ms": 1e3 * mean(took),
+        "of it tracking, front and saving, ms": tracked / trials,
+        "sent a trial, KB": (after - before) / 1e3 / trials,
+        "end, s": end,
+        "peak while searching, MiB": searched / 1024,
+        "peak, MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
 
 
-def idle_share(sampler: str, database: Path, workers: int, seconds: float, rounds: int) -> float:
-    """Serve simulated workers in real time; returns the share of their time in which they had no trial.
+@contextmanager
+def object_storage() -> Iterator[tuple[dict[str, str], str]]:
+    """Run an S3 server behind a counter; the environment that leads to it, and the address that tells the count."""
+    ports = [_free_port() for _ in range(3)]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(ports[0])],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    count = [0]
 
-    Args:
-        sampler: of the sweep.
-        database: the study before.
-        workers: simulated.
-        seconds: a trial's length, epochs together.
-        rounds: trials a worker.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        driver = Driver(Path(folder), sampler, database, 10**6)
-        events: list[tuple[float, int, int, int]] = []  # when, worker, its trial, epoch that ends
-        free_since = dict.fromkeys(range(workers), time.monotonic())
-        began, idle, handed = time.monotonic(), 0.0, 0
-        while time.monotonic() - began < seconds * rounds:
-            for worker in list(free_since):
-                driver.ask(str(handed))
-                idle += time.monotonic() - free_since.pop(worker)
-                length = seconds * driver.draw.uniform(0.5, 1.5) / EPOCHS
-                heapq.heappush(events, (time.monotonic() + length, worker, handed, 1))
-                handed += 1
-                if events[0][0] <= time.monotonic():
-                    break
-            when, worker, trial, epoch = events[0]
-            if when > time.monotonic():
-                if not free_since:
-                    time.sleep(min(0.05, when - time.monotonic()))
-                continue
-            heapq.heappop(events)
-            late = time.monotonic() - when  # the worker waited for the driver to hear it
-            if driver.report(str(trial), epoch):
-                idle += late
-                length = seconds * driver.draw.uniform(0.5, 1.5) / EPOCHS
-                heapq.heappush(events, (time.monotonic() + length, worker, trial, epoch + 1))
-            else:
-                free_since[worker] = when
-        took = time.monotonic() - began
-        driver.close()
-    return idle / (workers * took)
+    def copy(source: socket.socket, target: socket.socket, counted: bool) -> None:
+        with suppress(OSError):
+            while data := source.recv(1 << 16):
+                count[0] += len(data) * counted
+                target.sendall(data)
+            target.shutdown(socket.SHUT_WR)
+
+    def admit(listener: socket.socket) -> None:
+        while True:
+            visitor = listener.accept()[0]
+            inside = socket.create_connection(("127.0.0.1", ports[0]))
+            for one in ((visitor, inside, True), (inside, visitor, False)):
+                threading.Thread(target=copy, args=one, daemon=True).start()
+
+    def tell(listener: socket.socket) -> None:
+        while True:
+            visitor = listener.accept()[0]
+            visitor.recv(1 << 16)
+            visitor.sendall(b"HTTP/1.0 200 OK\r\n\r\n%d" % count[0])
+            visitor.close()
+
+    for port, serve in ((ports[1], admit), (ports[2], tell)):
+        threading.Thread(target=serve, args=(socket.create_server(("127.0.0.1", port)),), daemon=True).start()
+    try:
+        end = time.monotonic() + 60
+        while True:
+            with suppress(OSError):
+                urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:{ports[0]}/scale", method="PUT"))
+                break
+            if time.monotonic() > end:
+                raise TimeoutError("no S3 server")
+            time.sleep(0.2)
+        address = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{ports[1]}", "AWS_DEFAULT_REGION": "us-east-1"}
+        keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
+        yield address | keys, f"http://127.0.0.1:{ports[2]}"
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def rows(options: argparse.Namespace, scratch: Path) -> Iterator[dict[str, Any]]:
+    """Measure what --results does not have yet."""
+    spawn = multiprocessing.get_context("spawn")
+    with object_storage() as (environment, counter):
+        os.environ |= environment | {"XDG_CACHE_HOME": str(scratch / "cache")}
+        for model in options.models:
+            files = studies(scratch / model, options.finished, model)
+            for storage in options.storages:
+                for finished, file in files.items():
+                    key = {"model": model, "storage": storage, "finished": finished, "sampler": options.sampler}
+                    if any(key.items() <= row.items() for row in _known(options.results)):
+                        continue
+                    place = scratch / "rows" / f"{model}-{storage}-{finished}"
+                    os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{place}.db"
+                    place.parent.mkdir(exist_ok=True)
+                    address = f"s3://scale/{place.name}" if storage == "s3" else place
+                    sweep = sweep_in(address, finished + options.trials + 1, model, sampler=options.sampler)
+                    with ProcessPoolExecutor(1, mp_context=spawn) as pool:
+                        asked = (sweep, file, options.trials, counter if storage == "s3" else None)
+                        yield key | pool.submit(measure, *asked).result()
+
+
+def _known(file: Path) -> list[dict[str, Any]]:
+    return json.loads(file.read_text()) if file.exists() else []
 
 
 @guarded
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--finished", type=int, nargs="+", default=[100, 1_000, 10_000])
-    parser.add_argument("--samplers", nargs="+", default=["ehvi", "tpe", "nsga2", "random"])
-    parser.add_argument("--trials", type=int, default=40, help="timed, a size")
-    parser.add_argument("--study", metavar="URL", help="of the database with the studies, of the table; unset: SQLite")
-    parser.add_argument("--workers", type=int, default=64, help="simulated ones; 0 leaves them out")
-    parser.add_argument("--seconds", type=float, default=60, help="that a simulated trial takes")
-    parser.add_argument("--rounds", type=int, default=3, help="trials a simulated worker")
-    parser.add_argument("--json", action="store_true", help="rows as JSON instead of a table")
+    parser.add_argument("--models", nargs="+", default=["embedded"], help="embedded, or timm's")
+    parser.add_argument("--storages", nargs="+", default=["local"], choices=["local", "s3"])
+    parser.add_argument("--finished", type=int, nargs="+", default=[100, 1_000, 10_000], help="trials before")
+    parser.add_argument("--sampler", default="ehvi")
+    parser.add_argument("--trials", type=int, default=20, help="timed, a row")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="where rows are kept, as JSON")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        files = studies(Path(folder), options.finished)
-        rows = [
-            per_trial(sampler, size, file, options.trials, options.study)
-            for sampler in options.samplers
-            for size, file in files.items()
-        ]
-        sampler, idle = options.samplers[0], None
-        if options.workers:
-            idle = idle_share(sampler, files[min(files)], options.workers, options.seconds, options.rounds)
-    if options.json:
-        print(json.dumps({"per trial": rows, "idle share": idle}, indent=2))
-        return
-    table = Table(title="the driver's time a trial", title_justify="left")
-    for column in rows[0]:
-        table.add_column(column, justify="left" if column == "sampler" else "right")
-    for row in rows:
+    with tempfile.TemporaryDirectory() as scratch:
+        for row in rows(options, Path(scratch)):
+            options.results.parent.mkdir(parents=True, exist_ok=True)
+            known = [*_known(options.results), row]
+            options.results.write_text("[\n" + ",\n".join(map(json.dumps, known)) + "\n]\n")
+    known = _known(options.results)
+    table = Table(title="the driver, with so many finished trials", title_justify="left")
+    for column in known[0]:
+        table.add_column(column, justify="right")
+    for row in known:
         table.add_row(*(f"{value:.1f}" if isinstance(value, float) else str(value) for value in row.values()))
-    Console(width=130).print(table)
-    if idle is not None:
-        print(f"{options.workers} workers, trials of {options.seconds:g} s, {sampler}: idle {idle:.1%}")
+    Console(width=180).print(table)
 
 
 if __name__ == "__main__":

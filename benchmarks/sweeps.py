@@ -13,10 +13,12 @@ import argparse
 import json
 import multiprocessing
 import os
+import sqlite3
 import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from threading import Barrier
 from typing import Any
@@ -28,15 +30,18 @@ from rich.console import Console
 from rich.table import Table
 
 from alast_tune.cli import guarded
+from alast_tune.hold import Hold
 from alast_tune.tracking import pending
-from benchmarks.scale import Driver, studies
+from benchmarks.scale import Driver, studies, sweep_in
 
 
 def one_sweep(name: str, sampler: str, database: Path, trials: int, url: str | None, gate: Barrier) -> dict[str, float]:
     """Run a sweep's trials one after the other, once all sweeps stand at the gate."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        driver = Driver(folder, sampler, database, 10**6, url, name)
+        (folder / name).mkdir()
+        sweep = sweep_in(folder, 10**6, name=name, sampler=sampler, study=url or "sqlite")
+        driver = Driver(sweep, database, Hold(folder / name))
         gate.wait()
         began, busy = time.time(), time.process_time()
         for number in range(trials):
@@ -47,7 +52,8 @@ def one_sweep(name: str, sampler: str, database: Path, trials: int, url: str | N
         drove, busy = time.time(), time.process_time() - busy
         driver.close()
         written = time.time()
-        asked = (folder / name / "mlflow-journal.jsonl").read_bytes().count(b"\n")
+        with closing(sqlite3.connect(folder / name / "mlflow-queue.db")) as queue:
+            (asked,) = queue.execute("select seq from sqlite_sequence where name = 'operations'").fetchone()
         left = pending(folder / name)
         return {"began": began, "drove": drove, "written": written, "busy": busy, "writes": asked, "left": left}
 

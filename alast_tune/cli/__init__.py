@@ -1,6 +1,7 @@
 """``alast-tune``: one file a command, or two that belong together.
 
-``front`` prints a front, and brings MLflow up to date (``sync``); ``promote`` chooses a member of one for production;
+``front`` prints a front, and brings MLflow up to date (``sync``); ``report`` draws a sweep's pages again; ``promote``
+chooses a member of one for production;
 ``train`` trains one configuration; ``doctor`` looks at the machine; ``guard`` is how all of them end when something
 is wrong.
 """
@@ -23,6 +24,7 @@ from alast_tune.cli.doctor import Doctor
 from alast_tune.cli.front import Front, Sync
 from alast_tune.cli.guard import STORAGE_FAILED, TRACKING_INCOMPLETE, guarded
 from alast_tune.cli.promote import Promote
+from alast_tune.cli.report import Report
 from alast_tune.cli.train import Train
 from alast_tune.config import given_file, read_mapping
 
@@ -56,6 +58,7 @@ class AlastTune(BaseSettings):
     front: CliSubCommand[Front]
     promote: CliSubCommand[Promote]
     train: CliSubCommand[Train]
+    report: CliSubCommand[Report]
     sync: CliSubCommand[Sync]
     doctor: CliSubCommand[Doctor]
 

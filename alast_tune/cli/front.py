@@ -38,6 +38,20 @@ def find_front(sweep: Path, storage: Path) -> Path:
     return file
 
 
+def find_sweep(sweep: Path, storage: Path) -> Path:
+    """Find a sweep's folder, given itself or by the sweep's name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    fetch(sweep)
+    fetch(storage / sweep)
+    folder = next((path for path in (sweep, storage / sweep) if path.is_dir()), None)
+    if folder is None:
+        raise ConfigError("sweep", shown(sweep), f"neither a folder nor a sweep under {shown(storage)}")
+    return folder.absolute()
+
+
 def read_front(file: Path) -> FrontFile:
     """Read a front.
 
@@ -97,14 +111,10 @@ class Sync(BaseModel):
     storage: Place = Field(Path("runs"), description="where sweeps are")
 
     def cli_cmd(self) -> None:
-        """Carry out what the sweep's journal holds; exit code 3 if the store still cannot be written to."""
+        """Carry out what the sweep's queue holds; exit code 3 if the store still cannot be written to."""
         from alast_tune.tracking import default_uri, sync  # MLflow takes seconds to import
 
-        fetch(self.sweep)
-        fetch(self.storage / self.sweep)
-        folder = next((path for path in (self.sweep, self.storage / self.sweep) if path.is_dir()), None)
-        if folder is None:
-            raise ConfigError("sweep", shown(self.sweep), f"neither a folder nor a sweep under {shown(self.storage)}")
+        folder = find_sweep(self.sweep, self.storage)
         with only_driver(folder):
             left = sync(folder, default_uri(folder.absolute().parent), lambda line: print(line, flush=True))
         if left:

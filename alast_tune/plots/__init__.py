@@ -9,6 +9,7 @@ pictures are drawn on. Both libraries are imported by the functions that need th
 
 from alast_tune.plots.blocks_page import block_title, blocks_html
 from alast_tune.plots.blocks_picture import blocks_png
+from alast_tune.plots.cloud import drawn
 from alast_tune.plots.overlay import fronts_html, fronts_png
 from alast_tune.plots.page import front_html, with_runs
 from alast_tune.plots.picture import front_png
@@ -27,6 +28,7 @@ __all__ = [
     "blocks_png",
     "byte_unit",
     "convergence_png",
+    "drawn",
     "flop_unit",
     "front_html",
     "front_png",

@@ -22,6 +22,39 @@ ACCURACY, FLOPS, BYTES = 0, 1, 2
 NOBODY = "No trial has completed yet, so there is no front to show."
 
 
+MOST = 5_000
+"""So many trials at most are drawn: a page with all of 100,000 would be 100 MB."""
+
+
+def drawn(front: FrontFile, results: Sequence[TrialResult], most: int = MOST) -> list[TrialResult]:
+    """Choose the complete trials that pages hold: all of the front, the landmarks, and a sample of the others.
+
+    Args:
+        front: of the sweep.
+        results: all its trials.
+        most: of trials; a front that is larger is drawn whole all the same.
+
+    Returns:
+        Trials in their order, always the same ones.
+    """
+    complete = [result for result in results if result.state == "complete" and result.values]
+    members = {member.trial_id for member in front.front}
+    others = [n for n, one in enumerate(complete) if trial_id(one.number) not in members and one.landmark is None]
+    surplus = min(len(complete) - most, len(others))
+    if surplus <= 0:
+        return complete
+    left_out = set(np.random.default_rng(0).choice(others, surplus, replace=False).tolist())
+    return [result for n, result in enumerate(complete) if n not in left_out]
+
+
+def sampled(front: FrontFile, results: Sequence[TrialResult]) -> str:
+    """Say so if not all complete trials are drawn."""
+    count = sum(result.state == "complete" for result in results)
+    if count >= front.trials.complete:
+        return ""
+    return f" Of {front.trials.complete} complete trials {count} are drawn: the front, and a sample of the others."
+
+
 @dataclass(frozen=True)
 class Cloud:
     """T complete trials, M = 3 objectives in the order of ``OBJECTIVES``."""

@@ -22,6 +22,7 @@ from alast_tune.plots.cloud import (
     NOBODY,
     VERMILLION,
     Cloud,
+    sampled,
 )
 from alast_tune.plots.document import AXIS, LAYOUT, Section, document
 from alast_tune.plots.search import brief
@@ -57,14 +58,16 @@ def front_html(front: FrontFile, results: Sequence[TrialResult]) -> str:
     script = Template(Path(__file__).with_name("front.js").read_text(encoding="utf-8")).substitute(
         values=json.dumps(dict(zip(cloud.ids, cloud.values_TM.tolist(), strict=True))), panels=json.dumps(PANELS)
     )
-    runs = {trial_id(result.number): result.mlflow_run_id for result in results if result.mlflow_run_id}
+    runs = {trial_id(one.number): one.mlflow_run_id for one in results if one.state == "complete"}
     before = '<p id="picked">A click on a point or a row copies the id of its MLflow run.</p>'
     after = [
         f'<div id="table">{_table(front, results)}</div>',
         RUNS_BEGIN + _in_script(runs) + RUNS_END,
         f"<script>\n{script}</script>",
     ]
-    return document(title, _lead(front), [Section("front", _figure(cloud))], before, "\n".join(after))
+    return document(
+        title, _lead(front) + sampled(front, results), [Section("front", _figure(cloud))], before, "\n".join(after)
+    )
 
 
 def with_runs(page: str, runs: Mapping[str, str]) -> str:
@@ -72,14 +75,16 @@ def with_runs(page: str, runs: Mapping[str, str]) -> str:
 
     Args:
         page: of :func:`front_html`; one without trials comes back as it is.
-        runs: MLflow run ids by trial id; trials that are not in it keep what they have.
+        runs: MLflow run ids by trial id; trials that are not in it keep what they have, those that the page does not
+            show are left out.
     """
     before, begin, rest = page.partition(RUNS_BEGIN)
     known, end, after = rest.partition(RUNS_END)
-    return before + begin + _in_script(json.loads(known) | dict(runs)) + end + after if begin else page
+    filled = {name: runs.get(name, run) for name, run in json.loads(known or "{}").items()}
+    return before + begin + _in_script(filled) + end + after if begin else page
 
 
-def _in_script(values: Mapping[str, str]) -> str:
+def _in_script(values: Mapping[str, str | None]) -> str:
     return json.dumps(values).replace("<", "\\u003c")
 
 

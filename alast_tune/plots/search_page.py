@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from alast_tune.plots.cloud import BLUE, NOBODY
+from alast_tune.plots.cloud import BLUE, NOBODY, sampled
 from alast_tune.plots.document import AXIS, LAYOUT, Section, document
 from alast_tune.plots.search import (
     NOT_TOLD,
@@ -42,10 +42,13 @@ def search_html(front: FrontFile, results: Sequence[TrialResult], report: Search
         text = (
             "A line is a complete trial that the search proposed. Those on the front stand out; drag along an axis to "
             "choose others, click it to choose all, move axes by their names."
-        )
+        ) + sampled(front, results)
         sections.append(Section("space", _space(front, results, report), "Search space", text))
     if report.importances:
-        text = "Share of each parameter in an objective's variance over the trials that the search proposed (fANOVA)."
+        text = (
+            "Share of each parameter in what sets the trials best in an objective, a tenth or five, apart from all "
+            "that the search proposed (PED-ANOVA)."
+        )
         sections.append(Section("importances", _importances(report), "Importance of the parameters", text))
     if ways(front, results, report.curves)[0]:
         text = "Validation accuracy after each epoch against what the run had cost so far: the front and the landmarks."

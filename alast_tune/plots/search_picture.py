@@ -80,7 +80,7 @@ def importances_png(front: FrontFile, report: SearchReport) -> bytes:
     """
     paths = ranked(report.importances)
     labels = brief(paths)
-    figure = canvas(11, 1.6 + 0.35 * max(len(paths), 4), f"Importance of the parameters in {front.sweep} (fANOVA)")
+    figure = canvas(11, 1.6 + 0.35 * max(len(paths), 4), f"Importance of the parameters in {front.sweep} (PED-ANOVA)")
     if not paths:
         say(figure, f"Not to be told: {NOT_TOLD}.")
         return png(figure)

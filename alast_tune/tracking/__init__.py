@@ -1,12 +1,12 @@
 """Everything MLflow: one parent run a sweep, one child a trial, the front where people look.
 
-``tracker`` puts what happens to a sweep into operations; ``journal`` keeps them in the sweep's folder; ``writer``
-carries them out in a thread of its own, so that a store that is slow, full or away holds no sweep up; ``store`` finds
-and opens the store; ``page`` is the front as MLflow shows it; ``registry`` makes a trained model a version of a
-registered one, and ``served`` is what that runs where it is served.
+``tracker`` puts what happens to a sweep into operations; ``queue`` keeps them in the sweep's folder, and ``kept`` reads
+that; ``writer`` carries them out in a thread of its own, so that a store that is slow, full or away holds no sweep up;
+``store`` finds and opens the store; ``page`` is the front as MLflow shows it; ``registry`` makes a trained model a
+version of a registered one, and ``served`` is what that runs where it is served.
 """
 
-from alast_tune.tracking.journal import pending, run_ids
+from alast_tune.tracking.kept import pending, run_ids
 from alast_tune.tracking.page import describe_front
 from alast_tune.tracking.registry import RegistryError, check_names, register, tag_run
 from alast_tune.tracking.store import default_uri, is_file_based, ui_command

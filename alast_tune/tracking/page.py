@@ -15,6 +15,7 @@ from alast_tune.plots import (
     blocks_html,
     blocks_png,
     convergence_png,
+    drawn,
     front_html,
     front_png,
     human_bytes,
@@ -24,9 +25,9 @@ from alast_tune.plots import (
     space_png,
     with_runs,
 )
-from alast_tune.results import LANDMARKS, FrontFile, TrialResult
+from alast_tune.results import LANDMARKS, FrontFile, FrontMember, TrialResult
 from alast_tune.summary import trial_id
-from alast_tune.tracking.journal import SWEEP
+from alast_tune.tracking.kept import SWEEP
 
 FOLDER = "front"
 """In the sweep's folder: what is uploaded to the parent run."""
@@ -42,6 +43,10 @@ _SHOWN = {
 }
 
 
+_ROWS = 30
+"""So many members at most the description shows: MLflow cuts it off at 8,000 characters."""
+
+
 def write_pages(
     front: FrontFile,
     results: Sequence[TrialResult],
@@ -49,6 +54,7 @@ def write_pages(
     blocks: Mapping[int, BlockReport],
     folder: Path,
     say: Callable[[str], None],
+    check: Callable[[], None] = lambda: None,
 ) -> list[str]:
     """Write everything that shows the front into a folder; says in a line which page or picture cannot be drawn.
 
@@ -59,6 +65,7 @@ def write_pages(
         blocks: of the trials whose blocks are shown, by number.
         folder: made if it is not there.
         say: prints a line.
+        check: is called before each page, and may raise.
 
     Returns:
         Names of the files.
@@ -67,6 +74,7 @@ def write_pages(
         OSError: a full disk, say.
     """
     folder.mkdir(exist_ok=True)
+    results = drawn(front, results)
     front.write(folder / "front.json")
     (folder / "front_table.json").write_text(json.dumps(_table(front, results)), encoding="utf-8")
     pages: dict[str, Callable[[], str | bytes]] = {
@@ -87,21 +95,22 @@ def write_pages(
         pages[f"blocks-{name}.png"] = partial(blocks_png, block_title(front, results, number), report)
     written = ["front.json", "front_table.json"]
     for name, draw in pages.items():
+        check()
         (folder / name).unlink(missing_ok=True)  # of an earlier ending
         try:
-            drawn = draw()
+            page = draw()
         except Exception as error:  # a sweep that is finished does not fail for a picture
             say(f"{name} cannot be drawn ({type(error).__name__}: {error})")
             continue
-        (folder / name).write_bytes(drawn.encode() if isinstance(drawn, str) else drawn)
+        (folder / name).write_bytes(page.encode() if isinstance(page, str) else page)
         written.append(name)
     return written
 
 
-def with_run_ids(front: FrontFile, runs: Mapping[str, str]) -> FrontFile:
+def with_run_ids(front: FrontFile, runs: Mapping[str, str | None]) -> FrontFile:
     """Fill in the members' MLflow runs, by trial id; members that are not in ``runs`` keep what they have."""
     members = tuple(
-        member.model_copy(update={"mlflow_run_id": runs.get(member.trial_id, member.mlflow_run_id)})
+        member.model_copy(update={"mlflow_run_id": runs.get(member.trial_id) or member.mlflow_run_id})
         for member in front.front
     )
     return front.model_copy(update={"front": members})
@@ -123,10 +132,10 @@ def fill_run_ids(folder: Path, runs: Mapping[str, str]) -> None:
         file.write_text(with_runs(file.read_text(encoding="utf-8"), trials), encoding="utf-8")
 
 
-def describe_front(front: FrontFile, results: Sequence[TrialResult], drawn: Collection[str] = ()) -> str:
+def describe_front(front: FrontFile, results: Sequence[TrialResult], pages: Collection[str] = ()) -> str:
     """Write the front as Markdown, for the parent's description: table, knee, what to do with it, where to look.
 
-    ``drawn`` names the artifacts that there are.
+    ``pages`` names the artifacts that there are.
     """
     lead = (
         f"**{front.sweep}**: {len(front.front)} of {front.candidates} are on the front "
@@ -139,13 +148,16 @@ def describe_front(front: FrontFile, results: Sequence[TrialResult], drawn: Coll
         "| trial | accuracy | test | training | peak memory | |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
-    for m in front.front:
+    shown = _described(front)
+    for m in shown:
         test = "-" if m.test_accuracy is None else f"{m.test_accuracy:.4f}"
         notes = (["**knee**"] if m.trial_id == front.knee else []) + ([LANDMARKS[m.landmark]] if m.landmark else [])
         flops, peak = human_flops(m.objectives["train_flops"]), human_bytes(m.objectives["peak_bytes"])
         lines.append(
             f"| {m.trial_id} | {m.objectives['accuracy']:.4f} | {test} | {flops} | {peak} | {', '.join(notes)} |"
         )
+    if len(shown) < len(front.front):
+        lines += ["", f"{len(front.front) - len(shown)} more in front_table.json."]
     if front.knee:
         lines += [
             "",
@@ -155,13 +167,21 @@ def describe_front(front: FrontFile, results: Sequence[TrialResult], drawn: Coll
             "",
             f"    alast-tune promote {front.sweep} --pick knee -o config.yaml",
         ]
-    return "\n".join([*lines, "", *_where(drawn)])
+    return "\n".join([*lines, "", *_where(pages)])
 
 
-def _where(drawn: Collection[str]) -> list[str]:
+def _described(front: FrontFile) -> list[FrontMember]:
+    """Choose members for a table that people read, evenly over the front; the ends, knee and landmarks among them."""
+    if len(front.front) <= _ROWS:
+        return list(front.front)
+    places = {round(place * (len(front.front) - 1) / (_ROWS - 4)) for place in range(_ROWS - 3)}
+    return [m for n, m in enumerate(front.front) if n in places or m.landmark or m.trial_id == front.knee]
+
+
+def _where(pages: Collection[str]) -> list[str]:
     """List what can be looked at, and how to filter."""
-    rows = [f"| {name}, {pictures} | {what} |" for name, (pictures, what) in _SHOWN.items() if name in drawn]
-    filters = "`tags.pareto = 'true'` filters the runs to the front, `tags.pareto_rank = '1'` to what comes second."
+    rows = [f"| {name}, {pictures} | {what} |" for name, (pictures, what) in _SHOWN.items() if name in pages]
+    filters = "`tags.pareto = 'true'` filters the runs to the front, `'false'` to those that were on it once."
     return ["| artifact | shows |", "| --- | --- |", *rows, "", filters]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
@@ -22,6 +23,9 @@ _PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRI
 """A silent server is asked for minutes by default; here it is asked anew, so that one knows soon that it is away."""
 
 _REFUSALS = {"INVALID_PARAMETER_VALUE", "INVALID_STATE", "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST"}
+
+_OUTAGES = ("OperationalError", *map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EROFS)))
+"""A database's errors that are not about what was to be written, in SQLAlchemy's words; and a disk's."""
 
 _DENIED = "answers 401"
 
@@ -88,6 +92,24 @@ def open_store(uri: str, storage: Path) -> tuple[MlflowClient, str]:
     return client, str(found.experiment_id)
 
 
+def experiment_of(client: MlflowClient, uri: str, run_id: str) -> str:
+    """Find the experiment in which a sweep began, whatever the environment says now.
+
+    Raises:
+        ConfigError: it does not have the sweep's run, or has it in its bin.
+    """
+    try:
+        info = client.get_run(run_id).info
+    except MlflowException as error:
+        remedy = f"cannot reopen run {run_id} ({reason(error)}); use the store the sweep began in"
+        raise ConfigError("MLFLOW_TRACKING_URI", uri, remedy) from None
+    if info.lifecycle_stage == "deleted":
+        raise ConfigError(
+            "MLFLOW_TRACKING_URI", uri, f"the sweep was deleted there; mlflow runs restore --run-id {run_id}"
+        )
+    return str(info.experiment_id)
+
+
 def reason(error: Exception) -> str:
     """Say in a few words why a store failed."""
     if database := re.search(r"^\(\w+\.\w*Error\) (.+)", str(error), re.MULTILINE):  # SQLAlchemy says much around it
@@ -105,3 +127,8 @@ def is_refusal(error: Exception) -> bool:
     """Whether MLflow itself said no, and would say so again; anything else may pass: outages, full disks, proxies."""
     ours = isinstance(error, RestException) or "API request" not in str(error)
     return isinstance(error, MlflowException) and ours and error.error_code in _REFUSALS
+
+
+def is_outage(error: Exception) -> bool:
+    """Whether a store says that it is full or away: some small write may work all the same."""
+    return any(words in str(error) for words in _OUTAGES)

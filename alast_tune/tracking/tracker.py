@@ -8,29 +8,30 @@ import math
 import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from getpass import getuser
 from pathlib import Path
 from typing import Any, Literal
 from uuid import uuid4
 
-from mlflow import MlflowClient
-from mlflow.exceptions import MlflowException
-
 from alast_tune import __version__
 from alast_tune.blocks import BlockReport
 from alast_tune.config import SweepConfig, TrialConfig, flatten
 from alast_tune.errors import ConfigError
-from alast_tune.front import pareto_rank
 from alast_tune.plots import SearchReport
-from alast_tune.results import DIRECTIONS, RESEEDED, FrontFile, Reseeded, TrialResult
+from alast_tune.results import RESEEDED, FrontFile, Reseeded, TrialResult
 from alast_tune.summary import trial_id
-from alast_tune.tracking.journal import ASKED, SWEEP, Journal, Operation
+from alast_tune.tracking.kept import FILE, REFUSED, SWEEP, has_queue, refused
 from alast_tune.tracking.page import FOLDER, describe_front, fill_run_ids, with_run_ids, write_pages
-from alast_tune.tracking.store import open_store, reason
+from alast_tune.tracking.queue import Operation, Queue
+from alast_tune.tracking.store import experiment_of, open_store
 from alast_tune.tracking.writer import Writer
 
 PATIENCE = 30.0
 """So many seconds the end of a sweep waits for a store that is away: as long as a server takes to start again."""
+
+LONGEST_WAIT = 600.0
+"""So many seconds the end of a sweep waits at most, however slowly the store takes what it has missed."""
 
 LAST_MOMENT = 2.0
 """So many seconds a driver that is being stopped gives to what is not written yet: Ray kills it after 3."""
@@ -41,7 +42,7 @@ _VALUE = 6000  # MLflow's limit of a parameter's length; the client cuts batches
 class Tracker:
     """Writes a sweep, or a training on its own, to MLflow, without ever waiting for it between start and end.
 
-    Every call only puts operations into the journal in the sweep's folder. A thread carries them out; what it cannot
+    Every call only puts operations into the queue in the sweep's folder. A thread carries them out; what it cannot
     write, because the store is away or full or the driver was killed, is written when the sweep is resumed or by
     :func:`sync`. The sweep's driver is the only writer.
 
@@ -59,8 +60,23 @@ class Tracker:
         self._storage = storage
         self._say = say or logging.getLogger(__name__).warning
         self._client, self._experiment = open_store(uri, storage)
-        self._journal: Journal
+        self._queue: Queue
         self._writer: Writer
+        self._started = False
+
+    def __enter__(self) -> Tracker:
+        """A sweep that ends with an error has its runs ended as KILLED."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        """Leave no run open, whatever happened."""
+        if kind is not None and self._started:
+            self.kill()
+
+    def ended(self, folder: Path) -> bool:
+        """Whether a sweep was reported to its end."""
+        with closing(Queue(folder)) as queue:
+            return queue.run(SWEEP).status == "FINISHED"
 
     def start_sweep(self, sweep: SweepConfig) -> str:
         """Open the parent run, or reopen that of a sweep that is resumed; returns its id.
@@ -75,7 +91,7 @@ class Tracker:
         """Open the run that a folder stands for, or reopen it; returns its id.
 
         Args:
-            folder: keeps the journal; the run is called after it.
+            folder: keeps the queue; the run is called after it.
             kind: ``sweep``, or ``training`` for one on its own.
             tags: besides those that every such run has.
             params: of a new run; those of one that is reopened never change.
@@ -84,22 +100,24 @@ class Tracker:
             ConfigError: the store cannot be written to, does not have that run, or has it in its bin.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        self._journal = Journal(folder)
-        parent = self._journal.runs.get(SWEEP)
+        self._queue = Queue(folder)
+        parent = self._queue.run(SWEEP).run_id
         if parent:
-            self._experiment = _experiment_of(self._client, self.uri, parent)
-        self._writer = Writer(self._client, self._experiment, self._journal, self.uri, self._say)
-        sweep_id = self._journal.sweep_id or uuid4().hex
+            self._experiment = experiment_of(self._client, self.uri, parent)
+        self._writer = Writer(self._client, self._experiment, self._queue, self.uri, self._say)
+        sweep_id = self._queue.sweep_id or uuid4().hex
         common = {"mlflow.runName": folder.name, "mlflow.user": _user(), "mlflow.source.name": "alast-tune"}
         common |= {"alast.kind": kind, "alast.version": __version__, "alast.sweep_id": sweep_id}
+        self._started = True
         self._open(SWEEP, {**common, **tags}, {} if parent else params)  # a sweep's --trials may have changed
         if parent:
             return parent
         self._writer.flush(patience=0)
-        if SWEEP not in self._journal.runs:
-            self._writer.close()
+        opened = self._queue.run(SWEEP).run_id
+        if opened is None:
+            self._close()
             raise ConfigError("MLFLOW_TRACKING_URI", self.uri, f"cannot be written to ({self._writer.trouble})")
-        return self._journal.runs[SWEEP]
+        return opened
 
     def start_trial(self, number: int, config: TrialConfig, params: Mapping[str, object]) -> None:
         """Open a trial's run under the parent, or reopen it; variants are parameters by their names.
@@ -112,10 +130,10 @@ class Tracker:
             "alast.kind": "trial",
             "alast.trial": run,
             "alast.searched": ", ".join(params),
-            "alast.sweep_id": self._journal.sweep_id,
+            "alast.sweep_id": self._queue.sweep_id,
         }
         names = {name: value for name, value in params.items() if "/" not in name}
-        self._open(run, tags, {} if run in self._journal.status else names | flatten(config))
+        self._open(run, tags, {} if self._queue.run(run).status is not None else names | flatten(config))
 
     def log_epoch(self, number: int, metrics: Mapping[str, float], step: int) -> None:
         """Log an epoch's metrics; those that are not finite numbers, which ruin MLflow's charts, are left out."""
@@ -130,7 +148,7 @@ class Tracker:
     ) -> bool:
         """End a trial's run; returns whether it has one, which a trial that never started has not."""
         run = trial_id(number)
-        if run not in self._journal.status:
+        if self._queue.run(run).status is None:
             return False
         self._ask(run, "end", status=status, tags={name: value[:_VALUE] for name, value in (tags or {}).items()})
         return True
@@ -138,7 +156,7 @@ class Tracker:
     def settle(self, results: Sequence[TrialResult]) -> None:
         """End the runs of trials that the study has as ended: a driver may have died between the two."""
         for result in results:
-            left = self._journal.status.get(trial_id(result.number))
+            left = self._queue.run(trial_id(result.number)).status
             if result.state != "running" and left is not None and left != end_status(result):
                 tags = {"alast.state": result.state} | ({"alast.reason": result.reason} if result.reason else {})
                 self.end_trial(result.number, end_status(result), tags)
@@ -154,7 +172,22 @@ class Tracker:
     @property
     def logged(self) -> int:
         """The last step that metrics of the parent were logged at; 0 for none."""
-        return self._journal.steps.get(SWEEP, 0)
+        return self._queue.run(SWEEP).step
+
+    def tag_front(self, members: Sequence[str], knee: str | None = None) -> None:
+        """Tag the runs of trials that enter or leave the front, or become its knee or cease to be; all others stay.
+
+        Args:
+            members: trial ids.
+            knee: trial id; it wanders while a sweep runs, and is told at its end.
+        """
+        wanted = {run: {"pareto": "true", "knee": str(run == knee).lower()} for run in members}
+        places = self._queue.places()
+        for run in [*members, *(run for run in places if run not in wanted)]:
+            place = wanted.get(run, {"pareto": "false", "knee": "false"})
+            if places.get(run) != place and self._queue.run(run).status is not None:
+                self._ask(run, "log", tags=place)
+                self._queue.placed(run, place)
 
     def log_front(
         self,
@@ -162,26 +195,21 @@ class Tracker:
         results: Sequence[TrialResult],
         search: SearchReport | None = None,
         blocks: Mapping[int, BlockReport] | None = None,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
-        """Tag complete trials by their place, and put the front on the parent: metrics, description, table, pages.
+        """Tag trials by their place, and put the front on the parent: metrics, description, table, pages.
 
-        What is not given of ``search`` and ``blocks`` (by trial number) is not drawn.
+        What is not given of ``search`` and ``blocks`` (by trial number) is not drawn; ``check`` is called now and then,
+        and may raise.
         """
-        complete = [result for result in results if result.state == "complete" and result.values]
-        ranks = pareto_rank([result.values or () for result in complete], DIRECTIONS)
-        for result, rank in zip(complete, ranks.tolist(), strict=True):
-            run = trial_id(result.number)
-            if run in self._journal.status:
-                tags = {"pareto": str(rank == 0).lower(), "pareto_rank": str(rank)}
-                self._ask(run, "log", tags=tags | {"knee": str(run == front.knee).lower()})
+        self.tag_front([member.trial_id for member in front.front], front.knee)
         metrics = {"hypervolume": front.hypervolume, "hypervolume_share": front.hypervolume_share}
-        self.log_progress(
-            metrics | {"best_accuracy": front.best_accuracy, "front_size": len(front.front)}, front.trials.finished
-        )
+        metrics |= {"best_accuracy": front.best_accuracy, "front_size": len(front.front)}
+        self.log_progress(metrics, sum(result.launched and result.state != "running" for result in results))
         tags = {
             f"alast.reference.{o.name}": str(v) for o, v in zip(front.objectives, front.reference_point, strict=True)
         }
-        drawn = write_pages(front, results, search, blocks or {}, self._journal.folder / FOLDER, self._say)
+        drawn = write_pages(front, results, search, blocks or {}, self._queue.folder / FOLDER, self._say, check)
         tags["mlflow.note.content"] = describe_front(front, results, drawn)
         # The client's log_table appends to the table of an earlier ending; this replaces it, and says so as that does.
         tags["mlflow.loggedArtifacts"] = json.dumps([{"path": "front_table.json", "type": "table"}])
@@ -190,24 +218,36 @@ class Tracker:
 
     def with_run_ids(self, front: FrontFile) -> FrontFile:
         """Fill in the MLflow runs of a front's members, as far as they are known yet."""
-        return with_run_ids(front, self._journal.runs)
+        return with_run_ids(front, {m.trial_id: self._queue.run(m.trial_id).run_id for m in front.front})
 
-    def end_sweep(self, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
-        """End the parent run, and wait until all is written; says so if that is not to be."""
-        self._ask(SWEEP, "end", status=status)
-        _finish(self._writer, self._journal, self.uri, self._say)
+    def end_sweep(
+        self, status: Literal["FINISHED", "FAILED", "KILLED"], check: Callable[[], None] = lambda: None
+    ) -> None:
+        """End the parent run, and wait until all is written; says so if that is not to be.
+
+        One that is KILLED takes the runs of trials with it that a killed driver has left open. ``check`` is called
+        while it waits, and may raise.
+        """
+        for run in self._queue.open_runs() if status == "KILLED" else [SWEEP]:
+            self._ask(run, "end", status=status)
+        _finish(self._writer, self._queue, self.uri, self._say, check)
+        self._close()
+
+    def _close(self) -> None:
+        self._writer.close()
+        self._started = False
 
     def kill(self) -> None:
-        """End the parent and the children still running as KILLED.
+        """End the parent and the children still running as KILLED, before all else that is not written yet.
 
         Little time may be left, and whatever made the sweep end matters more: what is not written in
-        ``LAST_MOMENT`` is left to the journal.
+        ``LAST_MOMENT`` stays in the queue.
         """
-        for run, left in self._journal.status.items():
-            if not left:
-                self._ask(run, "end", status="KILLED")
-        self._writer.flush(patience=0, limit=LAST_MOMENT)
-        self._writer.close()
+        now = int(time.time() * 1000)
+        self._writer.end_now(
+            self._queue.open_runs(), lambda run: Operation(run, "end", now, status="KILLED"), LAST_MOMENT
+        )
+        self._close()
 
     def _open(self, run: str, tags: Mapping[str, str], params: Mapping[str, Any]) -> None:
         self._ask(run, "open", tags=tags, params={name: str(value)[:_VALUE] for name, value in params.items()})
@@ -231,14 +271,15 @@ def sync(folder: Path, uri: str, say: Callable[[str], None]) -> int:
     Raises:
         ConfigError: not the folder of a sweep, or a store that does not answer or is another one.
     """
-    if not (folder / ASKED).exists():
-        raise ConfigError("sweep", folder, f"has no {ASKED}: nothing of it was ever to be written to MLflow")
+    if not has_queue(folder):
+        raise ConfigError("sweep", folder, f"has no {FILE}: nothing of it was ever to be written to MLflow")
     client, experiment = open_store(uri, folder.parent)
-    journal = Journal(folder)
-    if SWEEP in journal.runs:
-        experiment = _experiment_of(client, uri, journal.runs[SWEEP])
-    count = len(journal.waiting)
-    left = _finish(Writer(client, experiment, journal, uri, say), journal, uri, say)
+    queue = Queue(folder)
+    queue.retry()
+    if parent := queue.run(SWEEP).run_id:
+        experiment = experiment_of(client, uri, parent)
+    count = queue.waiting
+    left = _finish(Writer(client, experiment, queue, uri, say), queue, uri, say)
     if not left:
         say(f"MLflow at {uri} has all of {folder.name} ({count} writes)")
     return left
@@ -246,16 +287,18 @@ def sync(folder: Path, uri: str, say: Callable[[str], None]) -> int:
 
 def log_reseeded(reseeded: Reseeded, folder: Path) -> None:
     """Ask for what a front's members come to over seeds to be on their runs and the parent; :func:`sync` writes it."""
-    journal, now = Journal(folder), int(time.time() * 1000)
+    queue, now = Queue(folder), int(time.time() * 1000)
     for member in reseeded.members:
         metrics = {f"reseeded_{name}": value for name, value in member.mean.items()}
         metrics |= {
             "reseeded_accuracy_spread": member.spread["accuracy"],
             "front_probability": member.front_probability,
         }
-        journal.ask(Operation(member.trial_id, "log", now, metrics=metrics))
+        if queue.run(member.trial_id).status is not None:  # else it is another sweep's
+            queue.ask(Operation(member.trial_id, "log", now, metrics=metrics))
     reseeded.write(folder / FOLDER / RESEEDED)
-    journal.ask(Operation(SWEEP, "upload", now))
+    queue.ask(Operation(SWEEP, "upload", now))
+    queue.close()
 
 
 def end_status(result: TrialResult) -> Literal["FINISHED", "FAILED"]:
@@ -263,36 +306,32 @@ def end_status(result: TrialResult) -> Literal["FINISHED", "FAILED"]:
     return "FAILED" if result.state == "failed" else "FINISHED"
 
 
-def _finish(writer: Writer, journal: Journal, uri: str, say: Callable[[str], None]) -> int:
+def _finish(
+    writer: Writer,
+    queue: Queue,
+    uri: str,
+    say: Callable[[str], None],
+    check: Callable[[], None] = lambda: None,
+) -> int:
     """Wait until all is written, or for as long as there is hope; returns how many writes are left."""
-    writer.flush(PATIENCE)
+    writer.flush(PATIENCE, LONGEST_WAIT, check)
     writer.close()
-    fill_run_ids(journal.folder, journal.runs)
-    left = len(journal.waiting)
+    fill_run_ids(queue.folder, queue.run_ids())
+    left, set_aside = queue.waiting, len(refused(queue.folder))
+    command = f"alast-tune sync {shlex.quote(str(queue.folder))}"
     if left:
+        why = writer.trouble or "it is slow"
         say(
-            f"MLflow at {uri} lacks {left} writes ({writer.trouble}), which are kept in {journal.folder / ASKED}; "
-            f"once it is back: alast-tune sync {shlex.quote(str(journal.folder))}"
+            f"MLflow at {uri} lacks {left} writes ({why}), which are kept in {queue.folder / FILE}; "
+            f"once it is back: {command}"
         )
-    return left
-
-
-def _experiment_of(client: MlflowClient, uri: str, run_id: str) -> str:
-    """Find the experiment in which a sweep began, whatever the environment says now.
-
-    Raises:
-        ConfigError: it does not have the sweep's run, or has it in its bin.
-    """
-    try:
-        info = client.get_run(run_id).info
-    except MlflowException as error:
-        remedy = f"cannot reopen run {run_id} ({reason(error)}); use the store the sweep began in"
-        raise ConfigError("MLFLOW_TRACKING_URI", uri, remedy) from None
-    if info.lifecycle_stage == "deleted":
-        raise ConfigError(
-            "MLFLOW_TRACKING_URI", uri, f"the sweep was deleted there; mlflow runs restore --run-id {run_id}"
+    if set_aside:
+        say(
+            f"MLflow at {uri} has refused {set_aside} writes, which are kept in {queue.folder / REFUSED} "
+            f"with the reasons; once it takes them: {command}"
         )
-    return str(info.experiment_id)
+    queue.close()
+    return left + set_aside
 
 
 def _user() -> str:

@@ -12,6 +12,8 @@ from types import FrameType
 
 import ray
 
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
 
 @contextmanager
 def cluster() -> Iterator[None]:
@@ -42,7 +44,8 @@ def stopped_by_signals() -> Iterator[Stop]:
     if threading.current_thread() is not threading.main_thread():
         yield stop  # only there may signals be caught
         return
-    before = {signum: signal.signal(signum, stop.request) for signum in (signal.SIGTERM, signal.SIGINT)}
+    before = {signum: signal.getsignal(signum) for signum in _SIGNALS}
+    stop.listen()
     try:
         yield stop
     finally:
@@ -55,6 +58,12 @@ class Stop:
 
     def __init__(self) -> None:
         self._signum = 0
+
+    def listen(self) -> None:
+        """Be what signals reach, also after a library has put a handler of its own in the place."""
+        if threading.current_thread() is threading.main_thread():
+            for signum in _SIGNALS:
+                signal.signal(signum, self.request)
 
     def request(self, signum: int, frame: FrameType | None) -> None:
         """Stop soon: the signals' handler; asked twice, at once."""

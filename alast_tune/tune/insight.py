@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import warnings
 
 import numpy as np
 import optuna
 from numpy.typing import NDArray
-from optuna.importance import FanovaImportanceEvaluator, get_param_importances
+from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState
 
 from alast_tune.config import SweepConfig
@@ -16,13 +16,14 @@ from alast_tune.plots import SearchReport
 from alast_tune.results import OBJECTIVES
 
 LEAST_TRIALS = 5
-"""Importances are not told from fewer: a forest of so few points says nothing."""
+"""Importances are not told from fewer trials, nor from fewer best ones: so few points say nothing."""
 
 
 def report_search(study: optuna.Study, sweep: SweepConfig) -> SearchReport:
     """Collect what the pages about the search show."""
     importances = [importance(study, sweep, place) for place in range(len(OBJECTIVES))]
-    curves = {trial.number: curve(trial) for trial in study.get_trials(deepcopy=False)}
+    trials = study.get_trials(deepcopy=False)
+    curves = {trial.number: curve(trial) for trial in trials if "curve" in trial.user_attrs}
     return SearchReport(
         space=sweep.space,
         importances={o.name: shares for o, shares in zip(OBJECTIVES, importances, strict=True) if shares},
@@ -31,23 +32,31 @@ def report_search(study: optuna.Study, sweep: SweepConfig) -> SearchReport:
 
 
 def importance(study: optuna.Study, sweep: SweepConfig, objective: int) -> dict[str, float]:
-    """Share that each searched parameter has in an objective's variance (fANOVA, Hutter et al. 2014).
+    """Share of each searched parameter in what sets an objective's best trials apart from all (PED-ANOVA).
+
+    Watanabe et al. 2023: the divergence between the parameter's values among the best tenth of the trials, or the best
+    :data:`LEAST_TRIALS` if they are more, and among all trials that were run. So a parameter that matters only among
+    bad trials has no share.
 
     Over complete trials without the landmarks, whose parameters only stand for methods of their own. Empty where
-    there are fewer than :data:`LEAST_TRIALS`, or all came out alike.
+    there are fewer than :data:`LEAST_TRIALS`, or as good as all came out alike, so that none are better.
     """
+    sign = -1.0 if OBJECTIVES[objective].direction == "maximize" else 1.0  # the evaluator looks for the lowest
 
-    def searched(trial: FrozenTrial) -> float:  # the evaluator leaves out what is not finite
-        return math.nan if "landmark" in trial.user_attrs else trial.values[objective]
+    def loss(trial: FrozenTrial) -> float:  # and leaves out what is not finite
+        return math.nan if "landmark" in trial.user_attrs else sign * trial.values[objective]
 
-    target: Callable[[FrozenTrial], float] = searched
-    values = [target(trial) for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))]
-    values = [value for value in values if math.isfinite(value)]
-    if len(values) < LEAST_TRIALS or min(values) == max(values):
+    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    losses = sorted(value for value in map(loss, trials) if math.isfinite(value))
+    if len(losses) < LEAST_TRIALS:
         return {}
-    shares = get_param_importances(
-        study, evaluator=FanovaImportanceEvaluator(seed=sweep.seed), params=list(sweep.space), target=target
-    )
+    quantile = min(0.5, max(0.1, LEAST_TRIALS / len(losses)))
+    if losses[math.ceil(quantile * len(losses)) - 1] == losses[-1]:  # all that equal the last of the best are best
+        return {}
+    best = PedAnovaImportanceEvaluator(target_quantile=quantile)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it looks for the lowest
+        shares = get_param_importances(study, evaluator=best, params=list(sweep.space), target=loss)
     return {path: float(share) for path, share in shares.items()}
 
 

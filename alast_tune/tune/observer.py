@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import optuna
 import ray
 from ray import tune
 from ray.tune.experiment import Trial as TuneTrial
@@ -18,32 +18,47 @@ from rich.console import Console
 from alast_tune.config import SweepConfig, TrialConfig
 from alast_tune.hold import Hold
 from alast_tune.results import FrontFile, TrialResult
-from alast_tune.summary import Standing, trial_id
+from alast_tune.summary import FrontTracker, trial_id
 from alast_tune.terminal import SweepProgress
 from alast_tune.tracking import Tracker, end_status
 from alast_tune.tune.cluster import Stop
-from alast_tune.tune.trials import results
 
 
 class SweepObserver:
-    """Passes what happens to trials on to MLflow and to the terminal, and keeps ``front.json`` current."""
+    """Passes what happens to trials on to MLflow and to the terminal, and keeps ``front.json`` current.
 
-    def __init__(self, sweep: SweepConfig, study: optuna.Study, tracker: Tracker, hold: Hold, console: Console) -> None:
+    Args:
+        sweep: as it was asked for.
+        reference: what hypervolume is measured from.
+        before: trials of the study.
+        tracker: of the sweep, started.
+        hold: on its folder.
+        console: for people.
+    """
+
+    def __init__(
+        self,
+        sweep: SweepConfig,
+        reference: Sequence[float],
+        before: Sequence[TrialResult],
+        tracker: Tracker,
+        hold: Hold,
+        console: Console,
+    ) -> None:
         self._hold = hold
-        self._sweep = sweep
-        self._study = study
+        self._file = sweep.storage / sweep.name / "front.json"
         self._tracker = tracker
-        ended = [result for result in results(study, sweep) if result.state != "running"]
-        self._standing = Standing(sweep.name, study.user_attrs["reference_point"], sweep.limits, ended)
+        ended = [result for result in before if result.state != "running"]
+        self._front = FrontTracker(sweep.name, reference, sweep.limits, ended)
         self._nodes: dict[int, str] = {}
         self._written = -math.inf
+        self._changed = True
         self.progress = SweepProgress(sweep.trials, self.front.trials.finished, console)
 
     @property
     def front(self) -> FrontFile:
         """Of the trials that have ended."""
-        tested = {int(number): value for number, value in self._study.user_attrs.get("test_accuracy", {}).items()}
-        return self._tracker.with_run_ids(self._standing.front(tested))
+        return self._front.front
 
     def started(self, number: int, config: TrialConfig, params: Mapping[str, object]) -> None:
         """Open the trial's MLflow run."""
@@ -62,20 +77,19 @@ class SweepObserver:
             self._tracker.tag_trial(number, {"alast.node": node})
 
     def ended(self, result: TrialResult) -> None:
-        """End the trial's MLflow run, log the front's progress."""
-        self._standing.add(result)
-        front = self.front
+        """End the trial's MLflow run; if it changes the front, say so."""
         tags = {"alast.state": result.state} | ({"alast.reason": result.reason} if result.reason else {})
         launched = self._tracker.end_trial(result.number, end_status(result), tags)
-        if time.monotonic() - self._written >= 1:  # a large front takes a while, and trials may be short
-            front.write(self._sweep.storage / self._sweep.name / "front.json")
-            self._written = time.monotonic()
-        counts = front.trials
-        progress = {"hypervolume": front.hypervolume, "hypervolume_share": front.hypervolume_share}
-        self._tracker.log_progress(
-            progress | {"best_accuracy": front.best_accuracy, "failed": counts.failed}, counts.finished
-        )
+        changed = self._front.add(result)
+        front = self.front
+        if changed:
+            self._changed = True
+            self._tracker.tag_front([member.trial_id for member in front.front])
+        self._write(every=1)  # a large front takes a while, and trials may be short
         if launched:
+            progress = {"hypervolume": front.hypervolume, "hypervolume_share": front.hypervolume_share}
+            progress |= {"best_accuracy": front.best_accuracy, "failed": front.trials.failed}
+            self._tracker.log_progress(progress, self._front.launched)
             self.progress.ended(result, front)
         else:
             self.progress.note(f"trial {trial_id(result.number)}: {result.reason}")
@@ -83,7 +97,20 @@ class SweepObserver:
 
     def pulse(self) -> None:
         """Keep what epochs have brought, now and then."""
+        self._write(every=10)
         self._hold.save(every=10)
+
+    def close(self) -> None:
+        """Leave the terminal as it is, and ``front.json`` as the front is."""
+        self.progress.close()
+        with suppress(OSError):  # a full disk may be the very reason why the sweep ends
+            self._write()
+
+    def _write(self, every: float = 0.0) -> None:
+        """Write ``front.json`` if the front has changed, and the last time was longer ago than ``every`` seconds."""
+        if self._changed and time.monotonic() - self._written >= every:
+            self._tracker.with_run_ids(self.front).write(self._file)
+            self._written, self._changed = time.monotonic(), False
 
     def explain(self, number: int, reason: str) -> None:
         """Add to a failed trial's run what Tune knows of the failure, once it says so."""

@@ -29,6 +29,9 @@ _WORDS = (
 _OBJECT_STORAGE = re.compile(r"AWS Error \w+ during \w+|google::cloud::Status\(\w+")
 
 
+_DATABASE = re.compile(r"sqlalchemy\.exc\.OperationalError: (.+)")
+
+
 def storage_trouble(text: str) -> str | None:
     """Find the words for storage that cannot be written to in the text of an error, which may have come from afar."""
     remote = _OBJECT_STORAGE.search(text)
@@ -47,7 +50,10 @@ def storage_said(folder: Path) -> Iterator[None]:
     except StorageError:
         raise
     except Exception as error:
-        words = storage_trouble("".join(traceback.format_exception(error)))
+        text = "".join(traceback.format_exception(error))
+        words = storage_trouble(text)
+        if words is None and (found := _DATABASE.search(text)):  # Tune's error has it as text
+            words = f"the study's database fails ({found[1]})"
         if words is None and isinstance(error, OperationalError | StorageInternalError):
             words = f"the study's database fails ({database_said(error)})"
         if words is None:

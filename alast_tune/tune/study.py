@@ -4,35 +4,35 @@ from __future__ import annotations
 
 import json
 import os
-from contextlib import suppress
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import optuna
 import ray
 from ray import tune
 from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig
 from rich.console import Console
-from sqlalchemy.exc import SQLAlchemyError
 from threadpoolctl import threadpool_limits
 
 from alast_tune.config import FullConfig, SweepConfig, TrialConfig, stored_sweep, with_absolute_paths
 from alast_tune.cost import step_flops, step_peak_bytes
 from alast_tune.data import Splits, check_apart
 from alast_tune.errors import ConfigError
-from alast_tune.fingerprints import fingerprints, keep_fingerprints
-from alast_tune.hold import only_driver
+from alast_tune.fingerprints import Fingerprints, fingerprints, keep_fingerprints
+from alast_tune.hold import Hold, only_driver
 from alast_tune.methods import build_method, settled
 from alast_tune.models import VisionTransformer
 from alast_tune.optimizers import build_optimizer
 from alast_tune.results import TrialResult
 from alast_tune.storage import CHECKPOINTS, address_of, fetch, is_copy, listing, whole
 from alast_tune.summary import trial_id
-from alast_tune.tracking import Tracker, default_uri, is_file_based, run_ids
+from alast_tune.tracking import Tracker, default_uri, is_file_based
 from alast_tune.train import load_trial
-from alast_tune.tune.cluster import cluster, stopped_by_signals
+from alast_tune.tune.cluster import Stop, cluster, stopped_by_signals
+from alast_tune.tune.conclude import BLOCKS, SEARCHED, conclude
 from alast_tune.tune.forecast import Forecast
-from alast_tune.tune.insight import report_search
 from alast_tune.tune.members import Desk, block_reports, checkpoints, score
 from alast_tune.tune.observer import SweepObserver, TuneEvents
 from alast_tune.tune.outage import storage_said
@@ -41,10 +41,34 @@ from alast_tune.tune.schedule import MoAsha
 from alast_tune.tune.search import StudySearcher
 from alast_tune.tune.trainable import AlastTrainable
 from alast_tune.tune.trials import enqueue_landmarks, open_study, results
-from alast_tune.tune.warm_start import earlier_results, feed
+from alast_tune.tune.warm_start import Earlier, earlier_results, feed
 
 MARGIN = 1.1
 """The reference point lies at this multiple of the cost of full fine-tuning."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A sweep whose settings are known to work; nothing of it has been written yet."""
+
+    sweep: SweepConfig
+    """With absolute paths."""
+    resume: bool
+    uri: str
+    """Of the MLflow store."""
+    reference: tuple[float, float, float]
+    origin: Fingerprints
+    """Of the images and the starting weights."""
+    earlier: Sequence[Earlier]
+    """What a new sweep begins with, of the one that it is warm-started from."""
+    console: Console
+    say: Callable[[str], None]
+    """Prints a line as it is."""
+
+    @property
+    def folder(self) -> Path:
+        """Where the sweep is kept."""
+        return self.sweep.storage / self.sweep.name
 
 
 def run_sweep(sweep: SweepConfig, *, resume: bool = False, console: Console | None = None) -> list[TrialResult]:
@@ -56,7 +80,27 @@ def run_sweep(sweep: SweepConfig, *, resume: bool = False, console: Console | No
     Raises:
         ConfigError: whatever cannot work, before any trial starts.
     """
-    console = console or Console(stderr=True)
+    prepared = prepare(sweep, resume=resume, console=console or Console(stderr=True))
+    # One thread: on a busy machine those of one process wait for one another many times as long as they work.
+    with (
+        threadpool_limits(limits=1),
+        storage_said(prepared.folder),
+        only_driver(prepared.folder, say=prepared.say) as hold,
+        stopped_by_signals() as stop,
+        Tracker(prepared.uri, prepared.sweep.storage, say=prepared.say) as tracker,
+    ):
+        with cluster():
+            stop.listen()  # Ray has put its own handler in their place
+            study = search(prepared, hold, tracker, stop)
+        return conclude(prepared.sweep, study, tracker, stop, prepared.say)
+
+
+def prepare(sweep: SweepConfig, *, resume: bool, console: Console) -> Prepared:
+    """Try out whatever can be tried without a cluster: settings, images, weights, the method, earlier results.
+
+    Raises:
+        ConfigError: what cannot work.
+    """
     sweep = _with_absolute_paths(sweep)
     check_apart(sweep.trial.data, "storage", sweep.storage)
     folder = sweep.storage / sweep.name
@@ -73,41 +117,44 @@ def run_sweep(sweep: SweepConfig, *, resume: bool = False, console: Console | No
     if is_file_based(uri) and is_copy(folder):
         remedy = "the sweep shall outlive this machine, and so must its runs; set it to a server's http address"
         raise ConfigError("MLFLOW_TRACKING_URI", os.environ.get("MLFLOW_TRACKING_URI", "not set"), remedy)
-    plainly = partial(console.print, markup=False, highlight=False, soft_wrap=True)
+    say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
     model, splits = load_trial(sweep.trial)
     for note in splits.notes:
-        plainly(f"data: {note}")
+        say(f"data: {note}")
     reference = reference_point(sweep.trial, model, splits)  # tries the method on: what cannot work says so here
     origin = fingerprints(splits, sweep.trial.model)
-    earlier = earlier_results(sweep, origin, plainly) if sweep.warm_start and not resume else []
-    # One thread: on a busy machine those of one process wait for one another many times as long as they work.
-    with (
-        threadpool_limits(limits=1),
-        storage_said(folder),
-        only_driver(folder, say=plainly) as hold,
-        cluster(),
-        stopped_by_signals() as stop,
-    ):
-        keep_fingerprints(origin, folder, "resume", plainly, new=not resume)
-        packing = packing_of(sweep, stop, plainly)
-        if is_file_based(uri) and sum(node["Alive"] for node in ray.nodes()) > 1:
-            raise ConfigError(
-                "MLFLOW_TRACKING_URI", uri, "several nodes need a tracking server; set it to one's http address"
-            )
-        study = open_study(sweep, folder, new=not resume)
-        _keep(sweep, folder / "sweep.json")
-        if "reference_point" not in study.user_attrs:
-            study.set_user_attr("reference_point", reference)
-        if not study.user_attrs.get("begun"):
-            taken = feed(study, sweep, earlier)
-            if sweep.warm_start:
-                console.print(f"warm start: {taken} results of {sweep.warm_start}, {len(earlier) - taken} left out")
-            enqueue_landmarks(study, sweep)
-            study.set_user_attr("begun", True)
-        tracker = Tracker(uri, sweep.storage, say=plainly)
-        tracker.start_sweep(sweep)
-        tracker.settle(results(study, sweep))
-        observer = SweepObserver(sweep, study, tracker, hold, console)
+    earlier = earlier_results(sweep, origin, say) if sweep.warm_start and not resume else []
+    return Prepared(sweep, resume, uri, reference, origin, earlier, console, say)
+
+
+def search(prepared: Prepared, hold: Hold, tracker: Tracker, stop: Stop) -> optuna.Study:
+    """Run what remains of a sweep's trials on the cluster, and ask their checkpoints what only the cluster can tell.
+
+    Args:
+        prepared: the sweep.
+        hold: on its folder.
+        tracker: not started yet.
+        stop: whether to stop.
+
+    Returns:
+        The sweep's study, which is all that :func:`~alast_tune.tune.conclude.conclude` needs.
+
+    Raises:
+        ConfigError: a cluster or a store that cannot serve the sweep.
+    """
+    sweep, folder = prepared.sweep, prepared.folder
+    keep_fingerprints(prepared.origin, folder, "resume", prepared.say, new=not prepared.resume)
+    packing = packing_of(sweep, stop, prepared.say)
+    if is_file_based(prepared.uri) and sum(node["Alive"] for node in ray.nodes()) > 1:
+        raise ConfigError(
+            "MLFLOW_TRACKING_URI", prepared.uri, "several nodes need a tracking server; set it to one's http address"
+        )
+    study = _begin(prepared)
+    tracker.start_sweep(sweep)
+    before = results(study, sweep)
+    tracker.settle(before)
+    observer = SweepObserver(sweep, study.user_attrs["reference_point"], before, tracker, hold, prepared.console)
+    try:
         searcher = StudySearcher(
             study,
             sweep,
@@ -116,33 +163,40 @@ def run_sweep(sweep: SweepConfig, *, resume: bool = False, console: Console | No
             Forecast().costs,
             lambda number: checkpoints(folder, number),
         )
-        try:
-            if searcher.remaining:
-                _tune(sweep, folder, searcher, MoAsha(sweep, study), TuneEvents(sweep, observer, stop))
-            stop.check()
-            if searcher.remaining:
-                plainly(
-                    f"{searcher.remaining} of {sweep.trials} trials were not run: "
-                    "all that is left to propose was tried before, or is predicted to break a limit"
-                )
-            front = observer.front
-            desk = Desk(sweep, folder, packing, stop)
-            score(desk, study, front)
-            front = observer.front
-            front.write(folder / "front.json")
-            ended = results(study, sweep)
-            blocks = block_reports(desk, front, ended, plainly)
-            tracker.log_front(front, ended, report_search(study, sweep), blocks)
-            tracker.end_sweep("FINISHED")
-        except BaseException:
-            tracker.kill()
-            with suppress(OSError, SQLAlchemyError):  # a full disk may be the very reason
-                observer.front.write(folder / "front.json")
-            raise
-        finally:
-            observer.progress.close()
-        runs = run_ids(folder)
-        return [replace(result, mlflow_run_id=runs.get(result.number, result.mlflow_run_id)) for result in ended]
+        if searcher.remaining:
+            study.set_user_attr(SEARCHED, False)
+            _tune(sweep, folder, searcher, MoAsha(sweep, study), TuneEvents(sweep, observer, stop))
+        stop.check()
+        if searcher.remaining:
+            prepared.say(
+                f"{searcher.remaining} of {sweep.trials} trials were not run: "
+                "all that is left to propose was tried before, or is predicted to break a limit"
+            )
+        study.set_user_attr(SEARCHED, True)
+        desk, front = Desk(sweep, folder, packing, stop), observer.front
+        score(desk, study, front)
+        for number, report in block_reports(desk, front, results(study, sweep), prepared.say).items():
+            report.write(folder / BLOCKS / f"{trial_id(number)}.npz")
+    finally:
+        observer.close()
+    return study
+
+
+def _begin(prepared: Prepared) -> optuna.Study:
+    """Open the sweep's study; a new one begins with earlier results and the landmarks."""
+    sweep, folder = prepared.sweep, prepared.folder
+    study = open_study(sweep, folder, new=not prepared.resume)
+    _keep(sweep, folder / "sweep.json")
+    if "reference_point" not in study.user_attrs:
+        study.set_user_attr("reference_point", prepared.reference)
+    if not study.user_attrs.get("begun"):
+        taken = feed(study, sweep, prepared.earlier)
+        if sweep.warm_start:
+            left = len(prepared.earlier) - taken
+            prepared.console.print(f"warm start: {taken} results of {sweep.warm_start}, {left} left out")
+        enqueue_landmarks(study, sweep)
+        study.set_user_attr("begun", True)
+    return study
 
 
 def _keep(sweep: SweepConfig, file: Path) -> None:

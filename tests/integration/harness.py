@@ -115,7 +115,7 @@ def short_end(patch: pytest.MonkeyPatch) -> None:
     def remote(task: Callable[..., Any]) -> SimpleNamespace:
         return SimpleNamespace(options=lambda **options: SimpleNamespace(remote=task))
 
-    patch.setattr("alast_tune.tune.study.report_search", lambda *arguments: None)
+    patch.setattr("alast_tune.tune.conclude.report_search", lambda *arguments: None)
     patch.setattr("alast_tune.tune.study.block_reports", lambda *arguments: {})
     here = SimpleNamespace(remote=remote, wait=lambda asked, timeout: (asked, []), get=lambda asked: asked)
     patch.setattr("alast_tune.tune.members.ray", here)

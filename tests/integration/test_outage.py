@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,8 @@ from alast_tune.errors import ConfigError
 from alast_tune.results import FrontFile, TrialResult
 from alast_tune.summary import summarise
 from alast_tune.tracking import Tracker, default_uri, pending, run_ids, sync, tracker, writer
-from alast_tune.tracking.journal import ASKED, DONE, Journal, Operation
+from alast_tune.tracking.kept import REFUSED, refused
+from alast_tune.tracking.queue import Operation, Queue
 from tests.integration.harness import PATIENCE, ROOT, MlflowServer, Pareto, free_port
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ def trials(tracker: Tracker, numbers: range) -> list[TrialResult]:
 
 def finish(tracker: Tracker, results: list[TrialResult]) -> None:
     front = summarise("s", results, (0.0, 4e12, 8e8))
-    front.write(tracker._journal.folder / "front.json")
+    front.write(tracker._queue.folder / "front.json")
     tracker.log_front(front, results)
     tracker.end_sweep("FINISHED")
 
@@ -136,7 +137,8 @@ def contents(uri: str, folder: Path, scratch: Path) -> dict[str, Any]:
     """Read all that a store holds of a sweep, run by run, without ids and times, which differ from sweep to sweep."""
     client = mlflow.MlflowClient(uri)
     (experiment,) = client.search_experiments(filter_string="name = 'alast-tune'")
-    of_it = f"tags.`alast.sweep_id` = '{Journal(folder).sweep_id}'"
+    with closing(Queue(folder)) as queue:
+        of_it = f"tags.`alast.sweep_id` = '{queue.sweep_id}'"
     runs = client.search_runs([experiment.experiment_id], of_it)
     names = {run.info.run_id: str(run.info.run_name) for run in runs}
     assert len(set(names.values())) == len(runs), "a run was made twice"
@@ -287,11 +289,17 @@ def test_what_is_carried_out_again_after_a_kill_leaves_what_it_left_once(
     storage: Path, tmp_path: Path, undisturbed: dict[str, Any]
 ) -> None:
     """A process killed between a write and the note of it, at every operation: all are carried out twice."""
+    asked: list[Operation] = []
     tracker = Tracker(default_uri(storage), storage)
-    tracker.start_sweep(SWEEP)
-    finish(tracker, trials(tracker, range(6)))
-    first_run = (storage / "s" / DONE).read_text().splitlines()[0]
-    (storage / "s" / DONE).write_text(f'{first_run}\n{{"run":"00')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Operation, "body", lambda self, body=Operation.body: asked.append(self) or body(self))
+        tracker.start_sweep(SWEEP)
+        finish(tracker, trials(tracker, range(6)))
+    with closing(Queue(storage / "s")) as queue:
+        for operation in asked:
+            queue.ask(operation)
+        with queue._database:
+            queue._database.execute("update runs set run_id = null where run != 'sweep'")
     assert sync(storage / "s", tracker.uri, lambda line: None) == 0
     assert contents(tracker.uri, storage / "s", tmp_path / "scratch") == undisturbed
 
@@ -328,8 +336,34 @@ def test_a_kill_in_an_outage_does_not_wait_and_loses_nothing(server_gone: Tracke
     trials(server_gone, range(2))
     server_gone.start_trial(2, TrialConfig(), {})
     server_gone.kill()
-    status = Journal(storage / "s").status
-    assert status == {"sweep": "KILLED", "0000": "FINISHED", "0001": "FINISHED", "0002": "KILLED"}
+    with closing(Queue(storage / "s")) as queue:
+        status = {run: queue.run(run).status for run in ("sweep", "0000", "0001", "0002")}
+        assert status == {"sweep": "KILLED", "0000": "FINISHED", "0001": "FINISHED", "0002": "KILLED"}
+        # The sweep's end goes before all that waits; a trial's cannot, whose run is still to be made.
+        assert [(operation.run, operation.do) for _, operation in queue.batch()] == [("sweep", "end")]
+
+
+def test_runs_end_as_killed_before_a_backlog_is_written(storage: Path) -> None:
+    tracker = Tracker(default_uri(storage), storage, lambda line: None)
+    tracker.start_sweep(SWEEP)
+    for number in range(20):
+        tracker.start_trial(number, TrialConfig(), {})
+    assert tracker._writer.flush(patience=0)
+    client, tracker._writer._client = tracker._client, mlflow.MlflowClient("http://127.0.0.1:9")
+    for number in range(20):
+        for epoch in range(1, 4):
+            tracker.log_epoch(number, {"accuracy": 0.5}, epoch)
+    tracker.kill()
+    ends = {f"{number:04d}" for number in range(20)} | {"sweep"}
+    with closing(Queue(storage / "s")) as queue:
+        assert queue.waiting == 20 * 3 + 21
+        for _ in range(3):  # several at a time
+            batch = queue.batch()
+            assert {operation.status for _, operation in batch} == {"KILLED"}
+            ends -= {operation.run for _, operation in batch}
+            queue.done(batch)
+    assert ends == set()
+    assert client.get_run(run_ids(storage / "s")[0]).info.status == "RUNNING"  # what was taken off was never written
 
 
 @pytest.fixture
@@ -347,43 +381,6 @@ def test_a_store_that_goes_away_before_a_sweep_has_begun_is_refused(storage: Pat
     with pytest.raises(ConfigError, match=r"MLFLOW_TRACKING_URI = .*: cannot be written to \(no answer\)"):
         tracker.start_sweep(SWEEP)
     assert lines == []
-
-
-@pytest.mark.parametrize("file", [ASKED, DONE])
-def test_a_journal_that_is_damaged_is_refused(file: str, tmp_path: Path) -> None:
-    journal = Journal(tmp_path)
-    journal.ask(Operation("sweep", "open", 1))
-    journal.done("id")
-    with (tmp_path / file).open("a") as damaged:
-        damaged.write("{}\n{}\n")
-    with pytest.raises(ConfigError, match="is damaged; move it and mlflow-done"):
-        Journal(tmp_path)
-
-
-def test_a_journal_survives_half_a_line_and_a_full_disk(tmp_path: Path) -> None:
-    journal = Journal(tmp_path)
-    operations = [Operation(f"{number:04d}", "open", 1, tags={"t": "x" * 50}) for number in range(20)]
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    journal.ask(operations[0])
-    journal.done("id-0")
-    try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # files end there, as they do on a full disk
-        for operation in operations[1:15]:
-            journal.ask(operation)
-        assert (tmp_path / ASKED).stat().st_size < 1000
-        assert (tmp_path / ASKED).read_bytes().endswith(b"\n")
-        with pytest.raises(OSError, match="No space left"):  # no more may be noted as done than is kept as asked for
-            journal.done(None)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    for operation in operations[15:]:
-        journal.ask(operation)
-    with (tmp_path / ASKED).open("a") as file:
-        file.write('{"run":"0020","do"')
-    again = Journal(tmp_path)
-    assert list(again.waiting) == operations[1:]
-    assert again.runs == {"0000": "id-0"}
-    assert pending(tmp_path) == 19
 
 
 def test_an_mlflow_disk_that_is_full_for_a_while_is_an_outage(
@@ -406,6 +403,30 @@ def test_an_mlflow_disk_that_is_full_for_a_while_is_an_outage(
     assert contents(tracker.uri, storage / "s", tmp_path / "scratch") == undisturbed
 
 
+def test_a_write_that_the_store_cannot_take_is_set_aside_and_all_behind_it_goes_on(
+    storage: Path, tmp_path: Path, undisturbed: dict[str, Any]
+) -> None:
+    """SQLite has no integers of 80 bits: MLflow has an error of its own for them, each time."""
+    lines: list[str] = []
+    tracker = Tracker(default_uri(storage), storage, lines.append)
+    tracker.start_sweep(SWEEP)
+    results = trials(tracker, range(3))
+    tracker.start_trial(3, TrialConfig(), {"method/alpha": 0.1})
+    tracker._writer.ask(Operation("0003", "log", time=2**80, metrics={"poison": 1.0}))
+    results += trials(tracker, range(3, 6))
+    finish(tracker, results)
+    folder = storage / "s"
+    assert lines[0].startswith("MLflow refuses to log run 0003: ")
+    assert lines[0].endswith(f"; it is kept in {REFUSED}, all else goes on")
+    assert lines[1].endswith(f"with the reasons; once it takes them: alast-tune sync {folder}") and len(lines) == 2
+    assert pending(folder) == 1
+    (kept,) = refused(folder)
+    assert (kept["run"], kept["metrics"], kept["time"]) == ("0003", {"poison": 1.0}, 2**80)
+    assert contents(tracker.uri, folder, tmp_path / "scratch") == undisturbed
+    assert sync(folder, tracker.uri, lines.append) == 1  # it tries again, and says so again
+    assert pending(folder) == 1 and len(lines) == 4
+
+
 @pytest.mark.usefixtures("short_patience")
 def test_artifacts_that_cannot_be_written_are_kept_for_sync(
     storage: Path, tmp_path: Path, undisturbed: dict[str, Any]
@@ -415,8 +436,9 @@ def test_artifacts_that_cannot_be_written_are_kept_for_sync(
     tracker = Tracker(default_uri(storage), storage, lines.append)
     tracker.start_sweep(SWEEP)
     finish(tracker, trials(tracker, range(6)))
-    assert pending(storage / "s") == 2  # the upload, and the end of the sweep behind it
-    assert "mlartifacts" in lines[-1]
+    assert pending(storage / "s") == 1  # the upload; the end of the sweep behind it was written
+    assert "MLflow refuses to upload run sweep: " in lines[0] and "mlartifacts" in lines[0]
+    assert f"has refused 1 writes, which are kept in {storage}/s/{REFUSED} with the reasons" in lines[1]
     (storage / "mlartifacts").unlink()
     assert sync(storage / "s", tracker.uri, lines.append) == 0
     assert contents(tracker.uri, storage / "s", tmp_path / "scratch") == undisturbed
@@ -470,7 +492,7 @@ needs_mount = pytest.mark.skipif(not can_mount(), reason="small disks need user 
 
 FULL = """
 import shutil, sys
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 import ray
 from alast_tune.tune.search import StudySearcher

@@ -174,8 +174,8 @@ def test_an_epoch_that_was_saved_but_not_logged_is_logged_afterwards(whole: Path
     folder = whole.parent / "unlogged"
     with pytest.raises(KeyboardInterrupt):
         train(folder, config(), stop_after=1)
-    (folder / "mlflow-journal.jsonl").unlink()
-    (folder / "mlflow-done.jsonl").unlink()
+    for file in folder.glob("mlflow-queue.db*"):
+        file.unlink()
     uri = default_uri(folder.parent)
     client, first = run_of(folder)
     client.delete_run(first.info.run_id)

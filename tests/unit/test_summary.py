@@ -1,14 +1,15 @@
 """From trials to front.json: who may be a member, and what is said of the others."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from alast_tune.config import TrialConfig
+from alast_tune.config import Limits, TrialConfig
 from alast_tune.errors import ConfigError
-from alast_tune.results import FrontFile, SeedRun, TrialResult
-from alast_tune.summary import reseeded, summarise, together
+from alast_tune.results import FrontFile, FrontMember, SeedRun, TrialResult
+from alast_tune.summary import FrontTracker, reseeded, summarise, together
 
 REFERENCE = (0.0, 4.0, 8.0)
 
@@ -40,6 +41,40 @@ def test_only_complete_trials_are_members_cheapest_first() -> None:
     assert front.hypervolume == pytest.approx(3.6 + 9.0 - 2.0)
     assert front.hypervolume_share == pytest.approx(10.6 / 32)
     assert front.knee in {"0000", "0001"}
+
+
+def test_a_front_is_made_again_only_when_it_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[object] = []
+    monkeypatch.setattr("alast_tune.summary.FrontMember", lambda **values: made.append(values) or FrontMember(**values))
+    tracker = FrontTracker("s", REFERENCE, Limits(), [result(0, values=(0.9, 3.0, 4.0))])
+    before = tracker.front
+    assert not tracker.add(result(1, values=(0.8, 3.0, 4.0))) and not tracker.add(result(2, "failed"))
+    assert tracker.front.front is before.front and tracker.front.trials.total == 3
+    assert len(made) == 1
+    assert tracker.add(result(3, values=(0.9, 3.0, 4.0)))  # as good as the first: both are on it
+    assert [member.trial_id for member in tracker.front.front] == ["0000", "0003"]
+    assert tracker.add(result(4, values=(0.95, 1.0, 1.0)))
+    assert [member.trial_id for member in tracker.front.front] == ["0004"]
+    assert tracker.front == summarise("s", ENDED, REFERENCE)
+
+
+ENDED = [
+    result(0, values=(0.9, 3.0, 4.0)),
+    result(1, values=(0.8, 3.0, 4.0)),
+    result(2, "failed"),
+    result(3, values=(0.9, 3.0, 4.0)),
+    result(4, values=(0.95, 1.0, 1.0)),
+]
+
+
+def test_trials_that_were_never_launched_are_no_progress() -> None:
+    foreseen = replace(result(1, "infeasible", epochs=0), launched=False)
+    live = FrontTracker("s", REFERENCE, Limits(), [result(0, values=(0.9, 3.0, 4.0))])
+    live.add(foreseen)
+    live.add(result(2, "failed"))
+    resumed = FrontTracker("s", REFERENCE, Limits(), [result(0, values=(0.9, 3.0, 4.0)), foreseen, result(2, "failed")])
+    assert live.launched == resumed.launched == 2
+    assert live.counts.total == resumed.counts.total == 3
 
 
 def test_no_complete_trial_is_an_empty_front(tmp_path: Path) -> None:

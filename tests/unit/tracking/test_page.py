@@ -63,6 +63,21 @@ def test_without_a_member_there_is_nothing_to_promote() -> None:
     assert "promote" not in text and "Knee" not in text
 
 
+def test_a_description_of_a_long_front_keeps_its_last_lines() -> None:
+    """MLflow cuts it off after 8,000 characters, where the way on stands."""
+    results = [
+        TrialResult(n, "complete", TrialConfig(), {}, (0.5 + n / 1000, (1 + n) * 1e11, 2e8), 2) for n in range(300)
+    ]
+    front = summarise("s", results, REFERENCE)
+    text = describe_front(front, results, ["front.html", "front.json"])
+    rows = [line for line in text.splitlines() if line.startswith("| 0")]
+    assert len(front.front) == 300 and 20 < len(rows) <= 30
+    assert f"{300 - len(rows)} more in front_table.json." in text
+    assert rows[0].startswith("| 0000 ") and rows[-1].startswith("| 0299 ")
+    assert any(row.startswith(f"| {front.knee} ") for row in rows)
+    assert len(text) < 8000 and "alast-tune promote s" in text
+
+
 def test_an_accuracy_of_zero_is_described() -> None:
     results = [TrialResult(0, "complete", TrialConfig(), {}, (0.0, 1e12, 2e8), 2)]
     assert "has 100% of the best accuracy" in describe_front(summarise("s", results, REFERENCE), results)

@@ -51,7 +51,7 @@ def by_floor_and_choice(params: dict[str, Any]) -> list[float]:
 def test_what_an_objective_depends_on_has_the_importance() -> None:
     report = report_search(study(40, by_floor_and_choice), SWEEP)
     assert report.importances["accuracy"]["method/floors/early"] > 0.9
-    assert report.importances["train_flops"]["method/frozen_backward"] > 0.9
+    assert report.importances["train_flops"]["method/frozen_backward"] > 0.6
     assert "peak_bytes" not in report.importances  # all alike
     for shares in report.importances.values():
         assert shares.keys() == SWEEP.space.keys()

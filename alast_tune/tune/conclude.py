@@ -1,0 +1,118 @@
+"""Make from a sweep's study all that people look at: once at its end, and again whenever they ask."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import optuna
+from rich.console import Console
+from threadpoolctl import threadpool_limits
+
+from alast_tune.blocks import BlockReport
+from alast_tune.config import SweepConfig, stored_sweep
+from alast_tune.errors import ConfigError
+from alast_tune.hold import only_driver
+from alast_tune.results import FrontFile, TrialResult
+from alast_tune.storage import STUDY, fetch, shown
+from alast_tune.summary import summarise, trial_id
+from alast_tune.tracking import Tracker, default_uri, run_ids
+from alast_tune.tune.cluster import Stop, stopped_by_signals
+from alast_tune.tune.insight import report_search
+from alast_tune.tune.outage import storage_said
+from alast_tune.tune.trials import open_study, results
+
+BLOCKS = "blocks"
+"""In the sweep's folder: what the checkpoints told of their blocks, a file a trial."""
+
+SEARCHED = "searched"
+"""The study's attribute that says that no trial is left to run."""
+
+
+def report(folder: Path, console: Console) -> FrontFile:
+    """Write a sweep's ``front.json``, its pages and its MLflow runs' tags again, from its study alone.
+
+    Needs no cluster, no images and no checkpoints. A sweep that has trials left to run keeps them for ``--resume``.
+
+    Args:
+        folder: of the sweep, which no driver may be running.
+        console: for lines about outages and pages that cannot be drawn.
+
+    Raises:
+        ConfigError: not the folder of a sweep, or a store that does not answer or is another one.
+    """
+    fetch(folder)
+    if not (folder / "sweep.json").exists():
+        raise ConfigError("sweep", folder, "has no sweep.json: it is not the folder of a sweep")
+    sweep = stored_sweep(folder).model_copy(update={"storage": folder.parent.absolute()})
+    if sweep.study == "sqlite" and not (folder / STUDY).exists():
+        raise ConfigError("sweep", sweep.name, f"has no {STUDY}: there is nothing to report")
+
+    def say(line: str) -> None:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    with (
+        threadpool_limits(limits=1),
+        storage_said(folder),
+        only_driver(folder, "sweep", say),
+        stopped_by_signals() as stop,
+        Tracker(default_uri(sweep.storage), sweep.storage, say=say) as tracker,
+    ):
+        study = open_study(sweep, folder)
+        if "reference_point" not in study.user_attrs:
+            raise ConfigError("sweep", sweep.name, "its study is empty: there is nothing to report")
+        over = tracker.ended(folder) or bool(study.user_attrs.get(SEARCHED))
+        study.set_user_attr(SEARCHED, over)  # an older version has not said so, and this may be stopped
+        tracker.start_sweep(sweep)
+        conclude(sweep, study, tracker, stop, say, "FINISHED" if over else "KILLED")
+    return FrontFile.read(folder / "front.json")
+
+
+def conclude(
+    sweep: SweepConfig,
+    study: optuna.Study,
+    tracker: Tracker,
+    stop: Stop,
+    say: Callable[[str], None],
+    status: Literal["FINISHED", "KILLED"] = "FINISHED",
+) -> list[TrialResult]:
+    """Write ``front.json``, draw the pages, tag the runs and end MLflow's parent.
+
+    Args:
+        sweep: as it was asked for.
+        study: with its trials, and what the cluster has told of the front's members.
+        tracker: of the sweep, started.
+        stop: whether to stop; what is missing then is made up for by :func:`report`.
+        say: prints a line.
+        status: of MLflow's parent.
+
+    Returns:
+        The trials, by number.
+    """
+    folder = sweep.storage / sweep.name
+    runs = run_ids(folder)
+    found = [replace(one, mlflow_run_id=runs.get(one.number, one.mlflow_run_id)) for one in results(study, sweep)]
+    tracker.settle(found)
+    ended = [result for result in found if result.state != "running"]
+    front = summarise(sweep.name, ended, study.user_attrs["reference_point"], limits=sweep.limits)
+    front.write(folder / "front.json")
+    try:
+        stop.check()
+        tracker.log_front(front, found, report_search(study, sweep), _blocks(folder, front, ended), stop.check)
+        tracker.end_sweep(status, stop.check)
+    except (SystemExit, KeyboardInterrupt):
+        say(f"stopped before all of {sweep.name} was reported; alast-tune report {shlex.quote(shown(folder))} does it")
+        raise
+    runs = run_ids(folder)
+    return [replace(result, mlflow_run_id=runs.get(result.number, result.mlflow_run_id)) for result in found]
+
+
+def _blocks(folder: Path, front: FrontFile, ended: list[TrialResult]) -> dict[int, BlockReport]:
+    """Read what is known of the blocks of the knee and of the paper's configuration, the knee first."""
+    wanted = [result.number for result in ended if trial_id(result.number) == front.knee]
+    wanted += [result.number for result in ended if result.landmark == "paper" and result.number not in wanted]
+    files = {number: folder / BLOCKS / f"{trial_id(number)}.npz" for number in wanted}
+    return {number: BlockReport.read(file) for number, file in files.items() if file.exists()}
