@@ -1,7 +1,7 @@
 """What training costs: one meter for every method.
 
-``prediction.py`` says what a step will cost, from its plan alone, by walking it (``step.py``) on sizes
-(``tape.py``); ``memory.py`` and ``clock.py`` measure; ``ledger.py`` keeps a line about each step.
+``prediction.py`` says what a step will cost, from its plan alone: composed (``composed.py``) of parts that are walked
+(``step.py``) on sizes (``tape.py``); ``memory.py`` and ``clock.py`` measure; ``ledger.py`` keeps a line a step.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from alast_tune.cost.ledger import Ledger, StepRecord
 from alast_tune.cost.memory import MemoryMeter
 from alast_tune.cost.prediction import (
     StepCost,
-    evaluation_batch,
+    StepCosts,
     forward_flops,
     step_cost,
     step_flops,
@@ -35,7 +35,7 @@ __all__ = [
     "MemoryMeter",
     "Meter",
     "StepCost",
-    "evaluation_batch",
+    "StepCosts",
     "forward_flops",
     "step_cost",
     "step_flops",
@@ -56,7 +56,7 @@ class Meter:
         self._model = model
         self._train = train
         self._memory = MemoryMeter(model)
-        self._costs: dict[tuple[MethodConfig, StepPlan, int], StepCost] = {}
+        self._predicted: dict[int, StepCosts] = {}
         self._flops = 0
         self._exploration_flops = 0
 
@@ -68,13 +68,8 @@ class Meter:
         """
 
         def cost(config: MethodConfig, plan: StepPlan) -> StepCost:
-            key = (config, plan, len(images_BCHW))
-            if key not in self._costs:
-                size, train = images_BCHW.shape[-1], self._train
-                self._costs[key] = step_cost(
-                    self._model, config, plan, size, len(images_BCHW), optimizer, train.precision, train.accumulate
-                )
-            return self._costs[key]
+            predicted, train = self._costs(images_BCHW.shape[-1]), self._train
+            return predicted.step(config, plan, len(images_BCHW), optimizer, train.precision, train.accumulate)
 
         with self._memory.step(lambda: cost(method.config, method.plan).peak_bytes, optimizer, images_BCHW):
             yield
@@ -110,11 +105,14 @@ class Meter:
         training = max((record.predicted_peak_bytes for record in self.ledger.records), default=0)
         size, predicted = most, 0
         if training:
-            size, predicted = evaluation_batch(
-                self._model, image_size, most, training, optimizer, self._train.precision
-            )
+            size, predicted = self._costs(image_size).evaluation_batch(most, training, optimizer, self._train.precision)
         with self._memory.evaluation(predicted, optimizer):
             yield size
+
+    def _costs(self, image_size: int) -> StepCosts:
+        if image_size not in self._predicted:
+            self._predicted[image_size] = StepCosts(self._model, image_size)
+        return self._predicted[image_size]
 
     def add_forward(self, image_size: int, images: int) -> None:
         """Count forwards, all tokens, that a method needed beside its steps; ``images`` are all ranks'."""

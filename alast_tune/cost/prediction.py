@@ -22,6 +22,7 @@ import torch
 from torch.optim import Optimizer
 
 from alast_tune.config import HeadConfig, MethodConfig
+from alast_tune.cost.composed import Parts
 from alast_tune.cost.step import StepOnTape
 from alast_tune.cost.tape import FLOAT
 from alast_tune.methods.base import StepPlan
@@ -42,6 +43,86 @@ class StepCost:
     """Most that is ever live: weights, moments, gradients, images, activations and temporaries."""
 
 
+class StepCosts:
+    """Predicts a model's steps and evaluations; what several have in common is walked once.
+
+    Args:
+        model: as its method has prepared it; may lie on the meta device.
+        image_size: side of the images, pixels.
+    """
+
+    def __init__(self, model: VisionTransformer, image_size: int) -> None:
+        self.model = model
+        self.image_size = image_size
+        self._parts = Parts(model, image_size)
+        self._evaluations: dict[tuple[int, Precision], int] = {}
+        self._weight_bytes = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+
+    def step(
+        self,
+        config: MethodConfig,
+        plan: StepPlan,
+        batch: int,
+        optimizer: Optimizer,
+        precision: Precision = "fp32",
+        accumulate: int = 1,
+    ) -> StepCost:
+        """Predict a training step under a plan.
+
+        Args:
+            config: of the method.
+            plan: what the step does.
+            batch: images of the step.
+            optimizer: over all that may ever train; its moments count as if they were there.
+            precision: of matrix products; other than ``fp32`` under autocast.
+            accumulate: micro-batches that the batch is split into.
+        """
+        width = _width(precision)
+        micro = -(-batch // accumulate)
+        first = self._parts.step(config, plan, micro, width)
+        working, flops = first.peak, first.flops
+        if micro < batch:
+            again = self._parts.step(config, replace(plan, calibrated=False), micro, width, accumulating=True)
+            working = max(working, first.gradients + again.peak)
+            flops += again.flops * (batch - micro) // micro
+            if plan.calibrated:  # on all micro-batches, before the first one's forward
+                looked = StepOnTape(self.model, config, plan, self.image_size, micro, width).calibrate()
+                flops += looked.flops * (batch - micro) // micro
+        update = first.gradients + _update_bytes(optimizer, first.gradients)
+        return StepCost(flops, first.held, self._there(batch, optimizer) + max(working, update))
+
+    def image_flops(self, config: MethodConfig, plan: StepPlan) -> int:
+        """Count forward and backward of one image of a training step."""
+        return self._parts.step(config, plan, 1).flops
+
+    def evaluation_batch(
+        self, most: int, training_peak_bytes: int, optimizer: Optimizer, precision: Precision = "fp32"
+    ) -> tuple[int, int]:
+        """Find how many images to evaluate at a time, that it takes no more memory than training: ``most``, or fewer.
+
+        Returns:
+            Images, and the predicted peak; one image may take more than training does on fewer tokens.
+        """
+        while True:
+            peak_bytes = self.evaluation_peak_bytes(most, optimizer, precision)
+            if peak_bytes <= training_peak_bytes or most == 1:
+                return most, peak_bytes
+            most //= 2
+
+    def evaluation_peak_bytes(self, batch: int, optimizer: Optimizer, precision: Precision = "fp32") -> int:
+        """Predict the peak of live tensor bytes of an evaluation, ``batch`` images at a time."""
+        if (batch, precision) not in self._evaluations:
+            forward = _plain_forward(self.model, self.image_size, batch, _width(precision))
+            with forward.tape.no_grad():
+                forward.forward()
+            self._evaluations[batch, precision] = forward.tape.peak_bytes
+        return self._there(batch, optimizer) + self._evaluations[batch, precision]
+
+    def _there(self, batch: int, optimizer: Optimizer) -> int:
+        """Bytes that are live from beginning to end: weights, moments and a batch of images."""
+        return self._weight_bytes + FLOAT * moments(optimizer) + FLOAT * batch * 3 * self.image_size**2
+
+
 def step_cost(
     model: VisionTransformer,
     method_config: MethodConfig,
@@ -52,39 +133,15 @@ def step_cost(
     precision: Precision = "fp32",
     accumulate: int = 1,
 ) -> StepCost:
-    """Predict a training step under a plan.
-
-    Args:
-        model: as its method has prepared it; may lie on the meta device.
-        method_config: of the method.
-        plan: what the step does.
-        image_size: side of the images, pixels.
-        batch: images of the step.
-        optimizer: over all that may ever train; its moments count as if they were there.
-        precision: of matrix products; other than ``fp32`` under autocast.
-        accumulate: micro-batches that the batch is split into.
-    """
-    width = FLOAT if precision == "fp32" else 2
-    micro = -(-batch // accumulate)
-    first = StepOnTape(model, method_config, plan, image_size, micro, width).run()
-    gradients, working, flops = first.tape.live_bytes, first.tape.peak_bytes, first.tape.flops
-    if micro < batch:
-        later = replace(plan, calibrated=False)
-        again = StepOnTape(model, method_config, later, image_size, micro, width, accumulating=True).run()
-        working = max(working, gradients + again.tape.peak_bytes)
-        flops += again.tape.flops * (batch - micro) // micro
-        if plan.calibrated:  # on all micro-batches, before the first one's forward
-            looked = StepOnTape(model, method_config, plan, image_size, micro, width).calibrate()
-            flops += looked.flops * (batch - micro) // micro
-    peak = _there(model, image_size, batch, optimizer) + max(working, gradients + _update_bytes(optimizer, gradients))
-    return StepCost(flops, first.held_bytes, peak)
+    """Predict one training step, as :class:`StepCosts` does."""
+    return StepCosts(model, image_size).step(method_config, plan, batch, optimizer, precision, accumulate)
 
 
 def step_flops(
     model: VisionTransformer, method_config: MethodConfig, plan: StepPlan, image_size: int, batch: int
 ) -> int:
     """Count forward and backward of one training step under a plan, for ``batch`` images."""
-    return StepOnTape(model, method_config, plan, image_size, batch).run().tape.flops
+    return StepCosts(model, image_size).image_flops(method_config, plan) * batch
 
 
 def step_peak_bytes(
@@ -103,42 +160,14 @@ def step_peak_bytes(
 
 def forward_flops(model: VisionTransformer, image_size: int, batch: int) -> int:
     """Count one forward with every token, as evaluation does it."""
-    depth = len(model.blocks)
-    tokens = (image_size // model.patch_embed.patch_size[0]) ** 2 + int(model.num_prefix_tokens)
-    plan = StepPlan((tokens,) * depth, (False,) * depth)
-    return StepOnTape(model, HeadConfig(), plan, image_size, batch).forward().tape.flops
+    return _plain_forward(model, image_size, batch, FLOAT).forward().tape.flops
 
 
 def evaluation_peak_bytes(
     model: VisionTransformer, image_size: int, batch: int, optimizer: Optimizer, precision: Precision = "fp32"
 ) -> int:
-    """Predict the peak of live tensor bytes of an evaluation, ``batch`` images at a time; arguments as step_cost's."""
-    tokens = (image_size // model.patch_embed.patch_size[0]) ** 2 + int(model.num_prefix_tokens)
-    plan = StepPlan((tokens,) * len(model.blocks), (False,) * len(model.blocks))
-    forward = StepOnTape(model, HeadConfig(), plan, image_size, batch, FLOAT if precision == "fp32" else 2)
-    with forward.tape.no_grad():
-        forward.forward()
-    return _there(model, image_size, batch, optimizer) + forward.tape.peak_bytes
-
-
-def evaluation_batch(
-    model: VisionTransformer,
-    image_size: int,
-    most: int,
-    training_peak_bytes: int,
-    optimizer: Optimizer,
-    precision: Precision = "fp32",
-) -> tuple[int, int]:
-    """Find how many images to evaluate at a time, that it takes no more memory than training: ``most``, or fewer.
-
-    Returns:
-        Images, and the predicted peak; one image may take more than training does on fewer tokens.
-    """
-    while True:
-        peak_bytes = evaluation_peak_bytes(model, image_size, most, optimizer, precision)
-        if peak_bytes <= training_peak_bytes or most == 1:
-            return most, peak_bytes
-        most //= 2
+    """Predict an evaluation's peak, as :class:`StepCosts` does."""
+    return StepCosts(model, image_size).evaluation_peak_bytes(batch, optimizer, precision)
 
 
 def moments(optimizer: Optimizer) -> int:
@@ -147,10 +176,15 @@ def moments(optimizer: Optimizer) -> int:
     return int(updated if isinstance(optimizer, torch.optim.SGD) else 2 * updated)
 
 
-def _there(model: VisionTransformer, image_size: int, batch: int, optimizer: Optimizer) -> int:
-    """Bytes that are live from beginning to end: weights, moments and a batch of images."""
-    weights = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
-    return weights + FLOAT * moments(optimizer) + FLOAT * batch * 3 * image_size**2
+def _width(precision: Precision) -> int:
+    """Bytes of a number in matrix products."""
+    return FLOAT if precision == "fp32" else 2
+
+
+def _plain_forward(model: VisionTransformer, image_size: int, batch: int, width: int) -> StepOnTape:
+    tokens = (image_size // model.patch_embed.patch_size[0]) ** 2 + int(model.num_prefix_tokens)
+    plan = StepPlan((tokens,) * len(model.blocks), (False,) * len(model.blocks))
+    return StepOnTape(model, HeadConfig(), plan, image_size, batch, width)
 
 
 def _update_bytes(optimizer: Optimizer, gradients: int) -> int:

@@ -33,6 +33,7 @@ class StepOnTape:
         batch: images in the micro-batch.
         product_width: bytes of a number in matrix products: 4, or 2 under autocast.
         accumulating: gradients are there already, new ones are added to them.
+        trains: ids of the parameters that train, where the caller knows them.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class StepOnTape:
         batch: int,
         product_width: int = FLOAT,
         accumulating: bool = False,
+        trains: frozenset[int] | None = None,
     ) -> None:
         self.tape = Tape(product_width, accumulating)
         self.held_bytes = 0
@@ -55,7 +57,7 @@ class StepOnTape:
         self._batch = batch
         self._width = product_width
         self._qkv: Tensor | None = None
-        self._trains = trained(config, model, plan.trainable_L)
+        self._trains = trained(config, model, plan.trainable_L) if trains is None else trains
 
     def forward(self) -> StepOnTape:
         """Run the forward alone."""
@@ -65,24 +67,24 @@ class StepOnTape:
     def calibrate(self) -> Tape:
         """Run what calibration needs of a micro-batch that is not the step's first."""
         with self.tape.no_grad():
-            self._calibrate(self._embed())
+            self.run_calibration(self.embed())
         return self.tape
 
     def run(self) -> StepOnTape:
         """Run all of it: the tape then has the FLOPs and the peak, ``held_bytes`` what waited for the backward."""
-        loss = self._loss(self._logits())
+        loss = self.loss(self._logits())
         self.tape.end_autocast()
         self.held_bytes = self.tape.live_bytes
         self.tape.backward(loss)
         return self
 
     def _logits(self) -> Tensor:
-        x = self._embed()
+        x = self.embed()
         if self._plan.calibrated:
             with self.tape.no_grad():
-                self._calibrate(x)
+                self.run_calibration(x)
         if isinstance(self._config, TomeConfig):
-            return self._classify(self._merging_blocks(x, merges(self._config, self._model)))
+            return self.classify(self._merging_blocks(x, merges(self._config, self._model)))
         tokens_L = self._plan.tokens_L
         same_step = isinstance(self._config, AlastConfig) and self._config.budget_timing == "same_step"
         held = None if isinstance(self._config, AlastConfig | BsrConfig) else x  # timm's own forward holds it
@@ -90,23 +92,22 @@ class StepOnTape:
             after = tokens_L[index + 1] if index + 1 < len(tokens_L) else tokens_L[index]
             drops = after < tokens_L[index]
             undecided = same_step and index + 1 < len(tokens_L)
-            x = self._run_block(index, block, x, drops or undecided)
-            x = self._keep(block.attn, x, tokens_L[index], after) if drops else x
-            self._qkv = None
+            x = self.run_block(block, x, tokens_L[index], self._plan.trainable_L[index], drops or undecided)
+            x = self.keep(block.attn, x, tokens_L[index], after) if drops else x
+            self.forget()
         del held
-        return self._classify(x)
+        return self.classify(x)
 
-    def _run_block(self, index: int, block: Any, x: Tensor, listening: bool) -> Tensor:
-        """One block; frozen ones without a graph where the method says so."""
+    def run_block(self, block: Any, x: Tensor, tokens: int, trains: bool, listening: bool) -> Tensor:
+        """One block; frozen ones without a graph where the method says so. The tap keeps its qkv while listening."""
         residual = isinstance(self._config, AlastConfig) and self._config.frozen_backward == "residual"
-        tokens = self._plan.tokens_L[index]
-        if not residual or self._plan.trainable_L[index] or x.node is None:
+        if not residual or trains or x.node is None:
             return self._block(block, x, tokens, listening)
         with self.tape.no_grad():
             y = self._block(block, x, tokens, listening)
         return self.tape.pass_gradient(x, y)
 
-    def _embed(self) -> Tensor:
+    def embed(self) -> Tensor:
         """Patches, projected, class token and registers before them, positions added; in some models normalised."""
         model, tape, batch = self._model, self.tape, self._batch
         projection = self._affine(model.patch_embed.proj)
@@ -168,7 +169,7 @@ class StepOnTape:
             y = self.tape.add(y, update, y.width)
         return y
 
-    def _keep(self, attention: Any, x: Tensor, tokens: int, after: int) -> Tensor:
+    def keep(self, attention: Any, x: Tensor, tokens: int, after: int) -> Tensor:
         """Score tokens by the class token's attention and gather the best."""
         tape, batch = self.tape, self._batch
         qkv, self._qkv = self._qkv, None
@@ -181,6 +182,15 @@ class StepOnTape:
         del qkv, normed, copy
         index = Buffer(tape, batch * after * INDEX)
         return tape.gather(x, x.count // tokens * after, index)
+
+    def tap(self, keys: int) -> Tensor:
+        """Let the tap have queries, keys and values of so many numbers each, which no block has made."""
+        self._qkv = self.tape.new(3 * keys, self._width)
+        return self._qkv
+
+    def forget(self) -> None:
+        """Let go of what the tap has."""
+        self._qkv = None
 
     def _merging_blocks(self, x: Tensor, merges_L: tuple[int, ...]) -> Tensor:
         """ToMe: every block merges tokens between its attention and its MLP."""
@@ -225,17 +235,18 @@ class StepOnTape:
         del weighed, stays
         return tape.multiply(sums, kept=size.buffer)
 
-    def _calibrate(self, x: Tensor) -> None:
+    def run_calibration(self, x: Tensor) -> None:
+        """All blocks on all tokens."""
         for block in blocks_of(self._model):
             x = self._block(block, x, self._all_tokens)
 
-    def _classify(self, x: Tensor) -> Tensor:
+    def classify(self, x: Tensor) -> Tensor:
         """Final norm over all tokens, the class token's row, classifier."""
         model = self._model
         x = self.tape.slice(self._norm(model.norm, x), self._batch * int(model.embed_dim))
         return self._linear(model.head, x) if isinstance(model.head, nn.Linear) else x
 
-    def _loss(self, logits: Tensor) -> Tensor:
+    def loss(self, logits: Tensor) -> Tensor:
         """Cross-entropy, in single precision."""
         return self.tape.log_softmax(self.tape.cast(logits, FLOAT))
 

@@ -108,11 +108,14 @@ class Tape:
         return result
 
     def backward(self, result: Tensor) -> None:
-        """Run the nodes, last first; each lets go of what it keeps as soon as it has run."""
-        if result.node is None:
-            return
-        waiting = {result.node: [Buffer(self, result.size)]}
-        for index in range(result.node, -1, -1):
+        """Run the nodes that made a tensor, last first; each lets go of what it keeps as soon as it has run."""
+        if result.node is not None:
+            self.backward_from(result.node, result.size)
+
+    def backward_from(self, node: int, size: int) -> None:
+        """Run a node, to which a gradient of so many bytes has come, and those before it."""
+        waiting = {node: [Buffer(self, size)]}
+        for index in range(node, -1, -1):
             entry, self._nodes[index] = self._nodes[index], None
             arrived = waiting.pop(index, None)
             if entry is None or arrived is None:

@@ -15,7 +15,7 @@ from alast_tune.config import (
     TrainConfig,
 )
 from alast_tune.errors import ConfigError
-from alast_tune.methods.alast import Alast
+from alast_tune.methods.alast import Alast, drawable_blocks
 from alast_tune.methods.apla import Apla
 from alast_tune.methods.base import Method, StepPlan, blocks_of
 from alast_tune.methods.bsr import Bsr
@@ -34,8 +34,10 @@ __all__ = [
     "StepPlan",
     "Tome",
     "TopK",
+    "budget_rate",
     "build_method",
     "compile_blocks",
+    "drawable_blocks",
     "most_influential",
     "settled",
 ]
@@ -51,13 +53,7 @@ def build_method(config: MethodConfig, model: VisionTransformer, train: TrainCon
     train = train or TrainConfig()
     match config:
         case AlastConfig():
-            alpha = train.learning_rate if config.alpha is None else config.alpha
-            if train.accumulate > 1 and alpha and config.budget_timing == "same_step":
-                remedy = (
-                    "same-step budgets learn from the whole batch; leave it out, or set method.budget_timing: next_step"
-                )
-                raise ConfigError("train.accumulate", train.accumulate, remedy)
-            return Alast(config, model, alpha, train.seed)
+            return Alast(config, model, budget_rate(config, train), train.seed)
         case FullConfig():
             return Full(config, model)
         case HeadConfig():
@@ -72,6 +68,19 @@ def build_method(config: MethodConfig, model: VisionTransformer, train: TrainCon
             return Lora(config, model)
         case AplaConfig():
             return Apla(config, model, train.seed)
+
+
+def budget_rate(config: AlastConfig, train: TrainConfig) -> float:
+    """Give alpha, by default the learning rate.
+
+    Raises:
+        ConfigError: micro-batches where budgets learn within a forward, which would see but the first.
+    """
+    alpha = train.learning_rate if config.alpha is None else config.alpha
+    if train.accumulate > 1 and alpha and config.budget_timing == "same_step":
+        remedy = "same-step budgets learn from the whole batch; leave it out, or set method.budget_timing: next_step"
+        raise ConfigError("train.accumulate", train.accumulate, remedy)
+    return alpha
 
 
 def compile_blocks(method: Method) -> None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from alast_tune.config import AlastConfig, BlockChoice, DataConfig, MethodConfig, ModelConfig, TopKConfig, TrialConfig
-from alast_tune.cost import evaluation_batch, step_flops, step_peak_bytes
-from alast_tune.methods import Alast, Method, StepPlan, build_method, settled
-from alast_tune.methods.lora import adapted_blocks
+from alast_tune.cost import StepCosts
+from alast_tune.methods import StepPlan, budget_rate, build_method, drawable_blocks, settled
+from alast_tune.methods.base import embed
+from alast_tune.methods.budgets import class_updates
+from alast_tune.methods.planner import Planner
 from alast_tune.models import VisionTransformer
 from alast_tune.optimizers import build_optimizer
 from alast_tune.train import load_trial
@@ -36,19 +40,46 @@ class Costs:
     """Of its largest training step or evaluation, bytes of live tensors: weights, gradients, moments, activations."""
 
 
+@dataclass(frozen=True)
+class _Start:
+    """What is known of a model and a data set: shapes, and how the untouched model moves its class token."""
+
+    model: VisionTransformer
+    """On the meta device: no weights."""
+    image_size: int
+    images: int
+    """To train on."""
+    magnitudes_L: Tensor
+    """Relative magnitudes of the class token's updates, on a few images with all tokens."""
+    deltas_L: Tensor
+    """Their squared lengths, summed over these images."""
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A model that a method has prepared, and what updates it."""
+
+    costs: StepCosts
+    plan: StepPlan
+    """Of every step, unless the method learns."""
+    optimizer: Optimizer
+
+
 class Forecast:
-    """Predicts trials' costs; keeps an untouched model and a few images of each model and data set it meets.
+    """Predicts trials' costs from shapes and plans; a model's weights are looked at once for each data set.
 
     Where chance decides, the peak is the most that can come of it: of ALaST's blocks the earliest are drawn, and
-    exploration finds the first ones. ALaST's first budgets come from the method itself, run once without a graph on
-    a few real images.
+    exploration finds the first ones. ALaST's first budgets come from one look at a few real images: exactly where they
+    are calibrated; where they learn from the first step's deltas, these are taken for those of the untouched model
+    with all its tokens.
 
     How budgets move after the first step is not predicted: where they grow, so do the costs. ``growth`` asks what
     there would be then. Nor is what a compiler saves, nor anything that is no tensor of a training step.
     """
 
     def __init__(self) -> None:
-        self._loaded: dict[tuple[ModelConfig, DataConfig], tuple[VisionTransformer, Tensor, int]] = {}
+        self._starts: dict[tuple[ModelConfig, DataConfig], _Start] = {}
+        self._prepared: dict[tuple[object, ...], _Prepared] = {}
 
     def costs(self, config: TrialConfig, growth: float = 0.0) -> Costs:
         """Predict a trial's costs.
@@ -65,33 +96,49 @@ class Forecast:
         return Costs(stages[-1].train_flops, max(stage.peak_bytes for stage in stages))
 
     def _costs(self, config: TrialConfig, method_config: MethodConfig, growth: float) -> Costs:
-        pristine, images_BCHW, count = self._load(config)
-        train, batch = config.train, min(config.train.batch_size, count)
+        start, train = self._look_at(config), config.train
+        prepared = self._prepare(config, method_config, start)
+        batch = min(train.batch_size, start.images)
+        drawn, heaviest = [prepared.plan], {prepared.plan}
         if isinstance(method_config, AlastConfig):
-            method_config = _probing(method_config, train.learning_rate, batch, growth)
-        model = copy.deepcopy(pristine)  # a method leaves hooks and adapters behind
-        method = build_method(method_config, model, train)
-        optimizer = build_optimizer(train, method.parameters())
-        side, parts = images_BCHW.shape[-1], min(train.accumulate, batch)
-        plans, heaviest = _plans(method, images_BCHW)
-        image_flops = sum(step_flops(model, method_config, plan, side, 1) for plan in plans) / len(plans)
-        peaks = [
-            step_peak_bytes(model, method_config, plan, side, batch, optimizer, train.precision, parts)
-            for plan in heaviest
-        ]
-        training = max(peaks)
-        _, evaluation = evaluation_batch(model, side, -(-batch // parts), training, optimizer, train.precision)
-        return Costs(image_flops * count * train.epochs, max(training, evaluation))
+            method_config = _probing(method_config, budget_rate(method_config, train), batch, growth)
+            drawn, heaviest = _plans(method_config, start, train.seed)
+        parts = min(train.accumulate, batch)
+        costs, optimizer, precision = prepared.costs, prepared.optimizer, train.precision
+        image_flops = sum(costs.image_flops(method_config, plan) for plan in drawn) / len(drawn)
+        training = max(
+            costs.step(method_config, plan, batch, optimizer, precision, parts).peak_bytes for plan in heaviest
+        )
+        _, evaluation = costs.evaluation_batch(-(-batch // parts), training, optimizer, precision)
+        return Costs(image_flops * start.images * train.epochs, max(training, evaluation))
 
-    def _load(self, config: TrialConfig) -> tuple[VisionTransformer, Tensor, int]:
-        """Model, a few images as it wants them, and the number of images to train on."""
+    def _look_at(self, config: TrialConfig) -> _Start:
         key = config.model, config.data
-        if key not in self._loaded:
+        if key not in self._starts:
             model, splits = load_trial(config, verify=False)
             spread = torch.linspace(0, len(splits.validation) - 1, IMAGES).int().tolist()
             images_BCHW, _ = splits.validation.__getitems__(spread)  # these are never augmented
-            self._loaded[key] = model, images_BCHW, len(splits.train)
-        return self._loaded[key]
+            with torch.inference_mode():
+                magnitudes_L, deltas_L = class_updates(model.blocks, embed(model, images_BCHW))
+            self._starts[key] = _Start(
+                model.to("meta"), images_BCHW.shape[-1], len(splits.train), magnitudes_L, deltas_L
+            )
+        return self._starts[key]
+
+    def _prepare(self, config: TrialConfig, method_config: MethodConfig, start: _Start) -> _Prepared:
+        """Let a method prepare a copy without weights; ALaST's are the same but for adapters and embeddings."""
+        if isinstance(method_config, AlastConfig):
+            setup: MethodConfig = AlastConfig(
+                lora=method_config.lora, train_embeddings=method_config.train_embeddings, trainable_blocks=0, alpha=0.0
+            )
+        else:
+            setup = method_config
+        key = config.model, config.data, setup, config.train.optimizer
+        if key not in self._prepared:
+            method = build_method(setup, copy.deepcopy(start.model), config.train)
+            optimizer = build_optimizer(config.train, method.parameters())
+            self._prepared[key] = _Prepared(StepCosts(method.model, start.image_size), method.plan, optimizer)
+        return self._prepared[key]
 
 
 def _stages(config: MethodConfig) -> list[MethodConfig]:
@@ -100,9 +147,8 @@ def _stages(config: MethodConfig) -> list[MethodConfig]:
     return [TopKConfig(blocks=(0,)), settled(config)] if explores else [config]
 
 
-def _probing(config: AlastConfig, learning_rate: float, batch: int, growth: float) -> AlastConfig:
+def _probing(config: AlastConfig, alpha: float, batch: int, growth: float) -> AlastConfig:
     """Let one step on a few images move the budgets as a whole batch would, or as if deltas had grown since."""
-    alpha = learning_rate if config.alpha is None else config.alpha
     if config.delta_reduction == "batch_sum":
         alpha *= batch / IMAGES
     if growth:  # a first delta that is compared with nothing is itself the growth
@@ -110,27 +156,29 @@ def _probing(config: AlastConfig, learning_rate: float, batch: int, growth: floa
     return config.model_copy(update={"alpha": alpha})
 
 
-def _plans(method: Method, images_BCHW: Tensor) -> tuple[list[StepPlan], set[StepPlan]]:
+def _plans(config: AlastConfig, start: _Start, seed: int) -> tuple[list[StepPlan], set[StepPlan]]:
     """Give plans as they are drawn after the first step, and the heaviest of that step and of those after it."""
-    if not isinstance(method, Alast):
-        return [method.plan], {method.plan}
-    method.begin_step(0)
-    if method.config.initial_budget == "calibrate" or method.config.first_delta == "zero":
-        with torch.inference_mode():
-            method.forward(images_BCHW)
-            method.end_step()
-    first, drawn = method.plan, []
-    for step in range(1, 2 if method.config.selection == "top_k" else DRAWS + 1):
-        method.begin_step(step)
-        drawn.append(method.plan)
-    return drawn, {_heaviest_draw(method, plan) for plan in (first, drawn[0])}
+    model = start.model
+    drawable_L = drawable_blocks(config, model)
+    patches, prefix = int(model.patch_embed.num_patches), int(model.num_prefix_tokens)
+    assert config.alpha is not None
+    planner = Planner(config, patches, prefix, drawable_L, config.alpha, seed)
+    if config.initial_budget == "calibrate" or config.first_delta == "zero":
+        planner.foresee(start.magnitudes_L, start.deltas_L, IMAGES)
+    else:
+        planner.decide()
+    first, drawn = planner.plan, list(_draw(planner, 1 if config.selection == "top_k" else DRAWS))
+    plans = {first, drawn[0]}
+    return drawn, plans if config.selection == "top_k" else {_heaviest_draw(plan, drawable_L) for plan in plans}
 
 
-def _heaviest_draw(method: Alast, plan: StepPlan) -> StepPlan:
+def _draw(planner: Planner, count: int) -> Iterator[StepPlan]:
+    for _ in range(count):
+        planner.decide()
+        yield planner.plan
+
+
+def _heaviest_draw(plan: StepPlan, drawable_L: list[bool]) -> StepPlan:
     """Let the earliest blocks train: tokens only ever go, and all that follows waits for the gradient."""
-    if method.config.selection == "top_k":  # nothing is drawn
-        return plan
-    lora = method.config.lora
-    drawable_L = [True] * len(plan.trainable_L) if lora is None else adapted_blocks(lora, method.model)
     earliest = [block for block, drawable in enumerate(drawable_L) if drawable][: sum(plan.trainable_L)]
     return replace(plan, trainable_L=tuple(block in earliest for block in range(len(drawable_L))))

@@ -16,7 +16,7 @@ from alast_tune.tune.space import point
 class GridSampler(BaseSampler):
     """Proposes every combination once, in order.
 
-    It remembers nothing: what the study has is taken, so that a resumed sweep goes on where the last driver was.
+    What the study has when it is first asked is taken, so that a resumed sweep goes on where the last driver was.
 
     Args:
         space: of the study, without real parameters.
@@ -26,6 +26,7 @@ class GridSampler(BaseSampler):
     def __init__(self, space: Mapping[str, BaseDistribution], grid: Sequence[dict[str, Any]]) -> None:
         self._space = dict(space)
         self._grid = grid
+        self._left: list[dict[str, Any]] | None = None
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """All parameters are chosen together."""
@@ -35,10 +36,14 @@ class GridSampler(BaseSampler):
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """Take the first combination that no other trial has, and that agrees with what this one has already."""
-        others = (other for other in study.get_trials(deepcopy=False) if other.number != trial.number)
-        taken = {point(other.params) for other in others if "landmark" not in other.user_attrs}
-        fitting = (params for params in self._grid if trial.params.items() <= params.items())
-        return next(params for params in fitting if point(params) not in taken)
+        if self._left is None:
+            others = (other for other in study.get_trials(deepcopy=False) if other.number != trial.number)
+            taken = {point(other.params) for other in others if "landmark" not in other.user_attrs}
+            self._left = [params for params in reversed(self._grid) if point(params) not in taken]
+        place = next(
+            place for place in reversed(range(len(self._left))) if trial.params.items() <= self._left[place].items()
+        )
+        return self._left.pop(place)
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution

@@ -85,9 +85,8 @@ def expected_improvement(
     points_F3 = points_F3[np.argsort(points_F3[:, 0])]
     gain_C = np.zeros_like(mean_C)
     reached_C = _expected_excess(mean_C, deviation_C, least)
-    for place in range(len(points_F3) + 1):
-        last = place == len(points_F3)
-        above_C = np.zeros_like(mean_C) if last else _expected_excess(mean_C, deviation_C, float(points_F3[place, 0]))
+    for place, above in enumerate([*points_F3[:, 0], 1.0]):  # no accuracy is above 1
+        above_C = _expected_excess(mean_C, deviation_C, float(above))
         gain_C += (reached_C - above_C) * uncovered_area(costs_C2, points_F3[place:, 1:])
         reached_C = above_C
     return gain_C

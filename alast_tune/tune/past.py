@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,9 +29,14 @@ Lesson = tuple[Params, tuple[float, float, float], float]
 
 
 class Past:
-    """The trials that have ended, each looked at once: so that a proposal takes no longer when there are many."""
+    """The trials that have ended, each looked at once: so that a proposal takes no longer when there are many.
 
-    def __init__(self) -> None:
+    Args:
+        teaching: landmarks that are points of the space; others are on the front, and say nothing of the space.
+    """
+
+    def __init__(self, teaching: Collection[str] = ()) -> None:
+        self._teaching = teaching
         self.known: set[tuple[tuple[str, Any], ...]] = set()
         """Parameters of all that were proposed."""
         self._taken: set[int] = set()
@@ -76,15 +81,27 @@ class Past:
             if "landmark" in trial.user_attrs
             else (trial.params, tuple(trial.values), 0.0)
             for trial in complete
+            if trial.user_attrs.get("landmark", "") in {"", *self._teaching}
         ]
         curves = [curve for trial in complete if (curve := trial.user_attrs.get("curve"))]
         for trial in kept:
             curve = trial.user_attrs.get("curve", [])
-            if trial.state == TrialState.PRUNED and curve:
+            if trial.state == TrialState.PRUNED and curve and fits(trial):
                 lessons.extend(_projected(trial.params, curve, curves))
             elif trial.state == TrialState.FAIL and trial.user_attrs.get("reason") != "crashed":
                 lessons.append((trial.params, (worst, math.nan, math.nan), 0.0))
         return lessons
+
+    def fitting(self) -> tuple[list[Params], list[float]]:
+        """Which of the latest trials fitted into memory: parameters, and 1 or 0."""
+        kept = [trial for trial in (*self._members, *self._others) if "landmark" not in trial.user_attrs]
+        ran = [trial for trial in kept[-MEMORY:] if trial.state == TrialState.COMPLETE or not fits(trial)]
+        return [trial.params for trial in ran], [float(fits(trial)) for trial in ran]
+
+
+def fits(trial: FrozenTrial) -> bool:
+    """Whether a trial neither ran out of memory nor was foreseen to."""
+    return trial.constraints.get("max_memory", 0.0) <= 0
 
 
 def _projected(params: Params, curve: list[list[float]], whole: list[list[list[float]]]) -> list[Lesson]:

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from optuna import Study
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import BaseSampler, RandomSampler
@@ -32,6 +33,10 @@ FORECASTS = 48
 """So many configurations' costs are forecast, once; those of others are interpolated."""
 FORECAST_ERROR = 0.05
 """Standard deviation of a forecast's logarithm from the truth."""
+EXACT = 8
+"""Of the candidates that promise most by interpolated costs, so many are forecast themselves."""
+LEAST_CHANCE = 0.01
+"""Of fitting into memory, that any candidate is given."""
 
 
 class EhviSampler(BaseSampler):
@@ -48,6 +53,7 @@ class EhviSampler(BaseSampler):
             cannot work.
         reference: accuracy, FLOPs and bytes at which, or beyond which, a trial is worth nothing.
         seed: of the candidates.
+        teaching: landmarks that are points of the space, whose accuracies are learnt from.
     """
 
     def __init__(
@@ -56,6 +62,7 @@ class EhviSampler(BaseSampler):
         forecast: Callable[[Params], Sequence[float]],
         reference: Sequence[float],
         seed: int,
+        teaching: Collection[str] = (),
     ) -> None:
         self._space = dict(space)
         self._least, self._reference_2 = reference[0], np.asarray(reference[1:], dtype=np.float64)
@@ -67,7 +74,8 @@ class EhviSampler(BaseSampler):
         self._forecasts: tuple[Floats, Floats] | None = None
         self._accuracy = Surrogate()
         self._costs = Surrogate(), Surrogate()
-        self._past = Past()
+        self._past = Past(teaching)
+        self._fits = Surrogate()
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """The whole space."""
@@ -95,20 +103,43 @@ class EhviSampler(BaseSampler):
         mean_C, deviation_C = self._accuracy.predict(X_C)
         believed_R3 = np.c_[mean_C, costs_C2][len(candidates) :]
         scale_3 = np.array([1.0, *self._reference_2])
-        gain_C = expected_improvement(
-            mean_C[: len(candidates)],
-            deviation_C[: len(candidates)],
-            costs_C2[: len(candidates)] / self._reference_2,
-            np.concatenate([front_F3, believed_R3]) / scale_3,
-            self._least,
-        )
-        return candidates[int(np.argmax(gain_C / costs_C2[: len(candidates), 0]))]
+        points_F3 = np.concatenate([front_F3, believed_R3]) / scale_3
+        chance_C = self._chance(X_C[: len(candidates)], proposed)
+
+        def worth(chosen: NDArray[np.int64], costs_E2: Floats) -> Floats:
+            gain_E = expected_improvement(
+                mean_C[chosen], deviation_C[chosen], costs_E2 / self._reference_2, points_F3, self._least
+            )
+            return chance_C[chosen] * gain_E / costs_E2[:, 0]
+
+        every = np.arange(len(candidates))
+        best = np.argsort(-worth(every, costs_C2[: len(candidates)]), kind="stable")[:EXACT]
+        known = [(place, costs) for place in best if (costs := self._try_forecast(candidates[place])) is not None]
+        if not known:
+            return candidates[int(best[0])]
+        chosen, costs_E2 = np.array([place for place, _ in known]), np.array([costs for _, costs in known])
+        return candidates[int(chosen[np.argmax(worth(chosen, costs_E2))])]
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
         """Draw what does not belong to the space at random."""
         return self._random.sample_independent(study, trial, param_name, param_distribution)
+
+    def _try_forecast(self, params: Params) -> Sequence[float] | None:
+        try:
+            return self._forecast(params)
+        except ConfigError:
+            return None
+
+    def _chance(self, X_C: Floats, trials: int) -> Floats:
+        """How likely each candidate fits into memory, as its neighbours did; all are certain to while none has not."""
+        params, fits = self._past.fitting()
+        if all(fits):
+            return np.ones(len(X_C))
+        y_T = np.array(fits)
+        self._fits.fit(self._encode(params), y_T, np.full(len(y_T), 0.05), trials)
+        return np.clip(self._fits.mean(X_C), LEAST_CHANCE, 1.0)
 
     def _candidates(self, running: list[Params]) -> list[Params]:
         """Draw from what has not been proposed yet; in a large space half of them near what has been."""

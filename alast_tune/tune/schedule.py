@@ -116,9 +116,11 @@ class MoAsha(FIFOScheduler):
             return str(TrialScheduler.STOP)  # what has left the numbers does not come back
         if not self._limits.kept(train_flops=values["train_flops"], peak_bytes=values["peak_bytes"]):
             return str(TrialScheduler.STOP)
-        if self._rungs and not trial.config["landmark"]:
-            epoch = int(result["report/epoch"])
-            if not self._rungs.report(trial.config["number"], epoch, list(values.values())):
+        if self._rungs:
+            report = trial.config["number"], int(result["report/epoch"]), list(values.values())
+            if trial.config["landmark"]:
+                self._rungs.record(*report)  # it is compared with, and goes on whatever comes of it
+            elif not self._rungs.report(*report):
                 return str(TrialScheduler.STOP)
         return str(TrialScheduler.CONTINUE)
 

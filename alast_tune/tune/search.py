@@ -9,6 +9,7 @@ RUNNING trials first, under their own numbers.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -16,10 +17,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 from optuna.trial import FrozenTrial, Trial, TrialState
 from ray.tune.search import Searcher
 
-from alast_tune.config import SweepConfig, TrialConfig
+from alast_tune.config import AlastConfig, SweepConfig, TrialConfig
 from alast_tune.errors import ConfigError
 from alast_tune.failpoints import failpoint
 from alast_tune.plots import human_bytes, human_flops
@@ -28,8 +30,10 @@ from alast_tune.tune.forecast import GROWTH, Costs
 from alast_tune.tune.grid import GridSampler
 from alast_tune.tune.resources import Packing, Request
 from alast_tune.tune.sampler import EhviSampler
-from alast_tune.tune.space import point, to_optuna, trial_config
+from alast_tune.tune.space import LANDMARKS, is_point, point, to_optuna, trial_config
 from alast_tune.tune.trials import to_result
+
+_LOG = logging.getLogger(__name__)
 
 _WORDS: dict[str, Callable[[Any, Mapping[str, float]], str]] = {
     "max_memory": lambda of, got: f"peak {human_bytes(got['peak_bytes'])} is above {human_bytes(of.max_memory)}",
@@ -39,6 +43,12 @@ _WORDS: dict[str, Callable[[Any, Mapping[str, float]], str]] = {
 
 _PATIENCE = 100
 """So many proposals in a row that are not worth launching end the search."""
+
+_BURST = 8
+"""So many proposals in a row are made before Tune's loop turns: the first ones start, and signals are heard."""
+
+_FLOPS_SLACK = 0.1
+"""Share by which a trial whose budgets learn may come to fewer FLOPs than foreseen."""
 
 _STARVED = 1.0
 """How far a trial that ran out of memory is told to be above the limit: by how much it really was nobody knows."""
@@ -107,9 +117,11 @@ class StudySearcher(Searcher):
         self._numbers: dict[tuple[tuple[str, Any], ...], int] = {}
         """The first trial with these parameters."""
         for trial in earlier:
-            if "landmark" not in trial.user_attrs:
+            if "landmark" not in trial.user_attrs and trial.params.keys() == self._space.keys():
                 self._numbers.setdefault(point(trial.params), trial.number)
         self._live: dict[str, _Live] = {}
+        self._size = math.prod(_count(item) for item in self._space.values())
+        self._in_a_row = 0
 
     @property
     def remaining(self) -> int:
@@ -117,6 +129,13 @@ class StudySearcher(Searcher):
         if self._grid is None:
             return len(self._orphans) + max(0, self._sweep.trials - self._launched)
         return len(self._orphans) + sum(point(params) not in self._numbers for params in self._grid)
+
+    @property
+    def _used_up(self) -> bool:
+        """Whether every configuration has been proposed, and no landmark waits."""
+        return len(self._numbers) >= self._size and not self._study.get_trials(
+            deepcopy=False, states=(TrialState.WAITING,)
+        )
 
     def set_search_properties(
         self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: object
@@ -129,13 +148,20 @@ class StudySearcher(Searcher):
         most = self._sweep.concurrent
         if len(self._live) == most or (most is None and not self._packing.room):
             return None  # asked for so many at a time, they may wait for room: a cluster that grows does so for them
+        if self._in_a_row == _BURST:
+            self._in_a_row = 0
+            return None
         for _ in range(_PATIENCE):
             if not self.remaining:
+                break
+            if not self._orphans and self._used_up:
+                _LOG.info("all %d configurations of the space have been tried: the search ends", self._size)
                 break
             live = self._orphan() if self._orphans else self._propose()
             if live is None:
                 continue
             trial = live.trial
+            self._in_a_row += 1
             self._live[trial_id] = live
             self._observer.started(trial.number, live.config, trial.params)
             return {
@@ -150,12 +176,14 @@ class StudySearcher(Searcher):
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Pass an epoch on, and keep it."""
+        self._in_a_row = 0
         self._take(self._live[trial_id], _metrics(result))
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tell the study, once, what the trial really was."""
         if trial_id not in self._live:
             return
+        self._in_a_row = 0
         live = self._live.pop(trial_id)
         self._packing.release(live.request)
         metrics, trouble = _metrics(result), (result or {}).get("trouble")
@@ -216,7 +244,8 @@ class StudySearcher(Searcher):
             min(sweep.max_flops or flops, flops),
             min(sweep.max_memory or peak, peak),
         )
-        return EhviSampler(self._space, self._costs, worst, seed)
+        teaching = [landmark for landmark in LANDMARKS if is_point(sweep, landmark)]
+        return EhviSampler(self._space, self._costs, worst, seed, teaching)
 
     def _costs(self, params: dict[str, Any]) -> tuple[float, float]:
         """Forecast a configuration's training FLOPs and peak bytes."""
@@ -264,18 +293,23 @@ class StudySearcher(Searcher):
         """Find room for a trial; None for one that cannot work or be of use, which the study is told."""
         try:
             config = trial_config(self._sweep, trial.params, trial.user_attrs.get("landmark"))
-            peak = self._forecast(config, 0.0).peak_bytes
+            costs = self._forecast(config, 0.0)
         except ConfigError as error:  # two parameters, each fine, that contradict each other
             self._tell(trial, TrialState.FAIL, str(error), epochs=0)
             return None
-        if self._sweep.kept(peak_bytes=peak):
+        learns = isinstance(config.method, AlastConfig) and config.method.alpha != 0
+        foreseen = {
+            "train_flops": costs.train_flops * (1 - _FLOPS_SLACK * learns),
+            "peak_bytes": float(costs.peak_bytes),
+        }
+        if self._sweep.kept(**foreseen):
             try:
                 return _Live(trial, config, self._packing.place(self._forecast(config, GROWTH).peak_bytes))
             except ConfigError as error:
                 _constrain_once(trial, "max_memory", _STARVED)
                 broken = str(error)
         else:
-            (broken,) = self._constrain(trial, peak_bytes=peak)
+            broken = " and ".join(self._constrain(trial, **foreseen))
         if trial.user_attrs.get("launched", True):
             trial.set_user_attr("launched", False)
             self._launched -= 1
@@ -321,6 +355,13 @@ def _constrain_once(trial: Trial, limit: str, excess: float) -> None:
     """Set one of Optuna's constraints, which it keeps as they are: a driver that was killed may have set it."""
     if limit not in trial.constraints:
         trial.set_constraint(limit, excess)
+
+
+def _count(item: BaseDistribution) -> float:
+    """Count a parameter's values; infinite for a real one."""
+    if isinstance(item, CategoricalDistribution):
+        return len(item.choices)
+    return (item.high - item.low) // item.step + 1 if isinstance(item, IntDistribution) else math.inf
 
 
 def _is_own(trial: FrozenTrial) -> bool:

@@ -17,14 +17,16 @@ from alast_tune.config import (
     MethodConfig,
     SweepConfig,
     TrialConfig,
+    Variants,
     apply_params,
     choices_of,
     flatten,
     parse,
 )
+from alast_tune.errors import ConfigError
 
 LANDMARKS: dict[str, MethodConfig] = {"full": FullConfig(), "paper": AlastConfig(reading="paper")}
-"""What every sweep runs first and to the end: full fine-tuning, and the paper's configuration."""
+"""What sweeps run first and to the end: full fine-tuning, and the paper's configuration."""
 
 _LIKE_FULL = AlastConfig(trainable_blocks=1_000_000, floors=Floors(early=1.0, middle=1.0, late=1.0), target_budget=1.0)
 
@@ -65,6 +67,36 @@ def landmark_params(base: TrialConfig, space: Mapping[str, Distribution], landma
     values = {"method/alpha": own.train.learning_rate}
     values |= {path: value for path, value in (flatten(base) | flatten(own)).items() if value is not None}
     return {path: _nearest(item, values.get(path)) for path, item in space.items()}
+
+
+def is_point(sweep: SweepConfig, landmark: str) -> bool:
+    """Whether a landmark is a point of the space itself, so that its accuracy is that point's."""
+    try:
+        config = trial_config(sweep, landmark_params(sweep.trial, sweep.space, landmark))
+    except ConfigError:
+        return False
+    method, own = config.method, LANDMARKS[landmark]
+    if landmark == "full" and isinstance(method, AlastConfig):
+        blocks = sweep.space.get("method/trainable_blocks")  # at its most, as none but the model knows how many it has
+        everything = isinstance(blocks, IntRange) and method.trainable_blocks == blocks.high
+        return everything and method.floors == _LIKE_FULL.floors and method.lora is None
+    if isinstance(method, AlastConfig) and isinstance(own, AlastConfig):
+        rate = config.train.learning_rate
+        own = own.model_copy(update={"alpha": rate})
+        method = method.model_copy(update={"alpha": rate if method.alpha is None else method.alpha})
+    return method == own
+
+
+def begins_with(sweep: SweepConfig) -> list[str]:
+    """Name the landmarks that a sweep runs first: full fine-tuning, and the paper's where ALaST is searched."""
+    if sweep.sampler == "grid":
+        return []
+    variants = [item.variants.values() for item in sweep.space.values() if isinstance(item, Variants)]
+    methods = [settings.get("method") for choice in variants for settings in choice if "method" in settings]
+    adaptive = isinstance(sweep.trial.method, AlastConfig) or any(
+        method.get("name") == "alast" for method in methods if isinstance(method, Mapping)
+    )
+    return ["full", "paper"] if adaptive else ["full"]
 
 
 def point(params: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:

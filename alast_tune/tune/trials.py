@@ -16,7 +16,7 @@ from alast_tune.config import SweepConfig
 from alast_tune.errors import ConfigError
 from alast_tune.results import DIRECTIONS, TrialResult
 from alast_tune.storage import STUDY, address_of
-from alast_tune.tune.space import LANDMARKS, landmark_params, trial_config
+from alast_tune.tune.space import begins_with, landmark_params, trial_config
 
 _STATES = {
     TrialState.COMPLETE: "complete",
@@ -86,11 +86,9 @@ def _database(url: str) -> optuna.storages.BaseStorage:
 
 
 def enqueue_landmarks(study: optuna.Study, sweep: SweepConfig) -> None:
-    """Let a study begin with the landmarks that it does not have yet; a grid has none."""
-    if sweep.sampler == "grid":
-        return
+    """Let a study begin with the landmarks that it does not have yet."""
     there = {trial.user_attrs.get("landmark") for trial in study.get_trials(deepcopy=False)}
-    for landmark in LANDMARKS:
+    for landmark in begins_with(sweep):
         if landmark not in there:
             params = landmark_params(sweep.trial, sweep.space, landmark)
             study.enqueue_trial(params, user_attrs={"landmark": landmark})

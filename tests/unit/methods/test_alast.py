@@ -131,8 +131,8 @@ def test_authors_reading_compounds_and_updates_at_the_first_step() -> None:
 
 
 def test_alpha_defaults_to_the_learning_rate() -> None:
-    assert alast(vit(), rate=0.125)._alpha == 0.125
-    assert alast(vit(), rate=0.125, alpha=0.5)._alpha == 0.5
+    assert alast(vit(), rate=0.125)._planner._alpha == 0.125
+    assert alast(vit(), rate=0.125, alpha=0.5)._planner._alpha == 0.5
 
 
 def test_more_trainable_blocks_than_the_model_has_are_refused() -> None:

@@ -64,7 +64,7 @@ def test_the_expected_improvement_is_what_monte_carlo_finds(least: float) -> Non
     reference = (least, 1.0, 1.0)
     before = hypervolume(points_F3, reference, DIRECTIONS)
     for place, gain in enumerate(expected_improvement(mean_C, deviation_C, costs_C2, points_F3, least)):
-        drawn = draw.normal(mean_C[place], deviation_C[place], 3000)
+        drawn = np.minimum(draw.normal(mean_C[place], deviation_C[place], 3000), 1.0)  # no accuracy is above 1
         after = [hypervolume([*points_F3, (one, *costs_C2[place])], reference, DIRECTIONS) for one in drawn]
         assert gain == pytest.approx(np.mean(after) - before, rel=0.06)
 
@@ -178,13 +178,32 @@ def test_what_is_not_in_the_space_is_drawn_at_random() -> None:
     assert 0 <= it.ask(SPACE).suggest_float("other", 0, 1) <= 1
 
 
-def test_a_landmark_tells_its_accuracy_but_not_its_costs() -> None:
-    past = Past()
+def test_a_landmark_tells_its_accuracy_but_not_its_costs_and_only_where_it_is_a_point_of_the_space() -> None:
+    past = Past(["full"])
     past.take([trial(0, TrialState.COMPLETE, [0.9, 9.0, 9.0], landmark="full")])
+    past.take([trial(1, TrialState.COMPLETE, [0.8, 9.0, 9.0], landmark="paper")])
     ((_, values, error),) = past.lessons()
     assert (values[0], math.isnan(values[1]), error > 0) == (0.9, True, True)
     assert past.front().tolist() == [[0.9, 9.0, 9.0]]
     assert past.known == set()  # that point itself may still be tried
+
+
+def test_where_memory_ran_out_little_more_is_proposed() -> None:
+    """Memory runs out, unforeseen, where tokens are many, and accuracy would be best."""
+
+    def wasted(notices: bool) -> int:
+        one = study()
+        for _ in range(40):
+            asked = one.ask(SPACE)
+            if asked.params["floor"] <= 0.4:
+                one.tell(asked, (accuracy(asked.params), *costs(asked.params)))
+                continue
+            if notices:
+                asked.set_constraint("max_memory", 1.0)
+            one.tell(asked, state=TrialState.PRUNED)
+        return sum(trial.state == TrialState.PRUNED for trial in one.trials)
+
+    assert wasted(notices=True) <= wasted(notices=False) / 2
 
 
 def test_time_and_memory_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -94,11 +94,14 @@ def test_a_rung_remembers_the_latest(monkeypatch: pytest.MonkeyPatch) -> None:
     assert rungs.report(4, 1, (0.2, 4.0, 4.0))  # the one that dominates it is forgotten
 
 
-def test_landmarks_are_never_stopped() -> None:
+def test_landmarks_are_never_stopped_and_are_compared_with() -> None:
     scheduler = MoAsha(sweep(), study())
     assert decide(scheduler, 0, 1, (0.9, 1.0, 1.0)) == CONTINUE
     assert decide(scheduler, 1, 1, (0.1, 2.0, 2.0), landmark="full") == CONTINUE
-    assert decide(scheduler, 2, 1, (0.1, 2.0, 2.0)) == STOP
+    assert decide(scheduler, 2, 1, (0.05, 3.0, 3.0)) == STOP
+    alone = MoAsha(sweep(), study())
+    assert decide(alone, 1, 1, (0.9, 1.0, 1.0), landmark="full") == CONTINUE
+    assert decide(alone, 2, 1, (0.05, 3.0, 3.0)) == STOP
 
 
 @pytest.mark.parametrize("values", [(math.nan, 1.0, 1.0), (0.5, math.inf, 1.0)])

@@ -349,6 +349,25 @@ def test_what_is_foreseen_to_need_too_much_memory_is_never_launched(tmp_path: Pa
     }
 
 
+@pytest.mark.parametrize(("alpha", "launched"), [(0.0, False), (0.01, True)])
+def test_what_is_foreseen_to_need_too_many_flops_is_never_launched(
+    tmp_path: Path, alpha: float, launched: bool
+) -> None:
+    """Budgets that learn may come to a little less."""
+    space = {"method/alpha": {"type": "categorical", "choices": [alpha]}}
+    search, _, observer = searcher(tmp_path, sweep(max_flops=0.95e12, trials=1, space=space))
+    assert isinstance(search.suggest("a"), dict) is launched
+    assert [end.reason for end in observer.ends] == (
+        [] if launched else ["never launched: predicted training 1.00 TFLOP is above 950 GFLOP"]
+    )
+
+
+def test_tunes_loop_turns_now_and_then_while_many_are_proposed(tmp_path: Path) -> None:
+    search, _, _ = searcher(tmp_path, sweep(trials=20))
+    given = [isinstance(search.suggest(str(number)), dict) for number in range(18)]
+    assert given == [*[True] * 8, False, *[True] * 8, False]
+
+
 def test_a_search_ends_when_nothing_is_worth_launching(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_PATIENCE", 8)
     search, study, observer = searcher(tmp_path, sweep(max_memory="1MB"))
@@ -371,6 +390,8 @@ def test_a_space_that_is_used_up_ends_the_search_and_nothing_runs_twice(
         search.on_trial_complete(str(len(blocks) - 1), report())
     assert sorted(blocks) == [1, 2, 3, 4]
     assert len(observer.ends) == len(results(study, config)) == 4
+    if sampler == "ehvi":
+        assert len(study.trials) == 4  # none that is not run
 
 
 def test_out_of_memory_is_an_observation_and_divergence_a_failure(tmp_path: Path) -> None:

@@ -1,9 +1,12 @@
 """Paths stay, distributions become Optuna's."""
 
+from typing import Any
+
+import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from alast_tune.config import Choice, FloatRange, IntRange
-from alast_tune.tune.space import to_optuna
+from alast_tune.config import Choice, FloatRange, IntRange, SweepConfig
+from alast_tune.tune.space import begins_with, is_point, to_optuna
 
 
 def test_each_kind() -> None:
@@ -17,3 +20,35 @@ def test_each_kind() -> None:
         "method/trainable_blocks": IntDistribution(1, 12),
         "method/frozen_backward": CategoricalDistribution(("exact", "residual")),
     }
+
+
+BLOCKS = {"type": "int", "low": 1, "high": 12}
+RATE = {"type": "float", "low": 1e-4, "high": 1e-2, "log": True}
+WAYS = {"type": "variants", "variants": {"head": {"method": {"name": "head"}}, "few": {"method": {"name": "lora"}}}}
+ADAPTIVE = {"type": "variants", "variants": {"a": {"method": {"name": "alast"}}, "b": {"method": {"name": "lora"}}}}
+OPEN = {f"method/floors/{part}": {"type": "float", "low": 0.1, "high": 1.0} for part in ("early", "middle", "late")}
+
+
+@pytest.mark.parametrize(
+    ("method", "space", "first", "points"),
+    [
+        (
+            {"name": "alast", "reading": "fast"},
+            {"method/trainable_blocks": BLOCKS, **OPEN},
+            ["full", "paper"],
+            ["full"],
+        ),
+        ({"name": "alast", "reading": "paper"}, {"train/learning_rate": RATE}, ["full", "paper"], ["paper"]),
+        ({"name": "alast", "reading": "fast"}, {"method/trainable_blocks": BLOCKS}, ["full", "paper"], []),
+        ({"name": "full"}, {"train/learning_rate": RATE}, ["full"], ["full"]),
+        ({"name": "lora"}, {"train/learning_rate": RATE}, ["full"], []),
+        ({"name": "head"}, {"way": WAYS}, ["full"], []),
+        ({"name": "head"}, {"way": ADAPTIVE}, ["full", "paper"], []),
+    ],
+)
+def test_landmarks_run_where_they_can_be_compared_with_and_teach_only_as_points_of_the_space(
+    method: dict[str, Any], space: dict[str, Any], first: list[str], points: list[str]
+) -> None:
+    sweep = SweepConfig.model_validate({"trial": {"method": method}, "space": space})
+    assert begins_with(sweep) == first
+    assert [landmark for landmark in ("full", "paper") if is_point(sweep, landmark)] == points

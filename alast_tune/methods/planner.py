@@ -1,0 +1,171 @@
+"""What ALaST decides at each step: budgets, the blocks that are drawn, how many tokens each gets. Needs no weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from alast_tune.config import AlastConfig
+from alast_tune.errors import ConfigError, DivergedError
+from alast_tune.methods.base import StepPlan
+from alast_tune.methods.budgets import sample_layers, scale_to_mean, update_budgets
+from alast_tune.methods.tokens import keep_count
+from alast_tune.parallel import total_over_ranks
+
+
+class Planner:
+    """Holds the budgets, learns from deltas and gives each step's plan.
+
+    Args:
+        config: the reading of the paper.
+        patches: patch tokens of an image.
+        prefix: class token and registers.
+        drawable: which blocks may be drawn, (L,).
+        alpha: budget learning rate, equation 6.
+        seed: of the drawing of blocks.
+
+    Raises:
+        ConfigError: more trainable blocks than may be drawn.
+    """
+
+    def __init__(
+        self, config: AlastConfig, patches: int, prefix: int, drawable: Sequence[bool], alpha: float, seed: int
+    ) -> None:
+        depth, most = len(drawable), sum(drawable)
+        if config.trainable_blocks > most:
+            what = "the model has" if most == depth else "method.lora.blocks leaves"
+            raise ConfigError("method.trainable_blocks", config.trainable_blocks, f"{what} {most} blocks")
+        self._config = config
+        self._patches, self._prefix = patches, prefix
+        self._drawable_L = torch.tensor(drawable)
+        self._alpha = alpha
+        self._generator = torch.Generator().manual_seed(seed)
+        thirds = (config.floors.early, config.floors.middle, config.floors.late)
+        self._floors_L = torch.tensor([thirds[block * 3 // depth] for block in range(depth)], dtype=torch.float64)
+        self.calibrates_next = config.initial_budget == "calibrate"
+        """Whether the next forward sets the budgets first."""
+        start = config.max_budget if config.initial_budget == "calibrate" else config.initial_budget
+        initial = torch.full((depth,), float(start), dtype=torch.float64)
+        self.budgets_L = update_budgets(initial, (), None, 0.0, self._floors_L, config.max_budget)
+        self.previous_L = torch.zeros(depth, dtype=torch.float64) if config.first_delta == "zero" else None
+        """Deltas of the last step."""
+        self.plan = StepPlan((patches + prefix,) * depth, (True,) * depth)
+
+    def decide(self) -> None:
+        """Fix who trains and, from the budgets as they are, how many tokens each block gets."""
+        mask_L = torch.zeros_like(self._drawable_L)
+        mask_L[self._drawable_L] = sample_layers(
+            self.budgets_L[self._drawable_L], self._config.trainable_blocks, self._generator, self._config.selection
+        )
+        self.plan = StepPlan(self._tokens(self.budgets_L.tolist()), tuple(mask_L.tolist()))
+
+    def keep(self, index: int, arriving: int) -> int:
+        """Patch tokens that flow on from a block, by its budget."""
+        return self._keep(float(self.budgets_L[index]), arriving)
+
+    def calibrate(self, magnitudes_L: Tensor) -> None:
+        """Set the budgets by the relative magnitudes of the blocks' class-token updates."""
+        self.budgets_L = scale_to_mean(
+            finite(magnitudes_L), self._config.target_budget, self._floors_L, self._config.max_budget
+        )
+        self.calibrates_next = False
+
+    def learn(self, index: int, sum_: Tensor, images: int) -> None:
+        """Equation 6 for one block, inside the forward (``same_step``), from its delta summed over images."""
+        block = slice(index, index + 1)
+        self.budgets_L[block] = update_budgets(
+            self.budgets_L[block],
+            self._reduce(sum_.reshape(1), images),
+            None if self.previous_L is None else self.previous_L[block],
+            self._alpha,
+            self._floors_L[block],
+            self._config.max_budget,
+        )
+
+    def end_step(self, sums_L: Tensor, images: int) -> None:
+        """Move the budgets by equation 6 (``same_step`` has already), and keep the deltas.
+
+        Args:
+            sums_L: of the class-token deltas over images.
+            images: so many.
+
+        Raises:
+            DivergedError: a delta that is not finite.
+        """
+        deltas_L = self._reduce(sums_L, images)
+        if self._config.budget_timing == "next_step":
+            self.budgets_L = update_budgets(
+                self.budgets_L, deltas_L, self.previous_L, self._alpha, self._floors_L, self._config.max_budget
+            )
+        self.previous_L = deltas_L
+
+    def foresee(self, magnitudes_L: Tensor, sums_L: Tensor, images: int) -> None:
+        """Take the first step's decisions, and learn from it, without running it.
+
+        Args:
+            magnitudes_L: relative magnitudes, by which budgets are calibrated.
+            sums_L: what the step's deltas, summed over images, are taken for.
+            images: so many.
+        """
+        calibrates = self.calibrates_next
+        if calibrates:
+            self.calibrate(magnitudes_L)
+        self.decide()
+        if self._config.budget_timing == "same_step":
+            for index in range(len(sums_L)):
+                self.learn(index, sums_L[index], images)
+            self.plan = replace(self.plan, tokens_L=self._tokens(self.budgets_L.tolist()))
+        self.plan = replace(self.plan, calibrated=calibrates)
+        self.end_step(sums_L, images)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Budgets, last deltas, whether to calibrate, and the generator."""
+        return {
+            "budgets": self.budgets_L.clone(),  # same_step writes into them
+            "previous": self.previous_L,
+            "calibrate": self.calibrates_next,
+            "generator": self._generator.get_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what :meth:`state_dict` gave."""
+        self.budgets_L = state["budgets"].clone()
+        self.previous_L = state["previous"]
+        self.calibrates_next = state["calibrate"]
+        self._generator.set_state(state["generator"])
+
+    def _tokens(self, budgets: Sequence[float]) -> tuple[int, ...]:
+        """Tokens that each block receives, the class token and registers counted."""
+        patches = [self._patches]
+        for budget in budgets[:-1]:
+            patches.append(self._keep(budget, patches[-1]))
+        return tuple(self._prefix + count for count in patches)
+
+    def _keep(self, budget: float, arriving: int) -> int:
+        config = self._config
+        return keep_count(budget, self._patches, arriving, self._prefix, config.keep_reference, config.keep_multiple)
+
+    def _reduce(self, sums: Tensor, images: int) -> Tensor:
+        """Turn deltas summed over this rank's images into the reading's, on the CPU: here the host waits.
+
+        Raises:
+            DivergedError: one that is not finite.
+        """
+        totals, count = total_over_ranks(sums, images)
+        deltas = finite(totals.double().cpu())
+        return deltas / count if self._config.delta_reduction == "batch_mean" else deltas
+
+
+def finite(deltas: Tensor) -> Tensor:
+    """Give them back if they are numbers: a budget must not be made of anything else.
+
+    Raises:
+        DivergedError: one is not.
+    """
+    if not deltas.isfinite().all():
+        raise DivergedError("a class-token delta is not finite: training has diverged; lower train.learning_rate")
+    return deltas
