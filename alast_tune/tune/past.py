@@ -14,6 +14,7 @@ from alast_tune.front import hypervolume_contributions, pareto_mask
 from alast_tune.results import DIRECTIONS
 from alast_tune.tune.improvement import Floats
 from alast_tune.tune.space import point
+from alast_tune.tune.trials import curve_of
 
 Params = dict[str, Any]
 
@@ -77,9 +78,9 @@ class Past:
             else (trial.params, tuple(trial.values), 0.0)
             for trial in complete
         ]
-        curves = [curve for trial in complete if (curve := trial.user_attrs.get("curve"))]
+        curves = [curve for trial in complete if (curve := curve_of(trial.user_attrs))]
         for trial in kept:
-            curve = trial.user_attrs.get("curve", [])
+            curve = curve_of(trial.user_attrs)
             if trial.state == TrialState.PRUNED and curve:
                 lessons.extend(_projected(trial.params, curve, curves))
             elif trial.state == TrialState.FAIL and trial.user_attrs.get("reason") != "crashed":
