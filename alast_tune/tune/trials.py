@@ -137,9 +137,10 @@ def epochs_of(attributes: Mapping[str, Any]) -> list[list[float]]:
     """
     curve = attributes.get("curve", [])
     seconds = attributes.get("seconds", [math.nan] * len(curve))
-    older = [[*values, spent] for values, spent in zip(curve, seconds, strict=True)]
+    rows = ([*values, spent] for values, spent in zip(curve, seconds, strict=True))
+    kept_at = {epoch_key(epoch): row for epoch, row in enumerate(rows, start=1)} | dict(attributes)
     found: list[list[float]] = []
-    while (kept := attributes.get(epoch_key(len(found) + 1), (older[len(found) :] or [None])[0])) is not None:
+    while (kept := kept_at.get(epoch_key(len(found) + 1))) is not None:
         found.append(kept)
     return found
 
