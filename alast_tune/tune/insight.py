@@ -14,6 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 from alast_tune.config import SweepConfig
 from alast_tune.plots import SearchReport
 from alast_tune.results import OBJECTIVES
+from alast_tune.tune.trials import epochs_of
 
 LEAST_TRIALS = 5
 """Importances are not told from fewer trials, nor from fewer best ones: so few points say nothing."""
@@ -62,6 +63,4 @@ def importance(study: optuna.Study, sweep: SweepConfig, objective: int) -> dict[
 
 def curve(trial: FrozenTrial) -> NDArray[np.float64]:
     """Objectives and training seconds after each epoch, (E, 4); seconds are NaN where an older study has none."""
-    objectives = np.array(trial.user_attrs.get("curve", []), dtype=np.float64).reshape(-1, len(OBJECTIVES))
-    seconds = trial.user_attrs.get("seconds", [math.nan] * len(objectives))
-    return np.column_stack([objectives, np.array(seconds, dtype=np.float64)])
+    return np.array(epochs_of(trial.user_attrs), dtype=np.float64).reshape(-1, len(OBJECTIVES) + 1)

@@ -14,6 +14,7 @@ from alast_tune.front import hypervolume_contributions, pareto_mask
 from alast_tune.results import DIRECTIONS
 from alast_tune.tune.improvement import Floats
 from alast_tune.tune.space import point
+from alast_tune.tune.trials import curve_of
 
 Params = dict[str, Any]
 
@@ -83,9 +84,9 @@ class Past:
             for trial in complete
             if trial.user_attrs.get("landmark", "") in {"", *self._teaching}
         ]
-        curves = [curve for trial in complete if (curve := trial.user_attrs.get("curve"))]
+        curves = [curve for trial in complete if (curve := curve_of(trial.user_attrs))]
         for trial in kept:
-            curve = trial.user_attrs.get("curve", [])
+            curve = curve_of(trial.user_attrs)
             if trial.state == TrialState.PRUNED and curve and fits(trial):
                 lessons.extend(_projected(trial.params, curve, curves))
             elif trial.state == TrialState.FAIL and trial.user_attrs.get("reason") != "crashed":

@@ -25,6 +25,7 @@ from alast_tune.config import Limits, SweepConfig
 from alast_tune.front import hypervolume_contributions, pareto_rank
 from alast_tune.results import DIRECTIONS, OBJECTIVES
 from alast_tune.tune.outage import storage_trouble
+from alast_tune.tune.trials import curve_of
 
 REDUCTION = 2
 """One in so many goes on from a rung to the next; each rung has so many times the epochs of the one before."""
@@ -105,7 +106,7 @@ class MoAsha(FIFOScheduler):
         self._rungs = Rungs(epochs, sweep.grace_epochs or -(-epochs // 2)) if sweep.stops_early else None
         for trial in study.get_trials(deepcopy=False):
             if trial.state != TrialState.FAIL:
-                for epoch, values in enumerate(trial.user_attrs.get("curve", []), start=1):
+                for epoch, values in enumerate(curve_of(trial.user_attrs), start=1):
                     if self._rungs:
                         self._rungs.record(trial.number, epoch, values)
 

@@ -31,7 +31,7 @@ from alast_tune.tune.grid import GridSampler
 from alast_tune.tune.resources import Packing, Request
 from alast_tune.tune.sampler import EhviSampler
 from alast_tune.tune.space import LANDMARKS, is_point, point, to_optuna, trial_config
-from alast_tune.tune.trials import to_result
+from alast_tune.tune.trials import epoch_key, epochs_of, to_result
 
 _LOG = logging.getLogger(__name__)
 
@@ -74,10 +74,8 @@ class _Live:
     trial: Trial
     config: TrialConfig
     request: Request
-    curve: list[list[float]] = field(default_factory=list)
-    """Objectives after each epoch."""
-    seconds: list[float] = field(default_factory=list)
-    """Spent in training by then."""
+    epochs: list[list[float]] = field(default_factory=list)
+    """Objectives after each, and seconds spent in training by then."""
 
 
 class StudySearcher(Searcher):
@@ -189,7 +187,7 @@ class StudySearcher(Searcher):
         metrics, trouble = _metrics(result), (result or {}).get("trouble")
         if metrics and not trouble:
             self._take(live, metrics)
-        epochs, budget = int(metrics.get("epoch", len(live.curve))), live.config.train.epochs
+        epochs, budget = int(metrics.get("epoch", len(live.epochs))), live.config.train.epochs
         values = {objective.name: metrics.get(objective.name, math.nan) for objective in OBJECTIVES}
         unusable = [name for name, value in values.items() if not math.isfinite(value)]
         if error:
@@ -264,8 +262,7 @@ class StudySearcher(Searcher):
             return None
         live = self._admit(trial)
         if live is not None:
-            live.curve.extend(frozen.user_attrs.get("curve", []))
-            live.seconds.extend(frozen.user_attrs.get("seconds", [math.nan] * len(live.curve)))
+            live.epochs.extend(epochs_of(frozen.user_attrs))
         return live
 
     def _propose(self) -> _Live | None:
@@ -320,18 +317,19 @@ class StudySearcher(Searcher):
         """Keep an epoch's objectives with the trial, by which it is compared, also after a restart; and its time.
 
         One that a restart has repeated, to the same end, is known already. Told first and kept then: a driver killed
-        between the two tells it again, and never leaves it out.
+        between the two tells it again, and never leaves it out. Each epoch is written once, so that the study grows by
+        the same for each; those behind one that came to another end are struck out first, the last of them first.
         """
         epoch = int(metrics.get("epoch", 0))
         values = [metrics.get(objective.name, math.nan) for objective in OBJECTIVES]
-        if live.curve[epoch - 1 : epoch] == [values]:
+        if [kept[:-1] for kept in live.epochs[epoch - 1 : epoch]] == [values]:
             return
         self._observer.reported(live.trial.number, metrics)
-        if all(map(math.isfinite, values)) and len(live.curve) >= epoch - 1:
-            live.curve[epoch - 1 :] = [values]
-            live.seconds[epoch - 1 :] = [metrics.get("train_seconds", math.nan)]
-            live.trial.set_user_attr("curve", live.curve)
-            live.trial.set_user_attr("seconds", live.seconds)
+        if all(map(math.isfinite, values)) and len(live.epochs) >= epoch - 1:
+            for later in range(len(live.epochs), epoch, -1):
+                live.trial.set_user_attr(epoch_key(later), None)
+            live.epochs[epoch - 1 :] = [[*values, metrics.get("train_seconds", math.nan)]]
+            live.trial.set_user_attr(epoch_key(epoch), live.epochs[-1])
 
     def _constrain(self, trial: Trial, **objectives: float) -> list[str]:
         """Set Optuna's constraints from measured or predicted objectives; say which limits are broken."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import sqlite3
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import optuna
 import sqlalchemy
@@ -118,6 +121,32 @@ def to_result(trial: FrozenTrial, sweep: SweepConfig) -> TrialResult:
         launched=trial.user_attrs.get("launched", "origin" not in trial.user_attrs),
         metrics=trial.user_attrs.get("metrics", {}),
     )
+
+
+def epoch_key(epoch: int) -> str:
+    """Name the attribute in which a trial keeps an epoch, counted from 1: its objectives, then its seconds."""
+    return f"epoch {epoch}"
+
+
+def epochs_of(attributes: Mapping[str, Any]) -> list[list[float]]:
+    """Read a trial's epochs from its attributes: objectives after each, and seconds spent in training by then.
+
+    Older versions kept all epochs in two attributes, which later epochs of the same trial replace one by one. An
+    attribute cannot be deleted: None ends the epochs.
+    """
+    curve = attributes.get("curve", [])
+    seconds = attributes.get("seconds", [math.nan] * len(curve))
+    rows = ([*values, spent] for values, spent in zip(curve, seconds, strict=True))
+    kept_at = {epoch_key(epoch): row for epoch, row in enumerate(rows, start=1)} | dict(attributes)
+    found: list[list[float]] = []
+    while (kept := kept_at.get(epoch_key(len(found) + 1))) is not None:
+        found.append(kept)
+    return found
+
+
+def curve_of(attributes: Mapping[str, Any]) -> list[list[float]]:
+    """Read a trial's objectives after each epoch from its attributes."""
+    return [kept[:-1] for kept in epochs_of(attributes)]
 
 
 def results(study: optuna.Study, sweep: SweepConfig) -> list[TrialResult]:

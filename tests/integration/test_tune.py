@@ -16,7 +16,7 @@ from ray.tune import RunConfig, TuneConfig
 from alast_tune.config import SweepConfig
 from alast_tune.tune.schedule import MoAsha
 from alast_tune.tune.search import StudySearcher
-from alast_tune.tune.trials import open_study
+from alast_tune.tune.trials import curve_of, open_study
 from tests.unit.tune.test_search import Recorder, everywhere, forecast
 
 EPOCHS, TRIALS = 9, 16
@@ -60,7 +60,7 @@ def test_what_others_dominate_is_stopped_and_pruned_and_the_best_finishes(ray_he
     stopped = [trial for trial in study.trials if trial.state == TrialState.PRUNED]
     assert {trial.user_attrs["epochs"] for trial in stopped} <= {1, 2, 4, 8}
     assert all(trial.values is None for trial in stopped)
-    assert all(len(trial.user_attrs["curve"]) == trial.user_attrs["epochs"] for trial in study.trials)
+    assert all(len(curve_of(trial.user_attrs)) == trial.user_attrs["epochs"] for trial in study.trials)
     (best,) = study.best_trials  # all cost the same: the most accurate dominates
     assert best.user_attrs["epochs"] == EPOCHS
     assert best.params == max(study.trials, key=lambda trial: trial.params["method/floors/early"]).params

@@ -18,7 +18,7 @@ from alast_tune.results import FrontFile, TrialResult
 from alast_tune.summary import summarise
 from alast_tune.tune.search import StudySearcher
 from alast_tune.tune.trainable import AlastTrainable
-from alast_tune.tune.trials import enqueue_landmarks, results
+from alast_tune.tune.trials import curve_of, enqueue_landmarks, results
 from tests.unit.tune.test_search import Recorder, everywhere, forecast, opened, report, sweep
 
 Die = Callable[[str], None]
@@ -106,7 +106,7 @@ def test_the_next_driver_loses_nothing_and_repeats_nothing(
         2 * landmarks
     )
     assert [result.landmark for result in ended[:3]] == (["full", "paper", None] if landmarks else [None] * 3)
-    assert [len(trial.user_attrs["curve"]) for trial in second.study.trials] == [3] * config.trials
+    assert [len(curve_of(trial.user_attrs)) for trial in second.study.trials] == [3] * config.trials
     # What was told to the study and to nobody else, is there to be read.
     told = [end.number for driver in (first, second) for end in driver.observer.ends]
     assert sorted({*range(config.trials)} - {*told}) == ([1] if place == "after-tell:2" else [])
@@ -128,7 +128,7 @@ def test_trials_that_were_out_are_handed_out_again_with_what_they_had(tmp_path: 
     assert isinstance(begun[0], dict) and isinstance(again[0], dict) and isinstance(again[1], dict)
     assert again[0] == begun[0] and again[1]["number"] == 2
     second.search.on_trial_complete("x", report(3))
-    assert [values[0] for values in second.study.trials[0].user_attrs["curve"]] == [0.2]  # no second epoch: none kept
+    assert [values[0] for values in curve_of(second.study.trials[0].user_attrs)] == [0.2]  # no second epoch: none kept
     assert second.search.remaining == 3
 
 

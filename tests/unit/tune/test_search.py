@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from alast_tune.tune.forecast import Costs
 from alast_tune.tune.resources import Node, Packing
 from alast_tune.tune.sampler import EhviSampler
 from alast_tune.tune.search import StudySearcher
-from alast_tune.tune.trials import enqueue_landmarks, open_study, results
+from alast_tune.tune.trials import curve_of, enqueue_landmarks, epoch_key, epochs_of, open_study, results
 
 
 class Recorder:
@@ -419,7 +420,7 @@ def test_curves_are_kept_with_the_trial_and_gone_on_with(tmp_path: Path) -> None
     search.suggest("b")
     search.on_trial_result("b", report(2, accuracy=0.25))  # from the checkpoint of the first epoch
     search.on_trial_complete("b", report(3, accuracy=0.3))
-    assert [values[0] for values in study.trials[0].user_attrs["curve"]] == [0.1, 0.25, 0.3]
+    assert [values[0] for values in curve_of(study.trials[0].user_attrs)] == [0.1, 0.25, 0.3]
 
 
 def test_an_epoch_that_a_restart_repeats_is_told_once_unless_it_came_to_something_else(tmp_path: Path) -> None:
@@ -433,7 +434,39 @@ def test_an_epoch_that_a_restart_repeats_is_told_once_unless_it_came_to_somethin
     assert observer.epochs == [(0, 1.0), (0, 2.0), (0, 2.0), (0, 3.0)]
     (trial,) = study.trials
     assert trial.state == TrialState.COMPLETE
-    assert [values[0] for values in trial.user_attrs["curve"]] == [0.1, 0.25, 0.3]
+    assert [values[0] for values in curve_of(trial.user_attrs)] == [0.1, 0.25, 0.3]
+
+
+def test_each_epoch_costs_the_study_the_same(tmp_path: Path) -> None:
+    search, study, _ = searcher(tmp_path)
+    search.suggest("a")
+    sizes = []
+    for epoch in range(1, 10):
+        search.on_trial_result("a", report(epoch, accuracy=0.5))
+        sizes.append((tmp_path / "study.jsonl").stat().st_size)
+    assert len({after - before for before, after in pairwise(sizes)}) == 1
+    assert len(curve_of(study.trials[0].user_attrs)) == 9
+
+
+def test_epochs_behind_one_that_came_to_something_else_are_struck_out(tmp_path: Path) -> None:
+    search, study, _ = searcher(tmp_path)
+    search.suggest("a")
+    for epoch, accuracy in ((1, 0.1), (2, 0.2), (3, 0.3), (1, 0.15)):
+        search.on_trial_result("a", report(epoch, accuracy=accuracy))
+    assert [values[0] for values in curve_of(study.trials[0].user_attrs)] == [0.15]
+    del search, study  # SIGKILL
+    search, study, _ = searcher(tmp_path)
+    search.suggest("b")
+    search.on_trial_result("b", report(2, accuracy=0.25))
+    assert [values[0] for values in curve_of(study.trials[0].user_attrs)] == [0.15, 0.25]
+
+
+def test_epochs_of_an_older_version_are_read_and_gone_on_with() -> None:
+    older: dict[str, object] = {"curve": [[0.1, 1.0, 2.0], [0.2, 2.0, 2.0]], "seconds": [3.0, 6.0]}
+    assert epochs_of(older) == [[0.1, 1.0, 2.0, 3.0], [0.2, 2.0, 2.0, 6.0]]
+    third = [0.3, 3.0, 2.0, 9.0]
+    assert epochs_of(older | {epoch_key(3): third}) == [*epochs_of(older), third]
+    assert epochs_of(older | {epoch_key(2): None, epoch_key(1): third}) == [third]
 
 
 def test_who_has_ended_makes_room_for_the_next(tmp_path: Path) -> None:
