@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from alast_tune.summary import FrontTracker, trial_id
 from alast_tune.terminal import SweepProgress
 from alast_tune.tracking import Tracker, end_status
 from alast_tune.tune.cluster import Stop
+from alast_tune.tune.schedule import last_line
 
 
 class SweepObserver:
@@ -112,19 +113,21 @@ class SweepObserver:
             self._tracker.with_run_ids(self.front).write(self._file)
             self._written, self._changed = time.monotonic(), False
 
-    def explain(self, number: int, reason: str) -> None:
-        """Add to a failed trial's run what Tune knows of the failure, once it says so."""
-        self._tracker.end_trial(number, "FAILED", {"alast.reason": reason})
-        self.progress.note(f"trial {trial_id(number)}: {reason}")
+    def tried_again(self, number: int, reason: str) -> None:
+        """Say that a trial's worker has failed, and that it is tried again."""
+        self.progress.note(f"trial {trial_id(number)}: {reason}; tried again")
 
 
 class TuneEvents(tune.Callback):
-    """What only Tune's callbacks hear: why a trial failed, and the pulse of its loop."""
+    """What only Tune's callbacks hear: why a trial is tried again, and the pulse of its loop."""
 
     clock = staticmethod(time.monotonic)
     """Seconds, by which a trial hangs."""
 
-    def __init__(self, sweep: SweepConfig, observer: SweepObserver, stop: Stop) -> None:
+    def __init__(
+        self, sweep: SweepConfig, observer: SweepObserver, stop: Stop, crashed: Callable[[int, str, bool], None]
+    ) -> None:
+        self._crashed = crashed
         self._timeout = sweep.epoch_timeout
         self._observer = observer
         self._stop = stop
@@ -149,6 +152,7 @@ class TuneEvents(tune.Callback):
         if trial.trial_id not in self._hung:
             self._hung.add(trial.trial_id)
             trial.max_failures = 0
+            self._crashed(trial.config["number"], f"no epoch finished within {self._timeout:g} seconds", False)
             if trial.temporary_state.ray_actor:
                 ray.kill(trial.temporary_state.ray_actor)
 
@@ -164,13 +168,9 @@ class TuneEvents(tune.Callback):
         if "node" in result:
             self._observer.moved(trial.config["number"], result["node"])
 
-    def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        """Pass on why it failed, for good."""
-        if trial.trial_id in self._hung:
-            self._observer.explain(trial.config["number"], f"no epoch finished within {self._timeout:g} seconds")
-            return
-        lines = [line for line in Path(trial.error_file or os.devnull).read_text().splitlines() if line.strip()]
-        self._observer.explain(trial.config["number"], lines[-1].strip() if lines else "worker lost")
+    def on_trial_recover(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
+        """Pass on why it is tried again."""
+        self._observer.tried_again(trial.config["number"], last_line(Path(trial.error_file or os.devnull).read_text()))
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune pickles its callbacks to restore from, and it is the study that a sweep resumes from."""

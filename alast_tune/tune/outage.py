@@ -26,16 +26,34 @@ _WORDS = (
 )
 
 
+_FILE = re.compile(r"[\'\"<](/[^\'\"<>]+)[\'\">]")
+
 _OBJECT_STORAGE = re.compile(r"AWS Error \w+ during \w+|google::cloud::Status\(\w+")
 
 
 _DATABASE = re.compile(r"sqlalchemy\.exc\.OperationalError: (.+)")
 
 
-def storage_trouble(text: str) -> str | None:
-    """Find the words for storage that cannot be written to in the text of an error, which may have come from afar."""
-    remote = _OBJECT_STORAGE.search(text)
-    return remote[0] if remote else next((words for words in _WORDS if words in text), None)
+def storage_trouble(text: str, storage: str = "") -> str | None:
+    """Find the words for storage that cannot be written to in the text of an error, which may have come from afar.
+
+    Args:
+        text: of the error.
+        storage: address of the sweep; an error about a file elsewhere, on a worker's own disk say, is not its trouble.
+    """
+    if remote := _OBJECT_STORAGE.search(text):
+        return remote[0]
+    for line in reversed(text.splitlines()):
+        words = next((words for words in _WORDS if words in line), None)
+        if words and (not storage or _is_about(line, storage)):
+            return words
+    return None
+
+
+def _is_about(line: str, storage: str) -> bool:
+    """Whether a line speaks of a file in the storage, or of none."""
+    files = _FILE.findall(line)
+    return not files or any(file.startswith(storage) for file in files)
 
 
 @contextmanager

@@ -89,7 +89,7 @@ class Past:
             curve = curve_of(trial.user_attrs)
             if trial.state == TrialState.PRUNED and curve and fits(trial):
                 lessons.extend(_projected(trial.params, curve, curves))
-            elif trial.state == TrialState.FAIL and trial.user_attrs.get("reason") != "crashed":
+            elif trial.state == TrialState.FAIL and not _crashed(trial):
                 lessons.append((trial.params, (worst, math.nan, math.nan), 0.0))
         return lessons
 
@@ -98,6 +98,11 @@ class Past:
         kept = [trial for trial in (*self._members, *self._others) if "landmark" not in trial.user_attrs]
         ran = [trial for trial in kept[-MEMORY:] if trial.state == TrialState.COMPLETE or not fits(trial)]
         return [trial.params for trial in ran], [float(fits(trial)) for trial in ran]
+
+
+def _crashed(trial: FrozenTrial) -> bool:
+    """Whether a trial failed for no reason of its own; older studies have the word as the reason."""
+    return bool(trial.user_attrs.get("crashed")) or trial.user_attrs.get("reason") == "crashed"
 
 
 def fits(trial: FrozenTrial) -> bool:

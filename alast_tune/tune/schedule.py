@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from alast_tune.config import Limits, SweepConfig
 from alast_tune.front import hypervolume_contributions, pareto_rank
 from alast_tune.results import DIRECTIONS, OBJECTIVES
+from alast_tune.storage import address_of
 from alast_tune.tune.outage import storage_trouble
 from alast_tune.tune.trials import curve_of
 
@@ -91,16 +92,34 @@ def standing(values_TM: Sequence[Sequence[float]], row: int) -> tuple[int, int]:
     return int((ranks_T < ranks_T[row]).sum() + (added_P > mine).sum()), int(ranks_T[row])
 
 
+_KILLED_FOR_MEMORY = ("OutOfMemoryError", "running low on memory")
+"""Words of Ray's memory monitor."""
+
+
+def last_line(text: str) -> str:
+    """Say in a line what a worker's error says last."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if any(sign in text for sign in _KILLED_FOR_MEMORY):
+        return "out of memory: Ray's memory monitor has killed the worker, as the machine had little left"
+    return lines[-1] if lines else "worker lost"
+
+
 class MoAsha(FIFOScheduler):
     """Ray Tune's side of :class:`Rungs`; also stops a trial whose costs have already broken a limit.
 
     Args:
         sweep: its epochs, limits, and whether trials are stopped early.
         study: has the curves of an earlier driver's trials, so that a resumed sweep compares with them too.
+        crashed: is told why a trial has failed for good: its number, a line, whether its worker was killed because the
+            machine's memory ran out.
     """
 
-    def __init__(self, sweep: SweepConfig, study: optuna.Study) -> None:
+    def __init__(
+        self, sweep: SweepConfig, study: optuna.Study, crashed: Callable[[int, str, bool], None] = lambda *why: None
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._crashed = crashed
+        self._storage = address_of(sweep.storage / sweep.name)
         self._limits: Limits = sweep.limits
         epochs = sweep.trial.train.epochs
         self._rungs = Rungs(epochs, sweep.grace_epochs or -(-epochs // 2)) if sweep.stops_early else None
@@ -126,13 +145,15 @@ class MoAsha(FIFOScheduler):
         return str(TrialScheduler.CONTINUE)
 
     def on_trial_error(self, tune_controller: Any, trial: TuneTrial) -> None:
-        """End the sweep if a disk is full: the trial is not to blame, and a resumed sweep runs it.
+        """End the sweep if its storage is full: the trial is not to blame, and a resumed sweep runs it.
 
-        Tune asks here before it tells the searcher of a failure.
+        Tune asks here before it tells the searcher of a failure, which hears only here why.
 
         Raises:
             OSError: the disk is full.
         """
-        words = storage_trouble(Path(trial.error_file or os.devnull).read_text())
+        text = Path(trial.error_file or os.devnull).read_text()
+        words = storage_trouble(text, self._storage)
         if words:
             raise OSError(words)
+        self._crashed(trial.config["number"], last_line(text), any(sign in text for sign in _KILLED_FOR_MEMORY))

@@ -120,6 +120,7 @@ class StudySearcher(Searcher):
         self._live: dict[str, _Live] = {}
         self._size = math.prod(_count(item) for item in self._space.values())
         self._in_a_row = 0
+        self._crashes: dict[int, tuple[str, bool]] = {}
 
     @property
     def remaining(self) -> int:
@@ -177,6 +178,16 @@ class StudySearcher(Searcher):
         self._in_a_row = 0
         self._take(self._live[trial_id], _metrics(result))
 
+    def crashed(self, number: int, reason: str, starved: bool) -> None:
+        """Hear why a trial will end with an error; the first to say so knows best.
+
+        Args:
+            number: of the trial.
+            reason: a line.
+            starved: its worker was killed because the machine's memory ran out.
+        """
+        self._crashes.setdefault(number, (reason, starved))
+
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tell the study, once, what the trial really was."""
         if trial_id not in self._live:
@@ -191,7 +202,12 @@ class StudySearcher(Searcher):
         values = {objective.name: metrics.get(objective.name, math.nan) for objective in OBJECTIVES}
         unusable = [name for name, value in values.items() if not math.isfinite(value)]
         if error:
-            self._tell(live.trial, TrialState.FAIL, "crashed", epochs)
+            why, starved = self._crashes.pop(live.trial.number, ("worker lost", False))
+            if starved:
+                _constrain_once(live.trial, "max_memory", _STARVED)
+            else:
+                live.trial.set_user_attr("crashed", True)  # which says nothing of its parameters
+            self._tell(live.trial, TrialState.PRUNED if starved else TrialState.FAIL, why, epochs)
         elif (result or {}).get("out_of_memory"):
             _constrain_once(live.trial, "max_memory", _STARVED)
             self._tell(live.trial, TrialState.PRUNED, str(trouble), epochs)

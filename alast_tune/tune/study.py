@@ -165,7 +165,8 @@ def search(prepared: Prepared, hold: Hold, tracker: Tracker, stop: Stop) -> optu
         )
         if searcher.remaining:
             study.set_user_attr(SEARCHED, False)
-            _tune(sweep, folder, searcher, MoAsha(sweep, study), TuneEvents(sweep, observer, stop))
+            scheduler = MoAsha(sweep, study, searcher.crashed)
+            _tune(sweep, folder, searcher, scheduler, TuneEvents(sweep, observer, stop, searcher.crashed))
         stop.check()
         if searcher.remaining:
             prepared.say(

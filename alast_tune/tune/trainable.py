@@ -29,18 +29,23 @@ class AlastTrainable(tune.Trainable):
     """
 
     def setup(self, config: dict[str, Any]) -> None:
-        """Build the run; go on from the newest checkpoint that can be read."""
+        """Get ready, in no time: what may hang, :meth:`begin` does within the first step, of which the driver knows."""
         self._trouble: dict[str, Any] = {}
         self.__dict__.pop("_run", None)  # a reused actor does not hold two models
-        torch.set_num_threads(config["threads"])
+        self._trial = TrialConfig.model_validate(config["trial"])
+
+    def begin(self, checkpoints: list[str]) -> None:
+        """Build the run; go on from the first checkpoint that can be read."""
+        torch.set_num_threads(self.config["threads"])
         if self.trial_resources:  # what Tune has reserved
             limit_memory(self.trial_resources.required_resources.get("GPU", 0.0))
         with self._guarded():
-            self._trial = TrialConfig.model_validate(config["trial"])
-            self._restore(config["resume_from"])
+            self._restore(checkpoints)
 
     def step(self) -> dict[str, Any]:
         """Train one epoch; a run that was finished before only repeats its last report."""
+        if not hasattr(self, "_run"):
+            self.begin(self.config["resume_from"])
         if not self._trouble and not self._run.finished:
             with self._guarded():
                 self._run.train_epoch()
@@ -60,8 +65,7 @@ class AlastTrainable(tune.Trainable):
         """Go on from a checkpoint folder, or if it is damaged the one before, after the worker or its node has died."""
         newest = Path(str(checkpoint))
         before = sorted(folder for folder in newest.parent.glob("checkpoint_*") if folder.name < newest.name)
-        with self._guarded():
-            self._restore([str(folder) for folder in (newest, *reversed(before))])
+        self.begin([str(folder) for folder in (newest, *reversed(before))])
 
     def _restore(self, checkpoints: list[str]) -> None:
         """Start the run from the first checkpoint that can be read, else from the beginning."""
@@ -87,7 +91,8 @@ class AlastTrainable(tune.Trainable):
             starved = out_of_memory(error)
             if not starved and not isinstance(error, DivergedError):
                 raise RuntimeError(f"{type(error).__name__}: {error}") from error
-            report = {} if starved or self._run.report is None else self._run.report.metrics()
+            run = self.__dict__.get("_run")
+            report = {} if starved or run is None or run.report is None else run.report.metrics()
             words = str(error).splitlines()[0] if str(error) else "out of memory"
             self._trouble = {"report": report, "done": True, "trouble": words, "out_of_memory": starved}
 

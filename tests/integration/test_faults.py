@@ -44,6 +44,8 @@ class Faulty(AlastTrainable):
     """Real training, in which some trials meet with a fault at every try, some only at the first."""
 
     def step(self) -> dict[str, Any]:
+        if not hasattr(self, "_run"):
+            self.begin(self.config["resume_from"])
         fault, epoch = FAULTS.get(self.config["number"], ""), self._run.epoch + 1
         if fault.startswith("hang"):
             self.mark("hangs")

@@ -152,11 +152,43 @@ def test_a_failed_trial_is_compared_with_nobody(state: optuna.trial.TrialState, 
     assert decide(nobody, 1, 1, (0.5, 1.5, 1.5)) == CONTINUE
 
 
-def test_a_full_disk_ends_the_sweep_and_another_error_the_trial(tmp_path: Path) -> None:
-    scheduler, file = MoAsha(sweep(), study()), tmp_path / "error.txt"
-    for error_file in (None, str(file)):
-        file.write_text("RuntimeError: mat1 and mat2 shapes cannot be multiplied")
-        scheduler.on_trial_error(None, cast("TuneTrial", SimpleNamespace(error_file=error_file)))
-    file.write_text("OSError: [Errno 28] No space left on device: 'x'")
+def test_why_a_trial_has_failed_is_handed_on(tmp_path: Path) -> None:
+    told: list[tuple[int, str, bool]] = []
+    scheduler = MoAsha(sweep(), study(), lambda *why: told.append(why))
+    texts = {
+        "Traceback\n  File x\nRuntimeError: mat1 and mat2 shapes cannot be multiplied\n\n": (
+            "RuntimeError: mat1 and mat2 shapes cannot be multiplied",
+            False,
+        ),
+        "ray.exceptions.OutOfMemoryError: Task was killed\nRefer to the documentation": (
+            "out of memory: Ray's memory monitor has killed the worker, as the machine had little left",
+            True,
+        ),
+        # Full, but none of the sweep's disks:
+        "RuntimeError: unable to write to file </torch_12_3>: No space left on device (28)": (
+            "RuntimeError: unable to write to file </torch_12_3>: No space left on device (28)",
+            False,
+        ),
+        "OSError: [Errno 28] No space left on device: '/root/.cache/huggingface/x'": (
+            "OSError: [Errno 28] No space left on device: '/root/.cache/huggingface/x'",
+            False,
+        ),
+    }
+    for number, text in enumerate(texts):
+        scheduler.on_trial_error(None, failed(tmp_path, number, text))
+    scheduler.on_trial_error(None, cast("TuneTrial", SimpleNamespace(error_file=None, config={"number": 9})))
+    assert told == [*((number, *why) for number, why in enumerate(texts.values())), (9, "worker lost", False)]
+
+
+@pytest.mark.parametrize("file", ["", ": '{storage}/sweep/tune/driver-00/0001/checkpoint_000000/state.pt'"])
+def test_a_full_disk_of_the_sweep_ends_it(tmp_path: Path, file: str) -> None:
+    scheduler = MoAsha(sweep(storage=tmp_path), study())
+    text = f"OSError: [Errno 28] No space left on device{file.format(storage=tmp_path)}"
     with pytest.raises(OSError, match=r"^No space left on device$"):
-        scheduler.on_trial_error(None, cast("TuneTrial", SimpleNamespace(error_file=str(file))))
+        scheduler.on_trial_error(None, failed(tmp_path, 0, text))
+
+
+def failed(folder: Path, number: int, text: str) -> TuneTrial:
+    file = folder / f"error-{number}.txt"
+    file.write_text(text)
+    return cast("TuneTrial", SimpleNamespace(error_file=str(file), config={"number": number}))

@@ -112,9 +112,9 @@ def test_complete_means_all_epochs_and_finite_objectives(tmp_path: Path) -> None
         (report(accuracy=math.nan), False, TrialState.FAIL, "not a finite number: accuracy"),
         (report(peak_bytes=math.inf), False, TrialState.FAIL, "not a finite number: peak_bytes"),
         ({"report/accuracy": 0.9, "report/epoch": 3.0}, False, TrialState.FAIL, "train_flops, peak_bytes"),
-        (None, True, TrialState.FAIL, "crashed"),
-        (report(2), True, TrialState.FAIL, "crashed"),
-        (report(3), True, TrialState.FAIL, "crashed"),
+        (None, True, TrialState.FAIL, "worker lost"),
+        (report(2), True, TrialState.FAIL, "worker lost"),
+        (report(3), True, TrialState.FAIL, "worker lost"),
         (report(1), False, TrialState.PRUNED, "stopped after 1 of 3 epochs"),
         (None, False, TrialState.PRUNED, "stopped after 0 of 3 epochs"),
     ],
@@ -408,6 +408,21 @@ def test_out_of_memory_is_an_observation_and_divergence_a_failure(tmp_path: Path
     ]
     assert study.trials[0].constraints["max_memory"] > 0
     assert observer.epochs == [(1, 1.0)]
+
+
+def test_why_a_trial_has_crashed_is_its_reason_and_a_machine_without_memory_an_observation(tmp_path: Path) -> None:
+    search, study, observer = searcher(tmp_path)
+    for key, words, starved in (("a", "ValueError: out of luck", False), ("b", "out of memory: killed", True)):
+        suggestion = search.suggest(key)
+        assert isinstance(suggestion, dict)
+        search.crashed(suggestion["number"], words, starved)
+        search.crashed(suggestion["number"], "what follows from it", False)
+        search.on_trial_complete(key, report(1), error=True)
+    assert [(end.state, end.reason) for end in observer.ends] == [
+        ("failed", "ValueError: out of luck"),
+        ("infeasible", "out of memory: killed"),
+    ]
+    assert study.trials[1].constraints == {"max_memory": 1.0}
 
 
 def test_curves_are_kept_with_the_trial_and_gone_on_with(tmp_path: Path) -> None:
