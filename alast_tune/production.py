@@ -14,7 +14,7 @@ from alast_tune.data import Splits, batch_count, check_apart, eval_loader, load_
 from alast_tune.errors import ConfigError
 from alast_tune.evaluate import evaluate
 from alast_tune.fingerprints import Fingerprints, fingerprints, keep_fingerprints
-from alast_tune.hold import only_driver
+from alast_tune.lease import exclusive_driver
 from alast_tune.models import InputSpec, create_model, input_spec
 from alast_tune.results import EpochReport
 from alast_tune.storage import whole
@@ -192,7 +192,7 @@ def training(config: PromotedConfig, folder: Path, say: Callable[[str], None]) -
     model, splits = load_trial(trial)
     for note in splits.notes:
         say(f"data: {note}")
-    with only_driver(folder, "output"):
+    with exclusive_driver(folder, "output"):
         _check_settings(trial, folder)
         found = fingerprints(splits, trial.model)
         keep_fingerprints(found, folder, "output", say, new=not (folder / checkpoint.FILE).exists())

@@ -1,8 +1,8 @@
 """Where sweeps are kept: folders, or object storage (``s3://``, ``gs://``), worked on in a copy on this machine.
 
 The copy's path follows from the address and the other way round, so that all code has plain paths. What is in
-the object storage is the truth: a copy is brought up to date before it is used. Checkpoints are never in it; workers
-write them where the sweep is kept.
+the object storage is the truth: a copy is brought up to date before it is used. Files that only grow (``.jsonl``) are
+there in segments. Checkpoints are never in a copy; workers write them where the sweep is kept.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,23 +19,28 @@ from filelock import FileLock, Timeout
 from pydantic import AfterValidator, PlainSerializer
 
 from alast_tune.errors import ConfigError
+from alast_tune.objects import Objects
+from alast_tune.segments import SUFFIX, Segment, parse, segments_of
 
 if TYPE_CHECKING:
     from pyarrow import fs
 
 SCHEMES = ("s3", "gs")
 STUDY = "study.db"
-"""The one file of a sweep's folder that is not copied as it is: SQLite may be writing it."""
+STUDY_JOURNAL = "study.jsonl"
+"""A study that only grows: in object storage the default."""
 CHECKPOINTS = "tune"
 """The part of a sweep's folder that workers write."""
 _LOCK = "driver.lock"
 LEASE = "driver.json"
-"""In object storage: which driver holds a sweep, and when it last said so."""
+"""In object storage: which driver holds a sweep; each renewal is another version of it."""
 SUBMITTED_FROM = "ALAST_TUNE_SUBMITTED_FROM"
 """Environment variable of a job that ``just submit`` has made: the folder that it was given in."""
 _VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})")
-ELSEWHERE = {CHECKPOINTS, _LOCK, LEASE, "promoted", "verify"}
+ELSEWHERE = frozenset({CHECKPOINTS, _LOCK, LEASE, "promoted", "verify"})
 """What of a sweep's folder a copy does not share with the original."""
+_TRIES = 5
+"""So often a copy is brought up to date anew if a driver merges segments meanwhile."""
 
 
 def expanded(path: str | Path, *, here: bool = False) -> Path:
@@ -168,7 +172,7 @@ def fetch(path: Path) -> None:
     folder = path.parent if path.suffix == ".json" else path
     if is_copy(folder):
         with suppress(Timeout), driver_lock(folder):
-            download(folder)
+            download(folder, objects_of(folder))
 
 
 def driver_lock(folder: Path) -> FileLock:
@@ -194,30 +198,56 @@ def opened(folder: Path) -> tuple[fs.FileSystem, str]:
     return found
 
 
-def download(folder: Path) -> None:
+def objects_of(folder: Path, seconds: float = 120.0) -> Objects:
+    """Open what a copy is the copy of.
+
+    Args:
+        folder: a copy.
+        seconds: that a request may take.
+
+    Raises:
+        ConfigError: no such object storage.
+    """
+    filesystem, _ = opened(folder)
+    return Objects(address_of(folder), getattr(filesystem, "region", None), seconds)
+
+
+def download(folder: Path, objects: Objects) -> None:
     """Bring a copy up to date, which nobody else may be doing.
+
+    Another machine's driver may be at work on the original: a file that only grows is then a prefix of it.
 
     Raises:
         ConfigError: the object storage cannot be read.
     """
-    from pyarrow import fs
-
-    filesystem, root = opened(folder)
     try:
-        found = [entry for entry in listing(folder) if entry.base_name not in ELSEWHERE]
-        for entry in list(found):
-            if entry.type == fs.FileType.Directory:
-                found += filesystem.get_file_info(fs.FileSelector(entry.path, recursive=True))
-        for entry in found:
-            if entry.type == fs.FileType.File:
-                file = folder / entry.path.removeprefix(f"{root}/")
-                file.parent.mkdir(parents=True, exist_ok=True)
-                with filesystem.open_input_stream(entry.path) as source, file.open("wb") as target:
-                    shutil.copyfileobj(source, target)
-                for trace in (f"{file}-wal", f"{file}-shm"):  # SQLite's, of what was there before
-                    Path(trace).unlink(missing_ok=True)
+        for _ in range(_TRIES):
+            objects.list(without=ELSEWHERE)
+            whole_ones = [_fetched(folder / file, file, objects) for file in {parse(name)[0] for name in objects.sizes}]
+            if all(whole_ones):
+                return
     except OSError as error:
         raise unusable(folder, error) from None
+
+
+def _fetched(path: Path, file: str, objects: Objects) -> bool:
+    """Write a file of the copy; False if a part of it was merged into another in the meantime."""
+    grows = file.endswith(SUFFIX)
+    segments = segments_of(file, objects.sizes)[0] if grows else [Segment(0, objects.sizes[file], file)]
+    contents, there = b"", True
+    for segment in segments:
+        if segment.start < len(contents):  # merged into the one before since they were listed
+            continue
+        part = objects.get(segment.name)
+        if part is None:
+            there = False
+            break
+        contents += part
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(contents)
+    for trace in (f"{path}-wal", f"{path}-shm"):  # SQLite's, of what was there before
+        Path(trace).unlink(missing_ok=True)
+    return there
 
 
 def unusable(folder: Path, error: Exception) -> ConfigError:
@@ -225,7 +255,7 @@ def unusable(folder: Path, error: Exception) -> ConfigError:
     return ConfigError("storage", address_of(folder), f"cannot be used ({words_of(error)}); see clusters/README.md")
 
 
-def words_of(error: Exception) -> str:
+def words_of(error: BaseException) -> str:
     """Put an error of pyarrow, which says much, into a few words."""
     text = (str(error).strip() or type(error).__name__).splitlines()[0]
     return text.rpartition("Details: ")[2].rpartition("AWS Error ")[2][:160]

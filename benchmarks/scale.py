@@ -44,7 +44,7 @@ from threadpoolctl import threadpool_limits
 
 from alast_tune.cli import guarded
 from alast_tune.config import SweepConfig, TrialConfig, flatten, parse
-from alast_tune.hold import Hold, only_driver
+from alast_tune.lease import SweepLease, exclusive_driver
 from alast_tune.results import OBJECTIVES
 from alast_tune.storage import STUDY
 from alast_tune.summary import summarise
@@ -158,7 +158,7 @@ class Driver:
         hold: on the sweep's folder.
     """
 
-    def __init__(self, sweep: SweepConfig, database: Path, hold: Hold) -> None:
+    def __init__(self, sweep: SweepConfig, database: Path, hold: SweepLease) -> None:
         self.draw = np.random.default_rng(0)
         self.sweep, own = sweep, sweep.storage / sweep.name
         shared = "://" in sweep.study
@@ -245,7 +245,7 @@ def measure(sweep: SweepConfig, database: Path, trials: int, counter: str | None
     def sent() -> int:
         return int(urllib.request.urlopen(counter).read()) if counter else 0
 
-    with threadpool_limits(limits=1), only_driver(sweep.storage / sweep.name) as hold:
+    with threadpool_limits(limits=1), exclusive_driver(sweep.storage / sweep.name) as hold:
         driver = Driver(sweep, database, hold)
         first = driver.run("first")
         hold.save()  # of what was there before

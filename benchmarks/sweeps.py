@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 from alast_tune.cli import guarded
-from alast_tune.hold import Hold
+from alast_tune.lease import SweepLease
 from alast_tune.tracking import pending
 from benchmarks.scale import Driver, studies, sweep_in
 
@@ -41,7 +41,7 @@ def one_sweep(name: str, sampler: str, database: Path, trials: int, url: str | N
         folder = Path(place)
         (folder / name).mkdir()
         sweep = sweep_in(folder, 10**6, name=name, sampler=sampler, study=url or "sqlite")
-        driver = Driver(sweep, database, Hold(folder / name))
+        driver = Driver(sweep, database, SweepLease(folder / name))
         gate.wait()
         began, busy = time.time(), time.process_time()
         for number in range(trials):

@@ -12,7 +12,7 @@ from rich.console import Console
 from alast_tune.cli.guard import TRACKING_INCOMPLETE
 from alast_tune.config import Limits
 from alast_tune.errors import ConfigError, explain
-from alast_tune.hold import only_driver
+from alast_tune.lease import exclusive_driver
 from alast_tune.plots import fronts_html, fronts_png
 from alast_tune.results import FrontFile
 from alast_tune.storage import Place, fetch, is_copy, names_with, shown
@@ -115,7 +115,7 @@ class Sync(BaseModel):
         from alast_tune.tracking import default_uri, sync  # MLflow takes seconds to import
 
         folder = find_sweep(self.sweep, self.storage)
-        with only_driver(folder):
+        with exclusive_driver(folder):
             left = sync(folder, default_uri(folder.absolute().parent), lambda line: print(line, flush=True))
         if left:
             sys.exit(TRACKING_INCOMPLETE)

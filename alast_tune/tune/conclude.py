@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_limits
 from alast_tune.blocks import BlockReport
 from alast_tune.config import SweepConfig, stored_sweep
 from alast_tune.errors import ConfigError
-from alast_tune.hold import only_driver
+from alast_tune.lease import exclusive_driver
 from alast_tune.results import FrontFile, TrialResult
 from alast_tune.storage import STUDY, fetch, shown
 from alast_tune.summary import summarise, trial_id
@@ -57,7 +57,7 @@ def report(folder: Path, console: Console) -> FrontFile:
     with (
         threadpool_limits(limits=1),
         storage_said(folder),
-        only_driver(folder, "sweep", say),
+        exclusive_driver(folder, "sweep", say),
         stopped_by_signals() as stop,
         Tracker(default_uri(sweep.storage), sweep.storage, say=say) as tracker,
     ):

@@ -16,7 +16,7 @@ from ray.tune.experiment import Trial as TuneTrial
 from rich.console import Console
 
 from alast_tune.config import SweepConfig, TrialConfig
-from alast_tune.hold import Hold
+from alast_tune.lease import SweepLease
 from alast_tune.results import FrontFile, TrialResult
 from alast_tune.summary import FrontTracker, trial_id
 from alast_tune.terminal import SweepProgress
@@ -43,7 +43,7 @@ class SweepObserver:
         reference: Sequence[float],
         before: Sequence[TrialResult],
         tracker: Tracker,
-        hold: Hold,
+        hold: SweepLease,
         console: Console,
     ) -> None:
         self._hold = hold

@@ -12,7 +12,7 @@ from rich.console import Console
 from alast_tune.config import PLACES, Limits, SweepConfig, TrialConfig, parse, stored_sweep
 from alast_tune.errors import ConfigError
 from alast_tune.fingerprints import fingerprints, read_fingerprints
-from alast_tune.hold import only_driver
+from alast_tune.lease import exclusive_driver
 from alast_tune.results import OBJECTIVES, RESEEDED, FrontFile, FrontMember, Reseeded, SeedRun
 from alast_tune.summary import reseeded
 from alast_tune.tracking import default_uri, log_reseeded, sync
@@ -58,7 +58,7 @@ def reseed(folder: Path, runs: int, console: Console) -> Reseeded:
     if not whole:
         raise ConfigError("reseed", runs, f"no member was completed with every seed; see sweep {again.name}")
     summary = reseeded(front, whole)
-    with only_driver(folder):
+    with exclusive_driver(folder):
         summary.write(folder / RESEEDED)
         log_reseeded(summary, folder)
         sync(folder, default_uri(sweep.storage), say=lambda line: console.print(line, highlight=False, soft_wrap=True))

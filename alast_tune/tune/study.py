@@ -21,7 +21,7 @@ from alast_tune.cost import step_flops, step_peak_bytes
 from alast_tune.data import Splits, check_apart
 from alast_tune.errors import ConfigError
 from alast_tune.fingerprints import Fingerprints, fingerprints, keep_fingerprints
-from alast_tune.hold import Hold, only_driver
+from alast_tune.lease import SweepLease, exclusive_driver
 from alast_tune.methods import build_method, settled
 from alast_tune.models import VisionTransformer
 from alast_tune.optimizers import build_optimizer
@@ -85,7 +85,7 @@ def run_sweep(sweep: SweepConfig, *, resume: bool = False, console: Console | No
     with (
         threadpool_limits(limits=1),
         storage_said(prepared.folder),
-        only_driver(prepared.folder, say=prepared.say) as hold,
+        exclusive_driver(prepared.folder, say=prepared.say) as hold,
         stopped_by_signals() as stop,
         Tracker(prepared.uri, prepared.sweep.storage, say=prepared.say) as tracker,
     ):
@@ -127,7 +127,7 @@ def prepare(sweep: SweepConfig, *, resume: bool, console: Console) -> Prepared:
     return Prepared(sweep, resume, uri, reference, origin, earlier, console, say)
 
 
-def search(prepared: Prepared, hold: Hold, tracker: Tracker, stop: Stop) -> optuna.Study:
+def search(prepared: Prepared, hold: SweepLease, tracker: Tracker, stop: Stop) -> optuna.Study:
     """Run what remains of a sweep's trials on the cluster, and ask their checkpoints what only the cluster can tell.
 
     Args:

@@ -15,7 +15,7 @@ from ray.cluster_utils import Cluster
 
 from alast_tune.cli import main
 from alast_tune.config import TrialConfig
-from alast_tune.hold import only_driver
+from alast_tune.lease import exclusive_driver
 from alast_tune.results import FrontFile
 from tests.integration.harness import Pareto, kill, wait_for
 
@@ -154,7 +154,7 @@ def test_a_sweep_of_which_nothing_can_keep_the_limit_says_so(ray_here: Cluster, 
 
 
 def test_a_second_driver_of_the_same_sweep_is_refused(pareto: Pareto) -> None:
-    with only_driver(pareto.storage / "busy"):
+    with exclusive_driver(pareto.storage / "busy"):
         out = pareto.here("--preset", pareto.preset(), "--name", "busy", expect=2)
     assert out.strip().endswith("error: name = busy: another driver is at work on it; wait for it or stop it")
     assert trial_states(pareto.storage / "busy") == []

@@ -6,7 +6,7 @@ import pytest
 
 from alast_tune.config import SweepConfig, flatten, parse
 from alast_tune.errors import ConfigError
-from alast_tune.hold import Timing, only_driver
+from alast_tune.lease import Timing, exclusive_driver
 from alast_tune.storage import address_of, copy_of, fetch, is_copy, opened, shown
 
 
@@ -62,7 +62,7 @@ NO_WAIT = Timing(sleep=lambda seconds: None)
 def test_a_stale_copy_gives_way_to_what_is_kept(bucket: str) -> None:
     """Its write-ahead log too, or SQLite would put old pages into the new file."""
     folder = copy_of(f"{bucket}/demo")
-    with only_driver(folder, timing=NO_WAIT):
+    with exclusive_driver(folder, timing=NO_WAIT):
         (folder / "study.db").write_bytes(b"")
     for end in ("wal", "shm"):
         (folder / f"study.db-{end}").write_bytes(b"of a driver that was killed")
@@ -74,7 +74,7 @@ def test_a_stale_copy_gives_way_to_what_is_kept(bucket: str) -> None:
 
 def test_a_copy_that_a_driver_works_on_is_left_alone(bucket: str) -> None:
     folder = copy_of(f"{bucket}/demo")
-    with only_driver(folder, timing=NO_WAIT) as hold:
+    with exclusive_driver(folder, timing=NO_WAIT) as hold:
         (folder / "front.json").write_text("1")
         hold.save()
         (folder / "front.json").write_text("2")
@@ -86,17 +86,17 @@ def test_a_copy_that_a_driver_works_on_is_left_alone(bucket: str) -> None:
 
 
 def test_storage_that_refuses_is_one_line(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(source: object, target: object) -> None:
+    def broken(objects: object, name: str) -> None:
         raise OSError("When reading: AWS Error ACCESS_DENIED: no\nand more")
 
     folder = copy_of("s3://no-such-bucket/sweeps/demo")
-    line = r"^storage = s3://no-such-bucket/sweeps/demo: cannot be used \(NO_SUCH_BUCKET.+\); see clusters/README.md$"
-    with pytest.raises(ConfigError, match=line), only_driver(folder, timing=NO_WAIT):
+    line = r"^storage = s3://no-such-bucket/sweeps/demo: cannot be used \(NoSuchBucket.+\); see clusters/README.md$"
+    with pytest.raises(ConfigError, match=line), exclusive_driver(folder, timing=NO_WAIT):
         pass
     folder = copy_of(f"{bucket}/demo")
-    with only_driver(folder, timing=NO_WAIT):
+    with exclusive_driver(folder, timing=NO_WAIT):
         (folder / "front.json").write_text("1")
-    monkeypatch.setattr("shutil.copyfileobj", broken)
+    monkeypatch.setattr("alast_tune.objects.Objects.get", broken)
     with pytest.raises(ConfigError, match=r"^storage = .+/demo: cannot be used \(ACCESS_DENIED: no\); see clusters"):
         fetch(folder)
 
@@ -108,8 +108,8 @@ def test_a_name_that_no_bucket_has_is_one_line(bucket: str) -> None:
 
 @pytest.mark.slow
 def test_storage_that_does_not_answer_is_one_line(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After the tries of Amazon's library, which take seconds."""
+    """After some tries, which take seconds."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    line = r"^storage = s3://.+/demo: cannot be used \(.*Could not connect to server\); see clusters/README.md"
+    line = r"^storage = s3://.+/demo: cannot be used \(HTTP error: error sending request\); see clusters/README.md"
     with pytest.raises(ConfigError, match=line):
         fetch(copy_of(f"{bucket}/demo"))

@@ -1,0 +1,111 @@
+"""Brings what has changed in the copy of a sweep's folder to where it is kept: of files that grow, what is new."""
+
+from __future__ import annotations
+
+import sqlite3
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+from alast_tune.failpoints import failpoint
+from alast_tune.objects import Objects
+from alast_tune.segments import SUFFIX, name_at, parse, segments_of, to_merge
+from alast_tune.storage import ELSEWHERE, STUDY, STUDY_JOURNAL
+
+_DATABASE = ".db"
+
+
+class Saver:
+    """Saves a copy to which its original was just downloaded.
+
+    Args:
+        folder: the copy.
+        objects: of the original, all of them seen.
+        check: is called before each write; raises if there must be none.
+    """
+
+    def __init__(self, folder: Path, objects: Objects, check: Callable[[], None]) -> None:
+        self._folder = folder
+        self._objects = objects
+        self._check = check
+        self._kept = {self._name(file): _stamp(file) for file in _files(folder)}
+
+    def save(self) -> None:
+        """Upload what has changed, the study first: it is the truth.
+
+        A process that is killed meanwhile leaves each file as it was or as it is; of one that grows, a beginning.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        for file in sorted(_files(self._folder), key=lambda file: file.name not in {STUDY, STUDY_JOURNAL}):
+            stamp, name = _stamp(file), self._name(file)
+            if self._kept.get(name) != stamp:
+                if file.suffix == SUFFIX:
+                    self._extend(file, name)
+                else:
+                    self._put(name, _contents(file))
+                self._kept[name] = stamp
+
+    def _extend(self, file: Path, name: str) -> None:
+        """Upload a file's new lines as a segment; what is still being written waits."""
+        segments, left = segments_of(name, self._objects.sizes)
+        for leftover in left:
+            self._delete(leftover)
+        end = segments[-1].start + segments[-1].size if segments else 0
+        new = _between(file, end)
+        new = new[: new.rfind(b"\n") + 1]
+        if new:
+            self._put(name_at(name, end), new)
+            failpoint("after-segment")
+        merged = to_merge(segments_of(name, self._objects.sizes)[0])
+        if merged:
+            first, last = merged[0], merged[-1]
+            self._put(first.name, _between(file, first.start, last.start + last.size))
+            failpoint("after-merge")
+            for segment in merged[1:]:
+                self._delete(segment.name)
+                failpoint("amid-merge")
+
+    def _put(self, name: str, contents: bytes) -> None:
+        self._check()
+        self._objects.put(name, contents)
+
+    def _delete(self, name: str) -> None:
+        self._check()
+        self._objects.delete(name)
+
+    def _name(self, file: Path) -> str:
+        return file.relative_to(self._folder).as_posix()
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    for top in folder.iterdir():
+        if top.name not in ELSEWHERE:
+            for file in [top] if top.is_file() else top.rglob("*"):
+                if file.is_file() and not file.name.endswith(("-wal", "-shm", ".tmp")) and not parse(file.name)[1]:
+                    yield file
+
+
+def _stamp(file: Path) -> tuple[int, int]:
+    """Tell one state of a file from another; SQLite writes beside it first."""
+    beside = Path(f"{file}-wal")
+    stat = beside.stat() if file.suffix == _DATABASE and beside.exists() else file.stat()
+    return stat.st_mtime_ns, stat.st_size
+
+
+def _contents(file: Path) -> bytes:
+    if file.suffix != _DATABASE:
+        return file.read_bytes()
+    with tempfile.TemporaryDirectory() as scratch:
+        snapshot = Path(scratch) / file.name
+        with closing(sqlite3.connect(file)) as source, closing(sqlite3.connect(snapshot)) as target:
+            source.backup(target)
+        return snapshot.read_bytes()
+
+
+def _between(file: Path, start: int, end: int | None = None) -> bytes:
+    with file.open("rb") as opened:
+        opened.seek(start)
+        return opened.read(-1 if end is None else end - start)
