@@ -124,10 +124,10 @@ class SweepConfig(Limits):
 
     name: str = Field("sweep", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="folder under storage")
     storage: Place = Field(Path("runs"), description="every sweep is a folder in here; also s3://... or gs://...")
-    study: str = Field(
-        "sqlite",
+    study: str | None = Field(
+        None,
         description="where trials are recorded: sqlite, or journal for network drives, a file in the sweep's folder; "
-        "or postgresql://USER@HOST/DATABASE, the password in PGPASSWORD or ~/.pgpass",
+        "or postgresql://USER@HOST/DATABASE, the password in PGPASSWORD or ~/.pgpass; default: sqlite, on s3 journal",
     )
     trials: int = Field(16, ge=1, description="how many trials in all; of a grid, all that there are")
     seed: int = Field(0, ge=0, description="of the sampler")
@@ -183,7 +183,10 @@ class SweepConfig(Limits):
         ours, theirs = (
             flatten(sweep.model_copy(update={"trial": without_places(sweep.trial)})) for sweep in (self, other)
         )
-        paths = (path for path in ours | theirs if path not in {"trials", "storage"})
+        may_differ = {"trials", "storage"}
+        if {self.study, other.study} <= {None, "sqlite", "journal"} and None in {self.study, other.study}:
+            may_differ.add("study")  # the file that is there is gone on with
+        paths = (path for path in ours | theirs if path not in may_differ)
         return next((path for path in paths if ours.get(path) != theirs.get(path)), None)
 
     @property
@@ -210,7 +213,9 @@ class SweepConfig(Limits):
 
     @field_validator("study")
     @classmethod
-    def _check_study(cls, study: str) -> str:
+    def _check_study(cls, study: str | None) -> str | None:
+        if study is None:
+            return None
         if study not in {"sqlite", "journal"} and not study.startswith("postgresql://"):
             raise ConfigError("study", study, "none of sqlite, journal and postgresql://USER@HOST/DATABASE")
         password = urlsplit(study).password

@@ -33,7 +33,7 @@ class SweepObserver:
         reference: what hypervolume is measured from.
         before: trials of the study.
         tracker: of the sweep, started.
-        hold: on its folder.
+        lease: on its folder.
         console: for people.
     """
 
@@ -43,10 +43,10 @@ class SweepObserver:
         reference: Sequence[float],
         before: Sequence[TrialResult],
         tracker: Tracker,
-        hold: SweepLease,
+        lease: SweepLease,
         console: Console,
     ) -> None:
-        self._hold = hold
+        self._lease = lease
         self._file = sweep.storage / sweep.name / "front.json"
         self._tracker = tracker
         ended = [result for result in before if result.state != "running"]
@@ -64,7 +64,7 @@ class SweepObserver:
     def started(self, number: int, config: TrialConfig, params: Mapping[str, object]) -> None:
         """Open the trial's MLflow run."""
         self._tracker.start_trial(number, config, params)
-        self._hold.save()  # or it could leave checkpoints under a number that nobody knows
+        self._lease.save()  # or it could leave checkpoints under a number that nobody knows
         self.progress.started()
 
     def reported(self, number: int, metrics: Mapping[str, float]) -> None:
@@ -94,12 +94,12 @@ class SweepObserver:
             self.progress.ended(result, front)
         else:
             self.progress.note(f"trial {trial_id(result.number)}: {result.reason}")
-        self._hold.save()
+        self._lease.save()
 
     def pulse(self) -> None:
         """Keep what epochs have brought, now and then."""
         self._write(every=10)
-        self._hold.save(every=10)
+        self._lease.save(every=10)
 
     def close(self) -> None:
         """Leave the terminal as it is, and ``front.json`` as the front is."""

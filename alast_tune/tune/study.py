@@ -85,13 +85,13 @@ def run_sweep(sweep: SweepConfig, *, resume: bool = False, console: Console | No
     with (
         threadpool_limits(limits=1),
         storage_said(prepared.folder),
-        exclusive_driver(prepared.folder, say=prepared.say) as hold,
+        exclusive_driver(prepared.folder, say=prepared.say) as lease,
         stopped_by_signals() as stop,
         Tracker(prepared.uri, prepared.sweep.storage, say=prepared.say) as tracker,
     ):
         with cluster():
             stop.listen()  # Ray has put its own handler in their place
-            study = search(prepared, hold, tracker, stop)
+            study = search(prepared, lease, tracker, stop)
         return conclude(prepared.sweep, study, tracker, stop, prepared.say)
 
 
@@ -127,12 +127,12 @@ def prepare(sweep: SweepConfig, *, resume: bool, console: Console) -> Prepared:
     return Prepared(sweep, resume, uri, reference, origin, earlier, console, say)
 
 
-def search(prepared: Prepared, hold: SweepLease, tracker: Tracker, stop: Stop) -> optuna.Study:
+def search(prepared: Prepared, lease: SweepLease, tracker: Tracker, stop: Stop) -> optuna.Study:
     """Run what remains of a sweep's trials on the cluster, and ask their checkpoints what only the cluster can tell.
 
     Args:
         prepared: the sweep.
-        hold: on its folder.
+        lease: on its folder.
         tracker: not started yet.
         stop: whether to stop.
 
@@ -153,7 +153,7 @@ def search(prepared: Prepared, hold: SweepLease, tracker: Tracker, stop: Stop) -
     tracker.start_sweep(sweep)
     before = results(study, sweep)
     tracker.settle(before)
-    observer = SweepObserver(sweep, study.user_attrs["reference_point"], before, tracker, hold, prepared.console)
+    observer = SweepObserver(sweep, study.user_attrs["reference_point"], before, tracker, lease, prepared.console)
     try:
         searcher = StudySearcher(
             study,

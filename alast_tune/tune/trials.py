@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sqlite3
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from alast_tune.config import SweepConfig
 from alast_tune.errors import ConfigError
 from alast_tune.results import DIRECTIONS, TrialResult
-from alast_tune.storage import STUDY, address_of
+from alast_tune.storage import STUDY, STUDY_JOURNAL, address_of, is_copy
 from alast_tune.tune.space import begins_with, landmark_params, trial_config
+from alast_tune.tune.study_file import StudyFile
 
 _STATES = {
     TrialState.COMPLETE: "complete",
@@ -38,13 +40,17 @@ def open_study(sweep: SweepConfig, folder: Path, *, new: bool = False) -> optuna
         new: refuse a study that the database has already, under an address that is somebody else's too.
 
     Raises:
-        ConfigError: a database that cannot be used, or has the study that should be new.
+        ConfigError: a database that cannot be used, or has the study that should be new; SQLite in object storage.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    shared = "://" in sweep.study
+    url = sweep.study if sweep.study and "://" in sweep.study else None
+    shared = url is not None
     name = f"{address_of(folder.parent)}/{sweep.name}" if shared else sweep.name  # others have a sweep of that name too
     try:
-        storage = _database(sweep.study) if shared else _file(sweep.study, folder)
+        storage = _file(sweep.study, folder) if url is None else _database(url)
+        if not (new and shared):
+            with suppress(KeyError):  # making one that is there would write, too
+                return optuna.load_study(study_name=name, storage=storage)
         return optuna.create_study(
             storage=storage, study_name=name, directions=list(DIRECTIONS), load_if_exists=not (new and shared)
         )
@@ -53,7 +59,7 @@ def open_study(sweep: SweepConfig, folder: Path, *, new: bool = False) -> optuna
     except (ImportError, SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
         if not shared:
             raise  # what is wrong with a file is said elsewhere
-        raise ConfigError("study", sweep.study, f"cannot be used ({database_said(error)})") from None
+        raise ConfigError("study", url, f"cannot be used ({database_said(error)})") from None
 
 
 def database_said(error: BaseException) -> str:
@@ -63,15 +69,24 @@ def database_said(error: BaseException) -> str:
     return text.splitlines()[0]
 
 
-def _file(kind: str, folder: Path) -> optuna.storages.BaseStorage:
-    """Open a file of SQLite, or one that only grows, which network drives are up to.
+def _file(kind: str | None, folder: Path) -> optuna.storages.BaseStorage:
+    """Open a file of SQLite, or one that only grows, which network drives and object storage are up to.
+
+    The one that is there, whatever was asked for; else by default SQLite's, but in object storage, where that would be
+    uploaded whole for each trial, the other.
 
     SQLite is in WAL mode: a commit then waits for no disk. A process killed at any moment loses nothing, a machine
     that loses power at worst the last commits, whose trials are then gone on with from their checkpoints.
     """
-    if kind == "journal":
-        return optuna.storages.JournalStorage(JournalFileBackend(str(folder / "study.jsonl")))
-    storage = optuna.storages.RDBStorage(f"sqlite:///{folder / STUDY}")
+    grows, database = folder / STUDY_JOURNAL, folder / STUDY
+    if not database.exists() and (grows.exists() or kind == "journal" or (kind is None and is_copy(folder))):
+        return optuna.storages.JournalStorage(StudyFile(grows) if is_copy(folder) else JournalFileBackend(str(grows)))
+    if is_copy(folder) and not database.exists():
+        remedy = (
+            "a database in object storage is uploaded whole for each trial; leave --study out for a file that grows"
+        )
+        raise ConfigError("study", "sqlite", remedy)
+    storage = optuna.storages.RDBStorage(f"sqlite:///{database}")
 
     @sqlalchemy.event.listens_for(storage.engine, "connect")
     def _connected(connection: sqlite3.Connection, record: object) -> None:
