@@ -2,7 +2,6 @@
 
 import shutil
 import signal
-import sqlite3
 import subprocess
 import sys
 import urllib.request
@@ -13,10 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mlflow
+import optuna
 import psutil
 import psycopg
 import pytest
-from optuna.storages import RDBStorage
+from optuna.storages import JournalStorage, RDBStorage
 from sqlalchemy.exc import SQLAlchemyError
 
 from alast_tune.cli import main
@@ -26,6 +26,7 @@ from alast_tune.results import FrontFile
 from alast_tune.storage import CHECKPOINTS, copy_of, listing
 from alast_tune.tune.outage import storage_said
 from alast_tune.tune.search import StudySearcher
+from alast_tune.tune.study_file import StudyFile
 from alast_tune.tune.trials import _database, open_study
 from tests.integration.harness import PATIENCE, Pareto, free_port, kill, mlflow_server, wait_for
 from tests.integration.postgres import PASSWORD, postgres_server
@@ -86,13 +87,12 @@ def kill_all(process: subprocess.Popen[str]) -> None:
 
 def trial_states(folder: Path) -> list[str]:
     """Read every trial's state from the study's file, as another program would."""
-    if not (folder / "study.db").exists():
-        return []
-    with sqlite3.connect(f"file:{folder / 'study.db'}?mode=ro", uri=True) as connection:
-        try:
-            return [state for (state,) in connection.execute("select state from trials order by number")]
-        except sqlite3.OperationalError:  # being created
-            return []
+    file = folder / "study.jsonl"
+    if file.exists():
+        with suppress(KeyError):  # being created
+            study = optuna.load_study(study_name=folder.name, storage=JournalStorage(StudyFile(file)))
+            return [trial.state.name for trial in study.get_trials(deepcopy=False)]
+    return []
 
 
 @pytest.mark.slow
@@ -161,7 +161,7 @@ def test_storage_that_cannot_be_written_to_is_told_from_a_failing_trial(
         raise RuntimeError("its own")
 
 
-@pytest.mark.nightly  # by day: the words (above), the driver's own writes (test_hold.py), a database (below)
+@pytest.mark.nightly  # by day: the words (above), the driver's own writes (test_lease.py), a database (below)
 def test_object_storage_that_goes_away_ends_the_sweep_in_one_line(
     server: str, pareto: Pareto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
