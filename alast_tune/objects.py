@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -52,10 +53,13 @@ class Objects:
             for folder in top["common_prefixes"]:
                 if folder not in without:
                     found += obstore.list(self._store, folder).collect()
+        folders = {str(folder) for meta in found for folder in PurePosixPath(meta["path"]).parents}
+        folders |= {"", *top["common_prefixes"]}
         self._seen.clear()
         self.sizes.clear()
         for meta in found:
-            self._see(meta["path"], meta, meta["size"])
+            if meta["path"] not in folders:  # pyarrow puts an empty object in the place of a folder
+                self._see(meta["path"], meta, meta["size"])
 
     def get(self, name: str) -> bytes | None:
         """Read an object; None if it is not there.

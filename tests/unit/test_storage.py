@@ -72,6 +72,20 @@ def test_a_stale_copy_gives_way_to_what_is_kept(bucket: str) -> None:
     assert {path.name for path in folder.iterdir()} <= {"study.db", "driver.lock"}
 
 
+def test_objects_in_the_place_of_folders_are_no_files(bucket: str) -> None:
+    """Ray makes them through pyarrow."""
+    folder = copy_of(f"{bucket}/demo")
+    filesystem, root = opened(folder)
+    for place in (root, f"{root}/front", f"{root}/tune/driver-00"):
+        filesystem.create_dir(place)
+    with exclusive_driver(folder, timing=NO_WAIT):
+        (folder / "front").mkdir(exist_ok=True)
+        (folder / "front" / "front.png").write_text("1")
+    (folder / "front" / "front.png").unlink()
+    fetch(folder)
+    assert (folder / "front" / "front.png").read_text() == "1" and not (folder / "tune").exists()
+
+
 def test_a_copy_that_a_driver_works_on_is_left_alone(bucket: str) -> None:
     folder = copy_of(f"{bucket}/demo")
     with exclusive_driver(folder, timing=NO_WAIT) as hold:
