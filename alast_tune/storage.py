@@ -87,6 +87,10 @@ def copy_of(place: str | Path) -> Path:
     if address is None:
         return expanded(place)
     scheme, rest = address[1], address[2] or ""
+    if "@" in rest.strip("/").partition("/")[0]:
+        raise ValueError("holds a password, which would be logged; leave it to AWS_PROFILE or the like")
+    if ".." in rest.split("/"):
+        raise ValueError("leads out of its bucket; write it without ..")
     if scheme not in SCHEMES or "?" in rest or not rest.strip("/"):
         raise ValueError("no folder, and not s3://BUCKET/... or gs://BUCKET/...; an endpoint goes to AWS_ENDPOINT_URL")
     return _copies() / scheme / rest.strip("/")
@@ -171,6 +175,19 @@ def fetch(path: Path) -> None:
             download(folder)
 
 
+def below(folder: Path, *names: str) -> Path:
+    """Path of a folder of ours in a sweep's folder, which may be somebody else's: no link leads out of it.
+
+    Raises:
+        ConfigError: one does.
+    """
+    path = folder.joinpath(*names)
+    linked = any(one.is_symlink() for one in path.rglob("*"))
+    if linked or not path.resolve().is_relative_to(folder.resolve()):
+        raise ConfigError("sweep", folder, f"{path} leads out of it, by a link; remove that")
+    return path
+
+
 def driver_lock(folder: Path) -> FileLock:
     """Make the lock of a folder among the processes that share it; the system takes it from one that dies."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -211,6 +228,8 @@ def download(folder: Path) -> None:
         for entry in found:
             if entry.type == fs.FileType.File:
                 file = folder / entry.path.removeprefix(f"{root}/")
+                if ".." in file.parts:  # an object may be called anything
+                    continue
                 file.parent.mkdir(parents=True, exist_ok=True)
                 with filesystem.open_input_stream(entry.path) as source, file.open("wb") as target:
                     shutil.copyfileobj(source, target)

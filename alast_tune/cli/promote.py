@@ -13,12 +13,12 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from alast_tune.cli.front import find_front, read_front
+from alast_tune.cli.front import find_front
 from alast_tune.cli.guard import TRACKING_INCOMPLETE, complain
 from alast_tune.config import Limits
 from alast_tune.data import batch_count
-from alast_tune.results import FrontMember
-from alast_tune.storage import Place
+from alast_tune.results import FrontFile, FrontMember
+from alast_tune.storage import Place, below
 from alast_tune.summary import within
 from alast_tune.terminal import TrainingProgress
 from alast_tune.train import load_trial
@@ -44,7 +44,7 @@ class Promote(Limits):
         from alast_tune.tracking import RegistryError, check_names, default_uri, register
 
         file = find_front(self.sweep, self.storage)
-        front, folder = read_front(file), file.absolute().parent
+        front, folder = FrontFile.read(file), file.absolute().parent
         member = promote.pick(within(front, self), self.pick)
         name = self.model_name or front.sweep
         uri = default_uri(folder.parent)
@@ -57,7 +57,7 @@ class Promote(Limits):
         config = promote.promoted(member, front.sweep, uri, name, self.verify, promote.origin_of(member, folder))
         write_config(config, self.output)
         say(f"config: {self.output} (trial {member.trial_id} of {front.sweep})")
-        model = folder / "promoted" / member.trial_id
+        model = below(folder, "promoted", member.trial_id)
         promote.export_member(member, folder, model)
         write_config(config, model / CONFIG)
         try:

@@ -11,10 +11,9 @@ from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState, create_trial
-from pydantic import ValidationError
 
 from alast_tune.config import PLACES, Distribution, SweepConfig, TrialConfig, Variants, flatten, stored_sweep
-from alast_tune.errors import ConfigError, explain
+from alast_tune.errors import ConfigError
 from alast_tune.fingerprints import FILE, Fingerprints, read_fingerprints
 from alast_tune.results import OBJECTIVES, FrontFile
 from alast_tune.storage import fetch
@@ -118,12 +117,9 @@ def _read(source: Path) -> Iterator[Earlier]:
                 run_id = runs.get(result.number, result.mlflow_run_id)
                 yield Earlier(result.config, result.params, result.values, result.landmark, origin, run_id, test)
         return
-    try:
-        front = FrontFile.read(source)
-    except OSError:
-        raise ConfigError("warm_start", source, "is neither the folder of a sweep nor a front.json") from None
-    except ValidationError as error:
-        raise ConfigError("warm_start", source, f"is not a front.json: {explain(error)}") from None
+    if not source.is_file():
+        raise ConfigError("warm_start", source, "is neither the folder of a sweep nor a front.json")
+    front = FrontFile.read(source, "warm_start")
     for member in front.front:
         values = tuple(member.objectives[objective.name] for objective in OBJECTIVES)
         origin = member.origin or front.sweep
