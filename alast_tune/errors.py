@@ -32,6 +32,10 @@ class WorkersError(RuntimeError):
     """The workers of a distributed run have failed for good, said in one line; it can be gone on with."""
 
 
+class NothingCompleteError(RuntimeError):
+    """A sweep has ended, and none of its trials is complete; says the commonest reason in one line."""
+
+
 class StorageError(RuntimeError):
     """A disk that is full or broken, said in one line; what was on it stays, and a sweep can be resumed."""
 

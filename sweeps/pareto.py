@@ -23,7 +23,7 @@ from alast_tune.config import SweepConfig, given_file, parse, read_mapping, stor
 from alast_tune.errors import ConfigError
 from alast_tune.results import FrontFile
 from alast_tune.storage import copy_of, listing, names_with, shown
-from alast_tune.terminal import front_table, reseeded_table
+from alast_tune.terminal import front_table, printer, reseeded_table
 from alast_tune.tracking import default_uri, pending, ui_command
 from alast_tune.tune.reseed import reseed
 from alast_tune.tune.study import run_sweep
@@ -117,8 +117,9 @@ def main() -> None:
     console.print(front_table(FrontFile.read(file)))
     if options.reseed is not None:
         console.print(reseeded_table(reseed(file.parent, options.reseed, console)))
-    console.print(f"front: {shown(file)}", soft_wrap=True, highlight=False)
-    console.print(f"MLflow: just ui    ({ui_command(default_uri(sweep.storage))})", soft_wrap=True, highlight=False)
+    say = printer(console)
+    say(f"front: {shown(file)}")
+    say(f"MLflow: just ui    ({ui_command(default_uri(sweep.storage))})")
     if pending(file.parent):  # the tracker has said so
         sys.exit(TRACKING_INCOMPLETE)
 

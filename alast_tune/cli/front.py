@@ -19,7 +19,7 @@ from alast_tune.plots import fronts_html, fronts_png
 from alast_tune.results import FrontFile
 from alast_tune.storage import Place, fetch, is_copy, names_with, shown
 from alast_tune.summary import together, within
-from alast_tune.terminal import comparison_table, front_table
+from alast_tune.terminal import comparison_table, front_table, printer
 
 
 def find_front(sweep: Path, storage: Path) -> Path:
@@ -78,7 +78,7 @@ class Front(Limits):
             console.print(comparison_table(fronts, front))
         console.print(front_table(front))
         if self.plot:
-            console.print(f"drawn: {self.plot}", highlight=False, soft_wrap=True)
+            printer(console)(f"drawn: {self.plot}")
 
 
 class Sync(BaseModel):
@@ -97,6 +97,6 @@ class Sync(BaseModel):
         if folder is None:
             raise ConfigError("sweep", shown(self.sweep), f"neither a folder nor a sweep under {shown(self.storage)}")
         with only_driver(folder):
-            left = sync(folder, default_uri(folder.absolute().parent), lambda line: print(line, flush=True))
+            left = sync(folder, default_uri(folder.absolute().parent), printer(Console()))
         if left:
             sys.exit(TRACKING_INCOMPLETE)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import sys
-from functools import partial
 from pathlib import Path
 
 from pydantic import Field
@@ -20,7 +19,7 @@ from alast_tune.data import batch_count
 from alast_tune.results import FrontFile, FrontMember
 from alast_tune.storage import Place, below
 from alast_tune.summary import within
-from alast_tune.terminal import TrainingProgress
+from alast_tune.terminal import TrainingProgress, printer
 from alast_tune.train import load_trial
 
 
@@ -51,7 +50,7 @@ class Promote(Limits):
         check_names(name, self.alias)
         promote.check_output(self.output, front.sweep, member)
         console = Console()
-        say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
+        say = printer(console)
         if self.verify:
             _verify(member, folder, console)
         config = promote.promoted(member, front.sweep, uri, name, self.verify, promote.origin_of(member, folder))

@@ -6,7 +6,6 @@ import json
 import os
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import ray
@@ -28,6 +27,7 @@ from alast_tune.optimizers import build_optimizer
 from alast_tune.results import TrialResult
 from alast_tune.storage import CHECKPOINTS, address_of, fetch, is_copy, listing, whole
 from alast_tune.summary import trial_id
+from alast_tune.terminal import printer
 from alast_tune.tracking import Tracker, default_uri, is_file_based, run_ids
 from alast_tune.train import load_trial
 from alast_tune.tune.cluster import cluster, stopped_by_signals
@@ -73,7 +73,7 @@ def run_sweep(sweep: SweepConfig, *, resume: bool = False, console: Console | No
     if is_file_based(uri) and is_copy(folder):
         remedy = "the sweep shall outlive this machine, and so must its runs; set it to a server's http address"
         raise ConfigError("MLFLOW_TRACKING_URI", os.environ.get("MLFLOW_TRACKING_URI", "not set"), remedy)
-    plainly = partial(console.print, markup=False, highlight=False, soft_wrap=True)
+    plainly = printer(console)
     model, splits = load_trial(sweep.trial)
     for note in splits.notes:
         plainly(f"data: {note}")
@@ -101,7 +101,7 @@ def run_sweep(sweep: SweepConfig, *, resume: bool = False, console: Console | No
         if not study.user_attrs.get("begun"):
             taken = feed(study, sweep, earlier)
             if sweep.warm_start:
-                console.print(f"warm start: {taken} results of {sweep.warm_start}, {len(earlier) - taken} left out")
+                plainly(f"warm start: {taken} results of {sweep.warm_start}, {len(earlier) - taken} left out")
             enqueue_landmarks(study, sweep)
             study.set_user_attr("begun", True)
         tracker = Tracker(uri, sweep.storage, say=plainly)
