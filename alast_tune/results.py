@@ -114,6 +114,8 @@ class TrialResult:
     """``full`` or ``paper``, for the two that every sweep starts with."""
     origin: str | None = None
     """Name of the earlier sweep that ran it; None for this sweep's own."""
+    launched: bool = True
+    """Whether it counts as one of those that were asked for: one that a forecast has ruled out does not."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     """Of the last epoch, as :meth:`EpochReport.metrics` names them, those of single blocks left out; only of complete
     trials, and of this sweep's own."""
@@ -147,13 +149,15 @@ class FrontMember(Record):
 
 
 class TrialCounts(Record):
-    """How the trials of a sweep ended; those of an earlier sweep that it was started with are not counted."""
+    """How the trials of a sweep ended; those of an earlier sweep that it was started with are counted apart."""
 
     total: int
     complete: int
     infeasible: int = 0
     pruned: int
     failed: int
+    earlier: int = 0
+    """Complete trials of earlier sweeps, which stand beside them."""
 
     @property
     def finished(self) -> int:
@@ -237,8 +241,10 @@ class FrontFile(Record):
     @property
     def candidates(self) -> str:
         """Say of whom this is the front."""
-        earlier = " and earlier results" if any(member.origin for member in self.front) else ""
-        return f"{self.trials.complete} complete trials{earlier}"
+        own = self.trials.complete
+        earlier = max(self.trials.earlier, sum(member.origin is not None for member in self.front))  # version 0.1: 0
+        apart = f"{own + earlier} results ({own} complete trials, {earlier} earlier)"
+        return apart if earlier else f"{own} complete trials"
 
     @classmethod
     def read(cls, path: Path, field: str = "sweep") -> FrontFile:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alast_tune.config import Limits
-from alast_tune.errors import ConfigError
+from alast_tune.errors import ConfigError, NothingCompleteError
 from alast_tune.front import front_probability, hypervolume, hypervolume_share, knee, pareto_mask
 from alast_tune.results import (
     DIRECTIONS,
@@ -54,7 +54,7 @@ class Standing:
 
     def add(self, *results: TrialResult) -> None:
         """Take in trials that have ended; only complete ones can be on the front."""
-        self._states.update(result.state for result in results if result.origin is None)
+        self._states.update(result.state if result.origin is None else "earlier" for result in results)
         candidates = self._members + [result for result in results if result.state == "complete"]
         if candidates:
             on_front = pareto_mask(_values(candidates), DIRECTIONS)
@@ -79,11 +79,12 @@ class Standing:
             for member in sorted(self._members, key=lambda result: result.values[1] if result.values else 0.0)
         )
         counts = TrialCounts(
-            total=self._states.total(),
+            total=self._states.total() - self._states["earlier"],
             complete=self._states["complete"],
             infeasible=self._states["infeasible"],
             pruned=self._states["pruned"],
             failed=self._states["failed"],
+            earlier=self._states["earlier"],
         )
         return _front_file(self._sweep, self._reference, self._limits, counts, members)
 
@@ -97,6 +98,20 @@ def summarise(
 ) -> FrontFile:
     """Find the front of the complete trials, all at once; see :class:`Standing`."""
     return Standing(sweep, reference, limits, results).front(test_accuracy)
+
+
+def check_complete(sweep: str, results: Sequence[TrialResult]) -> None:
+    """Refuse to call a sweep done that has not one complete trial of its own.
+
+    Raises:
+        NothingCompleteError: says how many there are, and the commonest reason.
+    """
+    own = [result for result in results if result.origin is None]
+    if any(result.state == "complete" for result in own):
+        return
+    reasons = Counter(f"{result.state}, {result.reason or 'for no known reason'}" for result in own)
+    why = "".join(f"; {count} of {len(own)} {reason}" for reason, count in reasons.most_common(1))
+    raise NothingCompleteError(f"sweep {sweep} has no complete trial{why}")
 
 
 def within(front: FrontFile, limits: Limits) -> FrontFile:

@@ -57,9 +57,9 @@ class SweepProgress:
         self._running += 1
         self._bar.update(self._task, line=f"{self._already} of {self._total} finished, {self._running} running")
 
-    def ended(self, result: TrialResult, front: FrontFile) -> None:
-        """A trial has ended; the front is that of all so far."""
-        self._running -= 1
+    def ended(self, result: TrialResult, front: FrontFile, ran: bool = True) -> None:
+        """A trial has ended, which may never have begun; the front is that of all so far."""
+        self._running -= ran
         self._ended += 1
         done = self._already + self._ended
         per_trial = (time.monotonic() - self._started) / self._ended

@@ -23,6 +23,7 @@ from alast_tune.config import SweepConfig, given_file, parse, read_mapping, stor
 from alast_tune.errors import ConfigError
 from alast_tune.results import FrontFile
 from alast_tune.storage import copy_of, listing, names_with, shown
+from alast_tune.summary import check_complete
 from alast_tune.terminal import front_table, printer, reseeded_table
 from alast_tune.tracking import default_uri, pending, ui_command
 from alast_tune.tune.reseed import reseed
@@ -112,14 +113,17 @@ def main() -> None:
     options = CliApp.run(Pareto, cli_args=words)
     sweep = parse(SweepConfig, options.given())
     console = Console(width=None if sys.stdout.isatty() else 120)
-    run_sweep(sweep, resume=options.resume is not None or (options.go_on and is_begun(sweep)), console=console)
+    results = run_sweep(
+        sweep, resume=options.resume is not None or (options.go_on and is_begun(sweep)), console=console
+    )
     file = sweep.storage / sweep.name / "front.json"
     console.print(front_table(FrontFile.read(file)))
-    if options.reseed is not None:
+    if options.reseed is not None and any(result.state == "complete" for result in results):
         console.print(reseeded_table(reseed(file.parent, options.reseed, console)))
     say = printer(console)
     say(f"front: {shown(file)}")
     say(f"MLflow: just ui    ({ui_command(default_uri(sweep.storage))})")
+    check_complete(sweep.name, results)
     if pending(file.parent):  # the tracker has said so
         sys.exit(TRACKING_INCOMPLETE)
 

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from alast_tune.cli.guard import TRACKING_INCOMPLETE, complain
 from alast_tune.config import PromotedConfig, Provenance, parse
+from alast_tune.data.machine import limit_threads
 from alast_tune.terminal import TrainingProgress, printer
 
 
@@ -50,6 +51,7 @@ class Train(PromotedConfig):
         name = self.model_name or (config.provenance.model_name if config.provenance else None)
         if name:
             check_names(name, self.alias)
+        limit_threads()
         console = Console()
         say = printer(console)
         with _terminated_by_signal(), training(config, self.output, say) as run:

@@ -20,6 +20,7 @@ from alast_tune.hold import Hold
 from alast_tune.results import FrontFile, TrialResult
 from alast_tune.summary import Standing, trial_id
 from alast_tune.terminal import SweepProgress
+from alast_tune.text import safe
 from alast_tune.tracking import Tracker, end_status
 from alast_tune.tune.cluster import Stop
 from alast_tune.tune.trials import results
@@ -37,7 +38,10 @@ class SweepObserver:
         self._standing = Standing(sweep.name, study.user_attrs["reference_point"], sweep.limits, ended)
         self._nodes: dict[int, str] = {}
         self._written = -math.inf
-        self.progress = SweepProgress(sweep.trials, self.front.trials.finished, console)
+        finished = sum(result.launched and result.origin is None for result in ended)
+        self.progress = SweepProgress(sweep.trials, finished, console)
+        self.reasons: dict[int, str] = {}
+        """Of trials that failed, by number: what Tune knew of it."""
 
     @property
     def front(self) -> FrontFile:
@@ -66,7 +70,7 @@ class SweepObserver:
         self._standing.add(result)
         front = self.front
         tags = {"alast.state": result.state} | ({"alast.reason": result.reason} if result.reason else {})
-        launched = self._tracker.end_trial(result.number, end_status(result), tags)
+        ran = self._tracker.end_trial(result.number, end_status(result), tags)
         if time.monotonic() - self._written >= 1:  # a large front takes a while, and trials may be short
             front.write(self._sweep.storage / self._sweep.name / "front.json")
             self._written = time.monotonic()
@@ -75,8 +79,8 @@ class SweepObserver:
         self._tracker.log_progress(
             progress | {"best_accuracy": front.best_accuracy, "failed": counts.failed}, counts.finished
         )
-        if launched:
-            self.progress.ended(result, front)
+        if result.launched:
+            self.progress.ended(result, front, ran)
         else:
             self.progress.note(f"trial {trial_id(result.number)}: {result.reason}")
         self._hold.save()
@@ -87,6 +91,7 @@ class SweepObserver:
 
     def explain(self, number: int, reason: str) -> None:
         """Add to a failed trial's run what Tune knows of the failure, once it says so."""
+        reason = self.reasons[number] = safe(reason)
         self._tracker.end_trial(number, "FAILED", {"alast.reason": reason})
         self.progress.note(f"trial {trial_id(number)}: {reason}")
 

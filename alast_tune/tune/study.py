@@ -142,7 +142,14 @@ def run_sweep(sweep: SweepConfig, *, resume: bool = False, console: Console | No
         finally:
             observer.progress.close()
         runs = run_ids(folder)
-        return [replace(result, mlflow_run_id=runs.get(result.number, result.mlflow_run_id)) for result in ended]
+        return [
+            replace(
+                result,
+                mlflow_run_id=runs.get(result.number, result.mlflow_run_id),
+                reason=observer.reasons.get(result.number, result.reason),
+            )
+            for result in ended
+        ]
 
 
 def _keep(sweep: SweepConfig, file: Path) -> None:

@@ -117,6 +117,7 @@ def to_result(trial: FrozenTrial, sweep: SweepConfig) -> TrialResult:
         reason=trial.user_attrs.get("reason"),
         landmark=landmark,
         origin=trial.user_attrs.get("origin"),
+        launched=trial.user_attrs.get("launched", True),
         metrics=trial.user_attrs.get("metrics", {}),
     )
 
