@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from pydantic import ValidationError
 
+from alast_tune.text import safe
+
 
 class ConfigError(ValueError):
     """A setting that cannot work, said in one line: ``field = value: remedy``.
 
     Args:
         field: dotted path of the setting, as in the configuration (``model.checkpoint``).
-        value: what it was set to.
+        value: what it was set to; passwords in it are not said.
         remedy: what is wrong with it and what would be right.
     """
 
     def __init__(self, field: str, value: object, remedy: str) -> None:
-        super().__init__(f"{field} = {value!s}: {' '.join(remedy.split())}")
+        super().__init__(safe(f"{field} = {value!s}: {' '.join(remedy.split())}"))
         self.field = field
         self._parts = (field, value, remedy)
 

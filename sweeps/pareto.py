@@ -43,22 +43,26 @@ class Preset(PydanticBaseSettingsSource):
         """Read the file that ``--preset`` or ``--resume`` names."""
         given = self.current_state
         preset, resume = given.get("preset"), given.get("resume")
-        place = given.get("storage", "runs")
+        file, values = self._preset(preset) if preset is not None else (None, {})
+        place = given.get("storage", values.get("storage", "runs"))
         try:
             storage = copy_of(place)
         except ValueError as error:
             raise ConfigError("storage", place, str(error)) from None
         if resume:
             stored = stored_sweep(storage / resume).given()
-            return {name: value for name, value in stored.items() if name != "storage"}
-        if preset is None:
+            return {name: value for name, value in stored.items() if name != "storage"} | {"storage": place}
+        if file is None:
             raise ConfigError("preset", "not given", f"give --preset (one of {', '.join(presets())}) or --resume")
+        goes_on = "name" in given or str(given.get("go_on")).lower() == "true"
+        return {"name": file.stem if goes_on else free_name(storage, file.stem)} | values
+
+    def _preset(self, preset: str) -> tuple[Path, dict[str, Any]]:
         known = Path(preset).suffix not in {".yaml", ".yml", ".json"}
         file = PRESETS / f"{preset}.yaml" if known else given_file("preset", preset)
         if not file.exists():
             raise ConfigError("preset", preset, f"not a file and none of {', '.join(presets())}")
-        goes_on = "name" in given or str(given.get("go_on")).lower() == "true"
-        return {"name": file.stem if goes_on else free_name(storage, file.stem)} | read_mapping(file)
+        return file, read_mapping(file)
 
 
 class Pareto(BaseSettings, SweepConfig):
@@ -69,7 +73,9 @@ class Pareto(BaseSettings, SweepConfig):
 
     preset: str | None = Field(None, description="a name from sweeps/presets, or a YAML file")
     resume: str | None = Field(
-        None, description="name of a sweep to go on with; only --trials may differ, and where files lie"
+        None,
+        description="name of a sweep to go on with, under --storage or that of --preset; only --trials and places "
+        "of files may differ",
     )
     go_on: CliImplicitFlag[bool] = Field(
         False,

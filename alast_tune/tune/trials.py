@@ -67,7 +67,10 @@ def _file(kind: str, folder: Path) -> optuna.storages.BaseStorage:
     that loses power at worst the last commits, whose trials are then gone on with from their checkpoints.
     """
     if kind == "journal":
-        return optuna.storages.JournalStorage(JournalFileBackend(str(folder / "study.jsonl")))
+        try:
+            return optuna.storages.JournalStorage(JournalFileBackend(str(folder / "study.jsonl")))
+        except (ValueError, LookupError, TypeError, AssertionError) as error:  # what no line of it can bring about
+            raise optuna.exceptions.StorageInternalError(f"study.jsonl is damaged: {error}") from None
     storage = optuna.storages.RDBStorage(f"sqlite:///{folder / STUDY}")
 
     @sqlalchemy.event.listens_for(storage.engine, "connect")

@@ -8,7 +8,7 @@ import pytest
 
 from alast_tune.config import TrialConfig
 from alast_tune.errors import ConfigError, NothingCompleteError
-from alast_tune.results import FrontFile, SeedRun, TrialResult
+from alast_tune.results import FrontFile, SeedRun, TrialCounts, TrialResult
 from alast_tune.summary import check_complete, reseeded, summarise, together
 
 REFERENCE = (0.0, 4.0, 8.0)
@@ -36,14 +36,7 @@ def test_only_complete_trials_are_members_cheapest_first() -> None:
     )
     assert [member.trial_id for member in front.front] == ["0001", "0000"]
     assert [member.test_accuracy for member in front.front] == [None, 0.8]
-    assert front.trials.model_dump() == {
-        "total": 6,
-        "complete": 3,
-        "infeasible": 0,
-        "pruned": 1,
-        "failed": 1,
-        "earlier": 0,
-    }
+    assert front.trials == TrialCounts(total=6, complete=3, pruned=1, failed=1)
     # Two boxes, 0.9 x 1 x 4 and 0.5 x 3 x 6, that share 0.5 x 1 x 4.
     assert front.hypervolume == pytest.approx(3.6 + 9.0 - 2.0)
     assert front.hypervolume_share == pytest.approx(10.6 / 32)
