@@ -12,6 +12,8 @@ _LOGIN = re.compile(r"(:/{1,2})([^\s/?#@:'\"]*):(?!\d+(?:[/?#,;)'\"\s]|\Z))\S*@(
 none. A path writes ``://`` with one slash."""
 _WEB_LOGIN = re.compile(r"(\bhttps?:/{1,2})[^\s/?#]*@")
 """Of a web address the user as well: it may be a token."""
+_BARE_LOGIN = re.compile(r"(?<![\w:/.])([\w.+-]+):[^\s/@]+@(?=[\w.-]+:\d)")
+"""The same before ``HOST:PORT`` alone."""
 _NAMED = re.compile(rf"(?i)(?<![a-z])((?:[a-z0-9]+[-_])*(?:{_SECRETS})['\"]?\s*=\s*)('[^']*'|\"[^\"]*\"|[^\s&;,'\")]+)")
 _QUOTED = re.compile(rf"(?i)(['\"](?:[a-z0-9]+[-_])*(?:{_SECRETS})['\"]\s*:\s*)('[^']*'|\"[^\"]*\")")
 _HEADER = re.compile(r"(?i)(authorization['\"]?\s*[:=]\s*['\"]?(?:basic|bearer)\s+)[^\s'\"]+")
@@ -22,7 +24,7 @@ _CONTROLS = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 
 def without_passwords(text: str) -> str:
     """Hide the passwords and tokens of addresses, queries and headers in a text."""
-    text = _LOGIN.sub(r"\1\2:...@", text)
+    text = _BARE_LOGIN.sub(r"\1:...@", _LOGIN.sub(r"\1\2:...@", text))
     text = _WEB_LOGIN.sub(r"\1", text)
     for pattern in (_NAMED, _QUOTED, _HEADER):
         text = pattern.sub(r"\1...", text)

@@ -49,6 +49,7 @@ class Promote(Limits):
         uri = default_uri(folder.parent)
         check_names(name, self.alias)
         promote.check_output(self.output, front.sweep, member)
+        model = below(folder, "promoted", member.trial_id)
         console = Console()
         say = printer(console)
         if self.verify:
@@ -56,7 +57,6 @@ class Promote(Limits):
         config = promote.promoted(member, front.sweep, uri, name, self.verify, promote.origin_of(member, folder))
         write_config(config, self.output)
         say(f"config: {self.output} (trial {member.trial_id} of {front.sweep})")
-        model = below(folder, "promoted", member.trial_id)
         promote.export_member(member, folder, model)
         write_config(config, model / CONFIG)
         try:

@@ -147,7 +147,11 @@ class TuneEvents(tune.Callback):
         if trial.trial_id in self._hung:
             self._observer.explain(trial.config["number"], f"no epoch finished within {self._timeout:g} seconds")
             return
-        lines = [line for line in Path(trial.error_file or os.devnull).read_text().splitlines() if line.strip()]
+        lines = [
+            line
+            for line in Path(trial.error_file or os.devnull).read_text(errors="replace").splitlines()
+            if line.strip()
+        ]
         self._observer.explain(trial.config["number"], lines[-1].strip() if lines else "worker lost")
 
     def __getstate__(self) -> dict[str, Any]:

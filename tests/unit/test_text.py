@@ -15,6 +15,7 @@ SECRET = "hun-ter2"
         ("https://hun-ter2@host/x", "https://host/x"),  # a token for a user
         ("mysql+pymysql://me:a@hun-ter2/b@h:3306/x", "mysql+pymysql://me:...@h:3306/x"),  # @ and / unquoted
         ("no folder s3:/key:hun-ter2@bucket/x", "no folder s3:/key:...@bucket/x"),  # as a path writes it
+        ("RAY_ADDRESS = me:hun-ter2@head:6379: no", "RAY_ADDRESS = me:...@head:6379: no"),
         ("password=hun-ter2 host=db", "password=... host=db"),
         ("https://h/p?X-Amz-Signature=hun-ter2&a=1", "https://h/p?X-Amz-Signature=...&a=1"),
         ("{'MLFLOW_TRACKING_PASSWORD': 'hun-ter2'}", "{'MLFLOW_TRACKING_PASSWORD': ...}"),
