@@ -6,6 +6,9 @@ from pydantic import ValidationError
 
 from alast_tune.text import safe
 
+_LONG = 200
+"""Characters of a value that are said."""
+
 
 class ConfigError(ValueError):
     """A setting that cannot work, said in one line: ``field = value: remedy``.
@@ -58,7 +61,13 @@ def explain(error: ValidationError) -> str:
     ]
     field = ".".join(path) or "configuration"
     if first["type"] == "extra_forbidden":
-        return f"{field} = {first['input']!s}: no such setting; see --help for those there are"
+        return f"{field} = {_shortened(first['input'])}: no such setting; see --help for those there are"
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     value = first["input"] if not isinstance(first["input"], dict) else "{...}"
-    return f"{field} = {value!s}: {first['msg'].removeprefix('Value error, ')}{more}"
+    return f"{field} = {_shortened(value)}: {first['msg'].removeprefix('Value error, ')}{more}"
+
+
+def _shortened(value: object) -> str:
+    """Write a value in a line, which somebody's file may have made long."""
+    text = value[:_LONG].decode(errors="replace") if isinstance(value, bytes) else str(value)
+    return text if len(text) < _LONG else f"{text[:_LONG]}..."

@@ -98,7 +98,8 @@ def verdict(error: BaseException) -> tuple[str, int]:
             return str(error), NOTHING_COMPLETE
     more = f"; {TRACEBACK}=1 shows all of it"
     disk = isinstance(error, OSError) and error.errno in _DISK
-    return one_line(error) + more, STORAGE_FAILED if disk else FAILED
+    database = any(kind.__module__.startswith("sqlalchemy.") for kind in type(error).__mro__)  # seconds to import
+    return one_line(error) + more, STORAGE_FAILED if disk or database else FAILED
 
 
 class Notes(logging.Handler):
