@@ -102,6 +102,8 @@ def test_fronts_of_several_sweeps_are_compared_and_drawn(sweep: Path, capsys: py
         (["promote", "mine", "-o", "x.yaml", "--max-flops", "1"], "error: pick = knee: nobody on the front of mine ke"),
         (["promote", "mine", "-o", "one.yaml"], "error: output = one.yaml: exists, and is not of this trial"),
         (["promote", "mine", "-o", "x.yaml", "--pick", "1"], "error: pick = 0001: no checkpoint of it under"),
+        (["train", "--config", "own.yaml"], "error: output = /elsewhere: own.yaml says what to train, not where to"),
+        (["front", "picture"], "error: sweep = picture/front.json: is not a front.json: configuration = "),
         (["fly"], "error: "),
     ],
 )
@@ -115,12 +117,15 @@ def test_wrong_input_is_one_line_and_exit_code_two(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "one.yaml").write_text("train: {epochs: 2}\n")
+    (tmp_path / "own.yaml").write_text("output: /elsewhere\n")
+    (tmp_path / "picture").mkdir()
+    (tmp_path / "picture" / "front.json").write_bytes(b"\x89PNG\r\n\x1a\n" * 1000)
     (tmp_path / "odd.yaml").write_text("train: {epoch: 3}\n")
     with pytest.raises(SystemExit) as stop:
         main(arguments)
     assert stop.value.code == 2
     err = capsys.readouterr().err.strip()
-    assert err.startswith(line) and "\n" not in err
+    assert err.startswith(line) and "\n" not in err and len(err) < 600
 
 
 def test_a_front_that_is_none_is_refused(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
