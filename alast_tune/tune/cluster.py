@@ -52,7 +52,7 @@ def cluster() -> Iterator[None]:
             folder = _short_folder()
             ray.init(address="local", include_dashboard=False, _temp_dir=folder, **_this_machine(), **quiet)
         else:
-            check_address(address)
+            check_cluster()
             try:
                 ray.init(**quiet)
             except (ConnectionError, RuntimeError, ValueError, OSError) as error:
@@ -67,6 +67,13 @@ def cluster() -> Iterator[None]:
 
 
 _REMEDY = "give HOST:PORT of a head that runs, or unset it for a Ray of this machine's own"
+
+
+def check_cluster() -> None:
+    """Refuse a cluster that is not there, before anything else takes its time; see :func:`check_address`."""
+    address = os.environ.get("RAY_ADDRESS", "")
+    if address not in {"", "local"} and not ray.is_initialized():
+        check_address(address)
 
 
 def check_address(address: str) -> None:
@@ -106,8 +113,8 @@ def check_address(address: str) -> None:
     caller = threading.Thread(target=call, daemon=True)  # a name server may be silent, too
     caller.start()
     caller.join(PATIENCE)
-    if trouble:
-        raise ConfigError("RAY_ADDRESS", address, f"nobody there ({trouble[0]}); {_REMEDY}")
+    for why in trouble:
+        raise ConfigError("RAY_ADDRESS", address, f"nobody there ({why}); {_REMEDY}")
 
 
 def _this_machine() -> dict[str, Any]:

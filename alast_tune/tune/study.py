@@ -30,7 +30,7 @@ from alast_tune.summary import trial_id
 from alast_tune.terminal import printer
 from alast_tune.tracking import Tracker, default_uri, is_file_based, run_ids
 from alast_tune.train import load_trial
-from alast_tune.tune.cluster import cluster, stopped_by_signals
+from alast_tune.tune.cluster import check_cluster, cluster, stopped_by_signals
 from alast_tune.tune.forecast import Forecast
 from alast_tune.tune.insight import report_search
 from alast_tune.tune.members import Desk, block_reports, checkpoints, score
@@ -58,6 +58,7 @@ def run_sweep(sweep: SweepConfig, *, resume: bool = False, console: Console | No
     """
     console = console or Console(stderr=True)
     sweep = _with_absolute_paths(sweep)
+    check_cluster()
     check_apart(sweep.trial.data, "storage", sweep.storage)
     folder = sweep.storage / sweep.name
     fetch(folder)
