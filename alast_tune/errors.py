@@ -6,6 +6,9 @@ from pydantic import ValidationError
 
 from alast_tune.text import safe
 
+TRACEBACK = "ALAST_TRACEBACK"
+"""Environment variable: 1 has errors printed whole, as Python does, above their line."""
+
 _LONG = 200
 """Characters of a value that are said."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -109,8 +110,12 @@ def check_complete(sweep: str, results: Sequence[TrialResult]) -> None:
     own = [result for result in results if result.origin is None]
     if any(result.state == "complete" for result in own):
         return
-    reasons = Counter(f"{result.state}, {result.reason or 'for no known reason'}" for result in own)
-    why = "".join(f"; {count} of {len(own)} {reason}" for reason, count in reasons.most_common(1))
+    reasons: dict[str, list[str]] = {}
+    for result in own:
+        reason = f"{result.state}, {result.reason or 'for no known reason'}"
+        reasons.setdefault(re.sub(r"[0-9.]+", "", reason), []).append(reason)  # whatever the numbers in it
+    commonest = max(reasons.values(), key=len, default=[])
+    why = f"; {len(commonest)} of {len(own)} {commonest[0]}" if commonest else ""
     raise NothingCompleteError(f"sweep {sweep} has no complete trial{why}")
 
 

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
 from alast_tune.errors import (
+    TRACEBACK,
     ConfigError,
     DivergedError,
     NothingCompleteError,
@@ -37,9 +38,6 @@ STORAGE_FAILED = 4
 NOTHING_COMPLETE = 5
 """Exit code: a sweep has ended, and none of its trials is complete."""
 INTERRUPTED = 130
-
-TRACEBACK = "ALAST_TRACEBACK"
-"""Environment variable: 1 has errors printed whole, as Python does, above their line."""
 
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG}
 

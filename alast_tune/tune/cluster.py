@@ -21,7 +21,7 @@ import ray
 from ray._raylet import GcsClient  # type: ignore[attr-defined]  # as `ray health-check` does
 
 from alast_tune.data.machine import available_bytes, cpu_count, is_limited
-from alast_tune.errors import ConfigError
+from alast_tune.errors import TRACEBACK, ConfigError
 from alast_tune.text import one_line
 
 PATIENCE = 6.0
@@ -42,6 +42,8 @@ def cluster() -> Iterator[None]:
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # MLflow has it all
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the newer one prints a banner whatever its verbosity
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C comes as an exception, as SIGTERM does
+    if os.environ.get(TRACEBACK) != "1":  # of each trial that fails, whose reason has a line of its own
+        logging.getLogger("ray.tune.execution.tune_controller").setLevel(logging.CRITICAL)
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     started, folder = not ray.is_initialized(), None
     if started:
