@@ -4,18 +4,26 @@ from __future__ import annotations
 
 from pydantic import ValidationError
 
+from alast_tune.text import safe
+
+TRACEBACK = "ALAST_TRACEBACK"
+"""Environment variable: 1 has errors printed whole, as Python does, above their line."""
+
+_LONG = 200
+"""Characters of a value that are said."""
+
 
 class ConfigError(ValueError):
     """A setting that cannot work, said in one line: ``field = value: remedy``.
 
     Args:
         field: dotted path of the setting, as in the configuration (``model.checkpoint``).
-        value: what it was set to.
+        value: what it was set to; passwords in it are not said.
         remedy: what is wrong with it and what would be right.
     """
 
     def __init__(self, field: str, value: object, remedy: str) -> None:
-        super().__init__(f"{field} = {value!s}: {' '.join(remedy.split())}")
+        super().__init__(safe(f"{field} = {value!s}: {' '.join(remedy.split())}"))
         self.field = field
         self._parts = (field, value, remedy)
 
@@ -30,6 +38,10 @@ class DivergedError(RuntimeError):
 
 class WorkersError(RuntimeError):
     """The workers of a distributed run have failed for good, said in one line; it can be gone on with."""
+
+
+class NothingCompleteError(RuntimeError):
+    """A sweep has ended, and none of its trials is complete; says the commonest reason in one line."""
 
 
 class StorageError(RuntimeError):
@@ -52,7 +64,13 @@ def explain(error: ValidationError) -> str:
     ]
     field = ".".join(path) or "configuration"
     if first["type"] == "extra_forbidden":
-        return f"{field} = {first['input']!s}: no such setting; see --help for those there are"
+        return f"{field} = {_shortened(first['input'])}: no such setting; see --help for those there are"
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     value = first["input"] if not isinstance(first["input"], dict) else "{...}"
-    return f"{field} = {value!s}: {first['msg'].removeprefix('Value error, ')}{more}"
+    return f"{field} = {_shortened(value)}: {first['msg'].removeprefix('Value error, ')}{more}"
+
+
+def _shortened(value: object) -> str:
+    """Write a value in a line, which somebody's file may have made long."""
+    text = value[:_LONG].decode(errors="replace") if isinstance(value, bytes) else str(value)
+    return text if len(text) < _LONG else f"{text[:_LONG]}..."

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import torch
 
@@ -23,8 +22,9 @@ from alast_tune.models import input_spec
 from alast_tune.plots import human_bytes
 from alast_tune.production import read_config
 from alast_tune.results import RESEEDED, EpochReport, FrontFile, FrontMember, Reseeded
-from alast_tune.storage import CHECKPOINTS, address_of
+from alast_tune.storage import CHECKPOINTS, address_of, below
 from alast_tune.summary import trial_id
+from alast_tune.text import without_passwords
 from alast_tune.train import Run, fit, load_trial
 from alast_tune.tune.members import checkpoints
 from alast_tune.tune.trainable import stored
@@ -44,15 +44,22 @@ def pick(front: FrontFile, choice: str) -> FrontMember:
     if not front.front:
         raise ConfigError("pick", choice, f"nobody on the front of {front.sweep} keeps the limits; loosen them")
     if choice == "cheapest":
-        return min(front.front, key=lambda member: member.objectives["train_flops"])
+        return _of_one_sweep(min(front.front, key=lambda member: member.objectives["train_flops"]))
     if choice == "best":
-        return max(front.front, key=lambda member: member.objectives["accuracy"])
+        return _of_one_sweep(max(front.front, key=lambda member: member.objectives["accuracy"]))
     wanted = front.knee if choice == "knee" else trial_id(int(choice)) if choice.isdecimal() else choice
     for member in front.front:
         if member.trial_id == wanted:
-            return member
+            return _of_one_sweep(member)
     there = ", ".join(member.trial_id for member in front.front)
     raise ConfigError("pick", choice, f"not on the front; give knee, cheapest, best or one of {there}")
+
+
+def _of_one_sweep(member: FrontMember) -> FrontMember:
+    sweep, joint, _ = member.trial_id.rpartition("/")
+    if joint:
+        raise ConfigError("pick", member.trial_id, f"this is a joint front; promote it from that of sweep {sweep}")
+    return member
 
 
 def promoted(
@@ -90,7 +97,7 @@ def promoted(
         sweep=sweep,
         trial_id=member.trial_id,
         mlflow_run_id=member.mlflow_run_id,
-        tracking_uri=_without_password(tracking_uri),
+        tracking_uri=without_passwords(tracking_uri),
         model_name=model_name,
         objectives=member.objectives,
         test_accuracy=member.test_accuracy,
@@ -191,7 +198,7 @@ def repeat(member: FrontMember, sweep: Path, on_step: Callable[[int], None] | No
     Raises:
         ConfigError: it cannot be trained here.
     """
-    folder = sweep / "verify" / member.trial_id
+    folder = below(sweep, "verify", member.trial_id)
     shutil.rmtree(folder, ignore_errors=True)
     torch.set_num_threads(stored_sweep(sweep, "sweep").cpus_per_trial)  # other numbers of threads round differently
     yield from fit(member.config, folder, on_step)
@@ -238,11 +245,6 @@ def compare(member: FrontMember, report: EpochReport, images: int, spread: float
             abs(cost.peak_bytes - peak) <= PEAK_TOLERANCE * peak,
         ),
     ]
-
-
-def _without_password(uri: str) -> str:
-    parts = urlsplit(uri)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl() if "@" in parts.netloc else uri
 
 
 def _git_commit(root: Path) -> str | None:

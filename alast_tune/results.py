@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, FiniteFloat, ValidationError
 
-from alast_tune.config import Limits, Record, TrialConfig, flatten
+from alast_tune.config import FrontName, Limits, Record, RunId, SweepName, TrialConfig, TrialId, flatten
+from alast_tune.errors import ConfigError, explain
 from alast_tune.failpoints import failpoint
 from alast_tune.storage import whole
+
+T = TypeVar("T", bound=Record)
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,18 @@ OBJECTIVES = (
 
 DIRECTIONS = tuple(objective.direction for objective in OBJECTIVES)
 
-LANDMARKS = {"full": "full fine-tuning", "paper": "ALaST as in the paper"}
+
+def _complete(values: dict[str, float]) -> dict[str, float]:
+    if values.keys() != {objective.name for objective in OBJECTIVES}:
+        raise ValueError(f"needs {', '.join(objective.name for objective in OBJECTIVES)}, and nothing else")
+    return values
+
+
+ObjectiveValues = Annotated[dict[str, FiniteFloat], AfterValidator(_complete)]
+"""A number for each of :data:`OBJECTIVES`, by its name."""
+
+Landmark = Literal["full", "paper"]
+LANDMARKS: dict[str, str] = {"full": "full fine-tuning", "paper": "ALaST as in the paper"}
 """The trials that every sweep starts with, as people read them."""
 
 
@@ -96,7 +110,7 @@ class TrialResult:
     mlflow_run_id: str | None = None
     reason: str | None = None
     """Why it failed, was pruned or is infeasible."""
-    landmark: str | None = None
+    landmark: Landmark | None = None
     """``full`` or ``paper``, for the two that every sweep starts with."""
     origin: str | None = None
     """Name of the earlier sweep that ran it; None for this sweep's own."""
@@ -120,28 +134,30 @@ class TrialResult:
 class FrontMember(Record):
     """A trial that no other complete trial dominates."""
 
-    trial_id: str
-    mlflow_run_id: str | None
-    objectives: dict[str, float]
-    test_accuracy: float | None
+    trial_id: TrialId
+    mlflow_run_id: RunId | None
+    objectives: ObjectiveValues
+    test_accuracy: FiniteFloat | None
     epochs: int
     config: TrialConfig
     params: dict[str, Any] = Field(default_factory=dict)
     """What the sweep varied, variants by their names; empty in files of version 0.1."""
-    landmark: str | None = None
+    landmark: Landmark | None = None
     """``full`` or ``paper``, if it is one of the two that every sweep starts with."""
-    origin: str | None = None
+    origin: SweepName | None = None
     """Name of the earlier sweep that ran it; None for this sweep's own."""
 
 
 class TrialCounts(Record):
-    """How the trials of a sweep ended; those of an earlier sweep that it was started with are not counted."""
+    """How the trials of a sweep ended; those of an earlier sweep that it was started with are counted apart."""
 
     total: int
     complete: int
     infeasible: int = 0
     pruned: int
     failed: int
+    earlier: int = 0
+    """Complete trials of earlier sweeps, which stand beside them."""
 
     @property
     def finished(self) -> int:
@@ -157,22 +173,22 @@ class SeedRun(Record):
     """A front member, run once more with another seed."""
 
     seed: int
-    objectives: dict[str, float]
-    test_accuracy: float | None
+    objectives: ObjectiveValues
+    test_accuracy: FiniteFloat | None
 
 
 class ReseededMember(Record):
     """What a front member comes to, whatever the seed."""
 
-    trial_id: str
-    found: dict[str, float]
+    trial_id: TrialId
+    found: ObjectiveValues
     """The objectives that put it on the front: of several good ones the luckiest, so that the mean may lie lower."""
     runs: tuple[SeedRun, ...]
     """The new ones alone."""
-    mean: dict[str, float]
-    spread: dict[str, float]
+    mean: ObjectiveValues
+    spread: ObjectiveValues
     """Standard deviation between seeds."""
-    front_probability: float
+    front_probability: FiniteFloat
     """That no other member's true values dominate its own, in [0, 1]."""
 
 
@@ -180,14 +196,18 @@ class Reseeded(Record):
     """``reseeded.json``: the members of a front, run again with other seeds."""
 
     schema_: Literal[1] = Field(1, alias="schema")
-    sweep: str
+    sweep: SweepName
     seeds: tuple[int, ...]
     members: tuple[ReseededMember, ...]
 
     @classmethod
     def read(cls, path: Path) -> Reseeded:
-        """Read a reseeded.json."""
-        return cls.model_validate_json(path.read_text())
+        """Read a reseeded.json.
+
+        Raises:
+            ConfigError: there is none, or it is something else.
+        """
+        return _read(cls, path, "reseeded", RESEEDED)
 
     def write(self, path: Path) -> None:
         """Write a reseeded.json, atomically."""
@@ -198,18 +218,18 @@ class FrontFile(Record):
     """``front.json``: the front of a sweep's complete trials."""
 
     schema_: Literal[1] = Field(1, alias="schema")
-    sweep: str
+    sweep: FrontName
     objectives: tuple[Objective, ...]
-    reference_point: tuple[float, ...]
+    reference_point: tuple[FiniteFloat, FiniteFloat, FiniteFloat]
     """What hypervolume is measured from: accuracy 0, and the cost of `full` fine-tuning for as many epochs."""
-    hypervolume: float
+    hypervolume: FiniteFloat
     """In the objectives' own units."""
-    hypervolume_share: float
+    hypervolume_share: FiniteFloat
     """The same as a share of the box between the reference point and the ideal (accuracy 1, cost 0)."""
     limits: Limits = Limits()
     """What every member keeps to."""
     trials: TrialCounts
-    knee: str | None
+    knee: TrialId | None
     """Trial id of the compromise nearest the ideal."""
     front: tuple[FrontMember, ...]
 
@@ -221,17 +241,32 @@ class FrontFile(Record):
     @property
     def candidates(self) -> str:
         """Say of whom this is the front."""
-        earlier = " and earlier results" if any(member.origin for member in self.front) else ""
-        return f"{self.trials.complete} complete trials{earlier}"
+        own = self.trials.complete
+        earlier = max(self.trials.earlier, sum(member.origin is not None for member in self.front))  # version 0.1: 0
+        apart = f"{own + earlier} results ({own} complete trials, {earlier} earlier)"
+        return apart if earlier else f"{own} complete trials"
 
     @classmethod
-    def read(cls, path: Path) -> FrontFile:
-        """Read a front.json."""
-        return cls.model_validate_json(path.read_text())
+    def read(cls, path: Path, field: str = "sweep") -> FrontFile:
+        """Read a front.json.
+
+        Raises:
+            ConfigError: there is none, or it is something else; about ``field``.
+        """
+        return _read(cls, path, field, "front.json")
 
     def write(self, path: Path) -> None:
         """Write a front.json, atomically."""
         _write(path, self)
+
+
+def _read(kind: type[T], path: Path, field: str, name: str) -> T:
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise ConfigError(field, path, f"cannot be read ({error.strerror}); give a {name}") from None
+    except ValidationError as error:
+        raise ConfigError(field, path, f"is not a {name}: {explain(error)}") from None
 
 
 def _write(path: Path, record: Record) -> None:

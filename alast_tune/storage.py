@@ -91,6 +91,10 @@ def copy_of(place: str | Path) -> Path:
     if address is None:
         return expanded(place)
     scheme, rest = address[1], address[2] or ""
+    if "@" in rest.strip("/").partition("/")[0]:
+        raise ValueError("holds a password, which would be logged; leave it to AWS_PROFILE or the like")
+    if ".." in rest.split("/"):
+        raise ValueError("leads out of its bucket; write it without ..")
     if scheme not in SCHEMES or "?" in rest or not rest.strip("/"):
         raise ValueError("no folder, and not s3://BUCKET/... or gs://BUCKET/...; an endpoint goes to AWS_ENDPOINT_URL")
     return _copies() / scheme / rest.strip("/")
@@ -175,6 +179,19 @@ def fetch(path: Path) -> None:
             download(folder, objects_of(folder))
 
 
+def below(folder: Path, *names: str) -> Path:
+    """Path of a folder of ours in a sweep's folder, which may be somebody else's: no link leads out of it.
+
+    Raises:
+        ConfigError: one does.
+    """
+    path = folder.joinpath(*names)
+    linked = any(one.is_symlink() for one in path.rglob("*"))
+    if linked or not path.resolve().is_relative_to(folder.resolve()):
+        raise ConfigError("sweep", folder, f"{path} leads out of it, by a link; remove that")
+    return path
+
+
 def driver_lock(folder: Path) -> FileLock:
     """Make the lock of a folder among the processes that share it; the system takes it from one that dies."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -223,8 +240,10 @@ def download(folder: Path, objects: Objects) -> None:
     try:
         for _ in range(_TRIES):
             objects.list(without=ELSEWHERE)
-            whole_ones = [_fetched(folder / file, file, objects) for file in {parse(name)[0] for name in objects.sizes}]
-            if all(whole_ones):
+            files = {parse(name)[0] for name in objects.sizes}
+            # An object may be called anything.
+            fetched = [_fetched(folder / file, file, objects) for file in files if ".." not in Path(file).parts]
+            if all(fetched):
                 return
     except OSError as error:
         raise unusable(folder, error) from None

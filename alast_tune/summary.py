@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alast_tune.config import Limits
-from alast_tune.errors import ConfigError
+from alast_tune.errors import ConfigError, NothingCompleteError
 from alast_tune.front import front_probability, hypervolume, hypervolume_share, knee, pareto_mask
 from alast_tune.results import (
     DIRECTIONS,
@@ -60,7 +61,7 @@ class FrontTracker:
 
     def add(self, *results: TrialResult) -> bool:
         """Take in trials that have ended; returns whether the front is another one: only complete trials are on it."""
-        self._states.update(result.state for result in results if result.origin is None)
+        self._states.update(result.state if result.origin is None else "earlier" for result in results)
         self.launched += sum(result.launched for result in results)
         complete = [result for result in results if result.state == "complete"]
         if not complete:
@@ -77,11 +78,12 @@ class FrontTracker:
     def counts(self) -> TrialCounts:
         """How trials have ended so far."""
         return TrialCounts(
-            total=self._states.total(),
+            total=self._states.total() - self._states["earlier"],
             complete=self._states["complete"],
             infeasible=self._states["infeasible"],
             pruned=self._states["pruned"],
             failed=self._states["failed"],
+            earlier=self._states["earlier"],
         )
 
     @property
@@ -109,6 +111,24 @@ def summarise(
     if test_accuracy:
         results = [replace(one, test_accuracy=test_accuracy.get(one.number, one.test_accuracy)) for one in results]
     return FrontTracker(sweep, reference, limits, results).front
+
+
+def check_complete(sweep: str, results: Sequence[TrialResult]) -> None:
+    """Refuse to call a sweep done that has not one complete trial of its own.
+
+    Raises:
+        NothingCompleteError: says how many there are, and the commonest reason.
+    """
+    own = [result for result in results if result.origin is None]
+    if any(result.state == "complete" for result in own):
+        return
+    reasons: dict[str, list[str]] = {}
+    for result in own:
+        reason = f"{result.state}, {result.reason or 'for no known reason'}"
+        reasons.setdefault(re.sub(r"[0-9.]+", "", reason), []).append(reason)  # whatever the numbers in it
+    commonest = max(reasons.values(), key=len, default=[])
+    why = f"; {len(commonest)} of {len(own)} {commonest[0]}" if commonest else ""
+    raise NothingCompleteError(f"sweep {sweep} has no complete trial{why}")
 
 
 def within(front: FrontFile, limits: Limits) -> FrontFile:

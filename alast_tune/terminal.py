@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from alast_tune.config import TrialConfig, flatten
 from alast_tune.plots import human_bytes, human_flops, short
 from alast_tune.results import LANDMARKS, EpochReport, FrontFile, Reseeded, TrialResult
+from alast_tune.text import safe
+
+
+def printer(console: Console) -> Callable[[object], None]:
+    """Make what prints lines as they are, on however wide a terminal: no markup, no colours, no control characters."""
+    return lambda line: console.print(Text(safe(line)), soft_wrap=True)
+
+
+def _title(text: str) -> Text:
+    return Text(safe(text), "italic")
 
 
 class SweepProgress:
@@ -24,6 +35,8 @@ class SweepProgress:
 
     def __init__(self, total: int, finished: int, console: Console) -> None:
         self._console = console
+        self.note = printer(console)
+        """Prints a line above the progress."""
         self._total = total
         self._already = finished
         self._started = time.monotonic()
@@ -31,7 +44,7 @@ class SweepProgress:
         self._bar = Progress(
             TextColumn("[bold]trials[/]"),
             BarColumn(bar_width=24),
-            TextColumn("{task.fields[line]}"),
+            TextColumn("{task.fields[line]}", markup=False),
             TimeElapsedColumn(),
             console=console,
             disable=not console.is_terminal,
@@ -44,9 +57,9 @@ class SweepProgress:
         self._running += 1
         self._bar.update(self._task, line=f"{self._already} of {self._total} finished, {self._running} running")
 
-    def ended(self, result: TrialResult, front: FrontFile) -> None:
-        """A trial has ended; the front is that of all so far."""
-        self._running -= 1
+    def ended(self, result: TrialResult, front: FrontFile, ran: bool = True) -> None:
+        """A trial has ended, which may never have begun; the front is that of all so far."""
+        self._running -= ran
         self._ended += 1
         done = self._already + self._ended
         per_trial = (time.monotonic() - self._started) / self._ended
@@ -59,13 +72,7 @@ class SweepProgress:
         self._bar.update(self._task, completed=done, line=line)
         if not self._console.is_terminal or result.state == "failed":
             why = f" ({result.reason})" if result.reason else ""
-            self._console.print(
-                f"trial {result.number:04d} {result.state}{why} | {line}", highlight=False, soft_wrap=True
-            )
-
-    def note(self, text: str) -> None:
-        """Print a line above the progress."""
-        self._console.print(text, highlight=False, soft_wrap=True)
+            self.note(f"trial {result.number:04d} {result.state}{why} | {line}")
 
     def close(self) -> None:
         """Leave the terminal as it is."""
@@ -83,7 +90,7 @@ class TrainingProgress:
     """
 
     def __init__(self, console: Console, trial: TrialConfig, steps: int, done: int = 0) -> None:
-        self._console = console
+        self._print = printer(console)
         self._trial = trial
         self._steps = steps
         columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn())
@@ -111,13 +118,11 @@ class TrainingProgress:
         self._done = report.epoch
         seen = " (of images it trains on)" if self._trial.data.all_data else ""
         cost = report.cost
-        self._console.print(
+        self._print(
             f"epoch {report.epoch}/{self._trial.train.epochs} accuracy {report.accuracy:.4f}{seen} "
             f"loss {report.train_loss:.4f} {human_flops(cost.train_flops)} "
             f"peak {human_bytes(cost.peak_bytes)} steady {human_bytes(cost.steady_peak_bytes)} "
-            f"{cost.wall_seconds:.1f} s",
-            highlight=False,
-            soft_wrap=True,
+            f"{cost.wall_seconds:.1f} s"
         )
 
 
@@ -125,9 +130,11 @@ def front_table(front: FrontFile) -> Table:
     """Lay the front out as a table, cheapest first: objectives, test accuracy, and what varies over it."""
     counts = front.trials
     table = Table(
-        title=f"{front.sweep}: {len(front.front)} of {front.candidates} on the front "
-        f"({counts.pruned} pruned, {counts.infeasible} infeasible, {counts.failed} failed), "
-        f"hypervolume {front.hypervolume_share:.4f}",
+        title=_title(
+            f"{front.sweep}: {len(front.front)} of {front.candidates} on the front "
+            f"({counts.pruned} pruned, {counts.infeasible} infeasible, {counts.failed} failed), "
+            f"hypervolume {front.hypervolume_share:.4f}"
+        ),
         title_justify="left",
         box=SIMPLE_HEAD,
         pad_edge=False,
@@ -145,9 +152,11 @@ def front_table(front: FrontFile) -> Table:
             "-" if member.test_accuracy is None else f"{member.test_accuracy:.4f}",
             human_flops(member.objectives["train_flops"]),
             human_bytes(member.objectives["peak_bytes"]),
-            LANDMARKS[member.landmark]
-            if member.landmark
-            else ", ".join(f"{path.rsplit('/', 1)[-1]} {short(values.get(path))}" for path in varied),
+            Text(
+                LANDMARKS[member.landmark]
+                if member.landmark
+                else safe(", ".join(f"{path.rsplit('/', 1)[-1]} {short(values.get(path))}" for path in varied))
+            ),
             style="bold" if member.trial_id == front.knee else None,
         )
     if front.knee:
@@ -172,7 +181,7 @@ def comparison_table(fronts: Sequence[FrontFile], joint: FrontFile) -> Table:
 def reseeded_table(reseeded: Reseeded) -> Table:
     """Lay out what a front's members come to over seeds, in the front's order."""
     table = Table(
-        title=f"{reseeded.sweep}: its front with {len(reseeded.seeds)} other seeds (mean ± standard deviation)",
+        title=_title(f"{reseeded.sweep}: its front with {len(reseeded.seeds)} other seeds (mean ± standard deviation)"),
         title_justify="left",
         box=SIMPLE_HEAD,
         pad_edge=False,
@@ -203,7 +212,7 @@ def _duration(seconds: float) -> str:
 
 def describe(values: Mapping[str, object], title: str) -> Table:
     """Lay out names and values in two columns."""
-    table = Table(title=title, show_header=False, title_justify="left")
+    table = Table(title=_title(title), show_header=False, title_justify="left")
     for name, value in values.items():
-        table.add_row(name, str(value))
+        table.add_row(Text(safe(name)), Text(safe(value)))
     return table

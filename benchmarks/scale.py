@@ -161,7 +161,7 @@ class Driver:
     def __init__(self, sweep: SweepConfig, database: Path, hold: SweepLease) -> None:
         self.draw = np.random.default_rng(0)
         self.sweep, own = sweep, sweep.storage / sweep.name
-        shared = "://" in sweep.study
+        shared = "://" in (sweep.study or "")
         if not shared:
             shutil.copy(database, own / STUDY)
             with closing(sqlite3.connect(own / STUDY)) as connection:

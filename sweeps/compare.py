@@ -13,6 +13,7 @@ from rich.console import Console
 
 from alast_tune.cli import TRACKING_INCOMPLETE, guarded
 from alast_tune.reports import Comparison, arguments, compare
+from alast_tune.terminal import printer
 from alast_tune.tracking import pending
 
 
@@ -22,7 +23,7 @@ def main() -> None:
     given = arguments(sys.argv[1:], Path(__file__), Comparison, __doc__)
     console = Console(width=None if sys.stdout.isatty() else 120)
     report = compare(given.plan, given.name, given.storage, given.only, given.run, given.command, console)
-    console.print(f"report: {report}", soft_wrap=True, highlight=False)
+    printer(console)(f"report: {report}")
     if given.run and any(pending(folder) for folder in given.storage.glob(f"{given.name}-*")):
         sys.exit(TRACKING_INCOMPLETE)
 

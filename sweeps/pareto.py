@@ -23,7 +23,8 @@ from alast_tune.config import SweepConfig, given_file, parse, read_mapping, stor
 from alast_tune.errors import ConfigError
 from alast_tune.results import FrontFile
 from alast_tune.storage import copy_of, listing, names_with, shown
-from alast_tune.terminal import front_table, reseeded_table
+from alast_tune.summary import check_complete
+from alast_tune.terminal import front_table, printer, reseeded_table
 from alast_tune.tracking import default_uri, pending, ui_command
 from alast_tune.tune.reseed import reseed
 from alast_tune.tune.study import run_sweep
@@ -42,22 +43,26 @@ class Preset(PydanticBaseSettingsSource):
         """Read the file that ``--preset`` or ``--resume`` names."""
         given = self.current_state
         preset, resume = given.get("preset"), given.get("resume")
-        place = given.get("storage", "runs")
+        file, values = self._preset(preset) if preset is not None else (None, {})
+        place = given.get("storage", values.get("storage", "runs"))
         try:
             storage = copy_of(place)
         except ValueError as error:
             raise ConfigError("storage", place, str(error)) from None
         if resume:
             stored = stored_sweep(storage / resume).given()
-            return {name: value for name, value in stored.items() if name != "storage"}
-        if preset is None:
+            return {name: value for name, value in stored.items() if name != "storage"} | {"storage": place}
+        if file is None:
             raise ConfigError("preset", "not given", f"give --preset (one of {', '.join(presets())}) or --resume")
+        goes_on = "name" in given or str(given.get("go_on")).lower() == "true"
+        return {"name": file.stem if goes_on else free_name(storage, file.stem)} | values
+
+    def _preset(self, preset: str) -> tuple[Path, dict[str, Any]]:
         known = Path(preset).suffix not in {".yaml", ".yml", ".json"}
         file = PRESETS / f"{preset}.yaml" if known else given_file("preset", preset)
         if not file.exists():
             raise ConfigError("preset", preset, f"not a file and none of {', '.join(presets())}")
-        goes_on = "name" in given or str(given.get("go_on")).lower() == "true"
-        return {"name": file.stem if goes_on else free_name(storage, file.stem)} | read_mapping(file)
+        return file, read_mapping(file)
 
 
 class Pareto(BaseSettings, SweepConfig):
@@ -68,7 +73,9 @@ class Pareto(BaseSettings, SweepConfig):
 
     preset: str | None = Field(None, description="a name from sweeps/presets, or a YAML file")
     resume: str | None = Field(
-        None, description="name of a sweep to go on with; only --trials may differ, and where files lie"
+        None,
+        description="name of a sweep to go on with, under --storage or that of --preset; only --trials and places "
+        "of files may differ",
     )
     go_on: CliImplicitFlag[bool] = Field(
         False,
@@ -112,13 +119,17 @@ def main() -> None:
     options = CliApp.run(Pareto, cli_args=words)
     sweep = parse(SweepConfig, options.given())
     console = Console(width=None if sys.stdout.isatty() else 120)
-    run_sweep(sweep, resume=options.resume is not None or (options.go_on and is_begun(sweep)), console=console)
+    results = run_sweep(
+        sweep, resume=options.resume is not None or (options.go_on and is_begun(sweep)), console=console
+    )
     file = sweep.storage / sweep.name / "front.json"
     console.print(front_table(FrontFile.read(file)))
-    if options.reseed is not None:
+    if options.reseed is not None and any(result.state == "complete" for result in results):
         console.print(reseeded_table(reseed(file.parent, options.reseed, console)))
-    console.print(f"front: {shown(file)}", soft_wrap=True, highlight=False)
-    console.print(f"MLflow: just ui    ({ui_command(default_uri(sweep.storage))})", soft_wrap=True, highlight=False)
+    say = printer(console)
+    say(f"front: {shown(file)}")
+    say(f"MLflow: just ui    ({ui_command(default_uri(sweep.storage))})")
+    check_complete(sweep.name, results)
     if pending(file.parent):  # the tracker has said so
         sys.exit(TRACKING_INCOMPLETE)
 

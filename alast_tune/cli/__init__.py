@@ -26,7 +26,8 @@ from alast_tune.cli.guard import STORAGE_FAILED, TRACKING_INCOMPLETE, guarded
 from alast_tune.cli.promote import Promote
 from alast_tune.cli.report import Report
 from alast_tune.cli.train import Train
-from alast_tune.config import given_file, read_mapping
+from alast_tune.config import PromotedConfig, given_file, read_mapping
+from alast_tune.errors import ConfigError
 
 __all__ = ["STORAGE_FAILED", "TRACKING_INCOMPLETE", "guarded", "main"]
 
@@ -41,7 +42,10 @@ class ConfigFile(PydanticBaseSettingsSource):
     def __call__(self) -> dict[str, Any]:
         """Read the file."""
         file = (self.current_state.get("train") or {}).get("config")
-        return {"train": read_mapping(given_file("config", file))} if file else {}
+        values = read_mapping(given_file("config", file)) if file else {}
+        for name in set(values) & set(Train.model_fields) - set(PromotedConfig.model_fields):
+            raise ConfigError(name, values[name], f"{file} says what to train, not where to; give it as --{name}")
+        return {"train": values} if file else {}
 
 
 class AlastTune(BaseSettings):

@@ -10,6 +10,7 @@ import torch
 from pydantic import BaseModel
 from rich.console import Console
 
+from alast_tune.data.machine import available_bytes, cpu_count, limit_threads, memory_bytes
 from alast_tune.plots import human_bytes
 from alast_tune.terminal import describe
 
@@ -30,10 +31,9 @@ def machine() -> dict[str, object]:
             seen[package] = version(package)
         except PackageNotFoundError:
             seen[package] = "not installed"
-    seen["CPUs"] = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    seen["torch threads"] = torch.get_num_threads()
-    if hasattr(os, "sysconf"):
-        seen["memory"] = human_bytes(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    seen["CPUs"] = cpu_count()
+    seen["torch threads"] = limit_threads()
+    seen["memory"] = f"{human_bytes(memory_bytes())}, {human_bytes(available_bytes())} of it available"
     devices = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     seen["GPUs"] = ", ".join(f"{d.name} ({human_bytes(d.total_memory)})" for d in devices) or "none"
     for name in (

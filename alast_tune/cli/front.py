@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import re
 import sys
 from pathlib import Path
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 from pydantic_settings import CliImplicitFlag, CliPositionalArg
 from rich.console import Console
 
 from alast_tune.cli.guard import TRACKING_INCOMPLETE
 from alast_tune.config import Limits
-from alast_tune.errors import ConfigError, explain
+from alast_tune.errors import ConfigError
 from alast_tune.lease import exclusive_driver
 from alast_tune.plots import fronts_html, fronts_png
 from alast_tune.results import FrontFile
 from alast_tune.storage import Place, fetch, is_copy, names_with, shown
 from alast_tune.summary import together, within
-from alast_tune.terminal import comparison_table, front_table
+from alast_tune.terminal import comparison_table, front_table, printer
 
 
 def find_front(sweep: Path, storage: Path) -> Path:
@@ -52,18 +54,6 @@ def find_sweep(sweep: Path, storage: Path) -> Path:
     return folder.absolute()
 
 
-def read_front(file: Path) -> FrontFile:
-    """Read a front.
-
-    Raises:
-        ConfigError: the file is something else.
-    """
-    try:
-        return FrontFile.read(file)
-    except ValidationError as error:
-        raise ConfigError("sweep", file, f"is not a front.json: {explain(error)}") from None
-
-
 class Front(Limits):
     """Print the front of a sweep, or the part of it that keeps given limits; of several sweeps, how they compare."""
 
@@ -80,12 +70,13 @@ class Front(Limits):
         """Read each front.json; print and draw them."""
         if self.plot and self.plot.suffix not in {".html", ".png"}:
             raise ConfigError("plot", self.plot, "give a .html or a .png file")
-        fronts = [within(read_front(find_front(sweep, self.storage)), self) for sweep in self.sweeps]
+        fronts = [within(FrontFile.read(find_front(sweep, self.storage)), self) for sweep in self.sweeps]
         names = [front.sweep for front in fronts]
         if len(set(names)) < len(names):  # the same name in two storages
-            fronts = [
-                f.model_copy(update={"sweep": shown(sweep)}) for f, sweep in zip(fronts, self.sweeps, strict=True)
+            labels = [
+                re.sub(r"[^A-Za-z0-9._]+", "-", shown(sweep))[-200:].strip("-._") or "sweep" for sweep in self.sweeps
             ]
+            fronts = [f.model_copy(update={"sweep": label}) for f, label in zip(fronts, labels, strict=True)]
         front = fronts[0]
         if len(fronts) > 1:
             fronts, front = together(fronts)
@@ -94,14 +85,14 @@ class Front(Limits):
             self.plot.parent.mkdir(parents=True, exist_ok=True)
             self.plot.write_bytes(drawn)
         if self.as_json:
-            print(front.model_dump_json(indent=2, by_alias=True))
+            print(json.dumps(front.model_dump(mode="json", by_alias=True), indent=2))  # in ASCII, whatever it holds
             return
         console = Console()
         if len(fronts) > 1:
             console.print(comparison_table(fronts, front))
         console.print(front_table(front))
         if self.plot:
-            console.print(f"drawn: {self.plot}", highlight=False, soft_wrap=True)
+            printer(console)(f"drawn: {self.plot}")
 
 
 class Sync(BaseModel):
@@ -116,6 +107,6 @@ class Sync(BaseModel):
 
         folder = find_sweep(self.sweep, self.storage)
         with exclusive_driver(folder):
-            left = sync(folder, default_uri(folder.absolute().parent), lambda line: print(line, flush=True))
+            left = sync(folder, default_uri(folder.absolute().parent), printer(Console()))
         if left:
             sys.exit(TRACKING_INCOMPLETE)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import sys
+import traceback
 from collections.abc import Callable
 from functools import wraps
 from typing import ParamSpec
@@ -11,20 +14,39 @@ from typing import ParamSpec
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
-from alast_tune.errors import ConfigError, DivergedError, StorageError, WorkersError, explain
+from alast_tune.errors import (
+    TRACEBACK,
+    ConfigError,
+    DivergedError,
+    NothingCompleteError,
+    StorageError,
+    WorkersError,
+    explain,
+)
+from alast_tune.text import one_line, safe
 
 P = ParamSpec("P")
 
+FAILED = 1
+"""Exit code: training has failed, or something that nobody foresaw."""
+NOT_POSSIBLE = 2
+"""Exit code: a setting cannot work."""
 TRACKING_INCOMPLETE = 3
 """Exit code: what was to be done is done, but MLflow lacks some of it; the line above says how it gets it."""
 STORAGE_FAILED = 4
 """Exit code: a full or broken disk has ended the sweep; ``--resume`` goes on with it."""
+NOTHING_COMPLETE = 5
+"""Exit code: a sweep has ended, and none of its trials is complete."""
+INTERRUPTED = 130
+
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG}
 
 
 def guarded(command: Callable[P, None]) -> Callable[P, None]:
-    """Turn what a person can do something about into one line and an exit code.
+    """Turn whatever ends a command into one line and an exit code.
 
-    2 for a setting that cannot work, 1 for training that has failed, 4 for a full disk, 130 for an interruption.
+    1 for training that has failed and for what nobody foresaw, 2 for a setting that cannot work, 3 if MLflow lacks
+    something, 4 for a full or broken disk or database, 5 for a sweep without one complete trial, 130 if interrupted.
     """
 
     @wraps(command)
@@ -35,26 +57,47 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
         log.setLevel(logging.INFO)
         try:
             command(*arguments, **options)
-        except ConfigError as error:
-            sys.exit(complain(str(error)))
-        except ValidationError as error:
-            sys.exit(complain(explain(error).removeprefix("train.")))  # settings of the subcommand, in its words
-        except SettingsError as error:
-            sys.exit(complain(f"{str(error).removeprefix('error parsing CLI: ')}; see --help"))
-        except (DivergedError, WorkersError) as error:
-            complain(str(error))
-            sys.exit(1)
-        except StorageError as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(STORAGE_FAILED)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
-            sys.exit(130)
+            sys.exit(INTERRUPTED)
+        except BrokenPipeError:  # whoever read the output has gone: `| head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(FAILED)
+        except Exception as error:
+            if os.environ.get(TRACEBACK) == "1":
+                print(safe("".join(traceback.format_exception(error))), file=sys.stderr)
+            line, code = verdict(error)
+            complain(line)
+            sys.exit(code)
         finally:
             log.removeHandler(handler)
             log.setLevel(level)
 
     return run
+
+
+def verdict(error: BaseException) -> tuple[str, int]:
+    """Say what has ended a command, and with which exit code; see :func:`guarded`."""
+    worker = getattr(error, "cause", None)
+    if isinstance(worker, Exception):  # Ray's, of what has ended a task
+        error = worker
+    match error:
+        case ConfigError():
+            return str(error), NOT_POSSIBLE
+        case ValidationError():
+            return explain(error).removeprefix("train."), NOT_POSSIBLE  # settings of the subcommand, in its words
+        case SettingsError():
+            return f"{str(error).removeprefix('error parsing CLI: ')}; see --help", NOT_POSSIBLE
+        case DivergedError() | WorkersError():
+            return str(error), FAILED
+        case StorageError():
+            return str(error), STORAGE_FAILED
+        case NothingCompleteError():
+            return str(error), NOTHING_COMPLETE
+    more = f"; {TRACEBACK}=1 shows all of it"
+    disk = isinstance(error, OSError) and error.errno in _DISK
+    database = any(kind.__module__.startswith("sqlalchemy.") for kind in type(error).__mro__)  # seconds to import
+    return one_line(error) + more, STORAGE_FAILED if disk or database else FAILED
 
 
 class Notes(logging.Handler):
@@ -66,13 +109,12 @@ class Notes(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print a line."""
-        line = record.getMessage()
+        line = safe(record.getMessage())
         if line not in self._said:
             self._said.add(line)
             print(line if line.startswith("note: ") else f"note: {line}", file=sys.stderr, flush=True)
 
 
-def complain(line: str) -> int:
-    """Say what is wrong, in one line; returns the exit code for a setting that cannot work."""
-    print(f"error: {line}", file=sys.stderr)
-    return 2
+def complain(line: str) -> None:
+    """Say what is wrong, in one line."""
+    print(f"error: {safe(' '.join(line.split()))}", file=sys.stderr)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import sys
-from functools import partial
 from pathlib import Path
 
 from pydantic import Field
@@ -13,14 +12,14 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from alast_tune.cli.front import find_front, read_front
+from alast_tune.cli.front import find_front
 from alast_tune.cli.guard import TRACKING_INCOMPLETE, complain
 from alast_tune.config import Limits
 from alast_tune.data import batch_count
-from alast_tune.results import FrontMember
-from alast_tune.storage import Place
+from alast_tune.results import FrontFile, FrontMember
+from alast_tune.storage import Place, below
 from alast_tune.summary import within
-from alast_tune.terminal import TrainingProgress
+from alast_tune.terminal import TrainingProgress, printer
 from alast_tune.train import load_trial
 
 
@@ -44,20 +43,20 @@ class Promote(Limits):
         from alast_tune.tracking import RegistryError, check_names, default_uri, register
 
         file = find_front(self.sweep, self.storage)
-        front, folder = read_front(file), file.absolute().parent
+        front, folder = FrontFile.read(file), file.absolute().parent
         member = promote.pick(within(front, self), self.pick)
         name = self.model_name or front.sweep
         uri = default_uri(folder.parent)
         check_names(name, self.alias)
         promote.check_output(self.output, front.sweep, member)
+        model = below(folder, "promoted", member.trial_id)
         console = Console()
-        say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
+        say = printer(console)
         if self.verify:
             _verify(member, folder, console)
         config = promote.promoted(member, front.sweep, uri, name, self.verify, promote.origin_of(member, folder))
         write_config(config, self.output)
         say(f"config: {self.output} (trial {member.trial_id} of {front.sweep})")
-        model = folder / "promoted" / member.trial_id
         promote.export_member(member, folder, model)
         write_config(config, model / CONFIG)
         try:

@@ -7,7 +7,6 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -17,7 +16,8 @@ from rich.console import Console
 
 from alast_tune.cli.guard import TRACKING_INCOMPLETE, complain
 from alast_tune.config import PromotedConfig, Provenance, parse
-from alast_tune.terminal import TrainingProgress
+from alast_tune.data.machine import limit_threads
+from alast_tune.terminal import TrainingProgress, printer
 
 
 class Train(PromotedConfig):
@@ -51,8 +51,9 @@ class Train(PromotedConfig):
         name = self.model_name or (config.provenance.model_name if config.provenance else None)
         if name:
             check_names(name, self.alias)
+        limit_threads()
         console = Console()
-        say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
+        say = printer(console)
         with _terminated_by_signal(), training(config, self.output, say) as run:
             with TrainingProgress(console, run.trial, run.steps_per_epoch, run.epochs_before) as progress:
                 run.train(progress.epoch, progress.step, self.workers)

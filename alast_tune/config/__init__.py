@@ -20,7 +20,18 @@ from alast_tune.config.methods import (
     TopKConfig,
 )
 from alast_tune.config.promoted import PromotedConfig, Provenance
-from alast_tune.config.record import Record, flatten, given_file, parse, read_mapping, write_yaml
+from alast_tune.config.record import (
+    FrontName,
+    Record,
+    RunId,
+    SweepName,
+    TrialId,
+    flatten,
+    given_file,
+    parse,
+    read_mapping,
+    write_yaml,
+)
 from alast_tune.config.sweep import (
     Choice,
     Distribution,
@@ -56,6 +67,7 @@ __all__ = [
     "Distribution",
     "FloatRange",
     "Floors",
+    "FrontName",
     "FullConfig",
     "HeadConfig",
     "IntRange",
@@ -66,11 +78,14 @@ __all__ = [
     "PromotedConfig",
     "Provenance",
     "Record",
+    "RunId",
     "SweepConfig",
+    "SweepName",
     "TomeConfig",
     "TopKConfig",
     "TrainConfig",
     "TrialConfig",
+    "TrialId",
     "Variants",
     "apply_params",
     "choices_of",

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from alast_tune.config.record import Record
+from alast_tune.config.record import Record, RunId, SweepName, TrialId
 from alast_tune.config.trial import TrialConfig
 
 
 class Provenance(Record):
     """Where a promoted configuration comes from, and what was measured there."""
 
-    sweep: str
-    trial_id: str
-    mlflow_run_id: str | None
+    sweep: SweepName
+    trial_id: TrialId
+    mlflow_run_id: RunId | None
     tracking_uri: str
     """Of the store that has the run, without a password."""
     model_name: str

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from alast_tune.errors import ConfigError, explain
 from alast_tune.storage import expanded, shown
 
 T = TypeVar("T", bound=BaseModel)
+
+_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}"
+SweepName = Annotated[str, Field(pattern=f"^{_NAME}$")]
+"""A sweep's name is its folder's."""
+FrontName = Annotated[str, Field(pattern=f"^{_NAME}( \\+ {_NAME})*$")]
+"""The sweep of a front, or all the sweeps of a joint one."""
+TrialId = Annotated[str, Field(pattern=f"^({_NAME}/)?[0-9]{{4,9}}$")]
+"""Names a trial's folders, and must lead nowhere else; of a joint front, ``<sweep>/<trial>``."""
+RunId = Annotated[str, Field(pattern="^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
+"""Of MLflow; goes into its queries."""
 
 
 class Record(BaseModel):

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from pydantic import ByteSize, Field, JsonValue, field_validator, model_validator
 
-from alast_tune.config.record import Record, flatten, parse, read_mapping
+from alast_tune.config.record import Record, SweepName, flatten, parse, read_mapping
 from alast_tune.config.trial import TrialConfig, apply_params, without_places
 from alast_tune.errors import ConfigError
 from alast_tune.storage import Place, address_of, fetch, names_with
@@ -122,7 +122,7 @@ class Limits(Record):
 class SweepConfig(Limits):
     """A multi-objective search: a base trial, what varies in it, what it must keep to, and how long to look."""
 
-    name: str = Field("sweep", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="folder under storage")
+    name: SweepName = Field("sweep", description="folder under storage")
     storage: Place = Field(Path("runs"), description="every sweep is a folder in here; also s3://... or gs://...")
     study: str | None = Field(
         None,

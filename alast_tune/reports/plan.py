@@ -24,6 +24,7 @@ from alast_tune.errors import ConfigError
 from alast_tune.reports.paper import read_paper
 from alast_tune.results import TrialResult
 from alast_tune.storage import fetch
+from alast_tune.terminal import printer
 from alast_tune.tune.study import run_sweep
 from alast_tune.tune.trials import open_study, results
 
@@ -169,7 +170,7 @@ def trials(sweep: SweepConfig, run: bool, console: Console) -> list[TrialResult]
     fetch(folder)
     there = (folder / "sweep.json").exists()
     if run:
-        console.print(f"[bold]{sweep.name}[/]: {sweep.trials} trials", highlight=False)
+        printer(console)(f"{sweep.name}: {sweep.trials} trials")
         ended = run_sweep(sweep, resume=there, console=console)
     else:
         stored = stored_sweep(folder) if there else sweep

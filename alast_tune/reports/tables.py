@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Self
 import torch
 
 from alast_tune import __version__
+from alast_tune.data.machine import cpu_count
 from alast_tune.results import TrialResult
 
 MEASURES = ("train_flops", "peak_bytes", "steady_peak_bytes", "train_seconds", "accuracy")
@@ -103,9 +103,8 @@ def numbers(row: Row, full: Row | None) -> dict[str, object]:
 def made_by(command: str, seeds: int) -> str:
     """Say when, with what and where a report was made."""
     packages = ("torch", "timm", "peft", "ray", "optuna")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     cards = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    machine = ", ".join([f"{cores} CPU cores", *cards])
+    machine = ", ".join([f"{cpu_count()} CPU cores", *cards])
     versions = ", ".join([f"alast-tune {__version__}", *(f"{package} {version(package)}" for package in packages)])
     seen = "seed 0" if seeds == 1 else f"seeds 0 to {seeds - 1}"
     return f"Made by `{command}` on {date.today().isoformat()}, {seen}, on {machine}; {versions}."

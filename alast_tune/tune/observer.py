@@ -54,7 +54,8 @@ class SweepObserver:
         self._nodes: dict[int, str] = {}
         self._written = -math.inf
         self._changed = True
-        self.progress = SweepProgress(sweep.trials, self.front.trials.finished, console)
+        finished = sum(result.launched and result.origin is None for result in ended)
+        self.progress = SweepProgress(sweep.trials, finished, console)
 
     @property
     def front(self) -> FrontFile:
@@ -80,18 +81,18 @@ class SweepObserver:
     def ended(self, result: TrialResult) -> None:
         """End the trial's MLflow run; if it changes the front, say so."""
         tags = {"alast.state": result.state} | ({"alast.reason": result.reason} if result.reason else {})
-        launched = self._tracker.end_trial(result.number, end_status(result), tags)
+        ran = self._tracker.end_trial(result.number, end_status(result), tags)
         changed = self._front.add(result)
         front = self.front
         if changed:
             self._changed = True
             self._tracker.tag_front([member.trial_id for member in front.front])
         self._write(every=1)  # a large front takes a while, and trials may be short
-        if launched:
+        if result.launched:
             progress = {"hypervolume": front.hypervolume, "hypervolume_share": front.hypervolume_share}
             progress |= {"best_accuracy": front.best_accuracy, "failed": front.trials.failed}
             self._tracker.log_progress(progress, self._front.launched)
-            self.progress.ended(result, front)
+            self.progress.ended(result, front, ran)
         else:
             self.progress.note(f"trial {trial_id(result.number)}: {result.reason}")
         self._lease.save()
@@ -170,7 +171,9 @@ class TuneEvents(tune.Callback):
 
     def on_trial_recover(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         """Pass on why it is tried again."""
-        self._observer.tried_again(trial.config["number"], last_line(Path(trial.error_file or os.devnull).read_text()))
+        self._observer.tried_again(
+            trial.config["number"], last_line(Path(trial.error_file or os.devnull).read_text(errors="replace"))
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune pickles its callbacks to restore from, and it is the study that a sweep resumes from."""

@@ -11,10 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from optuna.exceptions import StorageInternalError
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DatabaseError
 
 from alast_tune.errors import StorageError
 from alast_tune.storage import address_of
+from alast_tune.text import safe
 from alast_tune.tune.trials import database_said
 
 _WORDS = (
@@ -71,12 +72,13 @@ def storage_said(folder: Path) -> Iterator[None]:
         text = "".join(traceback.format_exception(error))
         words = storage_trouble(text)
         if words is None and (found := _DATABASE.search(text)):  # Tune's error has it as text
-            words = f"the study's database fails ({found[1]})"
-        if words is None and isinstance(error, OperationalError | StorageInternalError):
-            words = f"the study's database fails ({database_said(error)})"
+            words = f"the study's database fails ({safe(found[1])})"
+        if words is None and isinstance(error, DatabaseError | StorageInternalError):
+            words = f"the study's database fails ({safe(database_said(error))})"
         if words is None:
             raise
-        mend = "make room" if words in _WORDS else "once it is back"
+        damaged = re.search("not a database|malformed|damaged", words)
+        mend = "make room" if words in _WORDS else "put a copy in its place" if damaged else "once it is back"
         raise StorageError(
             f"storage {address_of(folder)}: {words}; nothing finished is lost: {mend}, "
             f"then go on with --resume {folder.name}"

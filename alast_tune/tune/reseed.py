@@ -15,6 +15,7 @@ from alast_tune.fingerprints import fingerprints, read_fingerprints
 from alast_tune.lease import exclusive_driver
 from alast_tune.results import OBJECTIVES, RESEEDED, FrontFile, FrontMember, Reseeded, SeedRun
 from alast_tune.summary import reseeded
+from alast_tune.terminal import printer
 from alast_tune.tracking import default_uri, log_reseeded, sync
 from alast_tune.train import load_trial
 from alast_tune.tune.study import run_sweep
@@ -54,14 +55,14 @@ def reseed(folder: Path, runs: int, console: Console) -> Reseeded:
     for member in front.front:
         if member.trial_id not in whole:
             done = len(found.get(member.trial_id, []))
-            console.print(f"trial {member.trial_id}: {done} of {runs} runs were completed; left out", highlight=False)
+            printer(console)(f"trial {member.trial_id}: {done} of {runs} runs were completed; left out")
     if not whole:
         raise ConfigError("reseed", runs, f"no member was completed with every seed; see sweep {again.name}")
     summary = reseeded(front, whole)
     with exclusive_driver(folder):
         summary.write(folder / RESEEDED)
         log_reseeded(summary, folder)
-        sync(folder, default_uri(sweep.storage), say=lambda line: console.print(line, highlight=False, soft_wrap=True))
+        sync(folder, default_uri(sweep.storage), say=printer(console))
     return summary
 
 

@@ -152,7 +152,7 @@ class MoAsha(FIFOScheduler):
         Raises:
             OSError: the disk is full.
         """
-        text = Path(trial.error_file or os.devnull).read_text()
+        text = Path(trial.error_file or os.devnull).read_text(errors="replace")
         words = storage_trouble(text, self._storage)
         if words:
             raise OSError(words)

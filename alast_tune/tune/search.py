@@ -26,6 +26,7 @@ from alast_tune.errors import ConfigError
 from alast_tune.failpoints import failpoint
 from alast_tune.plots import human_bytes, human_flops
 from alast_tune.results import OBJECTIVES, TrialResult
+from alast_tune.text import safe
 from alast_tune.tune.forecast import GROWTH, Costs
 from alast_tune.tune.grid import GridSampler
 from alast_tune.tune.resources import Packing, Request
@@ -359,7 +360,7 @@ class StudySearcher(Searcher):
     ) -> None:
         trial.set_user_attr("epochs", epochs)
         if reason:
-            trial.set_user_attr("reason", reason)
+            trial.set_user_attr("reason", safe(reason))
         told = self._study.tell(trial, values, state)
         failpoint("after-tell")
         self._observer.ended(to_result(told, self._sweep))

@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import optuna
@@ -28,9 +27,10 @@ from alast_tune.optimizers import build_optimizer
 from alast_tune.results import TrialResult
 from alast_tune.storage import CHECKPOINTS, address_of, fetch, is_copy, listing, whole
 from alast_tune.summary import trial_id
+from alast_tune.terminal import printer
 from alast_tune.tracking import Tracker, default_uri, is_file_based
 from alast_tune.train import load_trial
-from alast_tune.tune.cluster import Stop, cluster, stopped_by_signals
+from alast_tune.tune.cluster import Stop, check_cluster, cluster, stopped_by_signals
 from alast_tune.tune.conclude import BLOCKS, SEARCHED, conclude
 from alast_tune.tune.forecast import Forecast
 from alast_tune.tune.members import Desk, block_reports, checkpoints, score
@@ -102,6 +102,7 @@ def prepare(sweep: SweepConfig, *, resume: bool, console: Console) -> Prepared:
         ConfigError: what cannot work.
     """
     sweep = _with_absolute_paths(sweep)
+    check_cluster()
     check_apart(sweep.trial.data, "storage", sweep.storage)
     folder = sweep.storage / sweep.name
     fetch(folder)
@@ -117,7 +118,7 @@ def prepare(sweep: SweepConfig, *, resume: bool, console: Console) -> Prepared:
     if is_file_based(uri) and is_copy(folder):
         remedy = "the sweep shall outlive this machine, and so must its runs; set it to a server's http address"
         raise ConfigError("MLFLOW_TRACKING_URI", os.environ.get("MLFLOW_TRACKING_URI", "not set"), remedy)
-    say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
+    say = printer(console)
     model, splits = load_trial(sweep.trial)
     for note in splits.notes:
         say(f"data: {note}")
@@ -194,7 +195,7 @@ def _begin(prepared: Prepared) -> optuna.Study:
         taken = feed(study, sweep, prepared.earlier)
         if sweep.warm_start:
             left = len(prepared.earlier) - taken
-            prepared.console.print(f"warm start: {taken} results of {sweep.warm_start}, {left} left out")
+            prepared.say(f"warm start: {taken} results of {sweep.warm_start}, {left} left out")
         enqueue_landmarks(study, sweep)
         study.set_user_attr("begun", True)
     return study

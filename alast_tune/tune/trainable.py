@@ -16,6 +16,7 @@ from alast_tune.blocks import BlockReport, report_blocks
 from alast_tune.config import TrialConfig
 from alast_tune.errors import ConfigError, DivergedError
 from alast_tune.failpoints import failpoint
+from alast_tune.text import safe
 from alast_tune.train import Run
 from alast_tune.tune.resources import limit_memory
 
@@ -90,7 +91,9 @@ class AlastTrainable(tune.Trainable):
         except Exception as error:
             starved = out_of_memory(error)
             if not starved and not isinstance(error, DivergedError):
-                raise RuntimeError(f"{type(error).__name__}: {error}") from error
+                text = f"{type(error).__name__}: {error}"
+                # Where it holds what may not be shown, or not even be written to a file, so does its traceback.
+                raise RuntimeError(safe(text)) from (error if safe(text) == text else None)
             run = self.__dict__.get("_run")
             report = {} if starved or run is None or run.report is None else run.report.metrics()
             words = str(error).splitlines()[0] if str(error) else "out of memory"

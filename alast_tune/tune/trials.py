@@ -80,7 +80,11 @@ def _file(kind: str | None, folder: Path) -> optuna.storages.BaseStorage:
     """
     grows, database = folder / STUDY_JOURNAL, folder / STUDY
     if not database.exists() and (grows.exists() or kind == "journal" or (kind is None and is_copy(folder))):
-        return optuna.storages.JournalStorage(StudyFile(grows) if is_copy(folder) else JournalFileBackend(str(grows)))
+        backend = StudyFile(grows) if is_copy(folder) else JournalFileBackend(str(grows))
+        try:
+            return optuna.storages.JournalStorage(backend)
+        except (ValueError, LookupError, TypeError, AssertionError) as error:  # what no line of it can bring about
+            raise optuna.exceptions.StorageInternalError(f"{STUDY_JOURNAL} is damaged: {error}") from None
     if is_copy(folder) and not database.exists():
         remedy = (
             "a database in object storage is uploaded whole for each trial; leave --study out for a file that grows"

@@ -11,14 +11,14 @@ from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState, create_trial
-from pydantic import ValidationError
 
 from alast_tune.config import PLACES, Distribution, SweepConfig, TrialConfig, Variants, flatten, stored_sweep
-from alast_tune.errors import ConfigError, explain
+from alast_tune.errors import ConfigError
 from alast_tune.fingerprints import FILE, Fingerprints, read_fingerprints
 from alast_tune.results import OBJECTIVES, FrontFile
 from alast_tune.storage import fetch
 from alast_tune.tracking import run_ids
+from alast_tune.tune.outage import storage_said
 from alast_tune.tune.space import landmark_params, to_optuna, trial_config
 from alast_tune.tune.trials import open_study, results
 
@@ -50,7 +50,7 @@ def earlier_results(sweep: SweepConfig, origin: Fingerprints, say: Callable[[str
     """
     assert sweep.warm_start
     found = []
-    for earlier in _read(sweep.warm_start):
+    for earlier in _read(sweep.warm_start, sweep.study):
         params = _params(sweep, earlier)
         if None not in params.values():
             _check_same(sweep, trial_config(sweep, params, earlier.landmark), earlier)
@@ -105,11 +105,17 @@ def _known(item: Distribution, value: Any) -> bool:
     return not isinstance(item, Variants) or value in item.variants
 
 
-def _read(source: Path) -> Iterator[Earlier]:
+def _read(source: Path, study_of: str | None) -> Iterator[Earlier]:
     fetch(source)
     if (source / "sweep.json").exists():
         sweep = stored_sweep(source, "warm_start")
-        study = open_study(sweep, source)
+        if (
+            "://" in (sweep.study or "") and sweep.study != study_of
+        ):  # a file of somebody else's does not choose who is called
+            remedy = f"its trials are in {sweep.study}; give its front.json, or the same as --study"
+            raise ConfigError("warm_start", source, remedy)
+        with storage_said(source):
+            study = open_study(sweep, source)
         tested = study.user_attrs.get("test_accuracy", {})
         runs = run_ids(source)
         for result in results(study, sweep):
@@ -118,12 +124,9 @@ def _read(source: Path) -> Iterator[Earlier]:
                 run_id = runs.get(result.number, result.mlflow_run_id)
                 yield Earlier(result.config, result.params, result.values, result.landmark, origin, run_id, test)
         return
-    try:
-        front = FrontFile.read(source)
-    except OSError:
-        raise ConfigError("warm_start", source, "is neither the folder of a sweep nor a front.json") from None
-    except ValidationError as error:
-        raise ConfigError("warm_start", source, f"is not a front.json: {explain(error)}") from None
+    if not source.is_file():
+        raise ConfigError("warm_start", source, "is neither the folder of a sweep nor a front.json")
+    front = FrontFile.read(source, "warm_start")
     for member in front.front:
         values = tuple(member.objectives[objective.name] for objective in OBJECTIVES)
         origin = member.origin or front.sweep

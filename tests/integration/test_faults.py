@@ -15,7 +15,7 @@ from rich.console import Console
 
 from alast_tune.config import SweepConfig
 from alast_tune.failpoints import VARIABLE
-from alast_tune.results import EpochReport, FrontFile, TrialResult
+from alast_tune.results import EpochReport, FrontFile, TrialCounts, TrialResult
 from alast_tune.tune import study as study_module
 from alast_tune.tune.observer import TuneEvents
 from alast_tune.tune.study import run_sweep
@@ -63,11 +63,11 @@ class Faulty(AlastTrainable):
             newest = max(Path(self.config["folder"]).glob("tune/*/0005/checkpoint_*/state.pt"))
             newest.write_bytes(newest.read_bytes()[:1000])
             os._exit(1)
+        if fault == "crash before the last report" and epoch == EPOCHS:
+            self._run.train_epoch = unlucky  # type: ignore[method-assign]
         result = super().step()
         if fault in {"nan", "inf"}:
             result["report"]["accuracy" if fault == "nan" else "peak_bytes"] = float(fault)
-        if fault == "crash before the last report" and epoch == EPOCHS:
-            raise ValueError("out of luck")
         return result
 
     def mark(self, name: str) -> bool:
@@ -76,6 +76,11 @@ class Faulty(AlastTrainable):
         first = not mark.exists()
         mark.touch()
         return first
+
+
+def unlucky() -> EpochReport:
+    """Fail with what is markup, an escape sequence, no Unicode, and a password."""
+    raise ValueError("out of luck [/data/a.jpg] [enforce fail at alloc.cpp:1] \x1b[2J\udcff at http://me:hunter2@h")
 
 
 def starve() -> EpochReport:
@@ -130,7 +135,12 @@ def after(
 @pytest.mark.parametrize(
     ("number", "state", "epochs", "reason"),
     [
-        (2, "failed", 2, "ValueError: out of luck"),
+        (
+            2,
+            "failed",
+            2,
+            "ValueError: out of luck [/data/a.jpg] [enforce fail at alloc.cpp:1] \ufffd[2J\ufffd at http://h",
+        ),
         (3, "complete", EPOCHS, None),
         (4, "complete", EPOCHS, None),
         (5, "complete", EPOCHS, None),
@@ -165,7 +175,7 @@ def test_nothing_is_lost_nothing_twice_and_only_whole_trials_are_on_the_front(
     results, folder, _ = after
     assert sorted(results) == list(range(TRIALS))
     front = FrontFile.read(folder / "front.json")
-    assert front.trials.model_dump() == {"total": TRIALS, "complete": 6, "infeasible": 1, "pruned": 0, "failed": 5}
+    assert front.trials == TrialCounts(total=TRIALS, complete=6, infeasible=1, pruned=0, failed=5)
     assert {results[int(member.trial_id)].state for member in front.front} == {"complete"}
     study = optuna.load_study(study_name="sweep", storage=f"sqlite:///{folder / 'study.db'}")
     assert len(study.trials) == TRIALS

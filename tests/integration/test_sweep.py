@@ -63,7 +63,8 @@ def test_a_sweep_leaves_its_front_on_disk_and_in_mlflow(
     folder = pareto.storage / "small"
     values = json.loads((folder / "front.json").read_text())
     assert values["schema"] == 1 and values["sweep"] == "small"
-    assert values["trials"] == {"total": 4, "complete": 4, "infeasible": 0, "pruned": 0, "failed": 0}
+    counts = {"infeasible": 0, "pruned": 0, "failed": 0, "earlier": 0}
+    assert values["trials"] == {"total": 4, "complete": 4} | counts
     assert [objective["name"] for objective in values["objectives"]] == ["accuracy", "train_flops", "peak_bytes"]
     assert 0 < values["hypervolume_share"] < 1 and values["hypervolume"] > 0
     front = FrontFile.read(folder / "front.json")
@@ -148,9 +149,10 @@ def test_sigkill_of_the_driver_at_twenty_random_moments_loses_and_repeats_nothin
 
 @pytest.mark.slow
 def test_a_sweep_of_which_nothing_can_keep_the_limit_says_so(ray_here: Cluster, pareto: Pareto) -> None:
-    out = pareto.here("--preset", pareto.preset(trials=2), "--name", "small", "--max-memory", "1MiB")
+    out = pareto.here("--preset", pareto.preset(trials=2), "--name", "small", "--max-memory", "1MiB", expect=5)
     assert "never launched: predicted peak" in out
     assert "2 of 2 trials were not run: all that is left to propose was tried before, or is predicted to break" in out
+    assert "error: sweep small has no complete trial; " in out and " infeasible, never launched: predicted peak" in out
 
 
 def test_a_second_driver_of_the_same_sweep_is_refused(pareto: Pareto) -> None:
@@ -174,6 +176,10 @@ def test_a_second_driver_of_the_same_sweep_is_refused(pareto: Pareto) -> None:
         ),
         (["--preset", "demo", "--trial.model.name", "resnet18"], "error: model.name = resnet18: "),
         (["--preset", "demo", "--trial.data.dataset", "folder"], "error: data.root = "),
+        (
+            ["--preset", "demo", "--study", "postgresql://me:pw@h/x"],
+            "error: study = postgresql://me:...@h/x: holds",
+        ),
         (["--preset", "demo", "--reseed", "1"], "error: reseed = 1: "),  # one run has no spread
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -101,6 +102,8 @@ def test_fronts_of_several_sweeps_are_compared_and_drawn(sweep: Path, capsys: py
         (["promote", "mine", "-o", "x.yaml", "--max-flops", "1"], "error: pick = knee: nobody on the front of mine ke"),
         (["promote", "mine", "-o", "one.yaml"], "error: output = one.yaml: exists, and is not of this trial"),
         (["promote", "mine", "-o", "x.yaml", "--pick", "1"], "error: pick = 0001: no checkpoint of it under"),
+        (["train", "--config", "own.yaml"], "error: output = /elsewhere: own.yaml says what to train, not where to"),
+        (["front", "picture"], "error: sweep = picture/front.json: is not a front.json: configuration = "),
         (["fly"], "error: "),
     ],
 )
@@ -114,12 +117,15 @@ def test_wrong_input_is_one_line_and_exit_code_two(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "one.yaml").write_text("train: {epochs: 2}\n")
+    (tmp_path / "own.yaml").write_text("output: /elsewhere\n")
+    (tmp_path / "picture").mkdir()
+    (tmp_path / "picture" / "front.json").write_bytes(b"\x89PNG\r\n\x1a\n" * 1000)
     (tmp_path / "odd.yaml").write_text("train: {epoch: 3}\n")
     with pytest.raises(SystemExit) as stop:
         main(arguments)
     assert stop.value.code == 2
     err = capsys.readouterr().err.strip()
-    assert err.startswith(line) and "\n" not in err
+    assert err.startswith(line) and "\n" not in err and len(err) < 600
 
 
 def test_a_front_that_is_none_is_refused(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -135,3 +141,56 @@ def test_doctor_names_versions_and_devices(capsys: pytest.CaptureFixture[str]) -
     for word in ("python", "torch", "ray", "optuna", "mlflow", "GPUs", "memory"):
         assert word in shown
     assert torch.__version__.split("+")[0] in shown
+
+
+def hostile(front: dict[str, Any], **member: Any) -> dict[str, Any]:
+    front["front"][0] |= member
+    return front
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        (lambda f: hostile(f, trial_id="/etc"), "front.0.trial_id"),
+        (lambda f: hostile(f, trial_id="../0001"), "front.0.trial_id"),
+        (lambda f: hostile(f, trial_id="a/../0001"), "front.0.trial_id"),
+        (lambda f: hostile(f, trial_id="0001\x1b[2J"), "front.0.trial_id"),
+        (lambda f: hostile(f, trial_id="\u0661\u0661\u0661\u0661"), "front.0.trial_id"),  # digits, but others
+        (lambda f: hostile(f, mlflow_run_id="x' or '1' = '1"), "front.0.mlflow_run_id"),
+        (lambda f: hostile(f, landmark="best"), "front.0.landmark"),
+        (lambda f: hostile(f, origin="[red]x"), "front.0.origin"),
+        (lambda f: hostile(f, objectives={"accuracy": 1.0}), "front.0.objectives"),
+        (lambda f: hostile(f, objectives={"accuracy": "NaN", "train_flops": 1, "peak_bytes": 1}), "front.0.objectives"),
+        (lambda f: f | {"sweep": "../../x"}, "sweep"),
+        (lambda f: f | {"sweep": "\x1b]0;x\x07"}, "sweep"),
+        (lambda f: f | {"knee": "/tmp"}, "knee"),
+        (lambda f: f | {"reference_point": [0.0]}, "reference_point"),
+    ],
+)
+def test_a_front_that_leads_elsewhere_is_refused_by_all_who_read_it(
+    change: Any, field: str, sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = sweep / "front.json"
+    file.write_text(json.dumps(change(json.loads(file.read_text()))))
+    for command in (["front", str(sweep)], ["promote", str(sweep), "-o", str(tmp_path / "c.yaml"), "--verify"]):
+        with pytest.raises(SystemExit) as stop:
+            main(command)
+        assert stop.value.code == 2
+        err = capsys.readouterr().err.strip()
+        assert err.startswith(f"error: sweep = {file}: is not a front.json: {field}")
+        assert err.isprintable()
+
+
+@pytest.mark.parametrize("link", ["verify", "verify/0001"])
+def test_nothing_is_deleted_or_written_through_a_link_in_a_sweep(
+    link: str, sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = tmp_path / "mine-too" / "0001" / "kept"
+    kept.parent.mkdir(parents=True)
+    kept.touch()
+    (sweep / link).parent.mkdir(exist_ok=True)
+    (sweep / link).symlink_to(kept.parent if link.endswith("1") else kept.parent.parent)
+    with pytest.raises(SystemExit):
+        main(["promote", str(sweep), "-o", str(tmp_path / "c.yaml"), "--pick", "1", "--verify"])
+    assert "verify/0001 leads out of it, by a link; remove that" in capsys.readouterr().err
+    assert kept.exists() and not (tmp_path / "c.yaml").exists()

@@ -1,13 +1,15 @@
 """The presets of the paper's nine pairs say what appendix E says, and are valid sweeps."""
 
+import json
 from itertools import product
 from pathlib import Path
 
 import pytest
 import timm
 
-from alast_tune.config import AlastConfig, Choice, SweepConfig, apply_params, parse, read_mapping
+from alast_tune.config import AlastConfig, Choice, SweepConfig, apply_params, parse, read_mapping, write_yaml
 from alast_tune.data import num_classes_of
+from sweeps.pareto import Pareto
 
 PRESETS = Path(__file__).parents[2] / "sweeps" / "presets"
 MODELS = {"deit-t": (192, 3), "deit-s": (384, 6), "vit-b": (768, 12)}  # width and heads, table 1
@@ -65,3 +67,14 @@ def test_every_preset_parses_and_starts_with_what_it_is():
     for file in files:
         assert file.read_text().startswith("# ")
         assert parse(SweepConfig, read_mapping(file)).space
+
+
+def test_a_sweep_is_resumed_in_the_storage_of_its_preset(tmp_path):
+    file, folder = tmp_path / "mine.yaml", tmp_path / "elsewhere" / "mine"
+    values = {"space": {"method/trainable_blocks": {"type": "int", "low": 1, "high": 2}}}
+    file.write_text(write_yaml({"storage": str(folder.parent), **values}))
+    folder.mkdir(parents=True)
+    (folder / "sweep.json").write_text(json.dumps(parse(SweepConfig, {"name": "mine", "trials": 7, **values}).given()))
+    found = Pareto(_cli_parse_args=["--preset", str(file), "--resume", "mine"])
+    assert (found.name, found.storage, found.trials) == ("mine", folder.parent, 7)
+    assert Pareto(_cli_parse_args=["--preset", str(file)]).name == "mine-2"  # the name is taken there

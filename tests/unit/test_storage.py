@@ -7,7 +7,7 @@ import pytest
 from alast_tune.config import SweepConfig, flatten, parse
 from alast_tune.errors import ConfigError
 from alast_tune.lease import Timing, exclusive_driver
-from alast_tune.storage import address_of, copy_of, fetch, is_copy, opened, shown
+from alast_tune.storage import address_of, below, copy_of, fetch, is_copy, opened, shown
 
 
 @pytest.mark.parametrize("address", ["s3://bucket/sweeps", "gs://bucket", "s3://bucket/a/b c/ü"])
@@ -127,3 +127,33 @@ def test_storage_that_does_not_answer_is_one_line(bucket: str, monkeypatch: pyte
     line = r"^storage = s3://.+/demo: cannot be used \(HTTP error: error sending request\); see clusters/README.md"
     with pytest.raises(ConfigError, match=line):
         fetch(copy_of(f"{bucket}/demo"))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "why"),
+    [
+        ("s3://bucket/../../..", "leads out of its bucket"),
+        ("s3://bucket/a/../../b", "leads out of its bucket"),
+        ("s3://key:secret@bucket/x", "holds a password"),
+    ],
+)
+def test_an_address_leads_out_of_nothing_and_holds_no_password(wrong: str, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        copy_of(wrong)
+
+
+def test_no_link_leads_out_of_a_folder(tmp_path: Path) -> None:
+    sweep = tmp_path / "sweep"
+    (sweep / "promoted" / "0001").mkdir(parents=True)
+    assert below(sweep, "promoted", "0001") == sweep / "promoted" / "0001"
+    assert below(sweep, "verify", "0001") == sweep / "verify" / "0001"  # not there yet
+    (tmp_path / "by-link").symlink_to(sweep)
+    assert below(tmp_path / "by-link", "verify", "0001").parts[-2:] == (
+        "verify",
+        "0001",
+    )  # the sweep's own is the user's
+    (sweep / "promoted" / "0001" / "model.safetensors").symlink_to(tmp_path / "elsewhere")
+    (sweep / "verify").symlink_to(tmp_path)
+    for name in ("promoted", "verify"):
+        with pytest.raises(ConfigError, match=r"leads out of it, by a link; remove that$"):
+            below(sweep, name, "0001")

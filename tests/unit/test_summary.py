@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from alast_tune.config import Limits, TrialConfig
-from alast_tune.errors import ConfigError
-from alast_tune.results import FrontFile, FrontMember, SeedRun, TrialResult
-from alast_tune.summary import FrontTracker, reseeded, summarise, together
+from alast_tune.errors import ConfigError, NothingCompleteError
+from alast_tune.results import FrontFile, FrontMember, SeedRun, TrialCounts, TrialResult
+from alast_tune.summary import FrontTracker, check_complete, reseeded, summarise, together
 
 REFERENCE = (0.0, 4.0, 8.0)
 
@@ -36,7 +36,7 @@ def test_only_complete_trials_are_members_cheapest_first() -> None:
     )
     assert [member.trial_id for member in front.front] == ["0001", "0000"]
     assert [member.test_accuracy for member in front.front] == [None, 0.8]
-    assert front.trials.model_dump() == {"total": 6, "complete": 3, "infeasible": 0, "pruned": 1, "failed": 1}
+    assert front.trials == TrialCounts(total=6, complete=3, pruned=1, failed=1)
     # Two boxes, 0.9 x 1 x 4 and 0.5 x 3 x 6, that share 0.5 x 1 x 4.
     assert front.hypervolume == pytest.approx(3.6 + 9.0 - 2.0)
     assert front.hypervolume_share == pytest.approx(10.6 / 32)
@@ -131,3 +131,22 @@ def test_reseeded_members_have_mean_spread_and_a_probability() -> None:
     assert dear.spread["accuracy"] == pytest.approx(0.02**0.5) and cheap.spread["accuracy"] == 0
     assert dear.found["accuracy"] == 0.9  # luck, as the mean tells
     assert cheap.front_probability == 1.0 and dear.front_probability == pytest.approx(0.5, abs=0.03)
+
+
+def test_earlier_results_are_counted_apart() -> None:
+    trials = [result(0, values=(0.9, 2.0, 4.0)), replace(result(1, values=(0.8, 1.0, 2.0)), origin="before")]
+    front = summarise("s", trials, REFERENCE)
+    assert (front.trials.total, front.trials.complete, front.trials.earlier) == (1, 1, 1)
+    assert f"{len(front.front)} of {front.candidates}" == "2 of 2 results (1 complete trials, 1 earlier)"
+    old = front.model_copy(update={"trials": front.trials.model_copy(update={"earlier": 0})})
+    assert old.candidates == front.candidates  # files of before say it by their members alone
+
+
+def test_a_sweep_without_a_complete_trial_says_the_commonest_reason() -> None:
+    one, *others = (replace(result(n, "failed"), reason=why) for n, why in enumerate(("lost", "[a]", "[a]")))
+    earlier = replace(result(3, values=(0.8, 1.0, 2.0)), origin="before")
+    with pytest.raises(NothingCompleteError, match=r"^sweep s has no complete trial; 2 of 3 failed, \[a\]$"):
+        check_complete("s", [one, *others, earlier])
+    with pytest.raises(NothingCompleteError, match=r"^sweep s has no complete trial$"):
+        check_complete("s", [])
+    check_complete("s", [one, result(4, values=(0.8, 1.0, 2.0))])

@@ -1,11 +1,16 @@
 """What may still be used is the machine's memory or the container's, whichever is less."""
 
+import os
+from pathlib import Path
+
 import pytest
 
-from alast_tune.data.machine import available_bytes, cpu_count
+import alast_tune
+from alast_tune.data.machine import available_bytes, cpu_count, is_limited, memory_bytes
 
 MEMINFO = "MemTotal: 64000000 kB\nMemFree: 100 kB\nMemAvailable: 8000000 kB\n"
 V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file 30\ntotal_active_file 7")
+V1_HALF = {"cpu.cfs_quota_us": "50000", "cpu.cfs_period_us": "100000"}
 V2 = ("memory.max", "memory.current", "inactive_file 30\nactive_file 7\nanon 4")
 
 
@@ -63,3 +68,56 @@ def test_a_system_that_does_not_say(tmp_path):
 def test_here():
     assert available_bytes() > 0
     assert cpu_count() >= 1
+
+
+@pytest.mark.parametrize(
+    ("lines", "place", "files"),
+    [
+        ("0::/pod/c\n", "pod", {"cpu.max": "150000 100000"}),
+        (
+            "3:cpu,cpuacct:/docker/x\n0::/\n",
+            "cpu/docker/x",
+            V1_HALF,
+        ),
+        ("3:cpu,cpuacct:/docker/x\n", "cpu,cpuacct", V1_HALF),
+    ],
+)
+def test_a_group_may_grant_less_than_the_processors_there_are(system, lines, place, files):
+    (system / "proc/self/cgroup").write_text(lines)
+    folder = system / "sys/fs/cgroup" / place
+    folder.mkdir(parents=True)
+    for name, text in files.items():
+        (folder / name).write_text(f"{text}\n")
+    assert cpu_count(system) == 1
+
+
+def test_a_group_without_a_quota_grants_all(system):
+    (system / "proc/self/cgroup").write_text("0::/pod\n")
+    (system / "sys/fs/cgroup/pod").mkdir(parents=True)
+    (system / "sys/fs/cgroup/pod/cpu.max").write_text("max 100000\n")
+    assert cpu_count(system) == len(os.sched_getaffinity(0))
+
+
+def test_affinity_counts(system):
+    before = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(before)})
+        assert cpu_count(system) == 1
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def test_memory_in_all_is_the_machines_or_that_of_the_group(system):
+    assert memory_bytes(system) == 64000000 * 1024 and not is_limited(system)
+    (system / "proc/self/cgroup").write_text("0::/pod\n")
+    group(system, "pod", V2, 5000)
+    assert memory_bytes(system) == 5000 and is_limited(system)
+    group(system, "pod/c", V2, 1 << 62)
+    (system / "proc/self/cgroup").write_text("0::/pod/c\n")
+    assert memory_bytes(system) == 5000
+
+
+def test_nobody_else_counts_processors():
+    package = Path(alast_tune.__file__).parent
+    files = [file for file in package.rglob("*.py") if "os.cpu_count()" in file.read_text()]
+    assert files == [package / "data" / "machine.py"]
