@@ -127,7 +127,7 @@ def run_sweep(sweep: SweepConfig, *, resume: bool = False, console: Console | No
                 )
             front = observer.front
             desk = Desk(sweep, folder, packing, stop)
-            score(desk, study, front)
+            score(desk, study, front, plainly)
             front = observer.front
             front.write(folder / "front.json")
             ended = results(study, sweep)
