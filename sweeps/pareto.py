@@ -68,7 +68,8 @@ class Pareto(BaseSettings, SweepConfig):
 
     preset: str | None = Field(None, description="a name from sweeps/presets, or a YAML file")
     resume: str | None = Field(
-        None, description="name of a sweep to go on with; only --trials may differ, and where files lie"
+        None,
+        description="name of a sweep to go on with; --trials, places and resources may differ, nothing that changes results",
     )
     go_on: CliImplicitFlag[bool] = Field(
         False,

@@ -46,6 +46,12 @@ def checkpoints(folder: Path, number: int) -> list[str]:
     ]
 
 
+def next_attempt(folder: Path) -> str:
+    """Name a driver's folder for checkpoints: above all that are there, so that of two the later is the newer."""
+    taken = [entry.base_name.removeprefix("driver-") for entry in listing(folder / CHECKPOINTS)]
+    return f"driver-{max((int(number) for number in taken if number.isdecimal()), default=-1) + 1:02d}"
+
+
 @dataclass(frozen=True)
 class Desk:
     """Starts Ray tasks on finished trials' checkpoints, each where the trial itself would fit, and waits for them."""

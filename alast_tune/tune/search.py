@@ -64,6 +64,8 @@ class _Live:
     trial: Trial
     config: TrialConfig
     request: Request
+    orphan: bool = False
+    """Begun by an earlier driver, whose checkpoints it goes on from."""
     curve: list[list[float]] = field(default_factory=list)
     """Objectives after each epoch."""
     seconds: list[float] = field(default_factory=list)
@@ -110,6 +112,8 @@ class StudySearcher(Searcher):
             if "landmark" not in trial.user_attrs:
                 self._numbers.setdefault(point(trial.params), trial.number)
         self._live: dict[str, _Live] = {}
+        self.waiting: list[int] = []
+        """Orphans that fit no node now: left as they are, for a later driver on a larger cluster."""
 
     @property
     def remaining(self) -> int:
@@ -144,7 +148,7 @@ class StudySearcher(Searcher):
                 "trial": live.config.model_dump(mode="json"),
                 "threads": self._sweep.cpus_per_trial,
                 "resources": live.request,
-                "resume_from": list(self._checkpoints(trial.number)),
+                "resume_from": list(self._checkpoints(trial.number)) if live.orphan else [],
             }
         return str(Searcher.FINISHED)
 
@@ -233,8 +237,9 @@ class StudySearcher(Searcher):
         if self._repeats(trial):
             self._launched -= counted
             return None
-        live = self._admit(trial)
+        live = self._admit(trial, orphan=True)
         if live is not None:
+            live.orphan = True
             live.curve.extend(frozen.user_attrs.get("curve", []))
             live.seconds.extend(frozen.user_attrs.get("seconds", [math.nan] * len(live.curve)))
         return live
@@ -260,8 +265,11 @@ class StudySearcher(Searcher):
         self._study.tell(trial, state=TrialState.PRUNED)
         return True
 
-    def _admit(self, trial: Trial) -> _Live | None:
-        """Find room for a trial; None for one that cannot work or be of use, which the study is told."""
+    def _admit(self, trial: Trial, *, orphan: bool = False) -> _Live | None:
+        """Find room for a trial; None for one that cannot work or be of use, which the study is told.
+
+        An orphan that fits nowhere is not told: what it has done is not lost on a smaller cluster.
+        """
         try:
             config = trial_config(self._sweep, trial.params, trial.user_attrs.get("landmark"))
             peak = self._forecast(config, 0.0).peak_bytes
@@ -272,6 +280,9 @@ class StudySearcher(Searcher):
             try:
                 return _Live(trial, config, self._packing.place(self._forecast(config, GROWTH).peak_bytes))
             except ConfigError as error:
+                if orphan:
+                    self.waiting.append(trial.number)
+                    return None
                 _constrain_once(trial, "max_memory", _STARVED)
                 broken = str(error)
         else:

@@ -26,14 +26,14 @@ from alast_tune.methods import build_method, settled
 from alast_tune.models import VisionTransformer
 from alast_tune.optimizers import build_optimizer
 from alast_tune.results import TrialResult
-from alast_tune.storage import CHECKPOINTS, address_of, fetch, is_copy, listing, whole
+from alast_tune.storage import CHECKPOINTS, address_of, fetch, is_copy, whole
 from alast_tune.summary import trial_id
 from alast_tune.tracking import Tracker, default_uri, is_file_based, run_ids
 from alast_tune.train import load_trial
 from alast_tune.tune.cluster import cluster, stopped_by_signals
 from alast_tune.tune.forecast import Forecast
 from alast_tune.tune.insight import report_search
-from alast_tune.tune.members import Desk, block_reports, checkpoints, score
+from alast_tune.tune.members import Desk, block_reports, checkpoints, next_attempt, score
 from alast_tune.tune.observer import SweepObserver, TuneEvents
 from alast_tune.tune.outage import storage_said
 from alast_tune.tune.resources import packing_of, placement
@@ -51,7 +51,7 @@ def run_sweep(sweep: SweepConfig, *, resume: bool = False, console: Console | No
     """Run a sweep to its end, or go on with one that was interrupted in whatever way.
 
     Leaves ``front.json``, the study and the trials' checkpoints in ``<storage>/<name>``, and
-    everything in MLflow. Only the number of trials may differ when resuming, and where files lie that are the same.
+    everything in MLflow. What changes results may not differ when resuming.
 
     Raises:
         ConfigError: whatever cannot work, before any trial starts.
@@ -63,7 +63,7 @@ def run_sweep(sweep: SweepConfig, *, resume: bool = False, console: Console | No
     fetch(folder)
     if resume:
         if differs := sweep.difference(stored_sweep(folder)):
-            remedy = f"was started with other settings ({differs}); only --trials and places of files may change"
+            remedy = f"was started with other settings ({differs}); only --trials, places and resources may change"
             raise ConfigError("resume", sweep.name, remedy)
     elif (folder / "sweep.json").exists():
         raise ConfigError(
@@ -94,7 +94,7 @@ def run_sweep(sweep: SweepConfig, *, resume: bool = False, console: Console | No
             raise ConfigError(
                 "MLFLOW_TRACKING_URI", uri, "several nodes need a tracking server; set it to one's http address"
             )
-        study = open_study(sweep, folder, new=not resume)
+        study = open_study(sweep, folder, new=not resume, there=resume)
         _keep(sweep, folder / "sweep.json")
         if "reference_point" not in study.user_attrs:
             study.set_user_attr("reference_point", reference)
@@ -120,6 +120,11 @@ def run_sweep(sweep: SweepConfig, *, resume: bool = False, console: Console | No
             if searcher.remaining:
                 _tune(sweep, folder, searcher, MoAsha(sweep, study), TuneEvents(sweep, observer, stop))
             stop.check()
+            if searcher.waiting:
+                them = ", ".join(map(trial_id, searcher.waiting))
+                plainly(
+                    f"no node has room for interrupted trials ({them}); --resume on a larger cluster goes on with them"
+                )
             if searcher.remaining:
                 plainly(
                     f"{searcher.remaining} of {sweep.trials} trials were not run: "
@@ -185,7 +190,6 @@ def _tune(
     events: TuneEvents,
 ) -> None:
     """Let Ray Tune run what remains, under a folder of its own: its state is not needed afterwards."""
-    attempt = len(listing(folder / CHECKPOINTS))
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(sweep.trials)  # one that waits for a large card holds none up
     tuner = tune.Tuner(
         tune.with_resources(AlastTrainable, placement),
@@ -198,7 +202,7 @@ def _tune(
             trial_dirname_creator=lambda trial: trial_id(trial.config["number"]),
         ),
         run_config=RunConfig(
-            name=f"driver-{attempt:02d}",
+            name=next_attempt(folder),
             storage_path=address_of(folder / CHECKPOINTS),
             verbose=0,
             failure_config=FailureConfig(max_failures=sweep.retries),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from dataclasses import replace
 from pathlib import Path
+from uuid import uuid4
 
 import optuna
 import sqlalchemy
@@ -15,8 +16,13 @@ from sqlalchemy.exc import SQLAlchemyError
 from alast_tune.config import SweepConfig
 from alast_tune.errors import ConfigError
 from alast_tune.results import DIRECTIONS, TrialResult
-from alast_tune.storage import STUDY, address_of
+from alast_tune.storage import STUDY, address_of, whole
 from alast_tune.tune.space import LANDMARKS, landmark_params, trial_config
+
+_ID = "study.id"
+"""Part of the name of a sweep's study in a database."""
+
+_LOST = "its study is gone ({}), and with it what was finished; put it back, or start anew under another --name"
 
 _STATES = {
     TrialState.COMPLETE: "complete",
@@ -26,27 +32,31 @@ _STATES = {
 }
 
 
-def open_study(sweep: SweepConfig, folder: Path, *, new: bool = False) -> optuna.Study:
+def open_study(sweep: SweepConfig, folder: Path, *, new: bool = False, there: bool = False) -> optuna.Study:
     """Create or reopen the sweep's study, in its folder or in the database that the sweep names.
 
     Args:
         sweep: says where the study is, in ``study``.
         folder: of the sweep.
-        new: refuse a study that the database has already, under an address that is somebody else's too.
+        new: give a study in a database a name of its own, kept in the sweep's folder wherever that is mounted.
+        there: refuse to begin an empty one.
 
     Raises:
-        ConfigError: a database that cannot be used, or has the study that should be new.
+        ConfigError: a database that cannot be used, or no study where one should be.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     shared = "://" in sweep.study
-    name = f"{address_of(folder.parent)}/{sweep.name}" if shared else sweep.name  # others have a sweep of that name too
+    name = _shared_name(sweep, folder, new) if shared else sweep.name  # others have a sweep of that name too
+    if there and not shared and not _path(sweep.study, folder).exists():
+        raise ConfigError("resume", sweep.name, _LOST.format(_path(sweep.study, folder)))
     try:
         storage = _database(sweep.study) if shared else _file(sweep.study, folder)
-        return optuna.create_study(
-            storage=storage, study_name=name, directions=list(DIRECTIONS), load_if_exists=not (new and shared)
-        )
-    except optuna.exceptions.DuplicatedStudyError:
-        raise ConfigError("name", sweep.name, f"the database has a study {name}; choose another --name") from None
+        if there:
+            return optuna.load_study(storage=storage, study_name=name)
+        return optuna.create_study(storage=storage, study_name=name, directions=list(DIRECTIONS), load_if_exists=True)
+    except KeyError:
+        where = f"{name} in the database" if shared else _path(sweep.study, folder)
+        raise ConfigError("resume", sweep.name, _LOST.format(where)) from None
     except (ImportError, SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
         if not shared:
             raise  # what is wrong with a file is said elsewhere
@@ -60,6 +70,20 @@ def database_said(error: BaseException) -> str:
     return text.splitlines()[0]
 
 
+def _path(kind: str, folder: Path) -> Path:
+    return folder / ("study.jsonl" if kind == "journal" else STUDY)
+
+
+def _shared_name(sweep: SweepConfig, folder: Path, new: bool) -> str:
+    """Name a study among those of other sweeps; sweeps of version 0.1 have no id, and go by their address."""
+    file = folder / _ID
+    if new:
+        folder.mkdir(parents=True, exist_ok=True)
+        with whole(file) as scratch:
+            scratch.write_text(uuid4().hex + "\n")
+    return f"{sweep.name}-{file.read_text().strip()}" if file.exists() else f"{address_of(folder.parent)}/{sweep.name}"
+
+
 def _file(kind: str, folder: Path) -> optuna.storages.BaseStorage:
     """Open a file of SQLite, or one that only grows, which network drives are up to.
 
@@ -67,8 +91,8 @@ def _file(kind: str, folder: Path) -> optuna.storages.BaseStorage:
     that loses power at worst the last commits, whose trials are then gone on with from their checkpoints.
     """
     if kind == "journal":
-        return optuna.storages.JournalStorage(JournalFileBackend(str(folder / "study.jsonl")))
-    storage = optuna.storages.RDBStorage(f"sqlite:///{folder / STUDY}")
+        return optuna.storages.JournalStorage(JournalFileBackend(str(_path(kind, folder))))
+    storage = optuna.storages.RDBStorage(f"sqlite:///{_path(kind, folder)}")
 
     @sqlalchemy.event.listens_for(storage.engine, "connect")
     def _connected(connection: sqlite3.Connection, record: object) -> None:

@@ -100,3 +100,10 @@ def test_who_cannot_be_asked_is_said_in_a_line_and_the_others_answer(trial: Tria
         "trial 0001 is not tested: MemoryError",
         "trial 0002 is not tested: the worker died",
     ]
+
+
+def test_a_drivers_folder_is_numbered_above_all_that_are_there(tmp_path: Path) -> None:
+    assert members.next_attempt(tmp_path) == "driver-00"
+    for there in ("driver-01", "driver-10", "else"):
+        (tmp_path / "tune" / there).mkdir(parents=True)
+    assert members.next_attempt(tmp_path) == "driver-11"
