@@ -69,7 +69,7 @@ class Pareto(BaseSettings, SweepConfig):
     preset: str | None = Field(None, description="a name from sweeps/presets, or a YAML file")
     resume: str | None = Field(
         None,
-        description="name of a sweep to go on with; --trials, places and resources may differ, nothing that changes results",
+        description="name of a sweep to go on with; only --trials, places and resources may differ",
     )
     go_on: CliImplicitFlag[bool] = Field(
         False,

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import optuna
@@ -138,12 +136,9 @@ class TuneEvents(tune.Callback):
             self._observer.moved(trial.config["number"], result["node"])
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        """Pass on why it failed, for good."""
+        """Pass on that it hung; whatever else it crashed of the study has been told."""
         if trial.trial_id in self._hung:
             self._observer.explain(trial.config["number"], f"no epoch finished within {self._timeout:g} seconds")
-            return
-        lines = [line for line in Path(trial.error_file or os.devnull).read_text().splitlines() if line.strip()]
-        self._observer.explain(trial.config["number"], lines[-1].strip() if lines else "worker lost")
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune pickles its callbacks to restore from, and it is the study that a sweep resumes from."""

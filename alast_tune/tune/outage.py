@@ -29,10 +29,37 @@ _WORDS = (
 _OBJECT_STORAGE = re.compile(r"AWS Error \w+ during \w+|google::cloud::Status\(\w+")
 
 
-def storage_trouble(text: str) -> str | None:
-    """Find the words for storage that cannot be written to in the text of an error, which may have come from afar."""
-    remote = _OBJECT_STORAGE.search(text)
-    return remote[0] if remote else next((words for words in _WORDS if words in text), None)
+_PATH = re.compile(r"""(?<=[\s'"<])/[^\s'">:]+""")
+
+
+def storage_trouble(text: str, place: str | None = None) -> str | None:
+    """Find the words for storage that cannot be written to in the text of an error, which may have come from afar.
+
+    Args:
+        text: of the error, traceback and all.
+        place: address of the storage; a line that names other paths only speaks of another disk. None: any line counts.
+    """
+    if remote := _OBJECT_STORAGE.search(text):
+        return remote[0]
+    ours = (
+        line
+        for line in text.splitlines()
+        if place is None or not (paths := _PATH.findall(line)) or any(path.startswith(place) for path in paths)
+    )
+    return next((words for line in ours for words in _WORDS if words in line), None)
+
+
+def reason_of(text: str) -> str:
+    """Put why a worker crashed into one line, from the text that Tune keeps of it."""
+    if ray_out_of_memory(text):
+        return "out of memory: Ray's memory monitor has killed its worker"
+    lines = [line for line in text.splitlines() if line.strip()]
+    return lines[-1].strip() if lines else "worker lost"
+
+
+def ray_out_of_memory(text: str) -> bool:
+    """Whether Ray has killed a worker because its machine's memory ran short."""
+    return "running low on memory" in text or "address the out of memory issue" in text
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from alast_tune.config import Limits, SweepConfig
 from alast_tune.front import hypervolume_contributions, pareto_rank
 from alast_tune.results import DIRECTIONS, OBJECTIVES
+from alast_tune.storage import address_of
 from alast_tune.tune.outage import storage_trouble
 
 REDUCTION = 2
@@ -96,10 +97,18 @@ class MoAsha(FIFOScheduler):
     Args:
         sweep: its epochs, limits, and whether trials are stopped early.
         study: has the curves of an earlier driver's trials, so that a resumed sweep compares with them too.
+        crashed: is told Tune's id of a trial that has crashed, and the text of the error, before the searcher is.
     """
 
-    def __init__(self, sweep: SweepConfig, study: optuna.Study) -> None:
+    def __init__(
+        self,
+        sweep: SweepConfig,
+        study: optuna.Study,
+        crashed: Callable[[str, str], None] = lambda trial_id, text: None,
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._crashed = crashed
+        self._storage = address_of(sweep.storage)
         self._limits: Limits = sweep.limits
         epochs = sweep.trial.train.epochs
         self._rungs = Rungs(epochs, sweep.grace_epochs or -(-epochs // 2)) if sweep.stops_early else None
@@ -123,13 +132,14 @@ class MoAsha(FIFOScheduler):
         return str(TrialScheduler.CONTINUE)
 
     def on_trial_error(self, tune_controller: Any, trial: TuneTrial) -> None:
-        """End the sweep if a disk is full: the trial is not to blame, and a resumed sweep runs it.
+        """End the sweep if its storage is full: the trial is not to blame, and a resumed sweep runs it.
 
         Tune asks here before it tells the searcher of a failure.
 
         Raises:
-            OSError: the disk is full.
+            OSError: the storage is full.
         """
-        words = storage_trouble(Path(trial.error_file or os.devnull).read_text())
-        if words:
+        text = Path(trial.error_file or os.devnull).read_text()
+        if words := storage_trouble(text, self._storage):
             raise OSError(words)
+        self._crashed(trial.trial_id, text)

@@ -26,6 +26,7 @@ from alast_tune.plots import human_bytes, human_flops
 from alast_tune.results import OBJECTIVES, TrialResult
 from alast_tune.tune.forecast import GROWTH, Costs
 from alast_tune.tune.grid import GridSampler
+from alast_tune.tune.outage import ray_out_of_memory, reason_of
 from alast_tune.tune.resources import Packing, Request
 from alast_tune.tune.sampler import EhviSampler
 from alast_tune.tune.space import point, to_optuna, trial_config
@@ -112,6 +113,8 @@ class StudySearcher(Searcher):
             if "landmark" not in trial.user_attrs:
                 self._numbers.setdefault(point(trial.params), trial.number)
         self._live: dict[str, _Live] = {}
+        self._crashes: dict[str, str] = {}
+        """By Tune's ids: what the last error of a trial said."""
         self.waiting: list[int] = []
         """Orphans that fit no node now: left as they are, for a later driver on a larger cluster."""
 
@@ -156,6 +159,10 @@ class StudySearcher(Searcher):
         """Pass an epoch on, and keep it."""
         self._take(self._live[trial_id], _metrics(result))
 
+    def crashed(self, trial_id: str, text: str) -> None:
+        """Hear what Tune knows of a crash, in case the trial is not tried again."""
+        self._crashes[trial_id] = text
+
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tell the study, once, what the trial really was."""
         if trial_id not in self._live:
@@ -168,8 +175,12 @@ class StudySearcher(Searcher):
         epochs, budget = int(metrics.get("epoch", len(live.curve))), live.config.train.epochs
         values = {objective.name: metrics.get(objective.name, math.nan) for objective in OBJECTIVES}
         unusable = [name for name, value in values.items() if not math.isfinite(value)]
-        if error:
-            self._tell(live.trial, TrialState.FAIL, "crashed", epochs)
+        crash = self._crashes.pop(trial_id, "crashed")
+        if error and ray_out_of_memory(crash):
+            _constrain_once(live.trial, "max_memory", _STARVED)
+            self._tell(live.trial, TrialState.PRUNED, reason_of(crash), epochs)
+        elif error:
+            self._tell(live.trial, TrialState.FAIL, reason_of(crash), epochs)
         elif (result or {}).get("out_of_memory"):
             _constrain_once(live.trial, "max_memory", _STARVED)
             self._tell(live.trial, TrialState.PRUNED, str(trouble), epochs)

@@ -118,13 +118,13 @@ def run_sweep(sweep: SweepConfig, *, resume: bool = False, console: Console | No
         )
         try:
             if searcher.remaining:
-                _tune(sweep, folder, searcher, MoAsha(sweep, study), TuneEvents(sweep, observer, stop))
+                _tune(
+                    sweep, folder, searcher, MoAsha(sweep, study, searcher.crashed), TuneEvents(sweep, observer, stop)
+                )
             stop.check()
             if searcher.waiting:
                 them = ", ".join(map(trial_id, searcher.waiting))
-                plainly(
-                    f"no node has room for interrupted trials ({them}); --resume on a larger cluster goes on with them"
-                )
+                plainly(f"interrupted trials {them} fit no node now; --resume on a larger cluster goes on with them")
             if searcher.remaining:
                 plainly(
                     f"{searcher.remaining} of {sweep.trials} trials were not run: "

@@ -153,7 +153,29 @@ def test_a_full_disk_ends_the_sweep_and_another_error_the_trial(tmp_path: Path) 
     scheduler, file = MoAsha(sweep(), study()), tmp_path / "error.txt"
     for error_file in (None, str(file)):
         file.write_text("RuntimeError: mat1 and mat2 shapes cannot be multiplied")
-        scheduler.on_trial_error(None, cast("TuneTrial", SimpleNamespace(error_file=error_file)))
+        scheduler.on_trial_error(None, cast("TuneTrial", SimpleNamespace(error_file=error_file, trial_id="a")))
     file.write_text("OSError: [Errno 28] No space left on device: 'x'")
     with pytest.raises(OSError, match=r"^No space left on device$"):
         scheduler.on_trial_error(None, cast("TuneTrial", SimpleNamespace(error_file=str(file))))
+
+
+@pytest.mark.parametrize(
+    "elsewhere",
+    [
+        "RuntimeError: unable to write to file </torch_12_3>: No space left on device (28)",
+        "OSError: [Errno 28] No space left on device: '/root/.cache/huggingface/hub/x'",
+    ],
+)
+def test_a_full_disk_elsewhere_is_the_trials_own_fault_and_a_full_storage_is_not(
+    elsewhere: str, tmp_path: Path
+) -> None:
+    heard: list[tuple[str, str]] = []
+    config = sweep().model_copy(update={"storage": tmp_path / "runs"})
+    scheduler, file = MoAsha(config, study(), lambda *said: heard.append(said)), tmp_path / "error.txt"
+    trial = cast("TuneTrial", SimpleNamespace(error_file=str(file), trial_id="a"))
+    file.write_text(elsewhere)
+    scheduler.on_trial_error(None, trial)
+    assert heard == [("a", elsewhere)]
+    file.write_text(f"OSError: [Errno 28] No space left on device: '{tmp_path}/runs/sweep/tune/driver-00/x'")
+    with pytest.raises(OSError, match="No space left"):
+        scheduler.on_trial_error(None, trial)
