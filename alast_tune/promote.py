@@ -25,9 +25,9 @@ from alast_tune.results import RESEEDED, EpochReport, FrontFile, FrontMember, Re
 from alast_tune.storage import CHECKPOINTS, address_of, below
 from alast_tune.summary import trial_id
 from alast_tune.text import without_passwords
-from alast_tune.train import Run, fit, load_trial
+from alast_tune.train import fit, load_trial
 from alast_tune.tune.members import checkpoints
-from alast_tune.tune.trainable import stored
+from alast_tune.tune.trainable import finished_run
 
 PEAK_TOLERANCE = 0.05
 """Share by which the peak memory of a repetition may differ: allocators and drivers do."""
@@ -129,18 +129,19 @@ def export_member(member: FrontMember, sweep: Path, folder: Path) -> None:
         folder: gets ``model.safetensors`` and timm's ``config.json``.
 
     Raises:
-        ConfigError: there is no checkpoint, or it is damaged.
+        ConfigError: there is no checkpoint of the epoch that the front shows, or it is damaged.
     """
     if member.origin:
         raise ConfigError("pick", member.trial_id, f"was run by sweep {member.origin}; promote it from there")
-    newest = next(iter(checkpoints(sweep, int(member.trial_id))), None)
-    if newest is None:
+    there = checkpoints(sweep, int(member.trial_id))
+    if not there:
         raise ConfigError(
             "pick", member.trial_id, f"no checkpoint of it under {address_of(sweep / CHECKPOINTS)}; train its config"
         )
-    run = Run(member.config, verify=False)
-    with stored(newest) as there:
-        run.load(there)
+    try:
+        run, _ = finished_run(member.config, there)
+    except ConfigError as error:
+        raise ConfigError("pick", member.trial_id, f"{error}; train its config") from None
     _, splits = load_trial(member.config, verify=False)
     checkpoint.save_weights(run.method.export(), folder / checkpoint.BEST)
     checkpoint.save_model_card(member.config.model, input_spec(run.model), splits.classes, folder)

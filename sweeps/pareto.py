@@ -74,8 +74,8 @@ class Pareto(BaseSettings, SweepConfig):
     preset: str | None = Field(None, description="a name from sweeps/presets, or a YAML file")
     resume: str | None = Field(
         None,
-        description="name of a sweep to go on with, under --storage or that of --preset; only --trials and places "
-        "of files may differ",
+        description="name of a sweep to go on with, under --storage or that of --preset; only --trials, places "
+        "of files and resources may differ",
     )
     go_on: CliImplicitFlag[bool] = Field(
         False,

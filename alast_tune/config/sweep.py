@@ -119,6 +119,10 @@ class Limits(Record):
         return all(excess <= 0 for excess in self.excess(**objectives).values())
 
 
+_FREE = {"trials", "storage", "concurrent", "cpus_per_trial", "gpus_per_trial", "retries", "epoch_timeout"}
+"""What may change when a sweep is resumed: it changes no result, save by how threads and cards round."""
+
+
 class SweepConfig(Limits):
     """A multi-objective search: a base trial, what varies in it, what it must keep to, and how long to look."""
 
@@ -178,12 +182,12 @@ class SweepConfig(Limits):
     def difference(self, other: SweepConfig) -> str | None:
         """Name a setting that another sweep has otherwise, by which it is not the same; None if it may go on with it.
 
-        The number of trials may differ, and where things lie and run.
+        The number of trials may differ, where things lie and run, and how many at once and how often.
         """
         ours, theirs = (
             flatten(sweep.model_copy(update={"trial": without_places(sweep.trial)})) for sweep in (self, other)
         )
-        may_differ = {"trials", "storage"}
+        may_differ = set(_FREE)
         if {self.study, other.study} <= {None, "sqlite", "journal"} and None in {self.study, other.study}:
             may_differ.add("study")  # the file that is there is gone on with
         paths = (path for path in ours | theirs if path not in may_differ)

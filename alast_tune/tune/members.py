@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import optuna
 import ray
+from ray.exceptions import RayTaskError
 
 from alast_tune import checkpoint
 from alast_tune.blocks import BlockReport
@@ -18,7 +20,7 @@ from alast_tune.storage import CHECKPOINTS, address_of, listing
 from alast_tune.summary import trial_id
 from alast_tune.tune.cluster import Stop
 from alast_tune.tune.resources import Packing, task_options
-from alast_tune.tune.trainable import member_accuracy, member_blocks
+from alast_tune.tune.trainable import first_line, member_accuracy, member_blocks
 from alast_tune.tune.trials import results
 
 Answer = TypeVar("Answer")
@@ -44,6 +46,12 @@ def checkpoints(folder: Path, number: int) -> list[str]:
     ]
 
 
+def next_attempt(folder: Path) -> str:
+    """Name a driver's folder for checkpoints: above all that are there, so that of two the later is the newer."""
+    taken = [entry.base_name.removeprefix("driver-") for entry in listing(folder / CHECKPOINTS)]
+    return f"driver-{max((int(number) for number in taken if number.isdecimal()), default=-1) + 1:02d}"
+
+
 @dataclass(frozen=True)
 class Desk:
     """Starts Ray tasks on finished trials' checkpoints, each where the trial itself would fit, and waits for them."""
@@ -54,16 +62,23 @@ class Desk:
     stop: Stop
 
     def ask(
-        self, question: Callable[[dict[str, Any], str, int], Answer], number: int, trial: TrialConfig, peak_bytes: float
-    ) -> ray.ObjectRef[Answer] | None:
-        """Start a task on a trial's newest checkpoint; None if it has none here, as one of an earlier sweep."""
-        newest = checkpoints(self.folder, number)[:1]
-        if not newest:
-            return None
+        self,
+        question: Callable[[dict[str, Any], list[str], int], Answer],
+        number: int,
+        trial: TrialConfig,
+        peak_bytes: float,
+    ) -> ray.ObjectRef[Answer]:
+        """Start a task on a trial's checkpoints.
+
+        Raises:
+            ConfigError: no node of the cluster has room for it.
+        """
         request = self.packing.place(int(peak_bytes))
         self.packing.release(request)
         task = ray.remote(question).options(**task_options(request))
-        asked: ray.ObjectRef[Answer] = task.remote(trial.model_dump(mode="json"), newest[0], self.sweep.cpus_per_trial)
+        asked: ray.ObjectRef[Answer] = task.remote(
+            trial.model_dump(mode="json"), checkpoints(self.folder, number), self.sweep.cpus_per_trial
+        )
         return asked
 
     def answer(self, asked: ray.ObjectRef[Answer]) -> Answer:
@@ -73,44 +88,60 @@ class Desk:
         return ray.get(asked)
 
 
-def score(desk: Desk, study: optuna.Study, front: FrontFile) -> None:
+def score(desk: Desk, study: optuna.Study, front: FrontFile, say: Callable[[str], None]) -> None:
     """Look at the test images, once each: for members of the final front; of a grid, which selects nothing, for all.
 
-    What was tested is kept even if the driver is stopped before all are.
+    What was tested is kept even if the driver is stopped before all are. Whoever cannot be tested has no test accuracy,
+    and a line says why: a sweep that is finished does not fail for it, and a resumed one tries again.
     """
     tested = dict(study.user_attrs.get("test_accuracy", {}))
     members = {member.trial_id for member in front.front}
-    pending = {
-        str(result.number): desk.ask(member_accuracy, result.number, result.config, result.values[BYTES])
+    wanted = [
+        result
         for result in results(study, desk.sweep)
-        if result.values and (trial_id(result.number) in members or desk.sweep.sampler == "grid")
-        if str(result.number) not in tested
-    }
-    for number, asked in pending.items():
-        if asked is not None:
-            tested[number] = desk.answer(asked)
-            study.set_user_attr("test_accuracy", tested)
+        if result.values and not result.origin and str(result.number) not in tested
+        if trial_id(result.number) in members or desk.sweep.sampler == "grid"
+    ]
+    for number, accuracy in _answers(desk, member_accuracy, wanted, "is not tested", say):
+        tested[str(number)] = accuracy
+        study.set_user_attr("test_accuracy", tested)
 
 
 def block_reports(
     desk: Desk, front: FrontFile, ended: Sequence[TrialResult], say: Callable[[str], None]
 ) -> dict[int, BlockReport]:
-    """Look into the blocks of the knee and of the paper's configuration, by trial number, the knee first.
-
-    Says in a line what cannot be seen: a sweep that is finished does not fail for a picture.
-    """
+    """Look into the blocks of the knee and of the paper's configuration, by trial number, the knee first."""
     complete = [result for result in ended if result.state == "complete" and result.values]
     wanted = [result for result in complete if trial_id(result.number) == front.knee]
     wanted += [result for result in complete if result.landmark == "paper" and result not in wanted]
-    reports = {}
-    for result in wanted:
+    return dict(_answers(desk, member_blocks, wanted, "has no drawing of its blocks", say))
+
+
+def _answers(
+    desk: Desk,
+    question: Callable[[dict[str, Any], list[str], int], Answer],
+    trials: Sequence[TrialResult],
+    lacks: str,
+    say: Callable[[str], None],
+) -> Iterator[tuple[int, Answer]]:
+    """Ask about all trials at once, yield the answers by number; say in a line who has none and why."""
+    asked: dict[int, ray.ObjectRef[Answer]] = {}
+    for result in trials:
         assert result.values
-        try:
-            asked = desk.ask(member_blocks, result.number, result.config, result.values[BYTES])
-            if asked is None:
-                raise FileNotFoundError("no checkpoint here")
-            reports[result.number] = desk.answer(asked)
-        except Exception as error:
-            why = (str(error).strip() or type(error).__name__).splitlines()[-1]
-            say(f"the blocks of trial {trial_id(result.number)} are not drawn: {why}")
-    return reports
+        with _said(result.number, lacks, say):
+            asked[result.number] = desk.ask(question, result.number, result.config, result.values[BYTES])
+    for number, task in asked.items():
+        answered = []
+        with _said(number, lacks, say):
+            answered.append(desk.answer(task))
+        yield from ((number, answer) for answer in answered)
+
+
+@contextmanager
+def _said(number: int, lacks: str, say: Callable[[str], None]) -> Iterator[None]:
+    """Put whatever befalls a task, a damaged checkpoint, a dead worker, too small a cluster, into a line."""
+    try:
+        yield
+    except Exception as error:
+        cause = error.cause if isinstance(error, RayTaskError) else error
+        say(f"trial {trial_id(number)} {lacks}: {first_line(cause)}")

@@ -92,7 +92,7 @@ def standing(values_TM: Sequence[Sequence[float]], row: int) -> tuple[int, int]:
     return int((ranks_T < ranks_T[row]).sum() + (added_P > mine).sum()), int(ranks_T[row])
 
 
-_KILLED_FOR_MEMORY = ("OutOfMemoryError", "running low on memory")
+_KILLED_FOR_MEMORY = ("running low on memory", "address the out of memory issue")
 """Words of Ray's memory monitor."""
 
 
@@ -150,7 +150,7 @@ class MoAsha(FIFOScheduler):
         Tune asks here before it tells the searcher of a failure, which hears only here why.
 
         Raises:
-            OSError: the disk is full.
+            OSError: the storage is full.
         """
         text = Path(trial.error_file or os.devnull).read_text(errors="replace")
         words = storage_trouble(text, self._storage)

@@ -75,6 +75,8 @@ class _Live:
     trial: Trial
     config: TrialConfig
     request: Request
+    orphan: bool = False
+    """Begun by an earlier driver, whose checkpoints it goes on from."""
     epochs: list[list[float]] = field(default_factory=list)
     """Objectives after each, and seconds spent in training by then."""
 
@@ -122,6 +124,8 @@ class StudySearcher(Searcher):
         self._size = math.prod(_count(item) for item in self._space.values())
         self._in_a_row = 0
         self._crashes: dict[int, tuple[str, bool]] = {}
+        self.waiting: list[int] = []
+        """Orphans that fit no node now: left as they are, for a later driver on a larger cluster."""
 
     @property
     def remaining(self) -> int:
@@ -170,7 +174,7 @@ class StudySearcher(Searcher):
                 "trial": live.config.model_dump(mode="json"),
                 "threads": self._sweep.cpus_per_trial,
                 "resources": live.request,
-                "resume_from": list(self._checkpoints(trial.number)),
+                "resume_from": list(self._checkpoints(trial.number)) if live.orphan else [],
             }
         return str(Searcher.FINISHED)
 
@@ -277,8 +281,9 @@ class StudySearcher(Searcher):
         if self._repeats(trial):
             self._launched -= counted
             return None
-        live = self._admit(trial)
+        live = self._admit(trial, orphan=True)
         if live is not None:
+            live.orphan = True
             live.epochs.extend(epochs_of(frozen.user_attrs))
         return live
 
@@ -303,8 +308,11 @@ class StudySearcher(Searcher):
         self._study.tell(trial, state=TrialState.PRUNED)
         return True
 
-    def _admit(self, trial: Trial) -> _Live | None:
-        """Find room for a trial; None for one that cannot work or be of use, which the study is told."""
+    def _admit(self, trial: Trial, *, orphan: bool = False) -> _Live | None:
+        """Find room for a trial; None for one that cannot work or be of use, which the study is told.
+
+        An orphan that fits nowhere is not told: what it has done is not lost on a smaller cluster.
+        """
         try:
             config = trial_config(self._sweep, trial.params, trial.user_attrs.get("landmark"))
             costs = self._forecast(config, 0.0)
@@ -320,6 +328,9 @@ class StudySearcher(Searcher):
             try:
                 return _Live(trial, config, self._packing.place(self._forecast(config, GROWTH).peak_bytes))
             except ConfigError as error:
+                if orphan:
+                    self.waiting.append(trial.number)
+                    return None
                 _constrain_once(trial, "max_memory", _STARVED)
                 broken = str(error)
         else:

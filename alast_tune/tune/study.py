@@ -25,7 +25,7 @@ from alast_tune.methods import build_method, settled
 from alast_tune.models import VisionTransformer
 from alast_tune.optimizers import build_optimizer
 from alast_tune.results import TrialResult
-from alast_tune.storage import CHECKPOINTS, address_of, fetch, is_copy, listing, whole
+from alast_tune.storage import CHECKPOINTS, address_of, fetch, is_copy, whole
 from alast_tune.summary import trial_id
 from alast_tune.terminal import printer
 from alast_tune.tracking import Tracker, default_uri, is_file_based
@@ -33,7 +33,7 @@ from alast_tune.train import load_trial
 from alast_tune.tune.cluster import Stop, check_cluster, cluster, stopped_by_signals
 from alast_tune.tune.conclude import BLOCKS, SEARCHED, conclude
 from alast_tune.tune.forecast import Forecast
-from alast_tune.tune.members import Desk, block_reports, checkpoints, score
+from alast_tune.tune.members import Desk, block_reports, checkpoints, next_attempt, score
 from alast_tune.tune.observer import SweepObserver, TuneEvents
 from alast_tune.tune.outage import storage_said
 from alast_tune.tune.resources import packing_of, placement
@@ -75,7 +75,7 @@ def run_sweep(sweep: SweepConfig, *, resume: bool = False, console: Console | No
     """Run a sweep to its end, or go on with one that was interrupted in whatever way.
 
     Leaves ``front.json``, the study and the trials' checkpoints in ``<storage>/<name>``, and
-    everything in MLflow. Only the number of trials may differ when resuming, and where files lie that are the same.
+    everything in MLflow. What changes results may not differ when resuming.
 
     Raises:
         ConfigError: whatever cannot work, before any trial starts.
@@ -108,7 +108,7 @@ def prepare(sweep: SweepConfig, *, resume: bool, console: Console) -> Prepared:
     fetch(folder)
     if resume:
         if differs := sweep.difference(stored_sweep(folder)):
-            remedy = f"was started with other settings ({differs}); only --trials and places of files may change"
+            remedy = f"was started with other settings ({differs}); only --trials, places and resources may change"
             raise ConfigError("resume", sweep.name, remedy)
     elif (folder / "sweep.json").exists():
         raise ConfigError(
@@ -169,14 +169,17 @@ def search(prepared: Prepared, lease: SweepLease, tracker: Tracker, stop: Stop) 
             scheduler = MoAsha(sweep, study, searcher.crashed)
             _tune(sweep, folder, searcher, scheduler, TuneEvents(sweep, observer, stop, searcher.crashed))
         stop.check()
+        if searcher.waiting:
+            them = ", ".join(map(trial_id, searcher.waiting))
+            prepared.say(f"interrupted trials {them} fit no node now; --resume on a larger cluster goes on with them")
         if searcher.remaining:
             prepared.say(
                 f"{searcher.remaining} of {sweep.trials} trials were not run: "
                 "all that is left to propose was tried before, or is predicted to break a limit"
             )
-        study.set_user_attr(SEARCHED, True)
+        study.set_user_attr(SEARCHED, not searcher.waiting)
         desk, front = Desk(sweep, folder, packing, stop), observer.front
-        score(desk, study, front)
+        score(desk, study, front, prepared.say)
         for number, report in block_reports(desk, front, results(study, sweep), prepared.say).items():
             report.write(folder / BLOCKS / f"{trial_id(number)}.npz")
     finally:
@@ -187,7 +190,7 @@ def search(prepared: Prepared, lease: SweepLease, tracker: Tracker, stop: Stop) 
 def _begin(prepared: Prepared) -> optuna.Study:
     """Open the sweep's study; a new one begins with earlier results and the landmarks."""
     sweep, folder = prepared.sweep, prepared.folder
-    study = open_study(sweep, folder, new=not prepared.resume)
+    study = open_study(sweep, folder, new=not prepared.resume, there=prepared.resume)
     _keep(sweep, folder / "sweep.json")
     if "reference_point" not in study.user_attrs:
         study.set_user_attr("reference_point", prepared.reference)
@@ -241,7 +244,6 @@ def _tune(
     events: TuneEvents,
 ) -> None:
     """Let Ray Tune run what remains, under a folder of its own: its state is not needed afterwards."""
-    attempt = len(listing(folder / CHECKPOINTS))
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(sweep.trials)  # one that waits for a large card holds none up
     tuner = tune.Tuner(
         tune.with_resources(AlastTrainable, placement),
@@ -254,7 +256,7 @@ def _tune(
             trial_dirname_creator=lambda trial: trial_id(trial.config["number"]),
         ),
         run_config=RunConfig(
-            name=f"driver-{attempt:02d}",
+            name=next_attempt(folder),
             storage_path=address_of(folder / CHECKPOINTS),
             verbose=0,
             failure_config=FailureConfig(max_failures=sweep.retries),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -120,17 +120,48 @@ def out_of_memory(error: BaseException | None) -> bool:
     )
 
 
-def member_accuracy(trial: dict[str, Any], address: str, threads: int) -> float | None:
-    """Evaluate a finished trial's checkpoint on the test images, which no search has seen; None if there are none."""
+def finished_run(trial: TrialConfig, addresses: Iterable[str]) -> tuple[Run, str]:
+    """Load a complete trial's last epoch, whose accuracy the front shows: never an earlier one; and from where.
+
+    Args:
+        trial: complete.
+        addresses: of its checkpoints, newest first; one that is damaged or of another epoch is passed over.
+
+    Raises:
+        ConfigError: no checkpoint of that epoch can be read; says what is wrong with the newest.
+    """
+    trouble: list[ConfigError] = []
+    for address in addresses:
+        run = Run(trial, verify=False)  # a half-loaded one is not gone on with
+        try:
+            with stored(address) as folder:
+                run.load(folder)
+        except (ConfigError, OSError) as error:
+            why = f"cannot be read ({type(error).__name__}: {first_line(error)})"
+            trouble.append(error if isinstance(error, ConfigError) else ConfigError("checkpoint", address, why))
+            continue
+        if run.finished:
+            return run, address
+        remedy = f"is of epoch {run.epoch}, the front shows epoch {trial.train.epochs}, whose checkpoint is gone"
+        trouble.append(ConfigError("checkpoint", address, remedy))
+    raise trouble[0] if trouble else ConfigError("checkpoint", "none", "the trial has left none here")
+
+
+def first_line(error: BaseException) -> str:
+    """Take the first line of an error's text, or its kind if it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def member_accuracy(trial: dict[str, Any], addresses: list[str], threads: int) -> float | None:
+    """Evaluate a complete trial's last epoch on the test images, which no search has seen; None if there are none."""
     torch.set_num_threads(threads)
-    run = Run(TrialConfig.model_validate(trial), verify=False)
-    with stored(address) as folder:
-        run.load(folder)
+    run, _ = finished_run(TrialConfig.model_validate(trial), addresses)
     return run.evaluate("test")[0] if run.has_test else None
 
 
-def member_blocks(trial: dict[str, Any], address: str, threads: int) -> BlockReport:
-    """Look into a finished trial's checkpoint, block by block."""
+def member_blocks(trial: dict[str, Any], addresses: list[str], threads: int) -> BlockReport:
+    """Look into a complete trial's last epoch, block by block."""
     torch.set_num_threads(threads)
-    with stored(address) as folder:
-        return report_blocks(TrialConfig.model_validate(trial), folder)
+    config = TrialConfig.model_validate(trial)
+    with stored(finished_run(config, addresses)[1]) as folder:
+        return report_blocks(config, folder)

@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import optuna
 import sqlalchemy
@@ -19,9 +20,14 @@ from sqlalchemy.exc import SQLAlchemyError
 from alast_tune.config import SweepConfig
 from alast_tune.errors import ConfigError
 from alast_tune.results import DIRECTIONS, TrialResult
-from alast_tune.storage import STUDY, STUDY_JOURNAL, address_of, is_copy
+from alast_tune.storage import STUDY, STUDY_JOURNAL, address_of, is_copy, whole
 from alast_tune.tune.space import begins_with, landmark_params, trial_config
 from alast_tune.tune.study_file import StudyFile
+
+_ID = "study.id"
+"""Part of the name of a sweep's study in a database."""
+
+_LOST = "its study is gone ({}), and with it what was finished; put it back, or start anew under another --name"
 
 _STATES = {
     TrialState.COMPLETE: "complete",
@@ -31,33 +37,34 @@ _STATES = {
 }
 
 
-def open_study(sweep: SweepConfig, folder: Path, *, new: bool = False) -> optuna.Study:
+def open_study(sweep: SweepConfig, folder: Path, *, new: bool = False, there: bool = False) -> optuna.Study:
     """Create or reopen the sweep's study, in its folder or in the database that the sweep names.
 
     Args:
         sweep: says where the study is, in ``study``.
         folder: of the sweep.
-        new: refuse a study that the database has already, under an address that is somebody else's too.
+        new: give a study in a database a name of its own, kept in the sweep's folder wherever that is mounted.
+        there: refuse to begin an empty one.
 
     Raises:
-        ConfigError: a database that cannot be used, or has the study that should be new; SQLite in object storage.
+        ConfigError: a database that cannot be used, no study where one should be, or SQLite in object storage.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     url = sweep.study if sweep.study and "://" in sweep.study else None
-    shared = url is not None
-    name = f"{address_of(folder.parent)}/{sweep.name}" if shared else sweep.name  # others have a sweep of that name too
+    name = sweep.name if url is None else _shared_name(sweep, folder, new)  # others have a sweep of that name too
+    files = [folder / STUDY, folder / STUDY_JOURNAL]
+    if there and url is None and not any(file.exists() for file in files):
+        raise ConfigError("resume", sweep.name, _LOST.format(files[0]))
     try:
         storage = _file(sweep.study, folder) if url is None else _database(url)
-        if not (new and shared):
-            with suppress(KeyError):  # making one that is there would write, too
-                return optuna.load_study(study_name=name, storage=storage)
-        return optuna.create_study(
-            storage=storage, study_name=name, directions=list(DIRECTIONS), load_if_exists=not (new and shared)
-        )
-    except optuna.exceptions.DuplicatedStudyError:
-        raise ConfigError("name", sweep.name, f"the database has a study {name}; choose another --name") from None
+        with suppress(KeyError):  # making one that is there would write, too
+            return optuna.load_study(study_name=name, storage=storage)
+        if there:
+            where = f"{name} in the database" if url else next(file for file in files if file.exists())
+            raise ConfigError("resume", sweep.name, _LOST.format(where))
+        return optuna.create_study(storage=storage, study_name=name, directions=list(DIRECTIONS))
     except (ImportError, SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
-        if not shared:
+        if url is None:
             raise  # what is wrong with a file is said elsewhere
         raise ConfigError("study", url, f"cannot be used ({database_said(error)})") from None
 
@@ -67,6 +74,16 @@ def database_said(error: BaseException) -> str:
     cause = error.__cause__ if isinstance(error, optuna.exceptions.StorageInternalError) else error
     text = str(getattr(cause, "orig", None) or cause or error).strip() or type(error).__name__
     return text.splitlines()[0]
+
+
+def _shared_name(sweep: SweepConfig, folder: Path, new: bool) -> str:
+    """Name a study among those of other sweeps; sweeps of version 0.1 have no id, and go by their address."""
+    file = folder / _ID
+    if new:
+        folder.mkdir(parents=True, exist_ok=True)
+        with whole(file) as scratch:
+            scratch.write_text(uuid4().hex + "\n")
+    return f"{sweep.name}-{file.read_text().strip()}" if file.exists() else f"{address_of(folder.parent)}/{sweep.name}"
 
 
 def _file(kind: str | None, folder: Path) -> optuna.storages.BaseStorage:

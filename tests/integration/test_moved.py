@@ -29,5 +29,6 @@ def test_a_sweep_goes_on_where_its_images_have_moved_and_not_on_others(pareto: "
     assert "2 of 2" in out or "1 of 2" in out
     refused = pareto.here("--resume", "pets", *moved, "--trial.train.epochs", "2", expect=2)
     assert (
-        "was started with other settings (trial/train/epochs); only --trials and places of files may change" in refused
+        "was started with other settings (trial/train/epochs); only --trials, places and resources may change"
+        in refused
     )

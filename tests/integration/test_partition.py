@@ -199,7 +199,7 @@ def test_a_parted_worker_that_writes_on_harms_nothing(tmp_path: Path, monkeypatc
     assert (late / "state.pt").stat().st_mtime > (last / "state.pt").stat().st_mtime
     assert checkpoints(folder, number)[0] == str(last)
     for result in ended:
-        config, newest = result.config.model_dump(mode="json"), checkpoints(folder, result.number)[0]
+        config, newest = result.config.model_dump(mode="json"), checkpoints(folder, result.number)[:1]
         assert result.test_accuracy == member_accuracy(config, newest, 1)
 
 

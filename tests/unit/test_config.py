@@ -263,7 +263,16 @@ def test_places_of_files_do_not_make_another_trial_and_nothing_else_is_such() ->
     assert without_places(parse(TrialConfig, here)) == without_places(parse(TrialConfig, there))
     assert without_places(parse(TrialConfig, {"train": {"seed": 1}})) != without_places(TrialConfig())
     one, other = (parse(SweepConfig, {"space": SPACE, "trial": trial}) for trial in (here, there))
-    assert one.difference(other.model_copy(update={"trials": 99})) is None
+    free = {
+        "trials": 99,
+        "concurrent": 3,
+        "cpus_per_trial": 2,
+        "gpus_per_trial": 1.0,
+        "retries": 0,
+        "epoch_timeout": 9.0,
+    }
+    assert one.difference(other.model_copy(update=free)) is None
+    assert one.difference(one.model_copy(update={"seed": 9})) == "seed"
     assert (
         one.difference(parse(SweepConfig, {"space": SPACE, "trial": {"train": {"epochs": 3}}})) == "trial/train/epochs"
     )

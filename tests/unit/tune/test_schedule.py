@@ -160,7 +160,7 @@ def test_why_a_trial_has_failed_is_handed_on(tmp_path: Path) -> None:
             "RuntimeError: mat1 and mat2 shapes cannot be multiplied",
             False,
         ),
-        "ray.exceptions.OutOfMemoryError: Task was killed\nRefer to the documentation": (
+        "ray.exceptions.OutOfMemoryError: Task was killed\nRefer to ... how to address the out of memory issue: x": (
             "out of memory: Ray's memory monitor has killed the worker, as the machine had little left",
             True,
         ),

@@ -11,8 +11,10 @@ import pytest
 from optuna.trial import TrialState
 
 from alast_tune.config import SweepConfig, TrialConfig
+from alast_tune.errors import ConfigError
 from alast_tune.results import TrialResult
 from alast_tune.tune import search as module
+from alast_tune.tune import trials
 from alast_tune.tune.forecast import Costs
 from alast_tune.tune.resources import Node, Packing
 from alast_tune.tune.sampler import EhviSampler
@@ -541,3 +543,74 @@ def test_tune_has_nothing_to_add_and_nothing_to_keep(tmp_path: Path) -> None:
     search.save(str(tmp_path / "state"))
     search.restore(str(tmp_path / "state"))
     assert (tmp_path / "state").read_bytes() == b""
+
+
+def test_an_orphan_that_fits_no_node_now_waits_for_a_larger_cluster(tmp_path: Path) -> None:
+    config = sweep(trials=1)
+    large, study, _ = searcher(tmp_path, config)
+    large.suggest("a")
+    large.on_trial_result("a", report(1))
+    observer = Recorder()
+    small = StudySearcher(study, config, observer, Packing(config, [Node("a", cpu=1e6, memory=1e7)]), forecast)
+    assert small.suggest("b") == "FINISHED"
+    assert (small.waiting, observer.ends, study.trials[0].state) == ([0], [], TrialState.RUNNING)
+    again, _, _ = searcher(tmp_path, config)
+    assert isinstance(suggestion := again.suggest("c"), dict) and suggestion["number"] == 0
+
+
+def test_storage_is_listed_for_orphans_alone(tmp_path: Path) -> None:
+    config, asked = sweep(trials=2), []
+
+    def checkpoints(number: int) -> list[str]:
+        asked.append(number)
+        return ["newest"]
+
+    first, study, _ = searcher(tmp_path, config)
+    first.suggest("a")
+    second = StudySearcher(study, config, Recorder(), everywhere(config), forecast, checkpoints)
+    orphan, new = second.suggest("b"), second.suggest("c")
+    assert isinstance(orphan, dict) and isinstance(new, dict)
+    assert (orphan["resume_from"], new["resume_from"], asked) == (["newest"], [], [0])
+
+
+@pytest.mark.parametrize("study", ["journal", "sqlite"])
+def test_a_sweep_whose_study_is_lost_is_not_begun_again(study: str, tmp_path: Path) -> None:
+    config = sweep(study=study)
+    with pytest.raises(ConfigError, match=r"^resume = sweep: its study is gone \(.*study\.\w+\), .*; put it back"):
+        open_study(config, tmp_path, there=True)
+    assert not list(tmp_path.iterdir())
+    open_study(config, tmp_path, new=True)
+    assert not open_study(config, tmp_path, there=True).trials
+
+
+def test_a_study_in_a_database_is_found_under_another_mount(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    database = optuna.storages.InMemoryStorage()
+    monkeypatch.setattr(trials, "_database", lambda url: database)
+    config, folder = sweep(study="postgresql://me@host/studies"), tmp_path / "nfs" / "sweep"
+    study = open_study(config, folder, new=True)
+    (tmp_path / "data").symlink_to(tmp_path / "nfs")
+    assert open_study(config, tmp_path / "data" / "sweep", there=True).study_name == study.study_name
+    (folder / "study.id").unlink()  # as a sweep of an earlier version
+    with pytest.raises(ConfigError, match="its study is gone"):
+        open_study(config, folder, there=True)
+    old = optuna.create_study(
+        storage=database, study_name=f"{folder.parent}/sweep", directions=["maximize", "minimize", "minimize"]
+    )
+    assert open_study(config, folder, there=True).study_name == old.study_name
+
+
+@pytest.mark.parametrize(
+    ("text", "state", "reason"),
+    [
+        ("Traceback\n  File x\nValueError: no such layer\n", "failed", "ValueError: no such layer"),
+        ("ray.exceptions.OutOfMemoryError: Task was killed due to the node running low on memory.\nRefer to the\n",
+         "infeasible", "out of memory: Ray's memory monitor has killed its worker"),
+    ],
+)  # fmt: skip
+def test_the_study_learns_why_a_trial_crashed(text: str, state: str, reason: str, tmp_path: Path) -> None:
+    search, study, observer = searcher(tmp_path)
+    search.suggest("a")
+    search.crashed("a", text)
+    search.on_trial_complete("a", error=True)
+    assert [(end.state, end.reason) for end in observer.ends] == [(state, reason)]
+    assert study.trials[0].user_attrs["reason"] == reason
