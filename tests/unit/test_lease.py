@@ -282,7 +282,7 @@ def test_a_renewal_whose_answer_was_lost_is_a_renewal(bucket: str) -> None:
 def test_a_driver_that_has_lost_its_lease_writes_nothing_more(bucket: str, by: str | None) -> None:
     folder = copy_of(f"{bucket}/demo")
     folder.mkdir(parents=True)
-    hold = SweepLease(folder, Time().timing(renewal_seconds=0.01))
+    hold = SweepLease(folder, Time().timing(renewal_seconds=0.3))
     hold.acquire("name", print)
     lease(folder, owner=by)  # whose is over already, if by nobody
     assert hold._thread

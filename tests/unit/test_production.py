@@ -259,7 +259,7 @@ def test_runs_go_into_the_experiment_that_the_environment_names_and_stay_there(
     ("options", "line"),
     [
         (["--model-name", "team/pets"], "error: model_name = team/pets: MLflow refuses it ("),
-        (["--model-name", " "], "error: model_name =  : MLflow refuses it ("),
+        (["--model-name", " "], "error: model_name = : MLflow refuses it ("),
         (["--model-name", "pets", "--alias", "latest"], "error: alias = latest: MLflow refuses it ("),
         (["--model-name", "pets", "--alias", "v3"], "error: alias = v3: MLflow refuses it ("),
         (["--model-name", "pets", "--alias", "a b"], "error: alias = a b: MLflow refuses it ("),

@@ -201,7 +201,7 @@ def test_the_table_of_a_front_names_variants(tmp_path: Path) -> None:
         search.on_trial_complete(str(number), report(accuracy=0.5 + number / 10, train_flops=(number + 1) * 1e11))
     table = front_table(summarise("grid", results(study, grid()), (0.0, 2e12, 2e8)))
     (settings,) = (column._cells for column in table.columns if column.header == "settings that differ")
-    assert settings == [f"way {name}, seed {seed}" for name, seed in COMBINATIONS]
+    assert list(map(str, settings)) == [f"way {name}, seed {seed}" for name, seed in COMBINATIONS]
 
 
 def test_a_parameter_that_is_not_in_the_grid_is_refused(tmp_path: Path) -> None:

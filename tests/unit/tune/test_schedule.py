@@ -169,8 +169,8 @@ def test_why_a_trial_has_failed_is_handed_on(tmp_path: Path) -> None:
             "RuntimeError: unable to write to file </torch_12_3>: No space left on device (28)",
             False,
         ),
-        "OSError: [Errno 28] No space left on device: '/root/.cache/huggingface/x'": (
-            "OSError: [Errno 28] No space left on device: '/root/.cache/huggingface/x'",
+        "OSError: [Errno 28] No space left on device: '/elsewhere/.cache/huggingface/x'": (
+            "OSError: [Errno 28] No space left on device: '/elsewhere/.cache/huggingface/x'",
             False,
         ),
     }

@@ -597,20 +597,3 @@ def test_a_study_in_a_database_is_found_under_another_mount(tmp_path: Path, monk
         storage=database, study_name=f"{folder.parent}/sweep", directions=["maximize", "minimize", "minimize"]
     )
     assert open_study(config, folder, there=True).study_name == old.study_name
-
-
-@pytest.mark.parametrize(
-    ("text", "state", "reason"),
-    [
-        ("Traceback\n  File x\nValueError: no such layer\n", "failed", "ValueError: no such layer"),
-        ("ray.exceptions.OutOfMemoryError: Task was killed due to the node running low on memory.\nRefer to the\n",
-         "infeasible", "out of memory: Ray's memory monitor has killed its worker"),
-    ],
-)  # fmt: skip
-def test_the_study_learns_why_a_trial_crashed(text: str, state: str, reason: str, tmp_path: Path) -> None:
-    search, study, observer = searcher(tmp_path)
-    search.suggest("a")
-    search.crashed("a", text)
-    search.on_trial_complete("a", error=True)
-    assert [(end.state, end.reason) for end in observer.ends] == [(state, reason)]
-    assert study.trials[0].user_attrs["reason"] == reason
