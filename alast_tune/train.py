@@ -40,6 +40,9 @@ CHECK_EVERY = 50
 _DROPOUT, _AUGMENTATION = 1, 2
 """What is drawn in an epoch besides its order, each from a stream of its own."""
 
+_UPDATING = {"optimizer", "scheduler", "scaler"}
+"""Parts of a run that no epoch needs any more when all are done: two thirds of a checkpoint."""
+
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 """What forwards run in, by ``train.precision``."""
 
@@ -250,8 +253,9 @@ class Run:
         return self._splits.test is not None
 
     def save(self, folder: Path) -> None:
-        """Write a checkpoint of everything the next epoch depends on."""
-        state = {name: part.state_dict() for name, part in self._parts().items()} | {
+        """Write a checkpoint of everything the next epoch depends on; after the last one, without the optimizer's."""
+        parts = {name: part for name, part in self._parts().items() if not self.finished or name not in _UPDATING}
+        state = {name: part.state_dict() for name, part in parts.items()} | {
             "blocks": self._blocks,
             "report": asdict(self.report) if self.report else None,
             "best": asdict(self.best) if self.best else None,
@@ -271,14 +275,15 @@ class Run:
         if not self._started:
             self._blocks = state["blocks"]
             self._start()
+        self.report = read_report(state["report"]) if state["report"] else None
         try:
             for name, part in self._parts().items():
-                part.load_state_dict(state[name])
+                if not (self.finished and name in _UPDATING):
+                    part.load_state_dict(state[name])
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
             reason = str(error).partition("\n")[0]
             remedy = f"was not written by this version ({reason}); train anew, in another folder"
             raise ConfigError("checkpoint", folder, remedy) from error
-        self.report = read_report(state["report"]) if state["report"] else None
         best = state.get("best")  # checkpoints of version 0.1 do not say
         self.best = read_report(best) if best else self.report
 

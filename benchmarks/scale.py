@@ -60,7 +60,7 @@ from alast_tune.tune.schedule import MoAsha
 from alast_tune.tune.search import StudySearcher
 from alast_tune.tune.space import to_optuna
 from alast_tune.tune.study import MARGIN, reference_point
-from alast_tune.tune.trials import open_study, results
+from alast_tune.tune.trials import epoch_key, open_study, results
 
 EPOCHS = 4
 SPACE = {
@@ -110,7 +110,9 @@ def studies(folder: Path, sizes: list[int], model: str = "embedded") -> dict[int
             for _ in range(min(1000, size - there)):
                 params = chance.ask(space).params
                 curve = [objectives(params, epoch, full, draw) for epoch in range(1, EPOCHS + 1)]
-                attributes = {"epochs": EPOCHS, "curve": curve, "seconds": [30.0 * epoch for epoch in range(EPOCHS)]}
+                attributes: dict[str, Any] = {"epochs": EPOCHS} | {
+                    epoch_key(epoch): [*values, 30.0 * epoch] for epoch, values in enumerate(curve, start=1)
+                }
                 before.append(
                     create_trial(
                         state=TrialState.COMPLETE, params=params, distributions=space, values=curve[-1],

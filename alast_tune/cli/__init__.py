@@ -1,9 +1,8 @@
 """``alast-tune``: one file a command, or two that belong together.
 
 ``front`` prints a front, and brings MLflow up to date (``sync``); ``report`` draws a sweep's pages again; ``promote``
-chooses a member of one for production;
-``train`` trains one configuration; ``doctor`` looks at the machine; ``guard`` is how all of them end when something
-is wrong.
+chooses a member of one for production; ``clean`` deletes the checkpoints that nothing needs; ``train`` trains one
+configuration; ``doctor`` looks at the machine; ``guard`` is how all of them end when something is wrong.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from alast_tune.cli.clean import Clean
 from alast_tune.cli.doctor import Doctor
 from alast_tune.cli.front import Front, Sync
 from alast_tune.cli.guard import STORAGE_FAILED, TRACKING_INCOMPLETE, guarded
@@ -64,6 +64,7 @@ class AlastTune(BaseSettings):
     train: CliSubCommand[Train]
     report: CliSubCommand[Report]
     sync: CliSubCommand[Sync]
+    clean: CliSubCommand[Clean]
     doctor: CliSubCommand[Doctor]
 
     @classmethod

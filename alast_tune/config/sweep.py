@@ -119,7 +119,7 @@ class Limits(Record):
         return all(excess <= 0 for excess in self.excess(**objectives).values())
 
 
-_FREE = {"trials", "storage", "concurrent", "cpus_per_trial", "gpus_per_trial", "retries", "epoch_timeout"}
+_FREE = {"trials", "storage", "concurrent", "cpus_per_trial", "gpus_per_trial", "retries", "epoch_timeout", "keep"}
 """What may change when a sweep is resumed: it changes no result, save by how threads and cards round."""
 
 
@@ -163,6 +163,10 @@ class SweepConfig(Limits):
     retries: int = Field(2, ge=0, description="restarts of a trial, from its last checkpoint, after a crash")
     epoch_timeout: float | None = Field(
         None, gt=0, description="seconds; a trial that reports no epoch for so long has failed"
+    )
+    keep: Literal["front", "all"] = Field(
+        "front",
+        description="checkpoints that stay when the sweep ends: the last of each of the front, or two of all trials",
     )
     trial: TrialConfig = Field(default_factory=TrialConfig, description="what every trial has in common")
     space: dict[str, Distribution] = Field(

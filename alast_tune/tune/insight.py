@@ -24,7 +24,7 @@ def report_search(study: optuna.Study, sweep: SweepConfig) -> SearchReport:
     """Collect what the pages about the search show."""
     importances = [importance(study, sweep, place) for place in range(len(OBJECTIVES))]
     trials = study.get_trials(deepcopy=False)
-    curves = {trial.number: curve(trial) for trial in trials if "curve" in trial.user_attrs}
+    curves = {trial.number: curve(trial) for trial in trials}
     return SearchReport(
         space=sweep.space,
         importances={o.name: shares for o, shares in zip(OBJECTIVES, importances, strict=True) if shares},

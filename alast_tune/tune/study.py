@@ -37,6 +37,7 @@ from alast_tune.tune.members import Desk, block_reports, checkpoints, next_attem
 from alast_tune.tune.observer import SweepObserver, TuneEvents
 from alast_tune.tune.outage import storage_said
 from alast_tune.tune.resources import packing_of, placement
+from alast_tune.tune.retention import drop_checkpoints
 from alast_tune.tune.schedule import MoAsha
 from alast_tune.tune.search import StudySearcher
 from alast_tune.tune.trainable import AlastTrainable
@@ -182,6 +183,10 @@ def search(prepared: Prepared, lease: SweepLease, tracker: Tracker, stop: Stop) 
         score(desk, study, front, prepared.say)
         for number, report in block_reports(desk, front, results(study, sweep), prepared.say).items():
             report.write(folder / BLOCKS / f"{trial_id(number)}.npz")
+        if sweep.keep == "front":
+            freed = drop_checkpoints(folder, results(study, sweep), {member.trial_id for member in front.front})
+            if freed.checkpoints:
+                prepared.say(f"deleted what the front does not need: {freed} (--keep all keeps them)")
     finally:
         observer.close()
     return study

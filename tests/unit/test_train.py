@@ -571,3 +571,18 @@ def test_a_checkpoint_cannot_run_code(tmp_path: Path, tiny_trial: TinyTrial) -> 
     assert not (tmp_path / "ran").exists()
     torch.load(tmp_path / checkpoint.FILE, weights_only=False)
     assert (tmp_path / "ran").exists()  # it would have
+
+
+def test_a_checkpoint_of_a_finished_run_has_nothing_that_another_epoch_would_need(
+    tiny_trial: Callable[..., TrialConfig], tmp_path: Path
+) -> None:
+    run = Run(tiny_trial(epochs=2))
+    run.train_epoch()
+    run.save(tmp_path)
+    assert checkpoint.load(tmp_path).keys() >= {"optimizer", "scheduler", "model"}
+    run.train_epoch()
+    run.save(tmp_path)
+    assert not checkpoint.load(tmp_path).keys() & {"optimizer", "scheduler", "scaler"}
+    again = Run(tiny_trial(epochs=2))
+    again.load(tmp_path)
+    assert again.finished and again.report == run.report

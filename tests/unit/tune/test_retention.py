@@ -1,0 +1,68 @@
+"""Which checkpoints stay when a sweep is over, and that nothing else goes."""
+
+from pathlib import Path
+
+import pytest
+
+from alast_tune.cli import main
+from alast_tune.config import TrialConfig
+from alast_tune.results import TrialResult
+from alast_tune.tune.retention import Freed, drop_checkpoints
+
+
+def made(folder: Path, *checkpoints: str) -> None:
+    for name in checkpoints:
+        (folder / "tune" / name).mkdir(parents=True)
+        (folder / "tune" / name / "state.pt").write_bytes(bytes(100))
+
+
+def left(folder: Path) -> list[str]:
+    return sorted(str(file.parent.relative_to(folder / "tune")) for file in (folder / "tune").rglob("state.pt"))
+
+
+def trial(number: int, state: str) -> TrialResult:
+    return TrialResult(number, state, TrialConfig(), {}, None, 1)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """0 on the front, twice begun; 1 dominated; 2 to go on; 3 failed."""
+    sweep = tmp_path / "sweep"
+    made(sweep, *(f"driver-00/0000/checkpoint_00000{n}" for n in (8, 9)), "driver-01/0000/checkpoint_000000")
+    made(sweep, "driver-00/0001/checkpoint_000001", *(f"driver-00/0002/checkpoint_00000{n}" for n in (0, 1)))
+    made(sweep, "driver-01/0003/checkpoint_000000")
+    return sweep
+
+
+TRIALS = [trial(0, "complete"), trial(1, "complete"), trial(2, "running"), trial(3, "failed")]
+STAY = ["driver-00/0002/checkpoint_000000", "driver-00/0002/checkpoint_000001", "driver-01/0000/checkpoint_000000"]
+
+
+def test_the_last_one_of_each_member_stays_and_those_that_are_gone_on_from(folder: Path) -> None:
+    before = left(folder)
+    assert drop_checkpoints(folder, TRIALS, {"0000"}, dry_run=True) == Freed(4, 400)
+    assert left(folder) == before
+    assert drop_checkpoints(folder, TRIALS, {"0000"}) == Freed(4, 400)
+    assert left(folder) == STAY
+    assert drop_checkpoints(folder, TRIALS, {"0000"}) == Freed()
+
+
+def test_links_and_other_folders_are_left_alone(folder: Path, tmp_path: Path) -> None:
+    made(tmp_path / "other", "driver-00/0001/checkpoint_000000", "mine/0001/checkpoint_000000")
+    (folder / "tune" / "driver-07").symlink_to(tmp_path / "other" / "tune" / "driver-00")
+    (folder / "tune" / "driver-00" / "0009").symlink_to(tmp_path / "other" / "tune" / "driver-00" / "0001")
+    made(folder, "driver-00/notes/checkpoint_000000", "driver-00/0001/best")
+    drop_checkpoints(folder, TRIALS, set())
+    assert len(left(tmp_path / "other")) == 2
+    assert {"driver-00/notes/checkpoint_000000", "driver-00/0001/best"} <= set(left(folder))
+
+
+def test_a_sweep_without_checkpoints_has_nothing_to_free(tmp_path: Path) -> None:
+    assert str(drop_checkpoints(tmp_path, TRIALS, set())) == "0 checkpoints, 0 B"
+
+
+def test_what_is_no_sweep_is_not_cleaned(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(["clean", str(folder)])
+    assert exit_.value.code == 2 and "holds no sweep" in capsys.readouterr().err
+    assert len(left(folder)) == 7
