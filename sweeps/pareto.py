@@ -81,6 +81,9 @@ class Pareto(BaseSettings, SweepConfig):
         False,
         description="resume the sweep of this name if it is there, else start it: one command for all attempts",
     )
+    retry_failed: CliImplicitFlag[bool] = Field(
+        False, description="with --resume: run trials that have failed again, under new numbers"
+    )
     reseed: int | None = Field(
         None,
         ge=2,
@@ -119,9 +122,10 @@ def main() -> None:
     options = CliApp.run(Pareto, cli_args=words)
     sweep = parse(SweepConfig, options.given())
     console = Console(width=None if sys.stdout.isatty() else 120)
-    results = run_sweep(
-        sweep, resume=options.resume is not None or (options.go_on and is_begun(sweep)), console=console
-    )
+    resume = options.resume is not None or (options.go_on and is_begun(sweep))
+    if options.retry_failed and not resume:
+        raise ConfigError("retry_failed", True, "there is nothing yet that has failed; give --resume")
+    results = run_sweep(sweep, resume=resume, retry_failed=options.retry_failed, console=console)
     file = sweep.storage / sweep.name / "front.json"
     console.print(front_table(FrontFile.read(file)))
     if options.reseed is not None and any(result.state == "complete" for result in results):

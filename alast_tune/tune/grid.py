@@ -36,6 +36,8 @@ class GridSampler(BaseSampler):
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """Take the first combination that no other trial has, and that agrees with what this one has already."""
+        if "fixed_params" in trial.system_attrs:  # enqueued: a combination that failed, run again
+            return {}
         if self._left is None:
             others = (other for other in study.get_trials(deepcopy=False) if other.number != trial.number)
             taken = {point(other.params) for other in others if "landmark" not in other.user_attrs}

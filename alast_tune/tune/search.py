@@ -32,7 +32,7 @@ from alast_tune.tune.grid import GridSampler
 from alast_tune.tune.resources import Packing, Request
 from alast_tune.tune.sampler import EhviSampler
 from alast_tune.tune.space import LANDMARKS, is_point, point, to_optuna, trial_config
-from alast_tune.tune.trials import epoch_key, epochs_of, to_result
+from alast_tune.tune.trials import epoch_key, epochs_of, superseded, to_result
 
 _LOG = logging.getLogger(__name__)
 
@@ -112,7 +112,12 @@ class StudySearcher(Searcher):
         self._space = to_optuna(sweep.space)
         self._grid = list(sweep.combinations()) if sweep.sampler == "grid" else None
         study.sampler = self._sampler()
-        earlier = [trial for trial in study.get_trials(deepcopy=False) if trial.state != TrialState.WAITING]
+        old = superseded(study)
+        earlier = [
+            trial
+            for trial in study.get_trials(deepcopy=False)
+            if trial.state != TrialState.WAITING and trial.number not in old
+        ]
         self._orphans = [trial for trial in earlier if trial.state == TrialState.RUNNING]
         self._launched = sum(_is_own(trial) for trial in earlier)
         self._numbers: dict[tuple[tuple[str, Any], ...], int] = {}

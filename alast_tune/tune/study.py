@@ -41,7 +41,7 @@ from alast_tune.tune.retention import drop_checkpoints
 from alast_tune.tune.schedule import MoAsha
 from alast_tune.tune.search import StudySearcher
 from alast_tune.tune.trainable import AlastTrainable
-from alast_tune.tune.trials import enqueue_landmarks, open_study, results
+from alast_tune.tune.trials import enqueue_failed, enqueue_landmarks, open_study, results
 from alast_tune.tune.warm_start import Earlier, earlier_results, feed
 
 MARGIN = 1.1
@@ -55,6 +55,8 @@ class Prepared:
     sweep: SweepConfig
     """With absolute paths."""
     resume: bool
+    retry_failed: bool
+    """Run trials that have failed again."""
     uri: str
     """Of the MLflow store."""
     reference: tuple[float, float, float]
@@ -72,7 +74,9 @@ class Prepared:
         return self.sweep.storage / self.sweep.name
 
 
-def run_sweep(sweep: SweepConfig, *, resume: bool = False, console: Console | None = None) -> list[TrialResult]:
+def run_sweep(
+    sweep: SweepConfig, *, resume: bool = False, retry_failed: bool = False, console: Console | None = None
+) -> list[TrialResult]:
     """Run a sweep to its end, or go on with one that was interrupted in whatever way.
 
     Leaves ``front.json``, the study and the trials' checkpoints in ``<storage>/<name>``, and
@@ -81,7 +85,7 @@ def run_sweep(sweep: SweepConfig, *, resume: bool = False, console: Console | No
     Raises:
         ConfigError: whatever cannot work, before any trial starts.
     """
-    prepared = prepare(sweep, resume=resume, console=console or Console(stderr=True))
+    prepared = prepare(sweep, resume=resume, retry_failed=retry_failed, console=console or Console(stderr=True))
     # One thread: on a busy machine those of one process wait for one another many times as long as they work.
     with (
         threadpool_limits(limits=1),
@@ -96,7 +100,7 @@ def run_sweep(sweep: SweepConfig, *, resume: bool = False, console: Console | No
         return conclude(prepared.sweep, study, tracker, stop, prepared.say)
 
 
-def prepare(sweep: SweepConfig, *, resume: bool, console: Console) -> Prepared:
+def prepare(sweep: SweepConfig, *, resume: bool, retry_failed: bool, console: Console) -> Prepared:
     """Try out whatever can be tried without a cluster: settings, images, weights, the method, earlier results.
 
     Raises:
@@ -126,7 +130,7 @@ def prepare(sweep: SweepConfig, *, resume: bool, console: Console) -> Prepared:
     reference = reference_point(sweep.trial, model, splits)  # tries the method on: what cannot work says so here
     origin = fingerprints(splits, sweep.trial.model)
     earlier = earlier_results(sweep, origin, say) if sweep.warm_start and not resume else []
-    return Prepared(sweep, resume, uri, reference, origin, earlier, console, say)
+    return Prepared(sweep, resume, retry_failed, uri, reference, origin, earlier, console, say)
 
 
 def search(prepared: Prepared, lease: SweepLease, tracker: Tracker, stop: Stop) -> optuna.Study:
@@ -206,6 +210,8 @@ def _begin(prepared: Prepared) -> optuna.Study:
             prepared.say(f"warm start: {taken} results of {sweep.warm_start}, {left} left out")
         enqueue_landmarks(study, sweep)
         study.set_user_attr("begun", True)
+    if prepared.retry_failed:
+        prepared.say(f"{enqueue_failed(study)} failed trials are run again, under new numbers")
     return study
 
 

@@ -29,6 +29,8 @@ _ID = "study.id"
 
 _LOST = "its study is gone ({}), and with it what was finished; put it back, or start anew under another --name"
 
+_SUPERSEDED = "superseded"
+
 _STATES = {
     TrialState.COMPLETE: "complete",
     TrialState.PRUNED: "pruned",
@@ -133,6 +135,28 @@ def enqueue_landmarks(study: optuna.Study, sweep: SweepConfig) -> None:
             study.enqueue_trial(params, user_attrs={"landmark": landmark})
 
 
+def enqueue_failed(study: optuna.Study) -> int:
+    """Let failed trials be run again, as new ones of the same parameters; the old ones count no more. Returns how many.
+
+    A driver that is killed in the midst of it leaves proposals that repeat others, which are not run.
+    """
+    again = [
+        trial
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
+        if trial.number not in superseded(study)
+    ]
+    for trial in again:
+        landmark = trial.user_attrs.get("landmark")
+        study.enqueue_trial(trial.params, user_attrs={"landmark": landmark} if landmark else None)
+    study.set_user_attr(_SUPERSEDED, sorted(superseded(study) | {trial.number for trial in again}))
+    return len(again)
+
+
+def superseded(study: optuna.Study) -> set[int]:
+    """Numbers of failed trials that were run again."""
+    return set(study.user_attrs.get(_SUPERSEDED, ()))
+
+
 def to_result(trial: FrozenTrial, sweep: SweepConfig) -> TrialResult:
     """Read one trial of the study."""
     landmark = trial.user_attrs.get("landmark")
@@ -186,10 +210,10 @@ def curve_of(attributes: Mapping[str, Any]) -> list[list[float]]:
 
 
 def results(study: optuna.Study, sweep: SweepConfig) -> list[TrialResult]:
-    """Read every trial of the sweep's study that was proposed, by number, without those that repeat another."""
-    tested = study.user_attrs.get("test_accuracy", {})
+    """Read every trial that was proposed, by number, without those that repeat another or were run again."""
+    tested, old = study.user_attrs.get("test_accuracy", {}), superseded(study)
     return [
         replace(to_result(trial, sweep), test_accuracy=tested.get(str(trial.number)))
         for trial in study.get_trials(deepcopy=False)
-        if trial.state != TrialState.WAITING and "twin" not in trial.user_attrs
+        if trial.state != TrialState.WAITING and "twin" not in trial.user_attrs and trial.number not in old
     ]

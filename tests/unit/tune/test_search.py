@@ -19,7 +19,15 @@ from alast_tune.tune.forecast import Costs
 from alast_tune.tune.resources import Node, Packing
 from alast_tune.tune.sampler import EhviSampler
 from alast_tune.tune.search import StudySearcher
-from alast_tune.tune.trials import curve_of, enqueue_landmarks, epoch_key, epochs_of, open_study, results
+from alast_tune.tune.trials import (
+    curve_of,
+    enqueue_failed,
+    enqueue_landmarks,
+    epoch_key,
+    epochs_of,
+    open_study,
+    results,
+)
 
 
 class Recorder:
@@ -425,6 +433,27 @@ def test_why_a_trial_has_crashed_is_its_reason_and_a_machine_without_memory_an_o
         ("infeasible", "out of memory: killed"),
     ]
     assert study.trials[1].constraints == {"max_memory": 1.0}
+
+
+@pytest.mark.parametrize("sampler", ["random", "grid"])
+def test_what_has_failed_is_run_again_under_a_new_number(tmp_path: Path, sampler: str) -> None:
+    space = {"method/trainable_blocks": {"type": "int", "low": 1, "high": 4}}
+    config = sweep(sampler=sampler, space=space, trials=4) if sampler == "grid" else sweep(trials=4, sampler=sampler)
+    search, study, _ = searcher(tmp_path, config)
+    for key in "abcd":
+        suggestion = search.suggest(key)
+        search.on_trial_complete(key, report(), error=key == "b")
+    failed = study.trials[1].params
+    assert enqueue_failed(study) == 1
+    search, study, _ = searcher(tmp_path, config)
+    assert search.remaining == 1
+    suggestion = search.suggest("e")
+    assert isinstance(suggestion, dict) and suggestion["number"] == 4
+    assert study.trials[4].params == failed
+    search.on_trial_complete("e", report())
+    assert search.suggest("f") == StudySearcher.FINISHED
+    assert [(one.number, one.state) for one in results(study, config)] == [(n, "complete") for n in (0, 2, 3, 4)]
+    assert enqueue_failed(study) == 0
 
 
 def test_curves_are_kept_with_the_trial_and_gone_on_with(tmp_path: Path) -> None:
