@@ -98,6 +98,7 @@ TABLE = (
     Here(r"(just bench --only .*)", r"\1 --rounds 1 --warmup 0", "half a minute"),
     Here(r"(search.py .*) --seeds 30", r"\1 --seeds 1 --only random --processes 1", "most of an hour"),
     Here(r"benchmarks/scale.py$", r"\g<0> --finished 10 --sampler random --trials 2 --results scale.json", "minutes"),
+    Here(r"(just submit --preset demo --name job)", r"\1 --trials 2", "half a minute"),
     Here(r"(pareto.py) --preset demo (--storage)", r"\1 --resume job \2", "the recipe above it has just run the same"),
     # Elsewhere: on ports of our own.
     Here(r"just ui", "just ui --port {port}", "a server", serves=True),

@@ -60,6 +60,8 @@ class OnLostNode(Together):
     """The first trial stays in its third epoch until its node is taken away."""
 
     def step(self) -> dict[str, Any]:
+        if not hasattr(self, "_run"):
+            self.begin(self.config["resume_from"])
         if self.config["number"] == 0 and self._run.epoch == 2 and self.mark("third"):
             until(lambda: False)
         return super().step()
@@ -106,7 +108,7 @@ def test_a_sweep_uses_all_nodes_and_a_lost_one_costs_at_most_an_epoch(
 
         allow_store_in_file(monkeypatch)
         at_every_step(lose)
-        arguments = ["--name", "nodes", "--scheduler", "none", "--gpus-per-trial", "1"]
+        arguments = ["--name", "nodes", "--scheduler", "none", "--gpus-per-trial", "1", "--keep", "all"]
         out = pareto.here("--preset", pareto.preset(TRIALS, EPOCHS, concurrent=2), *arguments)
         (left,) = ray_here.worker_nodes
 

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import shutil
 import time
 from pathlib import Path
@@ -25,31 +26,32 @@ from tests.integration.test_sweep import runs_in
 
 EPOCHS = 3
 
-FAULTS = {
-    2: "crash before the last report",
-    3: "worker killed in an epoch",
-    4: "worker killed after a save",
-    5: "checkpoint damaged, then a crash",
-    6: "nan",
-    7: "inf",
-    8: "diverged",
-    9: "out of memory",
-    10: "hang before the first report",
+KILLED = {
+    2: "worker killed in an epoch",
+    3: "worker killed after a save",
+    4: "checkpoint damaged, then a crash",
+    5: "hang while it is built",
 }
-"""By the trial's number; 0 and 1 are the landmarks, 11 is sound."""
-TRIALS = 12
+FAILING = {2: "crash before the last report", 3: "nan", 4: "inf", 5: "diverged", 6: "out of memory"}
+"""By the trial's number; 0 and 1 are the landmarks, the one behind these is sound."""
+
+After = tuple[dict[int, TrialResult], Path, str]
+"""A sweep that is over: results by number, its folder, what was printed."""
 
 
 class Faulty(AlastTrainable):
     """Real training, in which some trials meet with a fault at every try, some only at the first."""
 
+    def begin(self, checkpoints: list[str]) -> None:
+        if self.config["fault"].startswith("hang"):
+            self.mark("hangs")
+            time.sleep(10_000)
+        super().begin(checkpoints)
+
     def step(self) -> dict[str, Any]:
         if not hasattr(self, "_run"):
             self.begin(self.config["resume_from"])
-        fault, epoch = FAULTS.get(self.config["number"], ""), self._run.epoch + 1
-        if fault.startswith("hang"):
-            self.mark("hangs")
-            time.sleep(10_000)
+        fault, epoch = self.config["fault"], self._run.epoch + 1
         if fault == "diverged" and epoch == 2:
             with torch.no_grad():
                 next(iter(self._run.model.parameters())).fill_(float("nan"))
@@ -60,7 +62,7 @@ class Faulty(AlastTrainable):
         if fault == "worker killed after a save" and epoch == 2 and self.mark("killed after a save"):
             os.environ[VARIABLE] = "after-save"
         if fault.startswith("checkpoint damaged") and epoch == 3 and self.mark("damaged"):
-            newest = max(Path(self.config["folder"]).glob("tune/*/0005/checkpoint_*/state.pt"))
+            newest = max(Path(self.config["folder"]).glob(f"tune/*/{self.config['number']:04d}/checkpoint_*/state.pt"))
             newest.write_bytes(newest.read_bytes()[:1000])
             os._exit(1)
         if fault == "crash before the last report" and epoch == EPOCHS:
@@ -88,10 +90,22 @@ def starve() -> EpochReport:
 
 
 @pytest.fixture(scope="module")
-def after(
+def killed(ray_here: Cluster, tmp_path_factory: pytest.TempPathFactory, two_classes: Path, empty_mlflow: Path) -> After:
+    """The sweep of which workers are killed."""
+    return swept(KILLED, tmp_path_factory, two_classes, empty_mlflow)
+
+
+@pytest.fixture(scope="module")
+def failing(
     ray_here: Cluster, tmp_path_factory: pytest.TempPathFactory, two_classes: Path, empty_mlflow: Path
-) -> tuple[dict[int, TrialResult], Path, str]:
-    """The sweep with all faults, over: results by number, its folder, what was printed."""
+) -> After:
+    """The sweep of which trials fail by themselves."""
+    return swept(FAILING, tmp_path_factory, two_classes, empty_mlflow)
+
+
+def swept(
+    faults: dict[int, str], tmp_path_factory: pytest.TempPathFactory, two_classes: Path, empty_mlflow: Path
+) -> After:
     storage = tmp_path_factory.mktemp("faults")
     shutil.copy(empty_mlflow, storage / "mlflow.db")
     folder, console = storage / "sweep", Console(record=True, width=200, file=io.StringIO())
@@ -99,7 +113,7 @@ def after(
     sweep = SweepConfig.model_validate(
         {
             "storage": storage,
-            "trials": TRIALS,
+            "trials": max(faults) + 2,
             "concurrent": 1,
             "sampler": "random",
             "scheduler": "none",
@@ -116,7 +130,9 @@ def after(
 
     def suggest(self: Any, trial_id: str) -> Any:
         suggestion = original(self, trial_id)
-        return suggestion | {"folder": str(folder)} if isinstance(suggestion, dict) else suggestion
+        if not isinstance(suggestion, dict):
+            return suggestion
+        return suggestion | {"folder": str(folder), "fault": faults.get(suggestion["number"], "")}
 
     def clock() -> float:
         """Once the trial hangs, the time that it is given is over."""
@@ -135,53 +151,80 @@ def after(
 @pytest.mark.parametrize(
     ("number", "state", "epochs", "reason"),
     [
+        (2, "complete", EPOCHS, None),
+        (3, "complete", EPOCHS, None),
+        (4, "complete", EPOCHS, None),
+        (5, "failed", 0, f"no epoch finished within {PATIENCE} seconds"),
+        (6, "complete", EPOCHS, None),
+    ],
+    ids=[*KILLED.values(), "sound"],
+)
+def test_a_killed_worker_costs_its_own_trial_at_most(
+    killed: After, number: int, state: str, epochs: int, reason: str | None
+) -> None:
+    check(killed, number, state, epochs, reason)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "state", "epochs", "reason"),
+    [
         (
             2,
             "failed",
             2,
             "ValueError: out of luck [/data/a.jpg] [enforce fail at alloc.cpp:1] \ufffd[2J\ufffd at http://h",
         ),
-        (3, "complete", EPOCHS, None),
-        (4, "complete", EPOCHS, None),
-        (5, "complete", EPOCHS, None),
-        (6, "failed", 1, "not a finite number: accuracy"),
-        (7, "failed", 1, "not a finite number: peak_bytes"),
-        (8, "failed", 1, "diverged"),
-        (9, "infeasible", 1, "CUDA out of memory"),
-        (10, "failed", 0, f"no epoch finished within {PATIENCE} seconds"),
-        (11, "complete", EPOCHS, None),
+        (3, "failed", 1, "not a finite number: accuracy"),
+        (4, "failed", 1, "not a finite number: peak_bytes"),
+        (5, "failed", 1, "diverged"),
+        (6, "infeasible", 1, "CUDA out of memory"),
+        (7, "complete", EPOCHS, None),
     ],
-    ids=[*FAULTS.values(), "sound"],
+    ids=[*FAILING.values(), "sound"],
 )
-def test_each_fault_costs_its_own_trial_at_most(
-    after: tuple[dict[int, TrialResult], Path, str], number: int, state: str, epochs: int, reason: str | None
+def test_a_fault_of_its_own_costs_that_trial_alone(
+    failing: After, number: int, state: str, epochs: int, reason: str | None
 ) -> None:
+    check(failing, number, state, epochs, reason)
+
+
+def check(after: After, number: int, state: str, epochs: int, reason: str | None) -> None:
     results, _, printed = after
     result = results[number]
-    assert result.state == state
-    assert result.epochs == epochs
-    if reason is None:
-        assert result.reason is None
-    else:
-        assert reason in (result.reason or "") or f"trial {number:04d}: " in printed
-        assert reason in printed
+    assert (result.state, result.epochs) == (state, epochs)
+    assert (result.reason is None) if reason is None else (reason in (result.reason or "") and reason in printed)
     assert (result.values is not None) == (state == "complete")
 
 
 @pytest.mark.slow
+def test_what_is_tried_again_is_said(killed: After) -> None:
+    _, _, printed = killed
+    for number in (2, 3, 4):
+        assert re.search(rf"trial {number:04d}: .+; tried again", printed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("sweep", "counts"),
+    [
+        ("killed", TrialCounts(total=7, complete=6, infeasible=0, pruned=0, failed=1)),
+        ("failing", TrialCounts(total=8, complete=3, infeasible=1, pruned=0, failed=4)),
+    ],
+)
 def test_nothing_is_lost_nothing_twice_and_only_whole_trials_are_on_the_front(
-    after: tuple[dict[int, TrialResult], Path, str],
+    request: pytest.FixtureRequest, sweep: str, counts: TrialCounts
 ) -> None:
-    results, folder, _ = after
-    assert sorted(results) == list(range(TRIALS))
+    results, folder, _ = request.getfixturevalue(sweep)
+    assert sorted(results) == list(range(counts.total))
     front = FrontFile.read(folder / "front.json")
-    assert front.trials == TrialCounts(total=TRIALS, complete=6, infeasible=1, pruned=0, failed=5)
+    assert front.trials == counts
     assert {results[int(member.trial_id)].state for member in front.front} == {"complete"}
     study = optuna.load_study(study_name="sweep", storage=f"sqlite:///{folder / 'study.db'}")
-    assert len(study.trials) == TRIALS
-    assert {trial.state.name for trial in study.trials} == {"COMPLETE", "FAIL", "PRUNED"}
+    assert len(study.trials) == counts.total
+    assert {trial.state.name for trial in study.trials} <= {"COMPLETE", "FAIL", "PRUNED"}
     client, runs = runs_in(folder.parent, "trial")
-    assert sorted(int(run.data.tags["alast.trial"]) for run in runs) == list(range(TRIALS))
+    assert sorted(int(run.data.tags["alast.trial"]) for run in runs) == list(range(counts.total))
     failed = {int(run.data.tags["alast.trial"]) for run in runs if run.info.status == "FAILED"}
     assert failed == {number for number, result in results.items() if result.state == "failed"}
     for run in runs:

@@ -34,6 +34,7 @@ CUT_AT = 2
 
 CONFIG: dict[str, Any] = {
     "sampler": "grid",  # all are scored, on or off the front
+    "keep": "all",
     "trial": {
         "data": {"dataset": "digits", "train_images": 64},
         "train": {"epochs": EPOCHS, "batch_size": 32, "learning_rate": 1e-3, "device": "cpu"},
