@@ -17,7 +17,7 @@ import pytest
 from ray.job_submission import JobSubmissionClient
 
 from tests.integration.harness import PATIENCE, RAY, ROOT, Pareto, ray_head
-from tests.integration.test_storage import trial_states
+from tests.integration.test_sweep import trial_states
 
 ENVIRONMENT = json.dumps(
     {
