@@ -26,7 +26,7 @@ from alast_tune.storage import CHECKPOINTS, address_of, below
 from alast_tune.summary import trial_id
 from alast_tune.text import without_passwords
 from alast_tune.train import fit, load_trial
-from alast_tune.tune.members import checkpoints
+from alast_tune.tune.attempts import checkpoints
 from alast_tune.tune.trainable import finished_run
 
 PEAK_TOLERANCE = 0.05

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -24,9 +24,6 @@ from alast_tune.tune.cluster import Stop, stopped_by_signals
 from alast_tune.tune.insight import report_search
 from alast_tune.tune.outage import storage_said
 from alast_tune.tune.trials import open_study, results
-
-BLOCKS = "blocks"
-"""In the sweep's folder: what the checkpoints told of their blocks, a file a trial."""
 
 SEARCHED = "searched"
 """The study's attribute that says that no trial is left to run."""
@@ -110,9 +107,19 @@ def conclude(
     return [replace(result, mlflow_run_id=runs.get(result.number, result.mlflow_run_id)) for result in found]
 
 
+def blocks_file(folder: Path, number: int) -> Path:
+    """Where a sweep keeps what a trial's last checkpoint told of its blocks."""
+    return folder / "blocks" / f"{trial_id(number)}.npz"
+
+
+def drawn(front: FrontFile, ended: Sequence[TrialResult]) -> list[TrialResult]:
+    """Trials whose blocks are drawn: the knee's and the paper's configuration, the knee first."""
+    complete = [result for result in ended if result.state == "complete" and result.values]
+    knee = [result for result in complete if trial_id(result.number) == front.knee]
+    return knee + [result for result in complete if result.landmark == "paper" and result not in knee]
+
+
 def _blocks(folder: Path, front: FrontFile, ended: list[TrialResult]) -> dict[int, BlockReport]:
     """Read what is known of the blocks of the knee and of the paper's configuration, the knee first."""
-    wanted = [result.number for result in ended if trial_id(result.number) == front.knee]
-    wanted += [result.number for result in ended if result.landmark == "paper" and result.number not in wanted]
-    files = {number: folder / BLOCKS / f"{trial_id(number)}.npz" for number in wanted}
+    files = {trial.number: blocks_file(folder, trial.number) for trial in drawn(front, ended)}
     return {number: BlockReport.read(file) for number, file in files.items() if file.exists()}

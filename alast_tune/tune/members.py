@@ -12,44 +12,19 @@ import optuna
 import ray
 from ray.exceptions import RayTaskError
 
-from alast_tune import checkpoint
 from alast_tune.blocks import BlockReport
 from alast_tune.config import SweepConfig, TrialConfig
 from alast_tune.results import OBJECTIVES, FrontFile, TrialResult
-from alast_tune.storage import CHECKPOINTS, address_of, listing
 from alast_tune.summary import trial_id
+from alast_tune.tune.attempts import checkpoints
 from alast_tune.tune.cluster import Stop
+from alast_tune.tune.conclude import blocks_file, drawn
 from alast_tune.tune.resources import Packing, task_options
 from alast_tune.tune.trainable import first_line, member_accuracy, member_blocks
 from alast_tune.tune.trials import results
 
 Answer = TypeVar("Answer")
 BYTES = [objective.name for objective in OBJECTIVES].index("peak_bytes")
-
-
-def checkpoints(folder: Path, number: int) -> list[str]:
-    """List the addresses of a trial's checkpoints, newest first, over all the drivers that have worked on the sweep.
-
-    The numbers of driver and checkpoint tell, not the time: a worker that the network has parted from the sweep may
-    write an old one when its trial has long been ended by another.
-    """
-
-    def newest_first(place: Path, prefix: str) -> list[Path]:
-        named = [entry.base_name for entry in listing(place) if entry.base_name.startswith(prefix)]
-        return [place / name for name in sorted(named, key=lambda name: int(name.removeprefix(prefix)), reverse=True)]
-
-    return [
-        address_of(place)
-        for driver in newest_first(folder / CHECKPOINTS, "driver-")
-        for place in newest_first(driver / trial_id(number), "checkpoint_")
-        if any(file.base_name == checkpoint.FILE for file in listing(place))
-    ]
-
-
-def next_attempt(folder: Path) -> str:
-    """Name a driver's folder for checkpoints: above all that are there, so that of two the later is the newer."""
-    taken = [entry.base_name.removeprefix("driver-") for entry in listing(folder / CHECKPOINTS)]
-    return f"driver-{max((int(number) for number in taken if number.isdecimal()), default=-1) + 1:02d}"
 
 
 @dataclass(frozen=True)
@@ -94,14 +69,8 @@ def score(desk: Desk, study: optuna.Study, front: FrontFile, say: Callable[[str]
     What was tested is kept even if the driver is stopped before all are. Whoever cannot be tested has no test accuracy,
     and a line says why: a sweep that is finished does not fail for it, and a resumed one tries again.
     """
+    wanted = _untested(study, desk.sweep, front)
     tested = dict(study.user_attrs.get("test_accuracy", {}))
-    members = {member.trial_id for member in front.front}
-    wanted = [
-        result
-        for result in results(study, desk.sweep)
-        if result.values and not result.origin and str(result.number) not in tested
-        if trial_id(result.number) in members or desk.sweep.sampler == "grid"
-    ]
     for number, accuracy in _answers(desk, member_accuracy, wanted, "is not tested", say):
         tested[str(number)] = accuracy
         study.set_user_attr("test_accuracy", tested)
@@ -110,11 +79,34 @@ def score(desk: Desk, study: optuna.Study, front: FrontFile, say: Callable[[str]
 def block_reports(
     desk: Desk, front: FrontFile, ended: Sequence[TrialResult], say: Callable[[str], None]
 ) -> dict[int, BlockReport]:
-    """Look into the blocks of the knee and of the paper's configuration, by trial number, the knee first."""
-    complete = [result for result in ended if result.state == "complete" and result.values]
-    wanted = [result for result in complete if trial_id(result.number) == front.knee]
-    wanted += [result for result in complete if result.landmark == "paper" and result not in wanted]
+    """Look into the blocks of the knee and of the paper's configuration, by trial number, unless that was done."""
+    wanted = _unseen(desk.folder, front, ended)
     return dict(_answers(desk, member_blocks, wanted, "has no drawing of its blocks", say))
+
+
+def not_asked_yet(folder: Path, study: optuna.Study, sweep: SweepConfig, front: FrontFile) -> set[int]:
+    """Numbers of complete trials whose checkpoints have not told all: a resumed sweep asks them again."""
+    missing = _untested(study, sweep, front) + _unseen(folder, front, results(study, sweep))
+    return {result.number for result in missing}
+
+
+def _untested(study: optuna.Study, sweep: SweepConfig, front: FrontFile) -> list[TrialResult]:
+    tested = study.user_attrs.get("test_accuracy", {})
+    members = {member.trial_id for member in front.front}
+    return [
+        result
+        for result in results(study, sweep)
+        if result.values and not result.origin and str(result.number) not in tested
+        if trial_id(result.number) in members or sweep.sampler == "grid"
+    ]
+
+
+def _unseen(folder: Path, front: FrontFile, ended: Sequence[TrialResult]) -> list[TrialResult]:
+    return [
+        result
+        for result in drawn(front, ended)
+        if not result.origin and not blocks_file(folder, result.number).exists()
+    ]
 
 
 def _answers(

@@ -27,6 +27,8 @@ _WORDS = (
 )
 
 
+_ON_A_WORKER = "on a disk of the worker's own"
+
 _FILE = re.compile(r"[\'\"<](/[^\'\"<>]+)[\'\">]")
 
 _OBJECT_STORAGE = re.compile(r"AWS Error \w+ during \w+|google::cloud::Status\(\w+")
@@ -46,15 +48,20 @@ def storage_trouble(text: str, storage: str = "") -> str | None:
         return remote[0]
     for line in reversed(text.splitlines()):
         words = next((words for words in _WORDS if words in line), None)
-        if words and (not storage or _is_about(line, storage)):
-            return words
+        if words:  # further up is what that came of
+            return words if not storage or _is_about(line, storage) else None
     return None
 
 
+def of_a_worker(text: str) -> str:
+    """Say in the text of an error that a disk of the worker's own is full, if one is: it may tell no path."""
+    return f"{' '.join(text.split())} ({_ON_A_WORKER})" if any(words in text for words in _WORDS) else text
+
+
 def _is_about(line: str, storage: str) -> bool:
-    """Whether a line speaks of a file in the storage, or of none."""
+    """Whether a line speaks of a file in the storage, or says nothing of where."""
     files = _FILE.findall(line)
-    return not files or any(file.startswith(storage) for file in files)
+    return _ON_A_WORKER not in line and (not files or any(file.startswith(storage) for file in files))
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from alast_tune.errors import ConfigError
 from alast_tune.failpoints import failpoint
 from alast_tune.plots import human_bytes, human_flops
 from alast_tune.results import OBJECTIVES, TrialResult
+from alast_tune.storage import address_of
 from alast_tune.text import safe
 from alast_tune.tune.forecast import GROWTH, Costs
 from alast_tune.tune.grid import GridSampler
@@ -108,6 +109,7 @@ class StudySearcher(Searcher):
         self._observer = observer
         self._packing = packing
         self._forecast = forecast
+        self._folder = address_of(sweep.storage / sweep.name)
         self._checkpoints = checkpoints
         self._space = to_optuna(sweep.space)
         self._grid = list(sweep.combinations()) if sweep.sampler == "grid" else None
@@ -123,7 +125,8 @@ class StudySearcher(Searcher):
         self._numbers: dict[tuple[tuple[str, Any], ...], int] = {}
         """The first trial with these parameters."""
         for trial in earlier:
-            if "landmark" not in trial.user_attrs and trial.params.keys() == self._space.keys():
+            own = trial.user_attrs.keys().isdisjoint({"landmark", "twin"})  # what repeated another was never run
+            if own and trial.params.keys() == self._space.keys():
                 self._numbers.setdefault(point(trial.params), trial.number)
         self._live: dict[str, _Live] = {}
         self._size = math.prod(_count(item) for item in self._space.values())
@@ -179,6 +182,7 @@ class StudySearcher(Searcher):
                 "trial": live.config.model_dump(mode="json"),
                 "threads": self._sweep.cpus_per_trial,
                 "resources": live.request,
+                "sweep": self._folder,
                 "resume_from": list(self._checkpoints(trial.number)) if live.orphan else [],
             }
         return str(Searcher.FINISHED)

@@ -30,14 +30,15 @@ from alast_tune.summary import trial_id
 from alast_tune.terminal import printer
 from alast_tune.tracking import Tracker, default_uri, is_file_based
 from alast_tune.train import load_trial
+from alast_tune.tune.attempts import checkpoints, next_attempt
 from alast_tune.tune.cluster import Stop, check_cluster, cluster, stopped_by_signals
-from alast_tune.tune.conclude import BLOCKS, SEARCHED, conclude
+from alast_tune.tune.conclude import SEARCHED, blocks_file, conclude
 from alast_tune.tune.forecast import Forecast
-from alast_tune.tune.members import Desk, block_reports, checkpoints, next_attempt, score
+from alast_tune.tune.members import Desk, block_reports, score
 from alast_tune.tune.observer import SweepObserver, TuneEvents
 from alast_tune.tune.outage import storage_said
 from alast_tune.tune.resources import packing_of, placement
-from alast_tune.tune.retention import drop_checkpoints
+from alast_tune.tune.retention import keep_front
 from alast_tune.tune.schedule import MoAsha
 from alast_tune.tune.search import StudySearcher
 from alast_tune.tune.trainable import AlastTrainable
@@ -97,7 +98,10 @@ def run_sweep(
         with cluster():
             stop.listen()  # Ray has put its own handler in their place
             study = search(prepared, lease, tracker, stop)
-        return conclude(prepared.sweep, study, tracker, stop, prepared.say)
+        found = conclude(prepared.sweep, study, tracker, stop, prepared.say)
+        if prepared.sweep.keep == "front":
+            keep_front(prepared.folder, prepared.sweep, study, stop.check, prepared.say)
+        return found
 
 
 def prepare(sweep: SweepConfig, *, resume: bool, retry_failed: bool, console: Console) -> Prepared:
@@ -186,11 +190,7 @@ def search(prepared: Prepared, lease: SweepLease, tracker: Tracker, stop: Stop) 
         desk, front = Desk(sweep, folder, packing, stop), observer.front
         score(desk, study, front, prepared.say)
         for number, report in block_reports(desk, front, results(study, sweep), prepared.say).items():
-            report.write(folder / BLOCKS / f"{trial_id(number)}.npz")
-        if sweep.keep == "front":
-            freed = drop_checkpoints(folder, results(study, sweep), {member.trial_id for member in front.front})
-            if freed.checkpoints:
-                prepared.say(f"deleted what the front does not need: {freed} (--keep all keeps them)")
+            report.write(blocks_file(folder, number))
     finally:
         observer.close()
     return study

@@ -16,8 +16,11 @@ from alast_tune.blocks import BlockReport, report_blocks
 from alast_tune.config import TrialConfig
 from alast_tune.errors import ConfigError, DivergedError
 from alast_tune.failpoints import failpoint
+from alast_tune.storage import copy_of
 from alast_tune.text import safe
 from alast_tune.train import Run
+from alast_tune.tune.attempts import checkpoints
+from alast_tune.tune.outage import of_a_worker
 from alast_tune.tune.resources import limit_memory
 
 
@@ -25,7 +28,8 @@ class AlastTrainable(tune.Trainable):
     """Wraps a :class:`~alast_tune.train.Run`.
 
     Config: ``number`` of the trial in the study, ``trial`` (a TrialConfig as plain values),
-    ``threads`` for torch on a CPU, ``resume_from`` (addresses of checkpoints, newest first).
+    ``threads`` for torch on a CPU, ``sweep`` (address of its folder), ``resume_from`` (addresses of checkpoints, newest
+    first).
     Each result holds the epoch's metrics under ``report``, and the ``node`` it ran on: host, beginning of Ray's id.
     """
 
@@ -35,13 +39,13 @@ class AlastTrainable(tune.Trainable):
         self.__dict__.pop("_run", None)  # a reused actor does not hold two models
         self._trial = TrialConfig.model_validate(config["trial"])
 
-    def begin(self, checkpoints: list[str]) -> None:
+    def begin(self, addresses: Iterable[str]) -> None:
         """Build the run; go on from the first checkpoint that can be read."""
         torch.set_num_threads(self.config["threads"])
         if self.trial_resources:  # what Tune has reserved
             limit_memory(self.trial_resources.required_resources.get("GPU", 0.0))
         with self._guarded():
-            self._restore(checkpoints)
+            self._restore(addresses)
 
     def step(self) -> dict[str, Any]:
         """Train one epoch; a run that was finished before only repeats its last report."""
@@ -59,18 +63,31 @@ class AlastTrainable(tune.Trainable):
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Write everything the next epoch depends on."""
         if not self._trouble:
-            self._run.save(Path(checkpoint_dir))
+            try:
+                self._run.save(Path(checkpoint_dir))
+            except (OSError, RuntimeError) as error:
+                if self._is_beside(checkpoint_dir):
+                    raise
+                raise RuntimeError(of_a_worker(f"{type(error).__name__}: {error}")) from error
             failpoint("after-save")
+
+    def _is_beside(self, folder: str) -> bool:
+        """Whether a folder of this worker, from which Tune takes a checkpoint to the sweep's, is on that one's disk."""
+        sweep = Path(self.config["sweep"])  # of an address in object storage, a path that is not there
+        return sweep.exists() and sweep.stat().st_dev == Path(folder).stat().st_dev
 
     def load_checkpoint(self, checkpoint: str | dict[str, Any] | None) -> None:
         """Go on from a checkpoint folder, or if it is damaged the one before, after the worker or its node has died."""
-        newest = Path(str(checkpoint))
-        before = sorted(folder for folder in newest.parent.glob("checkpoint_*") if folder.name < newest.name)
-        self.begin([str(folder) for folder in (newest, *reversed(before))])
 
-    def _restore(self, checkpoints: list[str]) -> None:
+        def newest_first() -> Iterator[str]:
+            yield str(checkpoint)  # out of object storage a copy, with strangers beside it
+            yield from checkpoints(copy_of(self.config["sweep"]), self.config["number"])
+
+        self.begin(newest_first())
+
+    def _restore(self, addresses: Iterable[str]) -> None:
         """Start the run from the first checkpoint that can be read, else from the beginning."""
-        for address in checkpoints:
+        for address in addresses:
             self._run = Run(self._trial, verify=False)  # the driver has looked at every image
             try:
                 with stored(address) as folder:
@@ -91,7 +108,8 @@ class AlastTrainable(tune.Trainable):
         except Exception as error:
             starved = out_of_memory(error)
             if not starved and not isinstance(error, DivergedError):
-                text = f"{type(error).__name__}: {error}"
+                # What is written in training goes anywhere but to the sweep's storage.
+                text = of_a_worker(f"{type(error).__name__}: {error}")
                 # Where it holds what may not be shown, or not even be written to a file, so does its traceback.
                 raise RuntimeError(safe(text)) from (error if safe(text) == text else None)
             run = self.__dict__.get("_run")

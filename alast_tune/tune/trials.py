@@ -140,6 +140,8 @@ def enqueue_failed(study: optuna.Study) -> int:
 
     A driver that is killed in the midst of it leaves proposals that repeat others, which are not run.
     """
+    waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+    asked = {trial.user_attrs.get("landmark") for trial in waiting}
     again = [
         trial
         for trial in study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
@@ -147,7 +149,8 @@ def enqueue_failed(study: optuna.Study) -> int:
     ]
     for trial in again:
         landmark = trial.user_attrs.get("landmark")
-        study.enqueue_trial(trial.params, user_attrs={"landmark": landmark} if landmark else None)
+        if landmark is None or landmark not in asked:  # nobody looks whether a landmark repeats another
+            study.enqueue_trial(trial.params, user_attrs={"landmark": landmark} if landmark else None)
     study.set_user_attr(_SUPERSEDED, sorted(superseded(study) | {trial.number for trial in again}))
     return len(again)
 

@@ -12,7 +12,7 @@ from ray.cluster_utils import Cluster
 from alast_tune.results import FrontFile
 from alast_tune.tune import resources
 from alast_tune.tune import study as study_module
-from alast_tune.tune.members import checkpoints
+from alast_tune.tune.attempts import checkpoints
 from alast_tune.tune.observer import SweepObserver, TuneEvents
 from alast_tune.tune.trainable import AlastTrainable
 from tests.integration.harness import PATIENCE, Pareto, added

@@ -21,7 +21,7 @@ from mlflow.entities import Run
 from alast_tune.config import SweepConfig
 from alast_tune.results import FrontFile
 from alast_tune.tune import study as study_module
-from alast_tune.tune.members import checkpoints
+from alast_tune.tune.attempts import checkpoints
 from alast_tune.tune.study import run_sweep
 from alast_tune.tune.trainable import AlastTrainable, member_accuracy
 from tests.integration.harness import PATIENCE, RAY, free_port, mlflow_server, terminate

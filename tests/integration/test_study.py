@@ -8,8 +8,8 @@ import pytest
 
 from alast_tune.config import SweepConfig
 from alast_tune.train import load_trial
+from alast_tune.tune.attempts import checkpoints
 from alast_tune.tune.cluster import Stop
-from alast_tune.tune.members import checkpoints
 from alast_tune.tune.study import reference_point
 
 

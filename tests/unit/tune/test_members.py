@@ -14,6 +14,7 @@ from alast_tune.errors import ConfigError
 from alast_tune.results import FrontMember, TrialResult
 from alast_tune.train import Run
 from alast_tune.tune import members
+from alast_tune.tune.attempts import checkpoints
 from alast_tune.tune.trainable import finished_run
 
 
@@ -60,11 +61,11 @@ def zero(folder: Path) -> None:
 def test_an_earlier_epoch_is_neither_tested_nor_promoted(
     damage: Callable[[Path], None], why: str, sweep: Path, trial: TrialConfig
 ) -> None:
-    run, address = finished_run(trial, members.checkpoints(sweep, 0))
+    run, address = finished_run(trial, checkpoints(sweep, 0))
     assert (run.epoch, Path(address).name) == (2, "checkpoint_000001")
     damage(Path(address))
     with pytest.raises(ConfigError, match=why):
-        finished_run(trial, members.checkpoints(sweep, 0))
+        finished_run(trial, checkpoints(sweep, 0))
     with pytest.raises(ConfigError, match=rf"^pick = 0000: checkpoint = .*{why}; train its config$"):
         promote.export_member(member(trial), sweep, sweep / "model")
     assert not (sweep / "model").exists()
@@ -73,7 +74,7 @@ def test_an_earlier_epoch_is_neither_tested_nor_promoted(
 def test_the_last_epoch_is_taken_from_whichever_driver_has_it(sweep: Path, trial: TrialConfig) -> None:
     later = sweep / "tune" / "driver-03" / "0000"  # by its name the newest, and of an earlier epoch
     shutil.copytree(sweep / "tune" / "driver-00" / "0000" / "checkpoint_000000", later / "checkpoint_000009")
-    run, address = finished_run(trial, members.checkpoints(sweep, 0))
+    run, address = finished_run(trial, checkpoints(sweep, 0))
     assert run.finished and "driver-00" in address
 
 
@@ -100,10 +101,3 @@ def test_who_cannot_be_asked_is_said_in_a_line_and_the_others_answer(trial: Tria
         "trial 0001 is not tested: MemoryError",
         "trial 0002 is not tested: the worker died",
     ]
-
-
-def test_a_drivers_folder_is_numbered_above_all_that_are_there(tmp_path: Path) -> None:
-    assert members.next_attempt(tmp_path) == "driver-00"
-    for there in ("driver-01", "driver-10", "else"):
-        (tmp_path / "tune" / there).mkdir(parents=True)
-    assert members.next_attempt(tmp_path) == "driver-11"

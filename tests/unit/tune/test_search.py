@@ -456,6 +456,44 @@ def test_what_has_failed_is_run_again_under_a_new_number(tmp_path: Path, sampler
     assert enqueue_failed(study) == 0
 
 
+def test_what_has_failed_is_run_again_though_a_later_proposal_repeated_it(tmp_path: Path) -> None:
+    config = sweep(trials=1, space={"method/trainable_blocks": {"type": "int", "low": 1, "high": 4}})
+    search, study, _ = searcher(tmp_path, config)
+    for blocks in (2, 2, 3):
+        study.enqueue_trial({"method/trainable_blocks": blocks})
+    search.suggest("a")
+    study.ask({})  # the second one, by a driver that was killed then
+    search.on_trial_complete("a", report(), error=True)
+    search, study, _ = searcher(tmp_path, config)
+    assert search.suggest("b") == StudySearcher.FINISHED and study.trials[1].user_attrs["twin"] == 0
+    assert enqueue_failed(study) == 1
+    search, study, _ = searcher(tmp_path, config.model_copy(update={"trials": 2}))
+    again = [search.suggest("c"), search.suggest("d")]
+    assert [isinstance(one, dict) and study.trials[one["number"]].params for one in again] == [
+        {"method/trainable_blocks": 3},
+        {"method/trainable_blocks": 2},
+    ]
+
+
+def test_a_landmark_that_has_failed_is_run_again_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    search, study, _ = searcher(tmp_path, config := sweep(trials=2))
+    study.enqueue_trial({"method/alpha": 0.5}, user_attrs={"landmark": "full"})
+    search.suggest("a")
+    search.on_trial_complete("a", report(), error=True)
+
+    def killed(name: str, value: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(study, "set_user_attr", killed)
+        with pytest.raises(KeyboardInterrupt):
+            enqueue_failed(study)
+    assert enqueue_failed(study) == 1
+    search, study, _ = searcher(tmp_path, config)
+    handed = [search.suggest("b"), search.suggest("c")]
+    assert [isinstance(one, dict) and one["landmark"] for one in handed] == ["full", None]
+
+
 def test_curves_are_kept_with_the_trial_and_gone_on_with(tmp_path: Path) -> None:
     search, study, _ = searcher(tmp_path)
     search.suggest("a")
