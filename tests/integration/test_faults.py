@@ -42,11 +42,11 @@ After = tuple[dict[int, TrialResult], Path, str]
 class Faulty(AlastTrainable):
     """Real training, in which some trials meet with a fault at every try, some only at the first."""
 
-    def begin(self, checkpoints: list[str]) -> None:
+    def begin(self, addresses: Any) -> None:
         if self.config["fault"].startswith("hang"):
             self.mark("hangs")
             time.sleep(10_000)
-        super().begin(checkpoints)
+        super().begin(addresses)
 
     def step(self) -> dict[str, Any]:
         if not hasattr(self, "_run"):
@@ -89,13 +89,13 @@ def starve() -> EpochReport:
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")  # tests of a process come in any order
 def killed(ray_here: Cluster, tmp_path_factory: pytest.TempPathFactory, two_classes: Path, empty_mlflow: Path) -> After:
     """The sweep of which workers are killed."""
     return swept(KILLED, tmp_path_factory, two_classes, empty_mlflow)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")  # tests of a process come in any order
 def failing(
     ray_here: Cluster, tmp_path_factory: pytest.TempPathFactory, two_classes: Path, empty_mlflow: Path
 ) -> After:
