@@ -185,7 +185,7 @@ class Driver:
                     queue.done(queue.batch())
         self.tracker = Tracker(default_uri(sweep.storage), sweep.storage)
         self.tracker.start_sweep(sweep)
-        self.observer = SweepObserver(sweep, reference, before, self.tracker, hold, Console(quiet=True))
+        self.observer = SweepObserver(sweep, reference, before, self.tracker, hold, Console(quiet=True), sweep.trials)
         for number in on_front:  # these have real runs, to be tagged once they leave the front
             self.tracker.start_trial(number, before[number].config, before[number].params)
             self.tracker.end_trial(number, "FINISHED")

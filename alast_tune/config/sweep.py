@@ -133,7 +133,7 @@ class SweepConfig(Limits):
         description="where trials are recorded: sqlite, or journal for network drives, a file in the sweep's folder; "
         "or postgresql://USER@HOST/DATABASE, the password in PGPASSWORD or ~/.pgpass; default: sqlite, on s3 journal",
     )
-    trials: int = Field(16, ge=1, description="how many trials in all; of a grid, all that there are")
+    trials: int = Field(16, ge=1, description="how many trials beside the baselines; of a grid, all that there are")
     seed: int = Field(0, ge=0, description="of the sampler")
     sampler: Literal["ehvi", "tpe", "nsga2", "gp", "random", "grid"] = Field(
         "ehvi",

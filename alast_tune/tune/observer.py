@@ -25,6 +25,11 @@ from alast_tune.tune.cluster import Stop
 from alast_tune.tune.schedule import last_line
 
 
+def _is_counted(result: TrialResult) -> bool:
+    """Whether it was asked for, or is a baseline: no other trial takes the place of one that cannot run."""
+    return result.launched or result.landmark is not None
+
+
 class SweepObserver:
     """Passes what happens to trials on to MLflow and to the terminal, and keeps ``front.json`` current.
 
@@ -35,6 +40,7 @@ class SweepObserver:
         tracker: of the sweep, started.
         lease: on its folder.
         console: for people.
+        total: how many trials it will have run in the end, baselines included.
     """
 
     def __init__(
@@ -45,6 +51,7 @@ class SweepObserver:
         tracker: Tracker,
         lease: SweepLease,
         console: Console,
+        total: int,
     ) -> None:
         self._lease = lease
         self._file = sweep.storage / sweep.name / "front.json"
@@ -54,8 +61,8 @@ class SweepObserver:
         self._nodes: dict[int, str] = {}
         self._written = -math.inf
         self._changed = True
-        finished = sum(result.launched and result.origin is None for result in ended)
-        self.progress = SweepProgress(sweep.trials, finished, console)
+        finished = sum(_is_counted(result) and result.origin is None for result in ended)
+        self.progress = SweepProgress(total, finished, console)
 
     @property
     def front(self) -> FrontFile:
@@ -92,6 +99,7 @@ class SweepObserver:
             progress = {"hypervolume": front.hypervolume, "hypervolume_share": front.hypervolume_share}
             progress |= {"best_accuracy": front.best_accuracy, "failed": front.trials.failed}
             self._tracker.log_progress(progress, self._front.launched)
+        if _is_counted(result):
             self.progress.ended(result, front, ran)
         else:
             self.progress.note(f"trial {trial_id(result.number)}: {result.reason}")

@@ -33,7 +33,7 @@ from alast_tune.tune.grid import GridSampler
 from alast_tune.tune.resources import Packing, Request
 from alast_tune.tune.sampler import EhviSampler
 from alast_tune.tune.space import LANDMARKS, is_point, point, to_optuna, trial_config
-from alast_tune.tune.trials import epoch_key, epochs_of, superseded, to_result
+from alast_tune.tune.trials import baselines, epoch_key, epochs_of, superseded, to_result
 
 _LOG = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ class StudySearcher(Searcher):
 
     Args:
         study: of :func:`open_study`, with its ``reference_point``; gets the sweep's sampler.
-        sweep: base trial, space, limits, and the number of trials in all.
+        sweep: base trial, space, limits, and the number of trials beside the study's baselines.
         observer: is told of every start, epoch and end.
         packing: says whether there is room for a trial, and what it takes.
         forecast: predicts a trial's costs, the second argument being how far class-token deltas grow in training.
@@ -122,6 +122,7 @@ class StudySearcher(Searcher):
         ]
         self._orphans = [trial for trial in earlier if trial.state == TrialState.RUNNING]
         self._launched = sum(_is_own(trial) for trial in earlier)
+        self._baselines = sum(trial.state == TrialState.WAITING for trial in baselines(study))
         self._numbers: dict[tuple[tuple[str, Any], ...], int] = {}
         """The first trial with these parameters."""
         for trial in earlier:
@@ -137,9 +138,9 @@ class StudySearcher(Searcher):
 
     @property
     def remaining(self) -> int:
-        """Trials still to run: orphans of an earlier driver and those not yet proposed."""
+        """Trials still to run: orphans of an earlier driver, baselines that wait, and those not yet proposed."""
         if self._grid is None:
-            return len(self._orphans) + max(0, self._sweep.trials - self._launched)
+            return len(self._orphans) + self._baselines + max(0, self._sweep.trials - self._launched)
         return len(self._orphans) + sum(point(params) not in self._numbers for params in self._grid)
 
     @property
@@ -301,9 +302,12 @@ class StudySearcher(Searcher):
         failpoint("before-ask")
         trial = self._study.ask(self._space)
         failpoint("after-ask")
-        if self._repeats(trial):
+        if "landmark" in trial.user_attrs:
+            self._baselines -= 1
+        elif self._repeats(trial):
             return None
-        self._launched += 1
+        else:
+            self._launched += 1
         return self._admit(trial)
 
     def _repeats(self, trial: Trial) -> bool:
@@ -342,8 +346,8 @@ class StudySearcher(Searcher):
         else:
             broken = " and ".join(self._constrain(trial, **foreseen))
         if trial.user_attrs.get("launched", True):
+            self._launched -= "landmark" not in trial.user_attrs
             trial.set_user_attr("launched", False)
-            self._launched -= 1
         self._tell(trial, TrialState.PRUNED, f"never launched: predicted {broken}", epochs=0)
         return None
 
@@ -397,8 +401,8 @@ def _count(item: BaseDistribution) -> float:
 
 
 def _is_own(trial: FrozenTrial) -> bool:
-    """Whether it counts as one of the sweep's trials."""
-    return not trial.user_attrs.keys() & {"origin", "twin"} and trial.user_attrs.get("launched", True)
+    """Whether it counts as one of the trials that were asked for."""
+    return not trial.user_attrs.keys() & {"landmark", "origin", "twin"} and trial.user_attrs.get("launched", True)
 
 
 def _metrics(result: dict[str, Any] | None) -> dict[str, float]:

@@ -42,7 +42,7 @@ from alast_tune.tune.retention import keep_front
 from alast_tune.tune.schedule import MoAsha
 from alast_tune.tune.search import StudySearcher
 from alast_tune.tune.trainable import AlastTrainable
-from alast_tune.tune.trials import enqueue_failed, enqueue_landmarks, open_study, results
+from alast_tune.tune.trials import baselines, enqueue_failed, enqueue_landmarks, open_study, results
 from alast_tune.tune.warm_start import Earlier, earlier_results, feed
 
 MARGIN = 1.1
@@ -163,7 +163,10 @@ def search(prepared: Prepared, lease: SweepLease, tracker: Tracker, stop: Stop) 
     tracker.start_sweep(sweep)
     before = results(study, sweep)
     tracker.settle(before)
-    observer = SweepObserver(sweep, study.user_attrs["reference_point"], before, tracker, lease, prepared.console)
+    total = sweep.trials + len(baselines(study))
+    observer = SweepObserver(
+        sweep, study.user_attrs["reference_point"], before, tracker, lease, prepared.console, total
+    )
     try:
         searcher = StudySearcher(
             study,
@@ -183,7 +186,7 @@ def search(prepared: Prepared, lease: SweepLease, tracker: Tracker, stop: Stop) 
             prepared.say(f"interrupted trials {them} fit no node now; --resume on a larger cluster goes on with them")
         if searcher.remaining:
             prepared.say(
-                f"{searcher.remaining} of {sweep.trials} trials were not run: "
+                f"{searcher.remaining} of {total} trials were not run: "
                 "all that is left to propose was tried before, or is predicted to break a limit"
             )
         study.set_user_attr(SEARCHED, not searcher.waiting)
@@ -255,7 +258,7 @@ def _tune(
     events: TuneEvents,
 ) -> None:
     """Let Ray Tune run what remains, under a folder of its own: its state is not needed afterwards."""
-    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(sweep.trials)  # one that waits for a large card holds none up
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(searcher.remaining)  # one that waits for a large card holds none up
     tuner = tune.Tuner(
         tune.with_resources(AlastTrainable, placement),
         tune_config=TuneConfig(

@@ -135,6 +135,16 @@ def enqueue_landmarks(study: optuna.Study, sweep: SweepConfig) -> None:
             study.enqueue_trial(params, user_attrs={"landmark": landmark})
 
 
+def baselines(study: optuna.Study) -> list[FrozenTrial]:
+    """List the trials that a sweep runs beside those that were asked for, waiting ones too."""
+    old = superseded(study)
+    return [
+        trial
+        for trial in study.get_trials(deepcopy=False)
+        if "landmark" in trial.user_attrs and "origin" not in trial.user_attrs and trial.number not in old
+    ]
+
+
 def enqueue_failed(study: optuna.Study) -> int:
     """Let failed trials be run again, as new ones of the same parameters; the old ones count no more. Returns how many.
 

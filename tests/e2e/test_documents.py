@@ -81,7 +81,7 @@ TABLE = (
     Here(r".*just submit --preset demo --name here", r"\g<0>", "as above", nightly=True),
     Here(r".*just bench --model .*", r"\g<0>", "adding-a-method.md runs the benchmark", nightly=True),
     # Smaller: the same on less, in commands, files and the copy's own presets.
-    Here(r"trials: \d+", "trials: 3", "a hundred seconds, or a GPU"),
+    Here(r"trials: \d+", "trials: 1", "a hundred seconds, or a GPU"),
     Here(r"epochs: \d+, batch_size: \d+", "epochs: 1, batch_size: 16", "as above"),
     Here(r"dataset: digits(, train_images: \d+)?}", "dataset: digits, train_images: 64}", "as above"),
     Here(r"name: vit_small_patch14_reg4_dinov2\n +image_size: 224.*", "name: embedded", "its weights are on the hub"),
@@ -98,7 +98,7 @@ TABLE = (
     Here(r"(just bench --only .*)", r"\1 --rounds 1 --warmup 0", "half a minute"),
     Here(r"(search.py .*) --seeds 30", r"\1 --seeds 1 --only random --processes 1", "most of an hour"),
     Here(r"benchmarks/scale.py$", r"\g<0> --finished 10 --sampler random --trials 2 --results scale.json", "minutes"),
-    Here(r"(just submit --preset demo --name job)", r"\1 --trials 2", "half a minute"),
+    Here(r"(just submit --preset demo --name job)", r"\1 --trials 1", "half a minute"),
     Here(r"(pareto.py) --preset demo (--storage)", r"\1 --resume job \2", "the recipe above it has just run the same"),
     # Elsewhere: on ports of our own.
     Here(r"just ui", "just ui --port {port}", "a server", serves=True),

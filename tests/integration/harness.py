@@ -59,9 +59,15 @@ class Pareto:
         self._script = script
 
     def preset(self, trials: int = 3, epochs: int = 2, concurrent: int = 1) -> str:
-        """Write the preset; returns its path. One trial at a time takes one worker, whose start is what costs."""
+        """Write the preset; returns its path. One trial at a time takes one worker, whose start is what costs.
+
+        Args:
+            trials: in all, the two baselines included.
+            epochs: of each.
+            concurrent: at a time.
+        """
         file = self.folder / "tiny.yaml"
-        file.write_text(TINY.format(trials=trials, epochs=epochs, concurrent=concurrent, root=self.pictures))
+        file.write_text(TINY.format(trials=trials - 2, epochs=epochs, concurrent=concurrent, root=self.pictures))
         return str(file)
 
     def here(self, *arguments: str, expect: int = 0, draw: bool = False) -> str:

@@ -113,7 +113,7 @@ def swept(
     sweep = SweepConfig.model_validate(
         {
             "storage": storage,
-            "trials": max(faults) + 2,
+            "trials": max(faults),  # beside two baselines
             "concurrent": 1,
             "sampler": "random",
             "scheduler": "none",

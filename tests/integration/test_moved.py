@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @pytest.mark.slow
 def test_a_sweep_goes_on_where_its_images_have_moved_and_not_on_others(pareto: "Pareto", ray_here: "Cluster") -> None:
-    pareto.here("--preset", pareto.preset(trials=1, epochs=1), "--name", "pets")
+    pareto.here("--preset", pareto.preset(trials=3, epochs=1), "--name", "pets")
     for name in ("moved", "other"):
         shutil.copytree(pareto.pictures, pareto.folder / name)
     next((pareto.folder / "other" / "train").rglob("*.*")).unlink()
@@ -26,7 +26,7 @@ def test_a_sweep_goes_on_where_its_images_have_moved_and_not_on_others(pareto: "
     assert "error: warm_start = " in refused and "here are other data (fingerprint " in refused
     moved = ("--trial.data.root", str(pareto.folder / "moved"))
     out = pareto.here("--resume", "pets", "--trials", "2", *moved, "--reseed", "2")
-    assert "2 of 2" in out or "1 of 2" in out
+    assert " of 4 complete trials" in out
     refused = pareto.here("--resume", "pets", *moved, "--trial.train.epochs", "2", expect=2)
     assert (
         "was started with other settings (trial/train/epochs); only --trials, places and resources may change"

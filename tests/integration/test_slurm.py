@@ -55,7 +55,7 @@ def test_slurm_job_runs_a_sweep_to_its_end(pareto: Pareto, tmp_path: Path) -> No
     environment = os.environ | {f"SLURM_{name}": value for name, value in slurm.items()}
     environment |= {"PATH": f"{programs}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        ["bash", str(ROOT / "clusters/slurm/sweep.sbatch"), "first", "--preset", pareto.preset(trials=2, epochs=1)],
+        ["bash", str(ROOT / "clusters/slurm/sweep.sbatch"), "first", "--preset", pareto.preset(trials=3, epochs=1)],
         capture_output=True, text=True, timeout=PATIENCE, env=environment,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

@@ -214,7 +214,7 @@ def test_a_database_that_goes_away_ends_the_sweep_in_one_line(pareto: Pareto, mo
             hear(*arguments, **options)
 
         monkeypatch.setattr(StudySearcher, "on_trial_result", end_and_hear)
-        command = ("--preset", pareto.preset(trials=2, epochs=2), "--name", "gone")
+        command = ("--preset", pareto.preset(trials=3, epochs=2), "--name", "gone")
         out = pareto.here(*command, "--study", url, expect=4)
     line = out.strip().splitlines()[-1]
     assert line.startswith(f"error: storage {pareto.storage / 'gone'}: the study's database fails ("), line
@@ -240,10 +240,10 @@ def test_a_killed_sweep_goes_on_with_its_study_in_a_database(ray_here: "Cluster"
 @pytest.mark.slow
 def test_a_sweep_goes_on_with_its_study_in_a_file_that_only_grows(ray_here: "Cluster", pareto: Pareto) -> None:
     folder = pareto.storage / "grows"
-    pareto.here("--preset", pareto.preset(trials=2, epochs=1), "--name", "grows", "--study", "journal")
-    out = pareto.here("--resume", "grows", "--trials", "3")
+    pareto.here("--preset", pareto.preset(trials=3, epochs=1), "--name", "grows", "--study", "journal")
+    out = pareto.here("--resume", "grows", "--trials", "2")
     assert out.count(" complete | ") == 1, out  # nothing that had ended ran again
     study = open_study(stored_sweep(folder), folder)
-    assert [trial.state.name for trial in study.get_trials(deepcopy=False)] == ["COMPLETE"] * 3
-    assert FrontFile.read(folder / "front.json").trials.complete == 3
+    assert [trial.state.name for trial in study.get_trials(deepcopy=False)] == ["COMPLETE"] * 4
+    assert FrontFile.read(folder / "front.json").trials.complete == 4
     assert (folder / "study.jsonl").exists() and not (folder / "study.db").exists()

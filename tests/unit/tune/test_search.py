@@ -310,7 +310,7 @@ def test_a_study_begins_with_full_fine_tuning_and_the_papers_configuration(tmp_p
     assert study.trials[0].params["method/floors/early"] == 1.0  # the nearest point: there the sampler sees it
     assert study.trials[0].params["method/trainable_blocks"] == 12
     assert results(study, config)[0].config.method.name == "full"
-    assert search.remaining == 3
+    assert search.remaining == 5
 
 
 def test_limits_become_constraints_and_what_breaks_them_is_infeasible(tmp_path: Path) -> None:
