@@ -76,14 +76,7 @@ cluster-down *args: setup
 
 # Open MLflow on this checkout's runs, at http://127.0.0.1:5000
 ui *args: setup
-    #!/usr/bin/env bash
-    set -euo pipefail
-    store="${MLFLOW_TRACKING_URI:-sqlite:///$PWD/runs/mlflow.db}"
-    case "$store" in
-        http*) echo "MLFLOW_TRACKING_URI is a server: open $store"; exit ;;
-        "sqlite:///$PWD/runs/mlflow.db") [ -e runs/mlflow.db ] || { echo "nothing in runs/ yet: just demo"; exit 1; } ;;
-    esac
-    exec {{ quote(python) }} -m mlflow ui --backend-store-uri "$store" --host 127.0.0.1 --workers 1 "$@"
+    @{{ quote(python) }} -m alast_tune.cli ui "$@"
 
 # As many tests at a time as there are cores, up to 4; each process trains in one thread.
 side_by_side := "-n logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder"

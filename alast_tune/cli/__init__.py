@@ -1,6 +1,7 @@
 """``alast-tune``: one file a command, or two that belong together.
 
-``front`` prints a front, and brings MLflow up to date (``sync``); ``report`` draws a sweep's pages again; ``promote``
+``sweep`` searches; ``front`` prints a front, and brings MLflow up to date (``sync``); ``ui`` opens MLflow and ``list``
+names the sweeps; ``report`` draws a sweep's pages again; ``promote``
 chooses a member of one for production; ``clean`` deletes the checkpoints that nothing needs; ``train`` trains one
 configuration; ``doctor`` looks at the machine; ``guard`` is how all of them end when something is wrong.
 """
@@ -11,6 +12,7 @@ import re
 import sys
 from typing import Any
 
+from pydantic import BaseModel, Field
 from pydantic_settings import (
     BaseSettings,
     CliApp,
@@ -26,6 +28,7 @@ from alast_tune.cli.guard import STORAGE_FAILED, TRACKING_INCOMPLETE, guarded
 from alast_tune.cli.promote import Promote
 from alast_tune.cli.report import Report
 from alast_tune.cli.train import Train
+from alast_tune.cli.ui import List, Ui
 from alast_tune.config import PromotedConfig, given_file, read_mapping
 from alast_tune.errors import ConfigError
 
@@ -48,6 +51,10 @@ class ConfigFile(PydanticBaseSettingsSource):
         return {"train": values} if file else {}
 
 
+class Sweep(BaseModel):
+    """See alast-tune sweep --help, which :mod:`alast_tune.cli.sweep` answers: it has the settings of a sweep."""
+
+
 class AlastTune(BaseSettings):
     """Fine-tune Vision Transformers with ALaST, and reuse what a sweep has found."""
 
@@ -59,13 +66,16 @@ class AlastTune(BaseSettings):
         cli_shortcuts={"train.epochs": "epochs", "data.all-data": "all-data", "output": "o"},
     )
 
-    front: CliSubCommand[Front]
-    promote: CliSubCommand[Promote]
-    train: CliSubCommand[Train]
-    report: CliSubCommand[Report]
-    sync: CliSubCommand[Sync]
-    clean: CliSubCommand[Clean]
-    doctor: CliSubCommand[Doctor]
+    sweep: CliSubCommand[Sweep] = Field(description="search for the front: --preset demo")
+    ui: CliSubCommand[Ui] = Field(description="open MLflow on the sweeps")
+    list: CliSubCommand[List] = Field(description="list the sweeps under --storage")
+    front: CliSubCommand[Front] = Field(description="print a front, or what of it keeps limits: demo --max-memory 1GiB")
+    promote: CliSubCommand[Promote] = Field(description="choose a member for production: demo --pick knee -o best.yaml")
+    train: CliSubCommand[Train] = Field(description="train a configuration: --config best.yaml -o runs/production")
+    report: CliSubCommand[Report] = Field(description="draw a sweep's pages again: demo")
+    sync: CliSubCommand[Sync] = Field(description="write to MLflow what it has missed: demo")
+    clean: CliSubCommand[Clean] = Field(description="delete checkpoints that nothing needs: demo --dry-run")
+    doctor: CliSubCommand[Doctor] = Field(description="look at this machine, or at a model and data")
 
     @classmethod
     def settings_customise_sources(
@@ -83,6 +93,11 @@ class AlastTune(BaseSettings):
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of ``alast-tune``."""
     words = sys.argv[1:] if arguments is None else arguments
+    if words[:1] == ["sweep"]:
+        from alast_tune.cli import sweep  # Ray and Optuna take seconds to import
+
+        sweep.main(words[1:])
+        return
     # Both spellings of a name are taken: --train.batch-size and --train.batch_size.
     words = [re.sub(r"^--[^=]+", lambda name: "--" + name[0][2:].replace("_", "-"), word) for word in words]
     CliApp.run(AlastTune, cli_args=words)

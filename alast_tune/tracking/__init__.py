@@ -9,7 +9,7 @@ version of a registered one, and ``served`` is what that runs where it is served
 from alast_tune.tracking.kept import pending, run_ids
 from alast_tune.tracking.page import describe_front
 from alast_tune.tracking.registry import RegistryError, check_names, register, tag_run
-from alast_tune.tracking.store import default_uri, is_file_based, ui_command
+from alast_tune.tracking.store import default_uri, is_file_based, open_store
 from alast_tune.tracking.tracker import Tracker, end_status, log_reseeded, sync
 
 __all__ = [
@@ -21,10 +21,10 @@ __all__ = [
     "end_status",
     "is_file_based",
     "log_reseeded",
+    "open_store",
     "pending",
     "register",
     "run_ids",
     "sync",
     "tag_run",
-    "ui_command",
 ]

@@ -6,7 +6,6 @@ import errno
 import logging
 import os
 import re
-import shlex
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -38,11 +37,6 @@ def default_uri(storage: Path) -> str:
 def is_file_based(uri: str) -> bool:
     """Whether a store is a file, which only processes on its own machine can share."""
     return urlparse(uri).scheme in {"", "file", "sqlite"} and uri not in {"databricks", "databricks-uc", "uc"}
-
-
-def ui_command(uri: str) -> str:
-    """Command that opens a store's pages, or the address of the server that already does."""
-    return uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
 
 
 def open_store(uri: str, storage: Path) -> tuple[MlflowClient, str]:

@@ -106,7 +106,11 @@ TABLE = (
     Here(r".*ray start --head", "true", "what `just submit` has started runs, and is ended by its process ids"),
 )
 
-PRESETS = ("demo.yaml", "compare/embedded.yaml", "ablate/embedded.yaml")
+PRESETS = (
+    "alast_tune/presets/demo.yaml",
+    "sweeps/presets/compare/embedded.yaml",
+    "sweeps/presets/ablate/embedded.yaml",
+)
 """Of the copy, made smaller."""
 
 
@@ -136,7 +140,7 @@ class Reader:
             shutil.copy(path, copy)
         self._make_venv()
         for name in PRESETS:
-            preset = folder / "sweeps/presets" / name
+            preset = folder / name
             preset.write_text(here(preset.read_text())[0])
         draw = np.random.default_rng(0)
         for name in ("cat", "dog"):
@@ -282,7 +286,7 @@ def said(block: Block) -> list[str]:
 
 def test_the_table_has_nothing_that_no_document_says() -> None:
     texts = [text for document in DOCUMENTS for block in blocks(document) for text in said(block)]
-    texts += [(ROOT / "sweeps/presets" / name).read_text() for name in PRESETS]
+    texts += [(ROOT / name).read_text() for name in PRESETS]
     used = [difference for text in texts for difference in here(text)[1]]
     assert [difference.says for difference in TABLE if difference not in used] == []
 
@@ -297,8 +301,9 @@ def test_every_command_names_what_there_is(document: str) -> None:
         for recipe in re.findall(r"/just ([a-z][\w-]*)", command):
             assert recipe in recipes(), command
         for preset in re.findall(r"--preset ([\w.-]+)", command):
-            folders = ("", *(f"{script}/" for script in ("compare", "ablate") if f"{script}.py" in command))
-            files = [ROOT / "sweeps/presets" / folder / f"{preset}.yaml" for folder in folders]
+            scripts = [script for script in ("compare", "ablate") if f"{script}.py" in command]
+            folders = ("alast_tune/presets", *(f"sweeps/presets/{script}" for script in scripts))
+            files = [ROOT / folder / f"{preset}.yaml" for folder in folders]
             assert preset in shown or any(file.exists() for file in files), command
         if not re.search(r"\bray |\bpip ", command):
             for name, path in re.findall(r"(?<![\w-])--([a-z][\w-]*)((?:\.\w+)*)", command):

@@ -1,6 +1,7 @@
-"""`alast-tune front | train | doctor`, and what a person reads when something is wrong."""
+"""`alast-tune front | list | ui | train | doctor`, and what a person reads when something is wrong."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,8 @@ def test_fronts_of_several_sweeps_are_compared_and_drawn(sweep: Path, capsys: py
     ("arguments", "line"),
     [
         (["front", "nope"], "error: sweep = nope: no front.json; none under runs has one yet"),
+        (["list", "--storage", "none"], "error: storage = none: holds no sweep yet; alast-tune sweep --preset demo"),
+        (["ui", "--storage", "none"], "error: storage = none: holds no sweep yet; alast-tune sweep --preset demo"),
         (["front", "nope", "--plot", "x.pdf"], "error: plot = x.pdf: give a .html or a .png file"),
         (["train", "--config", "nope.yaml"], "error: config = nope.yaml: cannot be read"),
         (["train"], "error: "),
@@ -141,6 +144,41 @@ def test_doctor_names_versions_and_devices(capsys: pytest.CaptureFixture[str]) -
     for word in ("python", "torch", "ray", "optuna", "mlflow", "GPUs", "memory"):
         assert word in shown
     assert torch.__version__.split("+")[0] in shown
+
+
+def test_list_has_a_line_for_every_sweep(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    space = {"method/trainable_blocks": {"type": "int", "low": 1, "high": 12}}
+    pets = {"space": space, "trial": {"data": {"dataset": "folder", "root": "/data/pets"}}}
+    (sweep / "sweep.json").write_text(json.dumps(pets))
+    for name, text in (("begun", json.dumps({"space": space})), ("broken", "{")):
+        (sweep.parent / name).mkdir()
+        (sweep.parent / name / "sweep.json").write_text(text)
+    main(["list", "--storage", str(sweep.parent)])
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines() if line.strip()]
+    begun, mine, broken = (line.split(maxsplit=4) for line in lines[-3:])
+    assert begun == ["begun", "0", "-", "-", "embedded, digits"]
+    assert broken[0] == "broken:" and "is not YAML" in lines[-1]
+    assert mine == ["mine", "3", "2", "0.9000", "embedded, /data/pets"]
+
+
+def test_presets_are_listed_with_what_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["sweep", "--list-presets"])
+    out = capsys.readouterr().out
+    assert len(out.splitlines()) == 10
+    assert re.search(r"^demo +The embedded backbone on scikit-learn's digits: ", out, re.MULTILINE)
+
+
+def test_ui_prints_the_address_of_the_runs_and_becomes_the_server(
+    storage: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    became: list[list[str]] = []
+    monkeypatch.setattr("os.execv", lambda program, words: became.append(words))
+    main(["ui", "--storage", str(storage), "--port", "5001"])
+    page = "http://127.0.0.1:5001/#/experiments/1/runs?workflowType=machine_learning"
+    assert capsys.readouterr().out == f"open {page}\n"
+    (words,) = became
+    assert words[1:5] == ["-m", "mlflow", "server", "--backend-store-uri"] and words[-4:-2] == ["--port", "5001"]
+    assert words[5] == f"sqlite:///{storage / 'mlflow.db'}"
 
 
 def hostile(front: dict[str, Any], **member: Any) -> dict[str, Any]:

@@ -280,7 +280,13 @@ def test_places_of_files_do_not_make_another_trial_and_nothing_else_is_such() ->
 
 def test_every_preset_and_spec_of_the_repository_is_valid() -> None:
     root = Path(__file__).parents[2]
-    for file in sorted([*root.glob("sweeps/presets/**/*.yaml"), *root.glob("benchmarks/specs/*.yaml")]):
+    for file in sorted(
+        [
+            *root.glob("alast_tune/presets/*.yaml"),
+            *root.glob("sweeps/presets/**/*.yaml"),
+            *root.glob("benchmarks/specs/*.yaml"),
+        ]
+    ):
         values = read_mapping(file)
         kind = SweepConfig if "space" in values else TrialConfig
         assert parse(kind, values if "space" in values else values["trial"]), file

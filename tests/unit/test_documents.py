@@ -12,6 +12,7 @@ from ray.scripts.scripts import cli
 
 from alast_tune import config as records
 from alast_tune.cli import AlastTune
+from alast_tune.cli.sweep import Sweep
 from alast_tune.config import READINGS, AlastConfig, MethodConfig, Record, SweepConfig, TrialConfig, parse
 from tests.documents import DOCUMENTS, ROOT, anchors, blocks, inline_code, prose
 from tests.unit.test_house import recipes
@@ -29,7 +30,7 @@ def fields(record: Any) -> set[str]:
 def options() -> set[str]:
     """Every option of our programs."""
     commands = [get_args(field.annotation)[0] for field in AlastTune.model_fields.values()]
-    names = [field.alias or name for kind in (SweepConfig, *commands) for name, field in kind.model_fields.items()]
+    names = [field.alias or name for kind in (Sweep, *commands) for name, field in kind.model_fields.items()]
     folders = ("benchmarks", "sweeps", "alast_tune/reports")
     scripts = [path.read_text() for folder in folders for path in (ROOT / folder).glob("*.py")]
     found = {name.replace("_", "-") for name in names} | set(AlastTune.model_config["cli_shortcuts"].values())
@@ -106,7 +107,7 @@ def test_commands_for_elsewhere_name_what_there_is(document: str) -> None:
             for recipe in re.findall(r"/just ([a-z][\w-]*)", command):
                 assert recipe in recipes(), f"{document}: {command}"
             for preset in re.findall(r"--preset ([\w-]+)", command):
-                assert (ROOT / "sweeps/presets" / f"{preset}.yaml").exists(), f"{document}: {command}"
+                assert (ROOT / "alast_tune/presets" / f"{preset}.yaml").exists(), f"{document}: {command}"
             if used := re.search(r"(?:^|[(/])ray ([a-z-]+)([^)|>]*)", command):
                 known = {option for parameter in cli.commands[used[1]].params for option in parameter.opts}
                 assert set(re.findall(r"(?<= )--?[a-z][a-z-]*", used[2])) <= known, f"{document}: {command}"

@@ -108,7 +108,7 @@ def test_commands_in_documents_exist(document: str) -> None:
     for recipe in re.findall(r"(?:^|[`/ ])just ([a-z][\w-]*)", code, re.MULTILINE):
         assert recipe in recipes(), f"{document}: just {recipe}"
     for preset in re.findall(r"--preset ([a-z][\w-]*)(?![\w./-])", code):
-        assert (ROOT / "sweeps/presets" / f"{preset}.yaml").exists(), f"{document}: --preset {preset}"
+        assert (ROOT / "alast_tune/presets" / f"{preset}.yaml").exists(), f"{document}: --preset {preset}"
     for script in re.findall(r"python3? ((?:sweeps|benchmarks|clusters)/\S+\.py)", code):
         assert (ROOT / script).exists(), f"{document}: {script}"
 

@@ -22,8 +22,8 @@ from ray.dashboard.http_server_agent import PUBLIC_EXACT_PATHS
 from ray.scripts.scripts import start as ray_start
 
 from alast_tune import __version__
+from alast_tune.cli.sweep import Sweep
 from alast_tune.tune.resources import CARD_LABEL
-from sweeps.pareto import Pareto
 from tests.documents import ROOT
 from tests.kustomize import Resource, build
 
@@ -209,7 +209,7 @@ def test_entrypoint_is_a_command_line_of_ours(folder: str) -> None:
     program, script, *words = shlex.split(only(folder, "RayJob")["spec"]["entrypoint"])
     assert (program, script) == ("python", "sweeps/pareto.py")
     spelt = [re.sub(r"^--[^=]+", lambda name: "--" + name[0][2:].replace("-", "_"), word) for word in words]
-    options = Pareto(_cli_parse_args=spelt)  # type: ignore[call-arg]
+    options = Sweep(_cli_parse_args=spelt)  # type: ignore[call-arg]
     assert options.go_on and options.concurrent, "nothing would make the cluster grow"
 
 

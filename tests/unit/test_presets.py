@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import timm
 
+from alast_tune.cli.sweep import Sweep
 from alast_tune.config import AlastConfig, Choice, SweepConfig, apply_params, parse, read_mapping, write_yaml
 from alast_tune.data import num_classes_of
-from sweeps.pareto import Pareto
 
-PRESETS = Path(__file__).parents[2] / "sweeps" / "presets"
+PRESETS = Path(__file__).parents[2] / "alast_tune" / "presets"
 MODELS = {"deit-t": (192, 3), "deit-s": (384, 6), "vit-b": (768, 12)}  # width and heads, table 1
 PAIRS = list(product(MODELS, {"cifar100": 100, "flowers102": 102, "food101": 101}.items()))
 
@@ -75,6 +75,6 @@ def test_a_sweep_is_resumed_in_the_storage_of_its_preset(tmp_path):
     file.write_text(write_yaml({"storage": str(folder.parent), **values}))
     folder.mkdir(parents=True)
     (folder / "sweep.json").write_text(json.dumps(parse(SweepConfig, {"name": "mine", "trials": 7, **values}).given()))
-    found = Pareto(_cli_parse_args=["--preset", str(file), "--resume", "mine"])
+    found = Sweep(_cli_parse_args=["--preset", str(file), "--resume", "mine"])
     assert (found.name, found.storage, found.trials) == ("mine", folder.parent, 7)
-    assert Pareto(_cli_parse_args=["--preset", str(file)]).name == "mine-2"  # the name is taken there
+    assert Sweep(_cli_parse_args=["--preset", str(file)]).name == "mine-2"  # the name is taken there

@@ -15,7 +15,7 @@ from alast_tune.tune.forecast import GROWTH, IMAGES, Forecast, _plans, _probing
 from alast_tune.tune.resources import MARGIN
 from alast_tune.tune.space import to_optuna
 
-DEMO = Path(__file__).parents[3] / "sweeps" / "presets" / "demo.yaml"
+DEMO = Path(__file__).parents[3] / "alast_tune" / "presets" / "demo.yaml"
 
 
 @pytest.fixture(scope="module")
