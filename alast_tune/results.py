@@ -232,6 +232,8 @@ class FrontFile(Record):
     knee: TrialId | None
     """Trial id of the compromise nearest the ideal."""
     front: tuple[FrontMember, ...]
+    full: ObjectiveValues | None = None
+    """Of full fine-tuning, on the front or not; None before it has ended, and for several sweeps."""
 
     @property
     def best_accuracy(self) -> float:

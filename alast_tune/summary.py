@@ -54,6 +54,7 @@ class FrontTracker:
         self._limits = limits
         self._states: Counter[str] = Counter()
         self._members: list[TrialResult] = []
+        self._full: dict[str, float] | None = None
         self._front: FrontFile | None = None
         self.launched = 0
         """Trials that a worker had, of those that have ended."""
@@ -63,6 +64,9 @@ class FrontTracker:
         """Take in trials that have ended; returns whether the front is another one: only complete trials are on it."""
         self._states.update(result.state if result.origin is None else "earlier" for result in results)
         self.launched += sum(result.launched for result in results)
+        for result in results:
+            if result.landmark == "full" and result.values:
+                self._full, self._front = _objectives(result), None
         complete = [result for result in results if result.state == "complete"]
         if not complete:
             return False
@@ -91,9 +95,8 @@ class FrontTracker:
         """The front, cheapest first."""
         if self._front is None:
             members = sorted(self._members, key=lambda result: result.values[1] if result.values else 0.0)
-            self._front = _front_file(
-                self._sweep, self._reference, self._limits, self.counts, tuple(_member(one) for one in members)
-            )
+            them = tuple(_member(one) for one in members)
+            self._front = _front_file(self._sweep, self._reference, self._limits, self.counts, them, self._full)
         return self._front.model_copy(update={"trials": self.counts})
 
 
@@ -139,7 +142,24 @@ def within(front: FrontFile, limits: Limits) -> FrontFile:
     members = tuple(member for member in front.front if limits.kept(**member.objectives))
     given = {name: getattr(limits, name) for name in Limits.model_fields if getattr(limits, name) is not None}
     stricter = front.limits.model_copy(update=given)
-    return _front_file(front.sweep, front.reference_point, stricter, front.trials, members)
+    return _front_file(front.sweep, front.reference_point, stricter, front.trials, members, front.full)
+
+
+def cheapest_within(front: FrontFile, tolerance: float) -> FrontMember | None:
+    """Find the member with the fewest FLOPs of those whose accuracy is near that of full fine-tuning, or above it.
+
+    Args:
+        front: of one sweep.
+        tolerance: how much less the accuracy may be, in [0, 1].
+
+    Returns:
+        None where full fine-tuning has not ended, or nobody is that near.
+    """
+    if front.full is None:
+        return None
+    least = front.full["accuracy"] - tolerance - 1e-9  # a point is a point, whatever its binary form
+    near = [member for member in front.front if member.objectives["accuracy"] >= least]
+    return min(near, key=lambda member: member.objectives["train_flops"], default=None)
 
 
 def together(fronts: Sequence[FrontFile]) -> tuple[list[FrontFile], FrontFile]:
@@ -161,7 +181,9 @@ def together(fronts: Sequence[FrontFile]) -> tuple[list[FrontFile], FrontFile]:
     references_SM = np.array([front.reference_point for front in fronts])
     losses = [objective.direction == "minimize" for objective in OBJECTIVES]
     reference = tuple(np.where(losses, references_SM.max(axis=0), references_SM.min(axis=0)).tolist())
-    rescaled = [_front_file(front.sweep, reference, front.limits, front.trials, front.front) for front in fronts]
+    rescaled = [
+        _front_file(front.sweep, reference, front.limits, front.trials, front.front, front.full) for front in fronts
+    ]
     members: dict[tuple[object, ...], FrontMember] = {}
     for front in fronts:
         for member in front.front:
@@ -173,7 +195,7 @@ def together(fronts: Sequence[FrontFile]) -> tuple[list[FrontFile], FrontFile]:
     best.sort(key=lambda member: member.objectives["train_flops"])
     totals = {name: sum(getattr(front.trials, name) for front in fronts) for name in TrialCounts.model_fields}
     name = " + ".join(front.sweep for front in fronts)
-    return rescaled, _front_file(name, reference, Limits(), TrialCounts(**totals), tuple(best))
+    return rescaled, _front_file(name, reference, Limits(), TrialCounts(**totals), tuple(best), None)
 
 
 def reseeded(front: FrontFile, runs: Mapping[str, Sequence[SeedRun]], seed: int = 0) -> Reseeded:
@@ -238,7 +260,12 @@ def _check_same_images(fronts: Sequence[FrontFile]) -> None:
 
 
 def _front_file(
-    sweep: str, reference: tuple[float, ...], limits: Limits, counts: TrialCounts, members: tuple[FrontMember, ...]
+    sweep: str,
+    reference: tuple[float, ...],
+    limits: Limits,
+    counts: TrialCounts,
+    members: tuple[FrontMember, ...],
+    full: dict[str, float] | None,
 ) -> FrontFile:
     values_FM = np.array([list(member.objectives.values()) for member in members]).reshape(-1, len(OBJECTIVES))
     return FrontFile(
@@ -252,6 +279,7 @@ def _front_file(
         trials=counts,
         knee=members[knee(values_FM, DIRECTIONS)].trial_id if members else None,
         front=members,
+        full=full,
     )
 
 
@@ -259,7 +287,7 @@ def _member(result: TrialResult) -> FrontMember:
     return FrontMember(
         trial_id=trial_id(result.number),
         mlflow_run_id=result.mlflow_run_id,
-        objectives={o.name: value for o, value in zip(OBJECTIVES, result.values or (), strict=True)},
+        objectives=_objectives(result),
         test_accuracy=result.test_accuracy,
         epochs=result.epochs,
         config=result.config,
@@ -267,6 +295,10 @@ def _member(result: TrialResult) -> FrontMember:
         landmark=result.landmark,
         origin=result.origin,
     )
+
+
+def _objectives(result: TrialResult) -> dict[str, float]:
+    return {o.name: value for o, value in zip(OBJECTIVES, result.values or (), strict=True)}
 
 
 def _values(results: Sequence[TrialResult]) -> list[tuple[float, ...]]:

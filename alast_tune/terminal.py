@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from statistics import fmean
 
 from rich.box import SIMPLE_HEAD
@@ -15,6 +16,7 @@ from rich.text import Text
 from alast_tune.config import TrialConfig, flatten
 from alast_tune.plots import human_bytes, human_flops, short
 from alast_tune.results import LANDMARKS, EpochReport, FrontFile, Reseeded, TrialResult
+from alast_tune.summary import cheapest_within
 from alast_tune.text import safe
 
 
@@ -124,6 +126,32 @@ class TrainingProgress:
             f"peak {human_bytes(cost.peak_bytes)} steady {human_bytes(cost.steady_peak_bytes)} "
             f"{cost.wall_seconds:.1f} s"
         )
+
+
+def answers(front: FrontFile, tolerances: Sequence[float] = (0.01, 0.05)) -> Iterator[str]:
+    """Say which member is the cheapest of those near full fine-tuning, what it costs beside it, and how to get it.
+
+    Args:
+        front: of one sweep.
+        tolerances: how much less accuracy each answer allows, in [0, 1]; one that is as the one before is left out.
+    """
+    last = None
+    for tolerance in tolerances if front.full else ():
+        member, full = cheapest_within(front, tolerance), front.full or {}
+        points = f"{100 * tolerance:g} point{'s' * (tolerance != 0.01)}"
+        lead = f"within {points} of full fine-tuning ({full['accuracy']:.4f}): "
+        if member is None or member.landmark == "full":
+            yield lead + ("nothing that is cheaper" if member else "nothing")
+        elif member.trial_id != last:
+            method = member.config.method
+            what = LANDMARKS[member.landmark] if member.landmark else method.name
+            shares = ", ".join(
+                f"{100 * member.objectives[name] / full[name]:.0f}% of the {words}"
+                for name, words in (("train_flops", "FLOPs"), ("peak_bytes", "memory"))
+            )
+            promote = shlex.join(["alast-tune", "promote", front.sweep, "--pick", member.trial_id])
+            yield f"{lead}trial {member.trial_id} ({what}): {member.objectives['accuracy']:.4f}, {shares}; {promote}"
+        last = member.trial_id if member else None
 
 
 def front_table(front: FrontFile) -> Table:

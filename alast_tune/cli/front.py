@@ -19,7 +19,7 @@ from alast_tune.plots import fronts_html, fronts_png
 from alast_tune.results import FrontFile
 from alast_tune.storage import Place, fetch, is_copy, names_with, shown
 from alast_tune.summary import together, within
-from alast_tune.terminal import comparison_table, front_table, printer
+from alast_tune.terminal import answers, comparison_table, front_table, printer
 
 
 def find_front(sweep: Path, storage: Path) -> Path:
@@ -61,6 +61,12 @@ class Front(Limits):
         min_length=1, description="each its folder, its front.json, or its name under --storage"
     )
     storage: Place = Field(Path("runs"), description="where sweeps are")
+    within: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="name the cheapest member that is so near full fine-tuning's accuracy, as 0.01",
+    )
     plot: Path | None = Field(None, description="draw the fronts over one another, into a .html or .png file")
     as_json: CliImplicitFlag[bool] = Field(
         False, alias="json", description="print front.json itself; of several sweeps, that of their joint front"
@@ -70,6 +76,8 @@ class Front(Limits):
         """Read each front.json; print and draw them."""
         if self.plot and self.plot.suffix not in {".html", ".png"}:
             raise ConfigError("plot", self.plot, "give a .html or a .png file")
+        if self.within is not None and (len(self.sweeps) > 1 or self.as_json):
+            raise ConfigError("within", self.within, "is asked of one sweep, and not answered in JSON")
         fronts = [within(FrontFile.read(find_front(sweep, self.storage)), self) for sweep in self.sweeps]
         names = [front.sweep for front in fronts]
         if len(set(names)) < len(names):  # the same name in two storages
@@ -90,6 +98,9 @@ class Front(Limits):
         console = Console()
         if len(fronts) > 1:
             console.print(comparison_table(fronts, front))
+        else:
+            for line in answers(front) if self.within is None else answers(front, [self.within]):
+                printer(console)(line)
         console.print(front_table(front))
         if self.plot:
             printer(console)(f"drawn: {self.plot}")

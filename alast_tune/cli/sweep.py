@@ -28,7 +28,7 @@ from alast_tune.errors import ConfigError
 from alast_tune.results import FrontFile
 from alast_tune.storage import copy_of, listing, names_with, shown
 from alast_tune.summary import check_complete
-from alast_tune.terminal import front_table, printer, reseeded_table
+from alast_tune.terminal import answers, front_table, printer, reseeded_table
 from alast_tune.tracking import pending
 from alast_tune.tune.reseed import reseed
 from alast_tune.tune.study import run_sweep
@@ -139,10 +139,13 @@ def main(arguments: list[str] | None = None) -> None:
         raise ConfigError("retry_failed", True, "there is nothing yet that has failed; give --resume")
     results = run_sweep(sweep, resume=resume, retry_failed=options.retry_failed, console=console)
     file = sweep.storage / sweep.name / "front.json"
-    console.print(front_table(FrontFile.read(file)))
+    front = FrontFile.read(file)
+    say = printer(console)
+    for line in answers(front):
+        say(line)
+    console.print(front_table(front))
     if options.reseed is not None and any(result.state == "complete" for result in results):
         console.print(reseeded_table(reseed(file.parent, options.reseed, console)))
-    say = printer(console)
     say(f"front: {shown(file)}")
     elsewhere = [] if sweep.storage == Path("runs") else ["--storage", shown(sweep.storage)]
     say(f"MLflow: {shlex.join(['alast-tune', 'ui', *elsewhere])}")

@@ -68,8 +68,8 @@ class List(BaseModel):
                 unread[name] = error
         console = Console()
         console.print(table)
-        for name, error in unread.items():
-            printer(console)(f"{name}: {' '.join(str(error).split())}")
+        for name, reason in unread.items():
+            printer(console)(f"{name}: {' '.join(str(reason).split())}")
 
 
 def _columns(folder: Path) -> tuple[str, str, str, str]:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,7 @@ def test_fronts_of_several_sweeps_are_compared_and_drawn(sweep: Path, capsys: py
         (["front", "nope"], "error: sweep = nope: no front.json; none under runs has one yet"),
         (["list", "--storage", "none"], "error: storage = none: holds no sweep yet; alast-tune sweep --preset demo"),
         (["ui", "--storage", "none"], "error: storage = none: holds no sweep yet; alast-tune sweep --preset demo"),
+        (["front", "a", "b", "--within", "0.01"], "error: within = 0.01: is asked of one sweep"),
         (["front", "nope", "--plot", "x.pdf"], "error: plot = x.pdf: give a .html or a .png file"),
         (["train", "--config", "nope.yaml"], "error: config = nope.yaml: cannot be read"),
         (["train"], "error: "),
@@ -144,6 +146,39 @@ def test_doctor_names_versions_and_devices(capsys: pytest.CaptureFixture[str]) -
     for word in ("python", "torch", "ray", "optuna", "mlflow", "GPUs", "memory"):
         assert word in shown
     assert torch.__version__.split("+")[0] in shown
+
+
+def test_front_says_what_is_near_full_fine_tuning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    full = replace(result(0, 0.90, 2e12, 4e8), landmark="full")
+    near, paper = result(1, 0.89, 1e12, 3e8), replace(result(2, 0.86, 5e11, 1e8), landmark="paper")
+    for name, results in (
+        ("mine", [full, near, paper]),
+        ("beaten", [full, result(1, 0.91, 1e12, 1e8)]),
+        ("no", [near]),
+    ):
+        (tmp_path / name).mkdir()
+        summarise(name, results, (0.0, 4e12, 8e8)).write(tmp_path / name / "front.json")
+
+    def said(name: str, *options: str) -> list[str]:
+        main(["front", name, "--storage", str(tmp_path), *options])
+        out = capsys.readouterr().out
+        return [line for line in out.splitlines() if line.startswith("within ")]
+
+    one, five = said("mine")
+    lead = "of full fine-tuning (0.9000): trial"
+    costs = "0.8900, 50% of the FLOPs, 75% of the memory; alast-tune promote mine --pick 0001"
+    assert one == f"within 1 point {lead} 0001 (alast): {costs}"
+    costs = "0.8600, 25% of the FLOPs, 25% of the memory; alast-tune promote mine --pick 0002"
+    assert five == f"within 5 points {lead} 0002 (ALaST as in the paper): {costs}"
+    assert said("mine", "--within", "0.002") == [
+        "within 0.2 points of full fine-tuning (0.9000): nothing that is cheaper"
+    ]
+    assert said("mine", "--max-memory", "200MB", "--within", "0.01") == [
+        "within 1 point of full fine-tuning (0.9000): nothing"
+    ]
+    (line,) = said("beaten")  # full fine-tuning is not on the front
+    assert "trial 0001 (alast): 0.9100, 50% of the FLOPs, 25% of the memory" in line
+    assert said("no") == []
 
 
 def test_list_has_a_line_for_every_sweep(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
