@@ -29,7 +29,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -46,7 +46,7 @@ from alast_tune.cli import guarded
 from alast_tune.config import SweepConfig, TrialConfig, flatten, parse
 from alast_tune.lease import SweepLease, exclusive_driver
 from alast_tune.results import OBJECTIVES
-from alast_tune.storage import STUDY
+from alast_tune.storage import STUDY, is_copy
 from alast_tune.summary import summarise
 from alast_tune.tracking import Tracker, default_uri
 from alast_tune.tracking.queue import Operation, Queue
@@ -164,15 +164,16 @@ class Driver:
         self.draw = np.random.default_rng(0)
         self.sweep, own = sweep, sweep.storage / sweep.name
         shared = "://" in (sweep.study or "")
-        if not shared:
+        grows = is_copy(own)  # a file that only grows, of which object storage gets the difference
+        if not shared and not grows:
             shutil.copy(database, own / STUDY)
             with closing(sqlite3.connect(own / STUDY)) as connection:
                 connection.execute("update studies set study_name = ?", (sweep.name,))
                 connection.commit()
-        self.study = open_study(sweep, own, new=shared)
+        self.study = open_study(sweep, own, new=shared or grows)
         reference, self._full = _reference(sweep)
         self.study.set_user_attr("reference_point", reference)
-        if shared:
+        if shared or grows:
             there = optuna.load_study(study_name="scale", storage=f"sqlite:///{database}")
             self.study.add_trials(there.get_trials(deepcopy=False))
         before = results(self.study, sweep)
@@ -255,13 +256,13 @@ def measure(sweep: SweepConfig, database: Path, trials: int, counter: str | None
         before, tracking, took = sent(), driver.timed.seconds, []
         for number in range(trials):
             took.append(driver.run(str(number)))
-            time.sleep(0.1)  # a sweep has pauses, in which MLflow is written to
+            driver.tracker._writer.flush(60)  # a sweep has pauses, in which MLflow is written to
         after, tracked = sent(), 1e3 * (driver.timed.seconds - tracking)
         searched = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         end = driver.conclude()
     return {
         "first proposal, s": first,
-        "a trial, ms": 1e3 * mean(took),
+        "a trial, ms": 1e3 * median(took),
         "of it tracking, front and saving, ms": tracked / trials,
         "sent a trial, KB": (after - before) / 1e3 / trials,
         "end, s": end,

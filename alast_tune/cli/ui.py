@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from pydantic import BaseModel, Field
+from pydantic_settings import CliPositionalArg
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
@@ -20,23 +21,26 @@ from alast_tune.text import safe
 
 
 class Ui(BaseModel):
-    """Start MLflow on the sweeps of a storage, and print the address of their runs; Ctrl-C ends it."""
+    """Start MLflow on the sweeps of a storage, and print the address of one's trials and charts; Ctrl-C ends it."""
 
+    sweep: CliPositionalArg[str | None] = Field(None, description="its name; default: the one that began last")
     storage: Place = Field(Path("runs"), description="where sweeps are")
     host: str = Field("127.0.0.1", description="address to listen at")
     port: int = Field(5000, ge=1, le=65535, description="port to listen at")
 
     def cli_cmd(self) -> None:
         """Become MLflow's server; where MLFLOW_TRACKING_URI is one already, only say where it is."""
-        from alast_tune.tracking import default_uri, open_store  # MLflow takes seconds to import
+        from alast_tune.tracking import default_uri, open_store, prepare_view  # MLflow takes seconds to import
 
         uri, say = default_uri(self.storage), printer(Console(soft_wrap=True))
         if uri == f"sqlite:///{self.storage.absolute() / 'mlflow.db'}" and not (self.storage / "mlflow.db").exists():
             remedy = "holds no sweep yet; alast-tune sweep --preset demo, or give --storage"
             raise ConfigError("storage", shown(self.storage), remedy)
-        _, experiment = open_store(uri, self.storage)
+        if self.sweep is not None and not (self.storage / self.sweep / "sweep.json").exists():
+            there = ", ".join(names_with(self.storage, "sweep.json"))
+            raise ConfigError("sweep", self.sweep, f"not under {shown(self.storage)}; there are: {there}")
         address = uri if uri.startswith("http") else f"http://{self.host}:{self.port}"
-        say(f"open {address.rstrip('/')}/#/experiments/{experiment}/runs?workflowType=machine_learning")
+        say(f"open {address.rstrip('/')}{prepare_view(*open_store(uri, self.storage), self.sweep)}")
         if uri.startswith("http"):
             return
         server = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]

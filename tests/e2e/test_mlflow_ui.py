@@ -22,6 +22,7 @@ import pytest
 from mlflow.entities import Run
 
 from alast_tune.results import LANDMARKS, FrontFile
+from alast_tune.tracking import prepare_view
 from tests.integration.harness import Pareto, mlflow_server
 
 if TYPE_CHECKING:
@@ -150,7 +151,6 @@ def test_run_list_shows_the_trials_and_its_filter_the_front(sweep: Sweep, browse
     unfold(browser, sweep.name)
     for child in sorted(str(run.info.run_name) for run in sweep.children)[-3:]:
         expect(browser.get_by_role("link", name=child, exact=True)).to_be_visible()
-    browser.screenshot(path=pictures / "mlflow.png")
     search = browser.get_by_placeholder("metrics.rmse < 1")
     search.fill(sweep.filter)
     search.press("Enter")
@@ -158,6 +158,27 @@ def test_run_list_shows_the_trials_and_its_filter_the_front(sweep: Sweep, browse
     expect(trials).to_have_count(len(sweep.members))
     assert set(trials.all_inner_texts()) == sweep.members
     browser.screenshot(path=pictures / "mlflow-front-runs.png")
+
+
+def test_ui_leads_to_the_sweeps_charts_and_table(sweep: Sweep, browser: Page, pictures: Path) -> None:
+    from playwright.sync_api import expect
+
+    client = mlflow.MlflowClient(sweep.address)
+    page = prepare_view(client, sweep.experiment, sweep.name)
+    assert prepare_view(client, sweep.experiment) == page  # the one that began last
+    browser.goto(sweep.address + page)
+    expect(browser.get_by_text("Pareto front", exact=True)).to_be_visible()
+    complete = {run.info.run_name for run in sweep.children if run.data.tags["alast.state"] == "complete"}
+    points = browser.locator(".scatterlayer .point")
+    expect(points).to_have_count(2 * len(complete))  # accuracy against FLOPs, and against memory
+    expect(browser.locator("canvas").first).to_be_visible()  # parallel coordinates
+    browser.screenshot(path=pictures / "mlflow-view.png")
+    browser.goto("about:blank")
+    browser.goto(sweep.address + page.replace("&compareRunsMode=CHART", ""))
+    trials = browser.get_by_role("link", name="trial-")
+    expect(trials).to_have_count(len(complete))
+    for column in ("accuracy", "train_flops", "peak_bytes"):  # others may lie further to the right
+        expect(browser.locator(f"[role=columnheader][col-id*='{column}']")).to_be_visible()
 
 
 def test_front_is_drawn_inside_mlflow_and_a_click_shows_the_run_id(sweep: Sweep, browser: Page, pictures: Path) -> None:
