@@ -128,11 +128,12 @@ class TrainingProgress:
         )
 
 
-def answers(front: FrontFile, tolerances: Sequence[float] = (0.01, 0.05)) -> Iterator[str]:
+def answers(front: FrontFile, words: Sequence[str], tolerances: Sequence[float] = (0.01, 0.05)) -> Iterator[str]:
     """Say which member is the cheapest of those near full fine-tuning, what it costs beside it, and how to get it.
 
     Args:
         front: of one sweep.
+        words: by which a command finds the sweep.
         tolerances: how much less accuracy each answer allows, in [0, 1]; one that is as the one before is left out.
     """
     last = None
@@ -149,7 +150,7 @@ def answers(front: FrontFile, tolerances: Sequence[float] = (0.01, 0.05)) -> Ite
                 f"{100 * member.objectives[name] / full[name]:.0f}% of the {words}"
                 for name, words in (("train_flops", "FLOPs"), ("peak_bytes", "memory"))
             )
-            promote = shlex.join(["alast-tune", "promote", front.sweep, "--pick", member.trial_id])
+            promote = shlex.join(["alast-tune", "promote", *words, "--pick", member.trial_id, "-o", "best.yaml"])
             yield f"{lead}trial {member.trial_id} ({what}): {member.objectives['accuracy']:.4f}, {shares}; {promote}"
         last = member.trial_id if member else None
 

@@ -99,7 +99,9 @@ class Front(Limits):
         if len(fronts) > 1:
             console.print(comparison_table(fronts, front))
         else:
-            for line in answers(front) if self.within is None else answers(front, [self.within]):
+            elsewhere = [] if self.storage == Path("runs") else ["--storage", shown(self.storage)]
+            words = [shown(self.sweeps[0]), *elsewhere]
+            for line in answers(front, words) if self.within is None else answers(front, words, [self.within]):
                 printer(console)(line)
         console.print(front_table(front))
         if self.plot:

@@ -141,13 +141,13 @@ def main(arguments: list[str] | None = None) -> None:
     file = sweep.storage / sweep.name / "front.json"
     front = FrontFile.read(file)
     say = printer(console)
-    for line in answers(front):
+    elsewhere = [] if sweep.storage == Path("runs") else ["--storage", shown(sweep.storage)]
+    for line in answers(front, [sweep.name, *elsewhere]):
         say(line)
     console.print(front_table(front))
     if options.reseed is not None and any(result.state == "complete" for result in results):
         console.print(reseeded_table(reseed(file.parent, options.reseed, console)))
     say(f"front: {shown(file)}")
-    elsewhere = [] if sweep.storage == Path("runs") else ["--storage", shown(sweep.storage)]
     say(f"MLflow: {shlex.join(['alast-tune', 'ui', *elsewhere])}")
     check_complete(sweep.name, results)
     if pending(file.parent):  # the tracker has said so

@@ -36,9 +36,9 @@ class Ui(BaseModel):
         if uri == f"sqlite:///{self.storage.absolute() / 'mlflow.db'}" and not (self.storage / "mlflow.db").exists():
             remedy = "holds no sweep yet; alast-tune sweep --preset demo, or give --storage"
             raise ConfigError("storage", shown(self.storage), remedy)
-        if self.sweep is not None and not (self.storage / self.sweep / "sweep.json").exists():
-            there = ", ".join(names_with(self.storage, "sweep.json"))
-            raise ConfigError("sweep", self.sweep, f"not under {shown(self.storage)}; there are: {there}")
+        there = names_with(self.storage, "sweep.json")
+        if self.sweep is not None and self.sweep not in there:
+            raise ConfigError("sweep", self.sweep, f"not under {shown(self.storage)}; there are: {', '.join(there)}")
         address = uri if uri.startswith("http") else f"http://{self.host}:{self.port}"
         say(f"open {address.rstrip('/')}{prepare_view(*open_store(uri, self.storage), self.sweep)}")
         if uri.startswith("http"):
@@ -55,7 +55,6 @@ class List(BaseModel):
 
     def cli_cmd(self) -> None:
         """Print a line a sweep; those whose files cannot be read come last, with the reason."""
-        fetch(self.storage)
         table = Table(box=SIMPLE_HEAD, pad_edge=False)
         table.add_column("sweep", no_wrap=True)
         for name in ("complete", "on front", "best accuracy"):
@@ -77,6 +76,7 @@ class List(BaseModel):
 
 
 def _columns(folder: Path) -> tuple[str, str, str, str]:
+    fetch(folder)
     trial, file = stored_sweep(folder).trial, folder / "front.json"
     what = safe(f"{trial.model.name}, {trial.data.root or trial.data.dataset}")
     if not file.exists():

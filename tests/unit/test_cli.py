@@ -166,9 +166,10 @@ def test_front_says_what_is_near_full_fine_tuning(tmp_path: Path, capsys: pytest
 
     one, five = said("mine")
     lead = "of full fine-tuning (0.9000): trial"
-    costs = "0.8900, 50% of the FLOPs, 75% of the memory; alast-tune promote mine --pick 0001"
+    promote = f"alast-tune promote mine --storage {tmp_path} --pick"
+    costs = f"0.8900, 50% of the FLOPs, 75% of the memory; {promote} 0001 -o best.yaml"
     assert one == f"within 1 point {lead} 0001 (alast): {costs}"
-    costs = "0.8600, 25% of the FLOPs, 25% of the memory; alast-tune promote mine --pick 0002"
+    costs = f"0.8600, 25% of the FLOPs, 25% of the memory; {promote} 0002 -o best.yaml"
     assert five == f"within 5 points {lead} 0002 (ALaST as in the paper): {costs}"
     assert said("mine", "--within", "0.002") == [
         "within 0.2 points of full fine-tuning (0.9000): nothing that is cheaper"
@@ -211,6 +212,9 @@ def test_ui_prints_the_address_of_the_runs_and_becomes_the_server(
     main(["ui", "--storage", str(storage), "--port", "5001"])
     page = "http://127.0.0.1:5001/#/experiments/1/runs?workflowType=machine_learning"
     assert capsys.readouterr().out == f"open {page}\n"
+    with pytest.raises(SystemExit):
+        main(["ui", "nope", "--storage", str(storage)])
+    assert capsys.readouterr().err.startswith(f"error: sweep = nope: not under {storage}; there are:")
     (words,) = became
     assert words[1:5] == ["-m", "mlflow", "server", "--backend-store-uri"] and words[-4:-2] == ["--port", "5001"]
     assert words[5] == f"sqlite:///{storage / 'mlflow.db'}"
