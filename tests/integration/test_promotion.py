@@ -56,7 +56,8 @@ def test_a_sweep_begins_with_another_s_results(
 ) -> None:
     pareto = Pareto(tmp_path, two_classes)
     with_store(pareto.storage)
-    own = ("--preset", pareto.preset(trials=3, epochs=1), "--name", "later", "--max-memory", "1GiB")
+    # Two beside the baselines, which the other sweep has run.
+    own = ("--preset", pareto.preset(trials=4, epochs=1), "--name", "later", "--max-memory", "1GiB")
     assert "warm start: 3 results of " in pareto.here(*own, "--warm-start", str(sweep))
     folder = pareto.storage / "later"
     assert FrontFile.read(folder / "front.json").trials.complete == 2
