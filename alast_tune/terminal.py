@@ -147,8 +147,8 @@ def answers(front: FrontFile, words: Sequence[str], tolerances: Sequence[float] 
             method = member.config.method
             what = LANDMARKS[member.landmark] if member.landmark else method.name
             shares = ", ".join(
-                f"{100 * member.objectives[name] / full[name]:.0f}% of the {words}"
-                for name, words in (("train_flops", "FLOPs"), ("peak_bytes", "memory"))
+                f"{100 * member.objectives[name] / full[name]:.0f}% of the {cost}"
+                for name, cost in (("train_flops", "FLOPs"), ("peak_bytes", "memory"))
             )
             promote = shlex.join(["alast-tune", "promote", *words, "--pick", member.trial_id, "-o", "best.yaml"])
             yield f"{lead}trial {member.trial_id} ({what}): {member.objectives['accuracy']:.4f}, {shares}; {promote}"

@@ -40,6 +40,11 @@ def find_front(sweep: Path, storage: Path) -> Path:
     return file
 
 
+def words_for(storage: Path) -> list[str]:
+    """Say to a command where sweeps are, unless that is where it looks anyway."""
+    return [] if storage == Path("runs") else ["--storage", shown(storage)]
+
+
 def find_sweep(sweep: Path, storage: Path) -> Path:
     """Find a sweep's folder, given itself or by the sweep's name.
 
@@ -99,8 +104,7 @@ class Front(Limits):
         if len(fronts) > 1:
             console.print(comparison_table(fronts, front))
         else:
-            elsewhere = [] if self.storage == Path("runs") else ["--storage", shown(self.storage)]
-            words = [shown(self.sweeps[0]), *elsewhere]
+            words = [shown(self.sweeps[0]), *words_for(self.storage)]
             for line in answers(front, words) if self.within is None else answers(front, words, [self.within]):
                 printer(console)(line)
         console.print(front_table(front))

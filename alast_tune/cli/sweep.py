@@ -22,6 +22,7 @@ from pydantic import Field
 from pydantic_settings import BaseSettings, CliApp, CliImplicitFlag, PydanticBaseSettingsSource, SettingsConfigDict
 from rich.console import Console
 
+from alast_tune.cli.front import words_for
 from alast_tune.cli.guard import TRACKING_INCOMPLETE, guarded
 from alast_tune.config import SweepConfig, given_file, parse, read_mapping, stored_sweep
 from alast_tune.errors import ConfigError
@@ -94,7 +95,8 @@ class Sweep(BaseSettings, SweepConfig):
     reseed: int | None = Field(
         None,
         ge=2,
-        description="afterwards run the front's members with so many other seeds: means, spreads, probabilities",
+        description="afterwards train each member of the front again with this many other seeds; report "
+        "means, spreads, and how likely each belongs there",
     )
 
     @classmethod
@@ -141,14 +143,14 @@ def main(arguments: list[str] | None = None) -> None:
     file = sweep.storage / sweep.name / "front.json"
     front = FrontFile.read(file)
     say = printer(console)
-    elsewhere = [] if sweep.storage == Path("runs") else ["--storage", shown(sweep.storage)]
-    for line in answers(front, [sweep.name, *elsewhere]):
+    storage = words_for(sweep.storage)
+    for line in answers(front, [sweep.name, *storage]):
         say(line)
     console.print(front_table(front))
     if options.reseed is not None and any(result.state == "complete" for result in results):
         console.print(reseeded_table(reseed(file.parent, options.reseed, console)))
     say(f"front: {shown(file)}")
-    say(f"MLflow: {shlex.join(['alast-tune', 'ui', *elsewhere])}")
+    say(f"MLflow: {shlex.join(['alast-tune', 'ui', *storage])}")
     check_complete(sweep.name, results)
     if pending(file.parent):  # the tracker has said so
         sys.exit(TRACKING_INCOMPLETE)

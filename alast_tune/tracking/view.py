@@ -14,9 +14,12 @@ from alast_tune.results import OBJECTIVES
 
 _SIDE = {"workflowType": "machine_learning"}  # else the pages are those for language models
 
+_CHARTED = 100
+"""MLflow draws so many runs at most."""
+
 
 def prepare_view(client: MlflowClient, experiment: str, sweep: str | None = None) -> str:
-    """Prepare a sweep's complete trials, cheapest first, with charts of accuracy against either cost.
+    """Prepare a sweep's complete trials, cheapest first, with charts of accuracy against costs; of many the front.
 
     Args:
         client: of the store.
@@ -32,8 +35,12 @@ def prepare_view(client: MlflowClient, experiment: str, sweep: str | None = None
         return f"/#/experiments/{experiment}/runs?{urlencode(_SIDE)}"
     parent = latest[0].info.run_id
     trials = f"tags.`mlflow.parentRunId` = '{parent}' and tags.`alast.state` = 'complete'"
-    some = client.search_runs([experiment], trials, max_results=1)
+    some = client.search_runs([experiment], trials, max_results=_CHARTED + 1)
     searched = some[0].data.tags["alast.searched"].split(", ") if some else []
+    title = "Pareto front"
+    if len(some) > _CHARTED:  # MLflow would leave out the most expensive ones
+        trials += " and tags.pareto = 'true'"
+        title = f"Pareto front alone: more than {_CHARTED} trials are complete"
     view = {
         "searchFilter": trials,
         "orderByKey": "metrics.`train_flops`",
@@ -46,7 +53,7 @@ def prepare_view(client: MlflowClient, experiment: str, sweep: str | None = None
         ],
         "runsHiddenMode": "SHOWALL",
         "isAccordionReordered": True,  # else MLflow's own sections come before this one
-        "compareRunSections": [_generated(uuid="front", name="Pareto front", display=True, isReordered=True)],
+        "compareRunSections": [_generated(uuid="front", name=title, display=True, isReordered=True)],
         "compareRunCharts": [
             *(_scatter(objective.name) for objective in OBJECTIVES[1:]),
             _chart("parallel", "PARALLEL", selectedParams=searched, selectedMetrics=["accuracy"]),
@@ -64,7 +71,7 @@ def _generated(**values: Any) -> dict[str, Any]:
 
 
 def _chart(uuid: str, kind: str, **values: Any) -> dict[str, Any]:
-    return _generated(uuid=uuid, type=kind, metricSectionId="front", runsCountToCompare=100, **values)
+    return _generated(uuid=uuid, type=kind, metricSectionId="front", runsCountToCompare=_CHARTED, **values)
 
 
 def _scatter(cost: str) -> dict[str, Any]:

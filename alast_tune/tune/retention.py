@@ -84,7 +84,7 @@ def _drop_unneeded(
     dry_run: bool = False,
     check: Callable[[], None] = lambda: None,
 ) -> Freed:
-    """Delete the checkpoints of all but the front, whoever has not been asked all yet, and whoever is to go on."""
+    """Delete checkpoints; keep those of the front, of trials to be tested or drawn, and of trials to be resumed."""
     trials = results(study, sweep)
     reference = study.user_attrs.get("reference_point")
     if reference is None:  # nothing has begun

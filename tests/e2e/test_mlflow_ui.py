@@ -6,10 +6,12 @@ where the pictures go (docs/ of the repository for the README's).
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
 import shutil
+import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -158,6 +160,18 @@ def test_run_list_shows_the_trials_and_its_filter_the_front(sweep: Sweep, browse
     expect(trials).to_have_count(len(sweep.members))
     assert set(trials.all_inner_texts()) == sweep.members
     browser.screenshot(path=pictures / "mlflow-front-runs.png")
+
+
+def test_of_more_trials_than_mlflow_draws_ui_shows_the_front(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("alast_tune.tracking.view._CHARTED", len(sweep.children) - 1)
+    client = mlflow.MlflowClient(sweep.address)
+    prepare_view(client, sweep.experiment, sweep.name)
+    tags = client.get_experiment(sweep.experiment).tags
+    packed = tags[f"mlflow.sharedViewState.front-{sweep.parent.info.run_id[:8]}"].removeprefix("deflate;")
+    view = json.loads(zlib.decompress(base64.b64decode(packed)))
+    shown = client.search_runs([sweep.experiment], view["searchFilter"])
+    assert {run.info.run_name for run in shown} == sweep.members
+    assert view["compareRunSections"][0]["name"].startswith("Pareto front alone: more than ")
 
 
 def test_ui_leads_to_the_sweeps_charts_and_table(sweep: Sweep, browser: Page, pictures: Path) -> None:
