@@ -5,14 +5,17 @@
 
 The first seed tries every learning rate of the spec; the best of them on the validation images is used for
 the others. A finished run is a line in the results file and is never run again: interrupted, the same
-command goes on. Needs neither Ray nor MLflow.
+command goes on. ``--jobs`` runs several at a time, whose seconds then do not compare. Needs neither Ray nor MLflow.
 """
 
 import argparse
 import json
 import statistics
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +23,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from alast_tune.cli import guarded
 from alast_tune.config import TrialConfig, apply_params, parse, read_mapping
+from alast_tune.errors import ConfigError
 from alast_tune.train import Run
 
 RESULTS = Path(__file__).parent / "results"
@@ -61,21 +64,44 @@ def run(name: str, config: TrialConfig) -> Row:
         "tokens": [round(count, 1) for count in reports[-1].tokens],
         "trained": training.meter.ledger.trained(),
         "seconds": round(time.monotonic() - started, 1),
+        "device": torch.cuda.get_device_name() if training.device.type == "cuda" else "cpu",
     }
 
 
 def measure(spec: dict[str, Any], options: argparse.Namespace, results: Path) -> None:
-    """Run what the results file lacks."""
-    for seed in range(options.seeds):  # seed by seed: what is there at any time has every method
-        for name, base, rates in trials(spec, options.set, options.only):
-            mine = [row for row in read(results) if row["name"] == name]
-            for rate in rates if seed == 0 else [best_rate(mine)]:
-                if any((row["learning_rate"], row["seed"]) == (rate, seed) for row in mine):
-                    continue
-                row = run(name, apply_params(base, {"train/learning_rate": rate, "train/seed": seed}))
-                with results.open("a") as file:
-                    file.write(json.dumps(row) + "\n")
-                print(f"{name}, learning rate {rate:g}, seed {seed}: {row['accuracies'][-1]:.4f}", flush=True)
+    """Run what the results file lacks: the first seed with every learning rate, then the others with the best."""
+    found = list(trials(spec, options.set, options.only))
+    first = [(name, base, rate, 0) for name, base, rates in found for rate in rates]
+    run_missing(first, options, results)
+    rows = read(results)
+    best = {name: best_rate([row for row in rows if row["name"] == name]) for name, _, _ in found}
+    seeds = range(1, options.seeds)  # seed by seed: what is there at any time has every method
+    run_missing([(name, base, best[name], seed) for seed in seeds for name, base, _ in found], options, results)
+
+
+def run_missing(
+    wanted: Sequence[tuple[str, TrialConfig, float, int]], options: argparse.Namespace, results: Path
+) -> None:
+    """Run those of (method, trial, learning rate, seed) that the results file lacks, ``--jobs`` at a time."""
+    there = {(row["name"], row["learning_rate"], row["seed"]) for row in read(results)}
+    missing = [
+        (name, apply_params(base, {"train/learning_rate": rate, "train/seed": seed}))
+        for name, base, rate, seed in wanted
+        if (name, rate, seed) not in there
+    ]
+    with ProcessPoolExecutor(options.jobs, get_context("spawn"), set_threads, (options.threads,)) as pool:
+        for future in as_completed([pool.submit(run, name, config) for name, config in missing]):
+            row = future.result()
+            with results.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            rate, seed = row["learning_rate"], row["seed"]
+            print(f"{row['name']}, learning rate {rate:g}, seed {seed}: {row['accuracies'][-1]:.4f}", flush=True)
+
+
+def set_threads(count: int | None) -> None:
+    """Let torch take so many threads, if it is said how many."""
+    if count:
+        torch.set_num_threads(count)
 
 
 def best_rate(rows: list[Row]) -> float:
@@ -122,7 +148,6 @@ def summarise(rows: list[Row], seeds: int) -> list[Row]:
     return table
 
 
-@guarded
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -131,14 +156,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", nargs="+", default=[], help="names of methods")
     parser.add_argument("--set", nargs="+", default=[], help="settings of the trial, as data/root=/images")
-    parser.add_argument("--threads", type=int, help="for torch")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each in a process of its own")
+    parser.add_argument("--threads", type=int, help="for torch, in each of them")
     parser.add_argument("--print", action="store_true", help="only the table of what is finished")
     parser.add_argument("--json", action="store_true", help="rows as JSON instead of a table")
     options = parser.parse_args()
     results = options.results or RESULTS / f"{options.spec.stem}.jsonl"
     results.parent.mkdir(parents=True, exist_ok=True)
-    if options.threads:
-        torch.set_num_threads(options.threads)
     if not options.print:
         measure(read_mapping(options.spec), options, results)
     table = summarise(read(results), options.seeds)
@@ -154,4 +178,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except ConfigError as error:
+        sys.exit(f"error: {error}")

@@ -5,7 +5,8 @@
 
 The limit is time ratio = FLOPs ratio; *saving realised* = (1 - time ratio) / (1 - FLOPs ratio). Steps of
 all methods are interleaved, round by round, and the median of each round's ratio to `full` counts: the
-machine's mood cancels. Needs neither Ray nor MLflow.
+machine's mood cancels. On a GPU *peak measured* is the allocator's, and *predicted* is the meter's forecast over it.
+Needs neither Ray nor MLflow.
 """
 
 import argparse
@@ -47,6 +48,7 @@ class Stepper:
     """A method on a model of its own, ready to take training steps."""
 
     def __init__(self, values: dict[str, Any], options: argparse.Namespace, image_size: int | None) -> None:
+        before = allocated()
         config = settled(parse(TrialConfig, {"method": values}).method)
         torch.manual_seed(0)
         pretrained = options.model == "embedded"  # the others' speed does not depend on their weights
@@ -66,6 +68,10 @@ class Stepper:
         self._images = torch.randn(options.batch, 3, self.size, self.size, device=options.device)
         self._labels = torch.randint(0, 10, (options.batch,), device=options.device)
         self.own_seconds: list[float] = []
+        self.peak_bytes = 0
+        for _ in range(options.warmup):
+            self.step()
+        self._resident = allocated() - before  # weights, moments, images
 
     def step(self) -> float:
         """Train one step; returns its seconds."""
@@ -86,6 +92,16 @@ class Stepper:
         self.own_seconds.append(begun - started + ended - ending)
         return ended - started
 
+    def measured_step(self) -> float:
+        """Train one step; returns its seconds, and keeps what the allocator held of this method at its peak."""
+        if self._device != "cuda":
+            return self.step()
+        torch.cuda.reset_peak_memory_stats()
+        before = allocated()
+        seconds = self.step()
+        self.peak_bytes = torch.cuda.max_memory_allocated() - before + self._resident
+        return seconds
+
     def cost(self) -> StepCost:
         """Of the last step's plan."""
         return step_cost(
@@ -105,6 +121,11 @@ def synchronise(device: str) -> None:
         torch.cuda.synchronize()
 
 
+def allocated() -> int:
+    """Bytes of tensors on the GPU; 0 without one."""
+    return torch.cuda.memory_allocated() if torch.cuda.is_available() else 0
+
+
 def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Interleave the methods' steps; one row a method."""
     methods = METHODS
@@ -118,17 +139,19 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     if options.only:
         methods = {name: values for name, values in methods.items() if name in {"full", *options.only}}
     steppers = {name: Stepper(values, options, sizes.get(name, options.image_size)) for name, values in methods.items()}
-    for stepper in steppers.values():
-        for _ in range(options.warmup):
-            stepper.step()
     seconds: dict[str, list[float]] = {name: [] for name in steppers}
     flops: dict[str, list[float]] = {name: [] for name in steppers}
     peaks: dict[str, list[float]] = {name: [] for name in steppers}
+    measured: dict[str, list[float]] = {name: [] for name in steppers}
+    predicted: dict[str, list[float]] = {name: [] for name in steppers}
     for _ in range(options.rounds):
         for name, stepper in steppers.items():
-            seconds[name].append(stepper.step())
+            seconds[name].append(stepper.measured_step())
             flops[name].append(stepper.cost().flops / steppers["full"].cost().flops)
             peaks[name].append(stepper.cost().peak_bytes / steppers["full"].cost().peak_bytes)
+            if stepper.peak_bytes:
+                measured[name].append(stepper.peak_bytes / steppers["full"].peak_bytes)
+                predicted[name].append(stepper.cost().peak_bytes / stepper.peak_bytes)
     rows = []
     for name, stepper in steppers.items():
         pairs = zip(seconds[name], seconds["full"], strict=True)
@@ -142,6 +165,8 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
                 "saving_realised": (1 - time_ratio) / (1 - flops_ratio) if flops_ratio < 1 else None,
                 "overhead": statistics.median(stepper.own_seconds[options.warmup :]) / statistics.median(seconds[name]),
                 "peak_ratio": statistics.median(peaks[name]),
+                "peak_measured": statistics.median(measured[name]) if measured[name] else None,
+                "predicted": statistics.median(predicted[name]) if predicted[name] else None,
             }
         )
     return rows
@@ -176,7 +201,7 @@ def main() -> None:
         table.add_column(column.replace("_", " "), justify="left" if column == "method" else "right")
     for row in rows:
         table.add_row(*("-" if v is None else v if isinstance(v, str) else f"{v:.3f}" for v in row.values()))
-    Console(width=120).print(table)
+    Console(width=150).print(table)
 
 
 if __name__ == "__main__":
