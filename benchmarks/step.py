@@ -22,7 +22,7 @@ from rich.table import Table
 from torch.nn import functional as F
 
 from alast_tune.config import ModelConfig, TrainConfig, TrialConfig, parse, read_mapping
-from alast_tune.cost import StepCost, step_cost
+from alast_tune.cost import StepCost, StepCosts
 from alast_tune.methods import build_method, compile_blocks, settled
 from alast_tune.models import create_model, input_spec
 
@@ -60,6 +60,7 @@ class Stepper:
         self.model = model.to(options.device)
         if options.compile:
             compile_blocks(self.method)
+        self._costs = StepCosts(self.model, self.size)
         self._optimizer = torch.optim.Adam(self.method.parameters(), 1e-4, fused=True)  # as fit does
         self._dtype = {"fp32": None, "bf16": torch.bfloat16}[options.precision]
         self._precision = options.precision
@@ -104,15 +105,8 @@ class Stepper:
 
     def cost(self) -> StepCost:
         """Of the last step's plan."""
-        return step_cost(
-            self.model,
-            self.method.config,
-            self.method.plan,
-            self.size,
-            len(self._images),
-            self._optimizer,
-            self._precision,
-        )
+        images, plan = len(self._images), self.method.plan
+        return self._costs.step(self.method.config, plan, images, self._optimizer, self._precision)
 
 
 def synchronise(device: str) -> None:
@@ -147,11 +141,12 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     for _ in range(options.rounds):
         for name, stepper in steppers.items():
             seconds[name].append(stepper.measured_step())
-            flops[name].append(stepper.cost().flops / steppers["full"].cost().flops)
-            peaks[name].append(stepper.cost().peak_bytes / steppers["full"].cost().peak_bytes)
+            cost, full = stepper.cost(), steppers["full"].cost()
+            flops[name].append(cost.flops / full.flops)
+            peaks[name].append(cost.peak_bytes / full.peak_bytes)
             if stepper.peak_bytes:
                 measured[name].append(stepper.peak_bytes / steppers["full"].peak_bytes)
-                predicted[name].append(stepper.cost().peak_bytes / stepper.peak_bytes)
+                predicted[name].append(cost.peak_bytes / stepper.peak_bytes)
     rows = []
     for name, stepper in steppers.items():
         pairs = zip(seconds[name], seconds["full"], strict=True)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from alast_tune.config import AlastConfig
 from alast_tune.methods.base import StepPlan, blocks_of, classify, embed
@@ -18,6 +19,9 @@ from alast_tune.methods.planner import Planner
 from alast_tune.methods.tap import QkvTap
 from alast_tune.methods.tokens import keep_tokens
 from alast_tune.parallel import total_over_ranks
+
+_ANY_LENGTH = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""Without cuDNN's, torch's first choice on an H100 under autocast, which takes long to prepare for each token count."""
 
 
 class Alast:
@@ -86,6 +90,7 @@ class Alast:
         if not self._planner.calibrates_next:  # otherwise the forward decides, once it has seen the images
             self._decide()
 
+    @sdpa_kernel(_ANY_LENGTH)
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Training forward: every block on the tokens that its predecessors' budgets let through.
 

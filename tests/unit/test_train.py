@@ -493,6 +493,7 @@ def on_a_gpu(method: dict[str, Any], **train: Any) -> Run:
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 def test_fast_reading_never_makes_the_host_wait_inside_forward_or_backward() -> None:
     run = on_a_gpu({"name": "alast", "trainable_blocks": 4})
     for step, (images, labels) in enumerate(run._loader(0)):

@@ -138,3 +138,10 @@ def test_alpha_defaults_to_the_learning_rate() -> None:
 def test_more_trainable_blocks_than_the_model_has_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"^method.trainable_blocks = 7: the model has 6 blocks$"):
         alast(vit(), trainable_blocks=7)
+
+
+def test_cudnn_s_attention_which_prepares_anew_for_each_token_count_is_left_out() -> None:
+    method, allowed = alast(vit()), []
+    method.model.blocks[1].register_forward_pre_hook(lambda *_: allowed.append(torch.backends.cuda.cudnn_sdp_enabled()))
+    step(method)
+    assert not any(allowed) and torch.backends.cuda.cudnn_sdp_enabled()  # as before, for everybody else
