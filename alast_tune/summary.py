@@ -65,7 +65,7 @@ class FrontTracker:
         self._states.update(result.state if result.origin is None else "earlier" for result in results)
         self.launched += sum(result.launched for result in results)
         for result in results:
-            if result.landmark == "full" and result.values:
+            if result.baseline == "full" and result.values:
                 self._full, self._front = _objectives(result), None
         complete = [result for result in results if result.state == "complete"]
         if not complete:
@@ -292,7 +292,7 @@ def _member(result: TrialResult) -> FrontMember:
         epochs=result.epochs,
         config=result.config,
         params=result.params,
-        landmark=result.landmark,
+        baseline=result.baseline,
         origin=result.origin,
     )
 

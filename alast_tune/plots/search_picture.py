@@ -100,7 +100,7 @@ def importances_png(front: FrontFile, report: SearchReport) -> bytes:
 
 
 def convergence_png(front: FrontFile, results: Sequence[TrialResult], report: SearchReport) -> bytes:
-    """Draw accuracy against FLOPs, memory and time so far: the front's members, the knee and the landmarks (figure 6).
+    """Draw accuracy against FLOPs, memory and time so far: the front's members, the knee and the baselines (figure 6).
 
     Returns:
         A PNG, 2100 x 750 pixels; without a curve it says so.

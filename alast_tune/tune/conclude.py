@@ -116,7 +116,7 @@ def drawn(front: FrontFile, ended: Sequence[TrialResult]) -> list[TrialResult]:
     """Trials whose blocks are drawn: the knee's and the paper's configuration, the knee first."""
     complete = [result for result in ended if result.state == "complete" and result.values]
     knee = [result for result in complete if trial_id(result.number) == front.knee]
-    return knee + [result for result in complete if result.landmark == "paper" and result not in knee]
+    return knee + [result for result in complete if result.baseline == "paper" and result not in knee]
 
 
 def _blocks(folder: Path, front: FrontFile, ended: list[TrialResult]) -> dict[int, BlockReport]:

@@ -12,14 +12,15 @@ from optuna.trial import FrozenTrial, TrialState
 
 from alast_tune.front import hypervolume_contributions, pareto_mask
 from alast_tune.results import DIRECTIONS
+from alast_tune.tune.attributes import BASELINE
 from alast_tune.tune.improvement import Floats
 from alast_tune.tune.space import point
 from alast_tune.tune.trials import curve_of
 
 Params = dict[str, Any]
 
-LANDMARK_ERROR = 0.02
-"""Standard deviation of a landmark's accuracy from that of the nearest point of the space."""
+BASELINE_ERROR = 0.02
+"""Standard deviation of a baseline's accuracy from that of the nearest point of the space."""
 MEMORY = 128
 """So many trials are learnt from, those on the front and the latest: time grows with their cube."""
 LARGEST_FRONT = 100
@@ -33,7 +34,7 @@ class Past:
     """The trials that have ended, each looked at once: so that a proposal takes no longer when there are many.
 
     Args:
-        teaching: landmarks that are points of the space; others are on the front, and say nothing of the space.
+        teaching: baselines that are points of the space; others are on the front, and say nothing of the space.
     """
 
     def __init__(self, teaching: Collection[str] = ()) -> None:
@@ -50,7 +51,7 @@ class Past:
         others = [trial for trial in trials if trial.number not in self._taken]
         fresh = [trial for trial in others if trial.state.is_finished()]
         self._taken.update(trial.number for trial in fresh)
-        self.known.update(point(trial.params) for trial in fresh if "landmark" not in trial.user_attrs)
+        self.known.update(point(trial.params) for trial in fresh if BASELINE not in trial.user_attrs)
         complete = [trial for trial in fresh if trial.state == TrialState.COMPLETE]
         self._others.extend(trial for trial in fresh if trial.state != TrialState.COMPLETE)
         if complete:
@@ -78,11 +79,11 @@ class Past:
         complete = [trial for trial in kept if trial.state == TrialState.COMPLETE]
         worst = min((trial.values[0] for trial in complete), default=0.0)
         lessons: list[Lesson] = [
-            (trial.params, (trial.values[0], math.nan, math.nan), LANDMARK_ERROR)
-            if "landmark" in trial.user_attrs
+            (trial.params, (trial.values[0], math.nan, math.nan), BASELINE_ERROR)
+            if BASELINE in trial.user_attrs
             else (trial.params, tuple(trial.values), 0.0)
             for trial in complete
-            if trial.user_attrs.get("landmark", "") in {"", *self._teaching}
+            if trial.user_attrs.get(BASELINE, "") in {"", *self._teaching}
         ]
         curves = [curve for trial in complete if (curve := curve_of(trial.user_attrs))]
         for trial in kept:
@@ -95,7 +96,7 @@ class Past:
 
     def fitting(self) -> tuple[list[Params], list[float]]:
         """Which of the latest trials fitted into memory: parameters, and 1 or 0."""
-        kept = [trial for trial in (*self._members, *self._others) if "landmark" not in trial.user_attrs]
+        kept = [trial for trial in (*self._members, *self._others) if BASELINE not in trial.user_attrs]
         ran = [trial for trial in kept[-MEMORY:] if trial.state == TrialState.COMPLETE or not fits(trial)]
         return [trial.params for trial in ran], [float(fits(trial)) for trial in ran]
 

@@ -21,6 +21,7 @@ from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from alast_tune.errors import ConfigError
+from alast_tune.tune.attributes import BASELINE
 from alast_tune.tune.improvement import Floats, Surrogate, expected_improvement
 from alast_tune.tune.past import Lesson, Params, Past, columns_of
 from alast_tune.tune.space import point
@@ -53,7 +54,7 @@ class EhviSampler(BaseSampler):
             cannot work.
         reference: accuracy, FLOPs and bytes at which, or beyond which, a trial is worth nothing.
         seed: of the candidates.
-        teaching: landmarks that are points of the space, whose accuracies are learnt from.
+        teaching: baselines that are points of the space, whose accuracies are learnt from.
     """
 
     def __init__(
@@ -87,7 +88,7 @@ class EhviSampler(BaseSampler):
         running = [
             other
             for other in unfinished
-            if other.state == TrialState.RUNNING and other.number != trial.number and "landmark" not in other.user_attrs
+            if other.state == TrialState.RUNNING and other.number != trial.number and BASELINE not in other.user_attrs
         ]
         proposed = len(self._past.known) + len(running)
         candidates = self._candidates([other.params for other in running])

@@ -138,7 +138,7 @@ class MoAsha(FIFOScheduler):
             return str(TrialScheduler.STOP)
         if self._rungs:
             report = trial.config["number"], int(result["report/epoch"]), list(values.values())
-            if trial.config["landmark"]:
+            if trial.config["baseline"]:
                 self._rungs.record(*report)  # it is compared with, and goes on whatever comes of it
             elif not self._rungs.report(*report):
                 return str(TrialScheduler.STOP)

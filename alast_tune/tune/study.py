@@ -42,7 +42,7 @@ from alast_tune.tune.retention import keep_front
 from alast_tune.tune.schedule import MoAsha
 from alast_tune.tune.search import StudySearcher
 from alast_tune.tune.trainable import AlastTrainable
-from alast_tune.tune.trials import baselines, enqueue_failed, enqueue_landmarks, open_study, results
+from alast_tune.tune.trials import baselines, enqueue_baselines, enqueue_failed, open_study, results
 from alast_tune.tune.warm_start import Earlier, earlier_results, feed
 
 MARGIN = 1.1
@@ -200,7 +200,7 @@ def search(prepared: Prepared, lease: SweepLease, tracker: Tracker, stop: Stop) 
 
 
 def _begin(prepared: Prepared) -> optuna.Study:
-    """Open the sweep's study; a new one begins with earlier results and the landmarks."""
+    """Open the sweep's study; a new one begins with earlier results and the baselines."""
     sweep, folder = prepared.sweep, prepared.folder
     study = open_study(sweep, folder, new=not prepared.resume, there=prepared.resume)
     _keep(sweep, folder / "sweep.json")
@@ -211,7 +211,7 @@ def _begin(prepared: Prepared) -> optuna.Study:
         if sweep.warm_start:
             left = len(prepared.earlier) - taken
             prepared.say(f"warm start: {taken} results of {sweep.warm_start}, {left} left out")
-        enqueue_landmarks(study, sweep)
+        enqueue_baselines(study, sweep)
         study.set_user_attr("begun", True)
     if prepared.retry_failed:
         prepared.say(f"{enqueue_failed(study)} failed trials are run again, under new numbers")

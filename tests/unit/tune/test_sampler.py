@@ -13,6 +13,7 @@ from alast_tune.errors import ConfigError
 from alast_tune.front import hypervolume
 from alast_tune.results import DIRECTIONS
 from alast_tune.tune import past as module
+from alast_tune.tune.attributes import BASELINE
 from alast_tune.tune.improvement import Surrogate, expected_improvement, uncovered_area
 from alast_tune.tune.past import Past
 from alast_tune.tune.sampler import EhviSampler
@@ -178,10 +179,10 @@ def test_what_is_not_in_the_space_is_drawn_at_random() -> None:
     assert 0 <= it.ask(SPACE).suggest_float("other", 0, 1) <= 1
 
 
-def test_a_landmark_tells_its_accuracy_but_not_its_costs_and_only_where_it_is_a_point_of_the_space() -> None:
+def test_a_baseline_tells_its_accuracy_but_not_its_costs_and_only_where_it_is_a_point_of_the_space() -> None:
     past = Past(["full"])
-    past.take([trial(0, TrialState.COMPLETE, [0.9, 9.0, 9.0], landmark="full")])
-    past.take([trial(1, TrialState.COMPLETE, [0.8, 9.0, 9.0], landmark="paper")])
+    past.take([trial(0, TrialState.COMPLETE, [0.9, 9.0, 9.0], **{BASELINE: "full"})])
+    past.take([trial(1, TrialState.COMPLETE, [0.8, 9.0, 9.0], **{BASELINE: "paper"})])
     ((_, values, error),) = past.lessons()
     assert (values[0], math.isnan(values[1]), error > 0) == (0.9, True, True)
     assert past.front().tolist() == [[0.9, 9.0, 9.0]]
