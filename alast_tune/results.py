@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Field, FiniteFloat, ValidationError
 from alast_tune.config import FrontName, Limits, Record, RunId, SweepName, TrialConfig, TrialId, flatten
 from alast_tune.errors import ConfigError, explain
 from alast_tune.failpoints import failpoint
-from alast_tune.storage import whole
+from alast_tune.storage import atomic_write
 
 T = TypeVar("T", bound=Record)
 
@@ -272,6 +272,6 @@ def _read(kind: type[T], path: Path, field: str, name: str) -> T:
 
 
 def _write(path: Path, record: Record) -> None:
-    with whole(path) as scratch:
+    with atomic_write(path) as scratch:
         scratch.write_text(record.model_dump_json(indent=2, by_alias=True) + "\n")
         failpoint("while-front-is-written")

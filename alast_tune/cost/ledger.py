@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from alast_tune.methods.base import StepPlan
-from alast_tune.storage import whole
+from alast_tune.storage import atomic_write
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Ledger:
         rows = self.rows()
         if not rows:
             return
-        with whole(path) as scratch, scratch.open("w", newline="") as file:
+        with atomic_write(path) as scratch, scratch.open("w", newline="") as file:
             writer = csv.DictWriter(file, rows[0])
             writer.writeheader()
             writer.writerows(rows)

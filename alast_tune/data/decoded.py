@@ -27,7 +27,7 @@ from alast_tune.data.machine import available_bytes, cache_folder, cpu_count
 from alast_tune.data.sources import Source
 from alast_tune.data.splitting import Indices
 from alast_tune.errors import ConfigError
-from alast_tune.storage import whole
+from alast_tune.storage import atomic_write
 
 Pixels: TypeAlias = NDArray[np.uint8]
 
@@ -152,7 +152,7 @@ def shared(name: str, shape: tuple[int, ...], chunks: Callable[[], Iterator[Pixe
     with FileLock(file.with_suffix(".lock")):
         if not file.exists() or file.stat().st_size != np.prod(shape):
             _make_room(int(np.prod(shape)))
-            with whole(file) as scratch:
+            with atomic_write(file) as scratch:
                 try:
                     with scratch.open("wb") as out:
                         for chunk in chunks():

@@ -24,7 +24,7 @@ from PIL import Image
 from alast_tune.data.machine import cache_folder, cpu_count
 from alast_tune.data.rgb import PixelRangeError, to_rgb
 from alast_tune.errors import ConfigError
-from alast_tune.storage import whole
+from alast_tune.storage import atomic_write
 
 DARK = 16
 """An image whose brightest pixel, of 255, is below this is no picture of anything bright."""
@@ -131,5 +131,5 @@ def _remembered(root: Path | None) -> Iterator[dict[str, Verdict]]:
         before = dict(known)
         yield known
         if known != before:
-            with suppress(OSError), whole(file) as scratch:
+            with suppress(OSError), atomic_write(file) as scratch:
                 scratch.write_text(json.dumps({path: astuple(verdict) for path, verdict in known.items()}))

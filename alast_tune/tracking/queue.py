@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from alast_tune.errors import ConfigError
-from alast_tune.storage import whole
+from alast_tune.storage import atomic_write
 from alast_tune.tracking.kept import ASKED, DONE, ENDED, FILE, REFUSED, SWEEP, lines_of, refused
 
 _SCHEMA = """
@@ -288,7 +288,7 @@ class Queue:
         rows = self._database.execute(query, (SWEEP, _KEPT)).fetchall()
         folder = self.folder / ENDED
         number = len(list(folder.glob("*.json"))) if folder.exists() else 0
-        with whole(folder / f"{number:05d}.json") as scratch:
+        with atomic_write(folder / f"{number:05d}.json") as scratch:
             scratch.write_text(json.dumps(rows))
         self._long_ended().update({run: Run(*known) for run, *known in rows})
         self._database.executemany("delete from runs where run = ?", [row[:1] for row in rows])

@@ -25,7 +25,7 @@ from alast_tune.methods import build_method, settled
 from alast_tune.models import VisionTransformer
 from alast_tune.optimizers import build_optimizer
 from alast_tune.results import TrialResult
-from alast_tune.storage import CHECKPOINTS, address_of, fetch, is_copy, whole
+from alast_tune.storage import CHECKPOINTS, address_of, atomic_write, fetch, is_copy
 from alast_tune.summary import trial_id
 from alast_tune.terminal import printer
 from alast_tune.tracking import Tracker, default_uri, is_file_based
@@ -220,7 +220,7 @@ def _begin(prepared: Prepared) -> optuna.Study:
 
 def _keep(sweep: SweepConfig, file: Path) -> None:
     """Write a sweep's settings, whole or not at all: without them it cannot be resumed."""
-    with whole(file) as scratch:
+    with atomic_write(file) as scratch:
         scratch.write_text(json.dumps(sweep.given(), indent=2) + "\n")
 
 

@@ -20,7 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from alast_tune.config import SweepConfig
 from alast_tune.errors import ConfigError
 from alast_tune.results import DIRECTIONS, TrialResult
-from alast_tune.storage import STUDY, STUDY_JOURNAL, address_of, is_copy, whole
+from alast_tune.storage import STUDY, STUDY_JOURNAL, address_of, atomic_write, is_copy
 from alast_tune.tune.attributes import BASELINE, DUPLICATE_OF
 from alast_tune.tune.space import baseline_params, begins_with, trial_config
 from alast_tune.tune.study_file import StudyFile
@@ -84,7 +84,7 @@ def _shared_name(sweep: SweepConfig, folder: Path, new: bool) -> str:
     file = folder / _ID
     if new:
         folder.mkdir(parents=True, exist_ok=True)
-        with whole(file) as scratch:
+        with atomic_write(file) as scratch:
             scratch.write_text(uuid4().hex + "\n")
     return f"{sweep.name}-{file.read_text().strip()}" if file.exists() else f"{address_of(folder.parent)}/{sweep.name}"
 
