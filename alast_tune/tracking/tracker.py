@@ -153,7 +153,7 @@ class Tracker:
         self._ask(run, "end", status=status, tags={name: value[:_VALUE] for name, value in (tags or {}).items()})
         return True
 
-    def settle(self, results: Sequence[TrialResult]) -> None:
+    def reconcile_runs(self, results: Sequence[TrialResult]) -> None:
         """End the runs of trials that the study has as ended: a driver may have died between the two."""
         for result in results:
             left = self._queue.run(trial_id(result.number)).status

@@ -92,7 +92,7 @@ def conclude(
     folder = sweep.storage / sweep.name
     runs = run_ids(folder)
     found = [replace(one, mlflow_run_id=runs.get(one.number, one.mlflow_run_id)) for one in results(study, sweep)]
-    tracker.settle(found)
+    tracker.reconcile_runs(found)
     ended = [result for result in found if result.state != "running"]
     front = summarise(sweep.name, ended, study.user_attrs["reference_point"], limits=sweep.limits)
     front.write(folder / "front.json")

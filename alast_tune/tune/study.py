@@ -21,7 +21,7 @@ from alast_tune.data import Splits, check_apart
 from alast_tune.errors import ConfigError
 from alast_tune.fingerprints import Fingerprints, fingerprints, keep_fingerprints
 from alast_tune.lease import SweepLease, exclusive_driver
-from alast_tune.methods import build_method, settled
+from alast_tune.methods import build_method, with_blocks_chosen
 from alast_tune.models import VisionTransformer
 from alast_tune.optimizers import build_optimizer
 from alast_tune.results import TrialResult
@@ -162,7 +162,7 @@ def search(prepared: Prepared, lease: SweepLease, tracker: Tracker, stop: Stop) 
     study = _begin(prepared)
     tracker.start_sweep(sweep)
     before = results(study, sweep)
-    tracker.settle(before)
+    tracker.reconcile_runs(before)
     total = sweep.trials + len(baselines(study))
     observer = SweepObserver(
         sweep, study.user_attrs["reference_point"], before, tracker, lease, prepared.console, total
@@ -246,7 +246,7 @@ def reference_point(trial: TrialConfig, model: VisionTransformer, splits: Splits
     optimizer = build_optimizer(trial.train, full.parameters())
     batch = min(trial.train.batch_size, images)
     peak = step_peak_bytes(model, FullConfig(), full.plan, side, batch, optimizer, trial.train.precision)
-    build_method(settled(trial.method), model, trial.train)
+    build_method(with_blocks_chosen(trial.method), model, trial.train)
     return 0.0, MARGIN * flops, MARGIN * peak
 
 
