@@ -34,7 +34,7 @@ from alast_tune.tune.attempts import checkpoints, next_attempt
 from alast_tune.tune.cluster import Stop, check_cluster, cluster, stopped_by_signals
 from alast_tune.tune.conclude import SEARCHED, blocks_file, conclude
 from alast_tune.tune.forecast import Forecast
-from alast_tune.tune.members import Desk, block_reports, score
+from alast_tune.tune.members import CheckpointTasks, block_reports, score
 from alast_tune.tune.observer import SweepObserver, TuneEvents
 from alast_tune.tune.outage import storage_said
 from alast_tune.tune.resources import packing_of, placement
@@ -190,9 +190,9 @@ def search(prepared: Prepared, lease: SweepLease, tracker: Tracker, stop: Stop) 
                 "all that is left to propose was tried before, or is predicted to break a limit"
             )
         study.set_user_attr(SEARCHED, not searcher.waiting)
-        desk, front = Desk(sweep, folder, packing, stop), observer.front
-        score(desk, study, front, prepared.say)
-        for number, report in block_reports(desk, front, results(study, sweep), prepared.say).items():
+        tasks, front = CheckpointTasks(sweep, folder, packing, stop), observer.front
+        score(tasks, study, front, prepared.say)
+        for number, report in block_reports(tasks, front, results(study, sweep), prepared.say).items():
             report.write(blocks_file(folder, number))
     finally:
         observer.close()
