@@ -22,7 +22,7 @@ from alast_tune.summary import summarise, trial_id
 from alast_tune.tracking import Tracker, default_uri, run_ids
 from alast_tune.tune.cluster import Stop, stopped_by_signals
 from alast_tune.tune.insight import report_search
-from alast_tune.tune.outage import storage_said
+from alast_tune.tune.storage_errors import as_storage_error
 from alast_tune.tune.trials import open_study, results
 
 SEARCHED = "searched"
@@ -53,7 +53,7 @@ def report(folder: Path, console: Console) -> FrontFile:
 
     with (
         threadpool_limits(limits=1),
-        storage_said(folder),
+        as_storage_error(folder),
         exclusive_driver(folder, "sweep", say),
         stopped_by_signals() as stop,
         Tracker(default_uri(sweep.storage), sweep.storage, say=say) as tracker,

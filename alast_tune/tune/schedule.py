@@ -25,7 +25,7 @@ from alast_tune.config import Limits, SweepConfig
 from alast_tune.front import hypervolume_contributions, pareto_rank
 from alast_tune.results import DIRECTIONS, OBJECTIVES
 from alast_tune.storage import address_of
-from alast_tune.tune.outage import storage_trouble
+from alast_tune.tune.storage_errors import storage_trouble
 from alast_tune.tune.trials import curve_of
 
 REDUCTION = 2

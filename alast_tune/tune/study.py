@@ -36,11 +36,11 @@ from alast_tune.tune.conclude import SEARCHED, blocks_file, conclude
 from alast_tune.tune.forecast import Forecast
 from alast_tune.tune.members import CheckpointTasks, block_reports, score
 from alast_tune.tune.observer import SweepObserver, TuneEvents
-from alast_tune.tune.outage import storage_said
 from alast_tune.tune.resources import packing_of, placement
 from alast_tune.tune.retention import keep_front
 from alast_tune.tune.schedule import MoAsha
 from alast_tune.tune.search import StudySearcher
+from alast_tune.tune.storage_errors import as_storage_error
 from alast_tune.tune.trainable import AlastTrainable
 from alast_tune.tune.trials import baselines, enqueue_baselines, enqueue_failed, open_study, results
 from alast_tune.tune.warm_start import Earlier, earlier_results, feed
@@ -90,7 +90,7 @@ def run_sweep(
     # One thread: on a busy machine those of one process wait for one another many times as long as they work.
     with (
         threadpool_limits(limits=1),
-        storage_said(prepared.folder),
+        as_storage_error(prepared.folder),
         exclusive_driver(prepared.folder, say=prepared.say) as lease,
         stopped_by_signals() as stop,
         Tracker(prepared.uri, prepared.sweep.storage, say=prepared.say) as tracker,

@@ -18,8 +18,8 @@ from alast_tune.fingerprints import FILE, Fingerprints, read_fingerprints
 from alast_tune.results import OBJECTIVES, FrontFile
 from alast_tune.storage import fetch
 from alast_tune.tracking import run_ids
-from alast_tune.tune.outage import storage_said
 from alast_tune.tune.space import baseline_params, to_optuna, trial_config
+from alast_tune.tune.storage_errors import as_storage_error
 from alast_tune.tune.trials import open_study, results
 
 
@@ -114,7 +114,7 @@ def _read(source: Path, study_of: str | None) -> Iterator[Earlier]:
         ):  # a file of somebody else's does not choose who is called
             remedy = f"its trials are in {sweep.study}; give its front.json, or the same as --study"
             raise ConfigError("warm_start", source, remedy)
-        with storage_said(source):
+        with as_storage_error(source):
             study = open_study(sweep, source)
         tested = study.user_attrs.get("test_accuracy", {})
         runs = run_ids(source)

@@ -10,7 +10,7 @@ from pyarrow import fs
 from alast_tune.config import TrialConfig
 from alast_tune.storage import copy_of, opened
 from alast_tune.train import Run
-from alast_tune.tune.outage import storage_trouble
+from alast_tune.tune.storage_errors import storage_trouble
 from alast_tune.tune.trainable import AlastTrainable
 
 FULL = OSError(28, "No space left on device")
