@@ -70,11 +70,11 @@ class Rungs:
         rung = self._rungs.get(epoch, {})
         if len(rung) < self._reduction:
             return True
-        place, rank = standing(list(rung.values()), list(rung).index(number))
+        place, rank = place_by_front(list(rung.values()), list(rung).index(number))
         return rank == 0 or place < math.ceil(len(rung) / self._reduction)
 
 
-def standing(values_TM: Sequence[Sequence[float]], row: int) -> tuple[int, int]:
+def place_by_front(values_TM: Sequence[Sequence[float]], row: int) -> tuple[int, int]:
     """Place a trial among others by front (non-dominated sorting), and within its front by what it adds.
 
     Args:

@@ -13,7 +13,7 @@ from ray.tune.schedulers import TrialScheduler
 from alast_tune.config import SweepConfig
 from alast_tune.results import DIRECTIONS
 from alast_tune.tune import schedule as module
-from alast_tune.tune.schedule import MoAsha, Rungs, standing
+from alast_tune.tune.schedule import MoAsha, Rungs, place_by_front
 
 
 def sweep(**options: Any) -> SweepConfig:
@@ -74,7 +74,7 @@ def test_of_the_dominated_those_in_the_better_half_go_on() -> None:
 def test_within_a_front_who_adds_more_stands_first() -> None:
     ideal = [(1.0, 0.0, 0.0)]
     front = [(0.9, 2.0, 1.0), (0.5, 1.0, 1.0), (0.51, 1.01, 1.0), (0.7, 1.5, 1.0)]  # two of them almost the same
-    places = {row: standing([*ideal, *front], row) for row in range(5)}
+    places = {row: place_by_front([*ideal, *front], row) for row in range(5)}
     assert places[0] == (0, 0)
     assert {rank for _, rank in places.values()} == {0, 1}
     assert sorted(place for place, _ in places.values()) == [0, 1, 2, 3, 4]
@@ -82,7 +82,7 @@ def test_within_a_front_who_adds_more_stands_first() -> None:
 
 
 def test_equal_trials_stand_equal() -> None:
-    assert standing([(0.5, 1.0, 1.0)] * 3, 1) == standing([(0.5, 1.0, 1.0)] * 3, 2) == (0, 0)
+    assert place_by_front([(0.5, 1.0, 1.0)] * 3, 1) == place_by_front([(0.5, 1.0, 1.0)] * 3, 2) == (0, 0)
 
 
 def test_a_rung_remembers_the_latest(monkeypatch: pytest.MonkeyPatch) -> None:
