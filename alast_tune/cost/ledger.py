@@ -48,7 +48,7 @@ class Ledger:
         object.__setattr__(record, "plan", self._plans.setdefault(record.plan, record.plan))
         self.records.append(record)
 
-    def trained(self) -> tuple[int, ...]:
+    def trained_steps(self) -> tuple[int, ...]:
         """Count the steps in which each block trained (figure 9), probes left out, (L,)."""
         plans = [record.plan for record in self.records if not record.probe]
         return tuple(sum(column) for column in zip(*(plan.trainable_L for plan in plans), strict=True))
