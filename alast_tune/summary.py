@@ -139,7 +139,7 @@ def within(front: FrontFile, limits: Limits) -> FrontFile:
 
     Nothing that was dominated comes back: whatever dominates it keeps every limit that it keeps.
     """
-    members = tuple(member for member in front.front if limits.kept(**member.objectives))
+    members = tuple(member for member in front.front if limits.allow(**member.objectives))
     given = {name: getattr(limits, name) for name in Limits.model_fields if getattr(limits, name) is not None}
     stricter = front.limits.model_copy(update=given)
     return _front_file(front.sweep, front.reference_point, stricter, front.trials, members, front.full)
@@ -162,7 +162,7 @@ def cheapest_within(front: FrontFile, tolerance: float) -> FrontMember | None:
     return min(near, key=lambda member: member.objectives["train_flops"], default=None)
 
 
-def together(fronts: Sequence[FrontFile]) -> tuple[list[FrontFile], FrontFile]:
+def joint_front(fronts: Sequence[FrontFile]) -> tuple[list[FrontFile], FrontFile]:
     """Put the fronts of several sweeps onto one scale, and find the front of all their members.
 
     Hypervolumes are measured from one point then: the worst of the sweeps' own reference points.

@@ -101,7 +101,7 @@ class Decoded:
         content = "\n".join([_MADE_BY, str(self.size), *self.source.checksums(self.indices)])
         name = hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
         try:
-            self._kept = shared(f"{name}-{self.size}", shape, self._chunks)
+            self._kept = share_array(f"{name}-{self.size}", shape, self._chunks)
         except OSError as error:
             if self.cache == "auto":
                 self.cache = "none"
@@ -136,7 +136,7 @@ def worth_keeping(count: int, size: int) -> bool:
     return size_bytes <= MEMORY_SHARE * available_bytes() and 2 * size_bytes <= free
 
 
-def shared(name: str, shape: tuple[int, ...], chunks: Callable[[], Iterator[Pixels]]) -> Pixels:
+def share_array(name: str, shape: tuple[int, ...], chunks: Callable[[], Iterator[Pixels]]) -> Pixels:
     """Map a file of this machine's cache folder; written first, whole or not at all, if it is not there.
 
     Args:

@@ -46,7 +46,7 @@ class Verdict:
     """Whether it is an image with 16 bits of which it uses 12 at most, so that it is nearly black."""
 
 
-def quiet() -> None:
+def silence_pillow() -> None:
     """Keep Pillow's warnings off the screen: what matters of them is said in one line, or is an error."""
     warnings.filterwarnings("ignore", module=r"PIL\.")
 
@@ -67,7 +67,7 @@ def inspect(root: Path | None, files: Sequence[Path], decode: bool = False) -> l
     Raises:
         ConfigError: naming the first file that is gone, no image, or cut short.
     """
-    quiet()
+    silence_pillow()
     with _remembered(root) as known:
 
         def look(file: Path) -> Verdict | str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from alast_tune.plots.canvas import canvas, plain, png, say
+from alast_tune.plots.canvas import canvas, png, say, style_axes
 from alast_tune.plots.cloud import ACCURACY, BASELINE_COLOURS, BLUE, BYTES, FLOPS, GREY, INK, NOBODY, VERMILLION, Cloud
 from alast_tune.results import BASELINES, FrontFile, TrialResult
 
@@ -96,7 +96,7 @@ def _panel(figure: Figure, axes: Axes, cloud: Cloud, x: int, colour: int) -> Non
         )
     figure.colorbar(dots, ax=axes, pad=0.02).set_label(cloud.labels[colour], color=INK)
     axes.set(xlabel=cloud.labels[x], ylabel=cloud.labels[ACCURACY])
-    plain(axes)
+    style_axes(axes)
     axes.margins(0.08)
 
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from alast_tune.errors import ConfigError
 from alast_tune.storage import atomic_write
-from alast_tune.tracking.kept import ASKED, DONE, ENDED, FILE, REFUSED, SWEEP, lines_of, refused
+from alast_tune.tracking.kept import ASKED, DONE, ENDED, FILE, REFUSED, SWEEP, lines_of, refused_operations
 
 _SCHEMA = """
 create table operations (id integer primary key autoincrement, run text not null, body text not null);
@@ -192,7 +192,7 @@ class Queue:
     def retry(self) -> None:
         """Ask again for all that was set aside."""
         with self._lock:
-            for line in refused(self.folder):
+            for line in refused_operations(self.folder):
                 self.ask(_operation(json.dumps({name: value for name, value in line.items() if name != "why"})))
             self._save()
             (self.folder / REFUSED).unlink(missing_ok=True)

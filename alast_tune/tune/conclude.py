@@ -17,7 +17,7 @@ from alast_tune.config import SweepConfig, stored_sweep
 from alast_tune.errors import ConfigError
 from alast_tune.lease import exclusive_driver
 from alast_tune.results import FrontFile, TrialResult
-from alast_tune.storage import STUDY, fetch, shown
+from alast_tune.storage import STUDY, display_path, fetch
 from alast_tune.summary import summarise, trial_id
 from alast_tune.tracking import Tracker, default_uri, run_ids
 from alast_tune.tune.cluster import Stop, stopped_by_signals
@@ -101,7 +101,9 @@ def conclude(
         tracker.log_front(front, found, report_search(study, sweep), _blocks(folder, front, ended), stop.check)
         tracker.end_sweep(status, stop.check)
     except (SystemExit, KeyboardInterrupt):
-        say(f"stopped before all of {sweep.name} was reported; alast-tune report {shlex.quote(shown(folder))} does it")
+        say(
+            f"stopped before all of {sweep.name} was reported; alast-tune report {shlex.quote(display_path(folder))} does it"
+        )
         raise
     runs = run_ids(folder)
     return [replace(result, mlflow_run_id=runs.get(result.number, result.mlflow_run_id)) for result in found]

@@ -134,7 +134,7 @@ class MoAsha(FIFOScheduler):
         values = {objective.name: result.get(f"report/{objective.name}", math.nan) for objective in OBJECTIVES}
         if not all(map(math.isfinite, values.values())):
             return str(TrialScheduler.STOP)  # what has left the numbers does not come back
-        if not self._limits.kept(train_flops=values["train_flops"], peak_bytes=values["peak_bytes"]):
+        if not self._limits.allow(train_flops=values["train_flops"], peak_bytes=values["peak_bytes"]):
             return str(TrialScheduler.STOP)
         if self._rungs:
             report = trial.config["number"], int(result["report/epoch"]), list(values.values())

@@ -335,7 +335,7 @@ class StudySearcher(Searcher):
             return None
         learns = isinstance(config.method, AlastConfig) and config.method.alpha != 0
         foreseen = {"train_flops": costs.train_flops, "peak_bytes": float(costs.peak_bytes)}
-        if self._sweep.kept(**foreseen | {"train_flops": costs.train_flops * (1 - _FLOPS_SLACK * learns)}):
+        if self._sweep.allow(**foreseen | {"train_flops": costs.train_flops * (1 - _FLOPS_SLACK * learns)}):
             try:
                 return _Live(trial, config, self._packing.place(self._forecast(config, GROWTH).peak_bytes))
             except ConfigError as error:

@@ -106,7 +106,7 @@ def point(params: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
 
 def _with_method(base: TrialConfig, method: MethodConfig) -> TrialConfig:
     values = method.model_dump(exclude_unset=True) | {"name": method.name}
-    return parse(TrialConfig, base.given() | {"method": values})
+    return parse(TrialConfig, base.given_values() | {"method": values})
 
 
 def _nearest(item: Distribution, value: Any) -> bool | int | float | str:

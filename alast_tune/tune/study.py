@@ -202,7 +202,7 @@ def search(prepared: Prepared, lease: SweepLease, tracker: Tracker, stop: Stop) 
 def _begin(prepared: Prepared) -> optuna.Study:
     """Open the sweep's study; a new one begins with earlier results and the baselines."""
     sweep, folder = prepared.sweep, prepared.folder
-    study = open_study(sweep, folder, new=not prepared.resume, there=prepared.resume)
+    study = open_study(sweep, folder, new=not prepared.resume, must_exist=prepared.resume)
     _keep(sweep, folder / "sweep.json")
     if "reference_point" not in study.user_attrs:
         study.set_user_attr("reference_point", prepared.reference)
@@ -221,7 +221,7 @@ def _begin(prepared: Prepared) -> optuna.Study:
 def _keep(sweep: SweepConfig, file: Path) -> None:
     """Write a sweep's settings, whole or not at all: without them it cannot be resumed."""
     with atomic_write(file) as scratch:
-        scratch.write_text(json.dumps(sweep.given(), indent=2) + "\n")
+        scratch.write_text(json.dumps(sweep.given_values(), indent=2) + "\n")
 
 
 def _with_absolute_paths(sweep: SweepConfig) -> SweepConfig:

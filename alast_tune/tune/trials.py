@@ -40,14 +40,14 @@ _STATES = {
 }
 
 
-def open_study(sweep: SweepConfig, folder: Path, *, new: bool = False, there: bool = False) -> optuna.Study:
+def open_study(sweep: SweepConfig, folder: Path, *, new: bool = False, must_exist: bool = False) -> optuna.Study:
     """Create or reopen the sweep's study, in its folder or in the database that the sweep names.
 
     Args:
         sweep: says where the study is, in ``study``.
         folder: of the sweep.
         new: give a study in a database a name of its own, kept in the sweep's folder wherever that is mounted.
-        there: refuse to begin an empty one.
+        must_exist: refuse to begin an empty one.
 
     Raises:
         ConfigError: a database that cannot be used, no study where one should be, or SQLite in object storage.
@@ -56,13 +56,13 @@ def open_study(sweep: SweepConfig, folder: Path, *, new: bool = False, there: bo
     url = sweep.study if sweep.study and "://" in sweep.study else None
     name = sweep.name if url is None else _shared_name(sweep, folder, new)  # others have a sweep of that name too
     files = [folder / STUDY, folder / STUDY_JOURNAL]
-    if there and url is None and not any(file.exists() for file in files):
+    if must_exist and url is None and not any(file.exists() for file in files):
         raise ConfigError("resume", sweep.name, _LOST.format(files[0]))
     try:
         storage = _file(sweep.study, folder) if url is None else _database(url)
         with suppress(KeyError):  # making one that is there would write, too
             return optuna.load_study(study_name=name, storage=storage)
-        if there:
+        if must_exist:
             where = f"{name} in the database" if url else next(file for file in files if file.exists())
             raise ConfigError("resume", sweep.name, _LOST.format(where))
         return optuna.create_study(storage=storage, study_name=name, directions=list(DIRECTIONS))

@@ -58,12 +58,12 @@ def parse_trial(config: SweepConfig, name: str) -> Any:
 def test_a_resumed_sweep_reads_its_variants_and_readings_as_the_first_driver_did() -> None:
     """What was filled in (the adapters' learning rate, a reading's options) is not stored as if it had been given."""
     config = grid(trial={"method": {"name": "alast", "reading": "authors"}})
-    stored = parse(SweepConfig, json.loads(json.dumps(config.given())))
+    stored = parse(SweepConfig, json.loads(json.dumps(config.given_values())))
     assert stored == config
     assert parse_trial(stored, "lora") == parse_trial(config, "lora")
     assert parse_trial(stored, "lora").train.learning_rate == 1e-3
     readings = grid(space={"method/reading": {"type": "categorical", "choices": ["paper", "fast"]}})
-    stored = parse(SweepConfig, json.loads(json.dumps(readings.given())))
+    stored = parse(SweepConfig, json.loads(json.dumps(readings.given_values())))
     assert trial_config(stored, {"method/reading": "paper"}).method.initial_budget == 1.0  # type: ignore[union-attr]
 
 
@@ -166,7 +166,7 @@ def test_results_of_an_earlier_sweep_are_no_combinations_any_more(tmp_path: Path
     seeds = {"train/seed": {"type": "categorical", "choices": [0]}}
     before = grid(name="before", storage=tmp_path, space={"way": SPACE["way"]} | seeds)
     search, study, _ = searcher(tmp_path / "before", before)
-    (tmp_path / "before" / "sweep.json").write_text(json.dumps(before.given()))
+    (tmp_path / "before" / "sweep.json").write_text(json.dumps(before.given_values()))
     while isinstance(search.suggest("a"), dict):
         search.on_trial_complete("a", report())
     after = grid(name="after", storage=tmp_path, warm_start=tmp_path / "before")

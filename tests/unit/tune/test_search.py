@@ -645,10 +645,10 @@ def test_storage_is_listed_for_orphans_alone(tmp_path: Path) -> None:
 def test_a_sweep_whose_study_is_lost_is_not_begun_again(study: str, tmp_path: Path) -> None:
     config = sweep(study=study)
     with pytest.raises(ConfigError, match=r"^resume = sweep: its study is gone \(.*study\.\w+\), .*; put it back"):
-        open_study(config, tmp_path, there=True)
+        open_study(config, tmp_path, must_exist=True)
     assert not list(tmp_path.iterdir())
     open_study(config, tmp_path, new=True)
-    assert not open_study(config, tmp_path, there=True).trials
+    assert not open_study(config, tmp_path, must_exist=True).trials
 
 
 def test_a_study_in_a_database_is_found_under_another_mount(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -657,11 +657,11 @@ def test_a_study_in_a_database_is_found_under_another_mount(tmp_path: Path, monk
     config, folder = sweep(study="postgresql://me@host/studies"), tmp_path / "nfs" / "sweep"
     study = open_study(config, folder, new=True)
     (tmp_path / "data").symlink_to(tmp_path / "nfs")
-    assert open_study(config, tmp_path / "data" / "sweep", there=True).study_name == study.study_name
+    assert open_study(config, tmp_path / "data" / "sweep", must_exist=True).study_name == study.study_name
     (folder / "study.id").unlink()  # as a sweep of an earlier version
     with pytest.raises(ConfigError, match="its study is gone"):
-        open_study(config, folder, there=True)
+        open_study(config, folder, must_exist=True)
     old = optuna.create_study(
         storage=database, study_name=f"{folder.parent}/sweep", directions=["maximize", "minimize", "minimize"]
     )
-    assert open_study(config, folder, there=True).study_name == old.study_name
+    assert open_study(config, folder, must_exist=True).study_name == old.study_name
