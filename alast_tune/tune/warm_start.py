@@ -18,6 +18,7 @@ from alast_tune.fingerprints import FILE, Fingerprints, read_fingerprints
 from alast_tune.results import OBJECTIVES, FrontFile
 from alast_tune.storage import fetch
 from alast_tune.tracking import run_ids
+from alast_tune.tune.attributes import BASELINE
 from alast_tune.tune.space import baseline_params, to_optuna, trial_config
 from alast_tune.tune.storage_errors import as_storage_error
 from alast_tune.tune.trials import open_study, results
@@ -73,7 +74,7 @@ def feed(study: optuna.Study, sweep: SweepConfig, earlier: Sequence[Earlier]) ->
     for result in earlier:
         named = {objective.name: value for objective, value in zip(OBJECTIVES, result.values, strict=True)}
         attributes = {"origin": result.origin, "epochs": sweep.trial.train.epochs}
-        attributes |= {"baseline": result.baseline} if result.baseline else {}
+        attributes |= {BASELINE: result.baseline} if result.baseline else {}
         attributes |= {"mlflow_run_id": result.mlflow_run_id} if result.mlflow_run_id else {}
         with suppress(ValueError):
             trial = create_trial(
