@@ -6,6 +6,7 @@ The training core needs neither Ray nor Optuna nor MLflow: ``run_sweep`` is load
 from typing import TYPE_CHECKING, Any
 
 from alast_tune.config import SweepConfig, TrialConfig
+from alast_tune.data import register_dataset
 from alast_tune.methods import build_method
 from alast_tune.models import create_model
 from alast_tune.train import fit
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-__all__ = ["SweepConfig", "TrialConfig", "build_method", "create_model", "fit", "run_sweep"]
+__all__ = ["SweepConfig", "TrialConfig", "build_method", "create_model", "fit", "register_dataset", "run_sweep"]
 
 
 def __getattr__(name: str) -> Any:

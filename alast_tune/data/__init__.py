@@ -28,7 +28,7 @@ from alast_tune.data.decoded import Decoded, worth_keeping
 from alast_tune.data.downloads import CLASS_COUNTS
 from alast_tune.data.images import Images, paper_augmentation
 from alast_tune.data.loading import batch_count, eval_loader, train_loader
-from alast_tune.data.opening import open_sources
+from alast_tune.data.opening import known_datasets, open_sources
 from alast_tune.data.registry import Factory, register
 from alast_tune.data.sources import Opened, Source
 from alast_tune.data.splitting import Indices, balanced_subset, by_hash, stratified
@@ -43,6 +43,7 @@ __all__ = [
     "check_classes",
     "eval_loader",
     "fingerprint",
+    "known_datasets",
     "labels_of",
     "load_splits",
     "num_classes_of",

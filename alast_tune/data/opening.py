@@ -18,9 +18,6 @@ from alast_tune.data.sources import Opened, Source
 from alast_tune.data.tables import SUFFIXES, open_table
 from alast_tune.errors import ConfigError
 
-KINDS = (*CLASS_COUNTS, "folder")
-"""What ``data.dataset`` may be beside ``hf:`` names and those that are registered."""
-
 
 @lru_cache(maxsize=8)
 def open_sources(config: DataConfig) -> Opened:
@@ -34,6 +31,11 @@ def open_sources(config: DataConfig) -> Opened:
     return _checked(place, opened)
 
 
+def known_datasets() -> list[str]:
+    """Name what ``data.dataset`` may be in this process."""
+    return [*CLASS_COUNTS, "folder", f"{PREFIX}user/name", *registered()]
+
+
 def _open(config: DataConfig) -> tuple[Place, Opened]:
     name, root = config.dataset, config.root
     place: Place = ("data.dataset", name)
@@ -42,12 +44,10 @@ def _open(config: DataConfig) -> tuple[Place, Opened]:
     if name.startswith(PREFIX):
         return place, open_named(config)
     if name != "folder":
-        known = registered()
-        if name not in known:
-            there = f"there are {', '.join([*KINDS, *known])}, and hf:user/name of Hugging Face"
+        if name not in registered():
             own = f"your own takes alast_tune.register_dataset, or an entry point of group {GROUP}"
-            raise ConfigError(*place, f"no such data set; {there}; {own}")
-        return place, open_registered(config, known[name])
+            raise ConfigError(*place, f"no such data set; there are {', '.join(known_datasets())}; {own}")
+        return place, open_registered(config, registered()[name])
     place = ("data.root", root)
     if root is not None and _is_webdataset(root):
         remedy = (

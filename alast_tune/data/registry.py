@@ -62,12 +62,23 @@ def register(name: str, factory: Factory) -> None:
     _FACTORIES[name] = factory
 
 
-def registered() -> dict[str, Factory | EntryPoint]:
-    """Find what is registered, by name: here, or by a package that is installed."""
-    return {entry.name: entry for entry in entry_points(group=GROUP)} | _FACTORIES
+def registered() -> dict[str, Factory]:
+    """Find what is registered, by name: here, or by a package that is installed, and not loaded yet."""
+    plugged = {entry.name: partial(_plugged, entry) for entry in entry_points(group=GROUP)}
+    return plugged | _FACTORIES
 
 
-def open_registered(config: DataConfig, factory: Factory | EntryPoint) -> Opened:
+def registration() -> Callable[[], None] | None:
+    """Give what registers in another process what is registered in this one; None if that is nothing."""
+    return partial(_FACTORIES.update, dict(_FACTORIES)) if _FACTORIES else None
+
+
+def _plugged(entry: EntryPoint, root: Path | None) -> MapDataset | Mapping[str, MapDataset]:
+    made: MapDataset | Mapping[str, MapDataset] = entry.load()(root)
+    return made
+
+
+def open_registered(config: DataConfig, factory: Factory) -> Opened:
     """Make a registered data set.
 
     Raises:
@@ -75,8 +86,7 @@ def open_registered(config: DataConfig, factory: Factory | EntryPoint) -> Opened
     """
     place = ("data.dataset", config.dataset)
     try:
-        make: Factory = factory.load() if isinstance(factory, EntryPoint) else factory
-        made = make(config.root)
+        made = factory(config.root)
     except ConfigError:
         raise
     except Exception as error:  # anybody's code

@@ -110,10 +110,10 @@ class _Reader:
             return str(given)
         found = [name for name in table.names if name.lower() in NAMES[use]]
         if len(found) > 1:
-            raise self._refuse(f"columns {' and '.join(found)} may both be the {use}; say which: data.columns.{use}")
+            raise self._refuse(f"may have the {use} in {' or '.join(found)}; say which: data.columns.{use}")
         if not found and use != "split":
             usual = ", ".join(NAMES[use])
-            raise self._refuse(f"has no column {usual} but {there}; name the one of the {use}: data.columns.{use}")
+            raise self._refuse(f"has no column {usual} but {there}; name the {use} column: data.columns.{use}")
         return found[0] if found else None
 
     def _labels(self, values: list[Any]) -> tuple[tuple[str, ...], Indices]:
@@ -143,9 +143,7 @@ class _Reader:
         folder = self._root.parent.absolute()
         files = [Path(os.path.normpath(folder / value)) for value in values]
         bad = [row for row, file in enumerate(files) if not file.is_relative_to(folder)]
-        self._refuse_rows(
-            bad, lambda row: f"is {values[row]}, outside of {folder}; put images below the table's folder"
-        )
+        self._refuse_rows(bad, lambda row: f"is {values[row]}, outside of the table's folder {folder}; put it there")
         bad = [row for row, file in enumerate(files) if not file.is_file()]
         self._refuse_rows(bad, lambda row: f"is {values[row]}, and there is no such file in {folder}")
         keys = [unicodedata.normalize("NFC", file.relative_to(folder).as_posix()) for file in files]

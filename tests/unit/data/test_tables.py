@@ -172,44 +172,50 @@ class TestBytes:
 
 
 class TestRefused:
-    @pytest.fixture
-    def pictures(self, tmp_path):
-        write_images(tmp_path, 4, suffix=".jpg")
-        return tmp_path
-
     @pytest.mark.parametrize(
-        ("header", "rows", "text"),
+        ("lines", "text"),
         [
-            (("path", "label"), [("000.jpg", "a"), ("7.jpg", "b"), ("8.jpg", "b")],
-             "row 2 is 7.jpg, and there is no such file in {folder} (one of 2 such rows)"),
-            (("path", "label"), [("000.jpg", "a"), ("../x.jpg", "b")],
-             "row 2 is ../x.jpg, outside of the table's folder {folder}; put it there"),
-            (("path", "label"), [("000.jpg", "a"), ("001.jpg", " ")], "row 2 has the label ''; give a name or a whole number"),
-            (("path", "label"), [("", "a")], "row 1 has the path ''; give a file's"),
-            (("path", "label"), [("000.jpg", "a"), ("001.jpg", "b"), ("./000.jpg", "b")],
-             "row 3 is ./000.jpg, as row 1 is; list a file once"),
-            (("path", "label"), [("000.jpg", "a"), ("001.jpg", "a")],
-             "has images of one class only to train on (a); it takes 2 or more"),
-            (("path", "label"), [], "has no rows; it takes one for each image"),
-            (("path", "label"), [("000.jpg",)], "row 1 has 1 values, and the first line 2 names"),
-            (("picture", "label"), [("000.jpg", "a")],
-             "has no column path, file, image, filename, file_name, filepath, file_path, image_path but picture, label; "
-             "name the one of the image: data.columns.image"),
-            (("path", "kind"), [("000.jpg", "a")],
-             "has no column label, class, target but path, kind; name the one of the label: data.columns.label"),
-            (("path", "file", "label"), [("000.jpg", "x", "a")],
-             "columns path and file may both be the image; say which: data.columns.image"),
-            (("path", "label", "split"), [("000.jpg", "a", "train"), ("001.jpg", "b", "holdout")],
-             "row 2 has the split 'holdout'; give train, validation or test"),
-            (("path", "label", "split"), [("000.jpg", "a", "val"), ("001.jpg", "b", "test")],
-             "has validation, test and no image to train on; give a train split"),
-            (("path", "label", "split"), [("000.jpg", "a", "train"), ("001.jpg", "b", "train"), ("002.jpg", "c", "test")],
-             "the test split has images of c, and the training split none; make them agree"),
+            (
+                "path,label 0.jpg,a 7.jpg,b 8.jpg,b",
+                "row 2 is 7.jpg, and there is no such file in {folder} (one of 2 such rows)",
+            ),
+            (
+                "path,label 0.jpg,a ../x.jpg,b",
+                "row 2 is ../x.jpg, outside of the table's folder {folder}; put it there",
+            ),
+            ("path,label 0.jpg,a 1.jpg,", "row 2 has the label ''; give a name or a whole number"),
+            ("path,label ,a", "row 1 has the path ''; give a file's"),
+            ("path,label 0.jpg,a 1.jpg,b ./0.jpg,b", "row 3 is ./0.jpg, as row 1 is; list a file once"),
+            ("path,label 0.jpg,a 1.jpg,a", "has images of one class only to train on (a); it takes 2 or more"),
+            ("path,label", "has no rows; it takes one for each image"),
+            ("path,label 0.jpg", "row 1 has 1 values, and the first line 2 names"),
+            (
+                "picture,label 0.jpg,a",
+                "has no column {usual} but picture, label; name the image column: data.columns.image",
+            ),
+            (
+                "path,kind 0.jpg,a",
+                "has no column label, class, target but path, kind; name the label column: data.columns.label",
+            ),
+            ("path,file,label 0.jpg,x,a", "may have the image in path or file; say which: data.columns.image"),
+            ("path,label,split 0.jpg,a,train 1.jpg,b,x", "row 2 has the split 'x'; give train, validation or test"),
+            (
+                "path,label,split 0.jpg,a,val 1.jpg,b,test",
+                "has validation, test and no image to train on; give a train split",
+            ),
+            (
+                "path,label,split 0.jpg,a,train 1.jpg,b,train 2.jpg,c,test",
+                "the test split has images of c, and the training split none; make them agree",
+            ),
         ],
-    )  # fmt: skip
-    def test_in_one_line(self, pictures, header, rows, text):
-        table = write(pictures / "all.csv", rows, header)
-        assert refusal("folder", root=table) == f"data.root = {table}: {text.format(folder=pictures)}"
+    )
+    def test_in_one_line(self, tmp_path, lines, text):
+        for number in range(3):
+            Image.new("RGB", (4, 4)).save(tmp_path / f"{number}.jpg")
+        table = tmp_path / "all.csv"
+        table.write_text(lines.replace(" ", "\n"))
+        text = text.format(folder=tmp_path, usual=", ".join(tables.NAMES["image"]))
+        assert refusal("folder", root=table) == f"data.root = {table}: {text}"
 
     @pytest.mark.parametrize("name", ["none.csv", "none.parquet"])
     def test_a_table_that_is_not_there(self, tmp_path, name):
