@@ -147,8 +147,10 @@ def front_plot(front: FrontFile, width: int, height: int, *, ascii_only: bool = 
     yield f"{'':>{_LEFT}} {corner}{floor * width}"
     full = front.full["train_flops"] if front.full else 0.0
     first, last = (f"{end / full:.0%}" if full > 0 else human_flops(end) for end in (left, right))
-    middle = f"FLOPs{' of full fine-tuning' * (full > 0 and width > 40)}"
-    yield f"{'':>{_LEFT}}  {first}{middle.center(width - len(first) - len(last))}{last}"
+    between = width - len(first) - len(last)
+    words = (f"FLOPs{' of full fine-tuning' * (full > 0)}", "FLOPs", "")
+    middle = next(text for text in words if not text or len(text) + 2 <= between)
+    yield f"{'':>{_LEFT}}  {first}{middle.center(between)}{last}"
 
 
 class SweepProgress:

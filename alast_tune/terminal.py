@@ -78,6 +78,9 @@ class TrainingProgress:
         )
 
 
+_BEST = "best under your limits"
+
+
 def answers(front: FrontFile, words: Sequence[str], tolerances: Sequence[float] = (0.01, 0.05)) -> Iterator[str]:
     """Say what a sweep has found: who is cheapest near full fine-tuning, who is best under limits, and how to get it.
 
@@ -89,21 +92,23 @@ def answers(front: FrontFile, words: Sequence[str], tolerances: Sequence[float] 
     Yields:
         A line for each member that is an answer, with all that it is the answer to.
     """
-    found: dict[str, tuple[list[str], FrontMember | None]] = {}
-
-    def take(question: str, member: FrontMember | None) -> None:
-        found.setdefault(member.trial_id if member else "", ([], member))[0].append(question)
-
-    for tolerance in tolerances if front.full else ():
-        take(f"within {points(tolerance)} of full fine-tuning", cheapest_within(front, tolerance))
-    if front.limits != Limits():
-        best = max(front.front, key=lambda member: member.objectives["accuracy"], default=None)
-        take("best under your limits", best)
-    for questions, member in found.values():
-        lead = ", also ".join(questions)
-        if member is None:
+    best = max(front.front, key=lambda member: member.objectives["accuracy"], default=None)
+    asked = [
+        (f"within {points(tolerance)} of full fine-tuning", cheapest_within(front, tolerance))
+        for tolerance in (tolerances if front.full else ())
+    ]
+    asked += [] if front.limits == Limits() else [(_BEST, best)]
+    questions: dict[str | None, list[str]] = {}
+    for question, member in asked:
+        questions.setdefault(member and member.trial_id, []).append(question)
+    members = {member.trial_id: member for member in front.front}
+    for name, them in questions.items():
+        lead = ", also ".join(them)
+        if name is None:
             yield f"{lead}: nothing"
-        elif member.landmark == "full" and "limits" not in lead:
+            continue
+        member = members[name]
+        if member.landmark == "full" and _BEST not in them:
             yield f"{lead}: nothing that is cheaper"
         else:
             promote = shlex.join(["alast-tune", "promote", *words, "--pick", member.trial_id, "-o", "best.yaml"])
