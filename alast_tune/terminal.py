@@ -78,7 +78,7 @@ class TrainingProgress:
         )
 
 
-_BEST = "best under your limits"
+_NEAR, _BEST = " of full fine-tuning", "best under your limits"
 
 
 def answers(front: FrontFile, words: Sequence[str], tolerances: Sequence[float] = (0.01, 0.05)) -> Iterator[str]:
@@ -94,7 +94,7 @@ def answers(front: FrontFile, words: Sequence[str], tolerances: Sequence[float] 
     """
     best = max(front.front, key=lambda member: member.objectives["accuracy"], default=None)
     asked = [
-        (f"within {points(tolerance)} of full fine-tuning", cheapest_within(front, tolerance))
+        (f"within {points(tolerance)}{_NEAR}", cheapest_within(front, tolerance))
         for tolerance in (tolerances if front.full else ())
     ]
     asked += [] if front.limits == Limits() else [(_BEST, best)]
@@ -103,7 +103,7 @@ def answers(front: FrontFile, words: Sequence[str], tolerances: Sequence[float] 
         questions.setdefault(member and member.trial_id, []).append(question)
     members = {member.trial_id: member for member in front.front}
     for name, them in questions.items():
-        lead = ", also ".join(them)
+        lead = ", also ".join([them[0], *(question.removesuffix(_NEAR) for question in them[1:])])
         if name is None:
             yield f"{lead}: nothing"
             continue
@@ -158,8 +158,8 @@ class FrontTable:
             yield line(cells, "bold" if member.trial_id == front.knee else "")
             own = member_settings(member)
             labels = [] if member.landmark else setting_labels({path: own.get(path) for path in paths})
-            for text in joined(labels, width - 4):
-                yield Text("    " + text, "dim")
+            for text in joined(labels, width - 2):
+                yield Text("  " + text, "dim")
         if front.full:
             yield _title("%: of what full fine-tuning takes")
         if front.knee:
@@ -219,11 +219,12 @@ def _row(front: FrontFile, member: FrontMember) -> tuple[str, ...]:
 def joined(labels: Sequence[str], width: int) -> Iterator[str]:
     """Join labels by commas, in lines of at most so many columns as far as single labels allow that."""
     line = ""
-    for label in labels:
-        longer = f"{line}, {label}" if line else label
-        if line and cell_len(longer) >= width:
-            yield line + ","
-            longer = label
+    for place, label in enumerate(labels, start=1):
+        piece = label + "," * (place < len(labels))
+        longer = f"{line} {piece}".lstrip()
+        if line and cell_len(longer) > width:
+            yield line
+            longer = piece
         line = longer
     if line:
         yield line

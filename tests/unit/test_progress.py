@@ -91,7 +91,7 @@ PANEL = """\
 demo: 5 of 16 trials done, 2 running, hypervolume 0.632, about 1 min 50 s left
   0007  epoch 2 of 2  ALaST, K 4, lr 0.001
   0008  epoch 1 of 2  ALaST, a long setting, a long setting, a long setting, a …
-  0.940 │                           ●                         ●     F
+  0.940 │                           ●                        ●      F
         │                    ●
         │
         │

@@ -31,7 +31,7 @@ def test_the_answers_are_the_cheapest_near_full_fine_tuning_with_what_they_take(
 
 
 def test_a_trial_that_is_two_answers_is_said_once() -> None:
-    lead = "within 1 point of full fine-tuning, also within 2 points of full fine-tuning"
+    lead = "within 1 point of full fine-tuning, also within 2 points"
     assert list(answers(fronts.front(), ["demo"], [0.01, 0.02])) == [f"{lead}: {NEAR}; {PROMOTE.format('0013')}"]
 
 
@@ -75,10 +75,10 @@ def test_the_table_fits_eighty_columns_and_loses_nothing(beside: bool) -> None:
     star = ["*"] if beside else []  # of the whole front another is the knee
     assert rows[place].split() == ["0013", *star, "ALaST", "0.9300", "0.9300", *costs]
     words = "alpha 0.00014, K 11, floors 0.12/0.46/0.79, budget 0.54, residual, lr 0.00083"
-    assert rows[place + 1] == f"    {words}" and len(rows[place + 1]) > 70
+    assert rows[place + 1] == f"  {words}" and len(rows[place + 1]) == 79
     paper = next(row for row in rows if row.startswith("0001"))
     assert paper.split()[1:6] == ["ALaST", "as", "in", "the", "paper"]
-    assert not rows[rows.index(paper) + 1].startswith("    ")  # it has no settings of the search
+    assert not rows[rows.index(paper) + 1].startswith(" ")  # it has no settings of the search
 
 
 def test_settings_that_are_longer_than_a_line_go_on_in_the_next() -> None:
@@ -125,7 +125,7 @@ def test_table_names_only_the_settings_that_differ() -> None:
         for n in (1, 2)
     ]
     text = shown(front_table(summarise("s", results, (0.0, 9.0, 9.0))))
-    assert "    K 2\n" in text and "    K 3\n" in text
+    assert "\n  K 2\n" in text and "\n  K 3\n" in text
     assert "alpha" not in text and "epochs" not in text
 
 
