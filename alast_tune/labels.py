@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from alast_tune.config import AlastConfig, TrialConfig, flatten
-from alast_tune.results import LANDMARKS, FrontFile, FrontMember
+from alast_tune.results import BASELINES, FrontFile, FrontMember
 from alast_tune.text import safe
 
 _METHODS = {
@@ -28,7 +28,7 @@ _SHORT = {"trainable_blocks": "K", "learning_rate": "lr", "target_budget": "budg
 def method_label(config: TrialConfig, baseline: str | None = None, *, key: bool = False) -> str:
     """Name a trial's method: ``ALaST``, ``full fine-tuning``; with ``key`` and its foremost setting, ``ALaST, K 9``."""
     if baseline:
-        return LANDMARKS[baseline]
+        return BASELINES[baseline]
     method = config.method
     label = _METHODS.get(method.name, method.name)
     if isinstance(method, AlastConfig) and method.lora:
@@ -69,5 +69,5 @@ def member_settings(member: FrontMember) -> Mapping[str, object]:
 
 def differing(front: FrontFile) -> Sequence[str]:
     """Paths of the settings that differ over a front's members, baselines left out."""
-    found = [member_settings(member) for member in front.front if not member.landmark]
+    found = [member_settings(member) for member in front.front if not member.baseline]
     return [path for path in (found[0] if found else {}) if len({str(one.get(path)) for one in found}) > 1]

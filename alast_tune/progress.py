@@ -233,7 +233,7 @@ def outcome(result: TrialResult, front: FrontFile) -> str:
         result: of the trial.
         front: of all trials so far; says what full fine-tuning costs, if that is known.
     """
-    what = label(result.config, result.params, result.landmark)
+    what = label(result.config, result.params, result.baseline)
     lead = f"trial {trial_id(result.number)} {result.state} ({what})"
     parts = []
     if result.values:

@@ -68,7 +68,7 @@ class FrontTracker:
         self._states.update(result.state if result.origin is None else "earlier" for result in results)
         self.launched += sum(result.launched for result in results)
         for result in results:
-            if result.landmark == "full" and result.values:
+            if result.baseline == "full" and result.values:
                 self._full, self._full_timing, self._front = _objectives(result), result.timing, None
         complete = [result for result in results if result.state == "complete"]
         if not complete:
@@ -145,7 +145,7 @@ def within(front: FrontFile, limits: Limits, tolerance: float = NEAR) -> FrontFi
     anew, among members whose accuracy is at most ``tolerance`` below full fine-tuning's; see
     :func:`~alast_tune.near_full.choose_knee`.
     """
-    members = tuple(member for member in front.front if limits.kept(**member.objectives))
+    members = tuple(member for member in front.front if limits.allow(**member.objectives))
     given = {name: getattr(limits, name) for name in Limits.model_fields if getattr(limits, name) is not None}
     stricter = front.limits.model_copy(update=given)
     full = front.full, front.full_timing
@@ -166,7 +166,7 @@ def cheapest_within(front: FrontFile, tolerance: float) -> FrontMember | None:
     return min(near, key=lambda member: member.objectives["train_flops"], default=None)
 
 
-def together(fronts: Sequence[FrontFile]) -> tuple[list[FrontFile], FrontFile]:
+def joint_front(fronts: Sequence[FrontFile]) -> tuple[list[FrontFile], FrontFile]:
     """Put the fronts of several sweeps onto one scale, and find the front of all their members.
 
     Hypervolumes are measured from one point then: the worst of the sweeps' own reference points.
@@ -302,7 +302,7 @@ def _member(result: TrialResult) -> FrontMember:
         epochs=result.epochs,
         config=result.config,
         params=result.params,
-        landmark=result.landmark,
+        baseline=result.baseline,
         origin=result.origin,
         timing=result.timing,
     )

@@ -108,7 +108,7 @@ def answers(front: FrontFile, words: Sequence[str], tolerances: Sequence[float] 
             yield f"{lead}: nothing"
             continue
         member = members[name]
-        if member.landmark == "full" and _BEST not in them:
+        if member.baseline == "full" and _BEST not in them:
             yield f"{lead}: nothing that is cheaper"
         else:
             promote = shlex.join(["alast-tune", "promote", *words, "--pick", member.trial_id, "-o", "best.yaml"])
@@ -117,7 +117,7 @@ def answers(front: FrontFile, words: Sequence[str], tolerances: Sequence[float] 
 
 def _in_figures(front: FrontFile, member: FrontMember) -> str:
     """Name a member, its accuracy, and what it costs: beside full fine-tuning, or where that is not known, as it is."""
-    what = method_label(member.config, member.landmark, key=True)
+    what = method_label(member.config, member.baseline, key=True)
     costs = []
     for cost, name, absolute in (("train_flops", "FLOPs", human_flops), ("peak_bytes", "memory", human_bytes)):
         share = share_of_full(front, member, cost)
@@ -125,7 +125,7 @@ def _in_figures(front: FrontFile, member: FrontMember) -> str:
         costs.append(f"{value} of {name}" if share is None else f"{share:.0%} of the {name}")
     seconds = time_share(front, member)
     costs += [] if seconds is None else [f"{seconds:.2f} of the time"]
-    costs = [] if member.landmark == "full" else costs
+    costs = [] if member.baseline == "full" else costs
     return ", ".join([f"trial {member.trial_id} ({what}): {member.objectives['accuracy']:.4f}", *costs])
 
 
@@ -157,7 +157,7 @@ class FrontTable:
         for member, cells in zip(front.front, rows, strict=True):
             yield line(cells, "bold" if member.trial_id == front.knee else "")
             own = member_settings(member)
-            labels = [] if member.landmark else setting_labels({path: own.get(path) for path in paths})
+            labels = [] if member.baseline else setting_labels({path: own.get(path) for path in paths})
             for text in joined(labels, width - 2):
                 yield Text("  " + text, "dim")
         if front.full:
@@ -183,7 +183,7 @@ def front_table(front: FrontFile, *, wide: bool = False) -> RenderableType:
         seconds = time_share(front, member)
         time = "-" if seconds is None else f"{seconds:.2f}"
         own = member_settings(member)
-        values = ("" if member.landmark else short(own.get(path)) for path in paths)
+        values = ("" if member.baseline else short(own.get(path)) for path in paths)
         cells = (trial, method, accuracy, test, human_flops(flops), of_flops, human_bytes(peak), of_peak, time)
         style = "bold" if member.trial_id == front.knee else None
         table.add_row(*(Text(safe(cell)) for cell in (*cells, member.epochs, *values)), style=style)
@@ -208,7 +208,7 @@ def _row(front: FrontFile, member: FrontMember) -> tuple[str, ...]:
     of_flops, of_peak = (share_of_full(front, member, cost) for cost in ("train_flops", "peak_bytes"))
     return (
         member.trial_id + (" *" if member.trial_id == front.knee else ""),
-        method_label(member.config, member.landmark),
+        method_label(member.config, member.baseline),
         f"{member.objectives['accuracy']:.4f}",
         "-" if member.test_accuracy is None else f"{member.test_accuracy:.4f}",
         human_flops(flops) if of_flops is None else f"{of_flops:.0%}",

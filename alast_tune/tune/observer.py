@@ -27,7 +27,7 @@ from alast_tune.tune.schedule import last_line
 
 def _is_counted(result: TrialResult) -> bool:
     """Whether it was asked for, or is a baseline: no other trial takes the place of one that cannot run."""
-    return result.launched or result.landmark is not None
+    return result.launched or result.baseline is not None
 
 
 class SweepObserver:
@@ -69,11 +69,11 @@ class SweepObserver:
         """Of the trials that have ended."""
         return self._front.front
 
-    def started(self, number: int, config: TrialConfig, params: Mapping[str, object], landmark: str | None) -> None:
+    def started(self, number: int, config: TrialConfig, params: Mapping[str, object], baseline: str | None) -> None:
         """Open the trial's MLflow run."""
         self._tracker.start_trial(number, config, params)
         self._lease.save()  # or it could leave checkpoints under a number that nobody knows
-        self.progress.started(number, config, params, landmark)
+        self.progress.started(number, config, params, baseline)
 
     def reported(self, number: int, metrics: Mapping[str, float]) -> None:
         """Log an epoch."""

@@ -39,9 +39,9 @@ def test_a_comparison_goes_on_where_it_was_and_runs_nothing_twice(
     started = SweepObserver.started
 
     def interrupt(
-        observer: SweepObserver, number: int, config: TrialConfig, params: Mapping[str, object], landmark: str | None
+        observer: SweepObserver, number: int, config: TrialConfig, params: Mapping[str, object], baseline: str | None
     ) -> None:
-        started(observer, number, config, params, landmark)
+        started(observer, number, config, params, baseline)
         if params.get("train/seed"):
             raise KeyboardInterrupt
 

@@ -6,7 +6,7 @@ from alast_tune.cli.sweep import PRESETS
 from alast_tune.config import Limits, SweepConfig, parse, read_mapping
 from alast_tune.results import FrontFile, TrialResult
 from alast_tune.summary import summarise
-from alast_tune.tune.space import landmark_params, trial_config
+from alast_tune.tune.space import baseline_params, trial_config
 
 DEMO = parse(SweepConfig, read_mapping(PRESETS / "demo.yaml"))
 REFERENCE = (0.0, 1e12, float(200 << 20))
@@ -28,9 +28,9 @@ def trial(
         "train/learning_rate": 0.00081234 + shift,
     }
     if baseline:
-        params = landmark_params(DEMO.trial, DEMO.space, baseline)
+        params = baseline_params(DEMO.trial, DEMO.space, baseline)
     accuracy, flops, peak = values
-    given = {"metrics": {"train_seconds": seconds}, "device": "one", "test_accuracy": accuracy, "landmark": baseline}
+    given = {"metrics": {"train_seconds": seconds}, "device": "one", "test_accuracy": accuracy, "baseline": baseline}
     config = trial_config(DEMO, params, baseline)
     return TrialResult(number, "complete", config, params, (accuracy, flops, peak * 2**20), 2, **(given | more))
 

@@ -6,7 +6,7 @@ import pytest
 
 from alast_tune.near_full import choose_knee, near_full, share_of_full, time_share
 from alast_tune.results import FrontFile, TrialResult
-from alast_tune.summary import summarise, together, within
+from alast_tune.summary import joint_front, summarise, within
 from tests.unit import fronts
 
 
@@ -58,5 +58,5 @@ def test_files_of_before_are_read_and_get_the_knee_of_today() -> None:
 
 def test_a_joint_front_has_no_full_fine_tuning_to_be_near() -> None:
     others: list[TrialResult] = [fronts.trial(0, (0.95, 2e12, 150), "full")]
-    _, joint = together([fronts.front(), summarise("other", others, fronts.REFERENCE)])
+    _, joint = joint_front([fronts.front(), summarise("other", others, fronts.REFERENCE)])
     assert joint.knee_within is None and joint.full is None and joint.knee is not None

@@ -31,7 +31,7 @@ def written(console: Console) -> list[str]:
 
 
 def start(progress: SweepProgress, result: TrialResult) -> None:
-    progress.started(result.number, result.config, result.params, result.landmark)
+    progress.started(result.number, result.config, result.params, result.baseline)
 
 
 def test_a_log_has_a_line_a_trial_with_method_settings_and_result() -> None:
