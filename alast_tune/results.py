@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, Field, FiniteFloat, ValidationError
+from pydantic import AfterValidator, Field, FiniteFloat, ValidationError, model_validator
 
 from alast_tune.config import FrontName, Limits, Record, RunId, SweepName, TrialConfig, TrialId, flatten
 from alast_tune.errors import ConfigError, explain
@@ -166,6 +166,14 @@ class FrontMember(Record):
     """Name of the earlier sweep that ran it; None for this sweep's own."""
     timing: Timing | None = None
     """None in older files, and for a trial that trained on several kinds of devices."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rename_baseline(cls, values: Any) -> Any:
+        """Read files of before, in which ``baseline`` was called ``landmark``."""
+        if isinstance(values, dict) and "landmark" in values and "baseline" not in values:
+            values = {("baseline" if name == "landmark" else name): value for name, value in values.items()}
+        return values
 
 
 class TrialCounts(Record):
