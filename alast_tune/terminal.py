@@ -100,7 +100,7 @@ def answers(front: FrontFile, words: Sequence[str], tolerances: Sequence[float] 
     asked += [] if front.limits == Limits() else [(_BEST, best)]
     questions: dict[str | None, list[str]] = {}
     for question, member in asked:
-        questions.setdefault(member and member.trial_id, []).append(question)
+        questions.setdefault(member.trial_id if member else None, []).append(question)
     members = {member.trial_id: member for member in front.front}
     for name, them in questions.items():
         lead = ", also ".join([them[0], *(question.removesuffix(_NEAR) for question in them[1:])])
