@@ -209,6 +209,8 @@ class SweepProgress:
             running=MappingProxyType(running),
             seconds=(spent, ended),
         )
+        if self._live:
+            self._live.refresh()  # trials may be shorter than the time between two frames
         if self._live is None or result.state == "failed":
             self.note(f"{outcome(result, front)} | {self._state.summary(self._clock())}")
 
