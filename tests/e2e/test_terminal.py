@@ -5,6 +5,7 @@ ALAST_SCREENSHOTS: where the picture goes (docs/ of the repository for the READM
 """
 
 import fcntl
+import io
 import os
 import pty
 import re
@@ -80,12 +81,11 @@ def lines(out: str) -> list[str]:
 
 
 def picture(out: str, title: str, file: Path) -> None:
-    """Draw what a terminal shows."""
-    console = Console(record=True, width=80, file=(file.parent / "nowhere").open("w"))
+    """Draw what a terminal shows, in any fixed-width font of who looks at it."""
+    console = Console(record=True, width=80, file=io.StringIO())
     console.print(Text.from_ansi(out))
-    console.file.close()
-    (file.parent / "nowhere").unlink()
-    console.save_svg(str(file), title=title, theme=DIMMED_MONOKAI)
+    svg = console.export_svg(title=title, theme=DIMMED_MONOKAI)
+    file.write_text(re.sub(r"@font-face \{.*?\}", "", svg, flags=re.DOTALL))
 
 
 def test_a_panel_follows_the_sweep_and_the_answer_stays(ray_here: Cluster, pareto: Pareto, tmp_path: Path) -> None:
