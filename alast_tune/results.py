@@ -259,7 +259,7 @@ class FrontFile(Record):
     trials: TrialCounts
     knee: TrialId | None
     """Trial id of the compromise nearest the ideal."""
-    knee_within: FiniteFloat | None = None
+    knee_within: float | None = Field(None, ge=0, le=1)
     """The knee was chosen among members so little below full fine-tuning's accuracy, in [0, 1]; None: among all."""
     front: tuple[FrontMember, ...]
     full: ObjectiveValues | None = None

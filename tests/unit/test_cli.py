@@ -275,6 +275,9 @@ def hostile(front: dict[str, Any], **member: Any) -> dict[str, Any]:
         (lambda f: f | {"sweep": "\x1b]0;x\x07"}, "sweep"),
         (lambda f: f | {"knee": "/tmp"}, "knee"),
         (lambda f: f | {"reference_point": [0.0]}, "reference_point"),
+        (lambda f: f | {"knee_within": "NaN"}, "knee_within"),
+        (lambda f: f | {"full_timing": {"train_seconds": 0, "device": "x"}}, "full_timing.train_seconds"),
+        (lambda f: hostile(f, timing={"train_seconds": 1, "device": "x" * 201}), "front.0.timing.device"),
     ],
 )
 def test_a_front_that_leads_elsewhere_is_refused_by_all_who_read_it(
