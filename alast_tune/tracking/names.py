@@ -30,13 +30,8 @@ _SAID |= {"method/lora/rank"}
 
 _FLOORS = tuple(f"method/floors/{third}" for third in ("early", "middle", "late"))
 
-_SHORT = {
-    "learning_rate": "lr",
-    "batch_size": "batch",
-    "weight_decay": "decay",
-    "lora_alpha": "scale",
-    "train_embeddings": "embeddings",
-}
+_SHORT = {"learning_rate": "lr", "batch_size": "batch", "weight_decay": "decay", "lora_alpha": "scale"}
+_SHORT |= {"train_embeddings": "embeddings"}
 
 
 def run_name(number: int, config: TrialConfig, params: Mapping[str, Any], baseline: str | None = None) -> str:
@@ -94,12 +89,13 @@ def _varied_words(config: TrialConfig, params: Mapping[str, Any]) -> Iterator[st
         if path in _SAID or path in _FLOORS or value is None:
             continue
         leaf = path.rpartition("/")[2]
+        leaf = _SHORT.get(leaf, leaf)
         if isinstance(value, str):
             yield value
         elif isinstance(value, bool):
             yield leaf if value else f"no {leaf}"
         else:
-            yield f"{_SHORT.get(leaf, leaf)} {_short(value)}"
+            yield f"{leaf} {_short(value)}"
 
 
 def _short(value: Any) -> str:

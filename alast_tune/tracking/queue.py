@@ -42,7 +42,7 @@ class Operation:
     """
 
     run: str
-    do: Literal["open", "log", "end", "upload"]
+    do: Literal["open", "log", "end", "upload", "model"]
     time: int
     """When it was asked for, in ms since 1970: what MLflow shows, whenever it is carried out."""
     tags: Mapping[str, str] = field(default_factory=dict)
@@ -51,7 +51,9 @@ class Operation:
     step: int = 0
     status: Literal["", "FINISHED", "FAILED", "KILLED"] = ""
     source: str = ""
-    """What is uploaded, a file or folder in the queue's; unset: the front's pages."""
+    """What is uploaded, a file or folder in the queue's (unset: the front's pages); or the name of a model."""
+    dataset: Mapping[str, str] = field(default_factory=dict)
+    """Of a run that is opened: name, digest, source and source_type of what it trains on."""
 
     def body(self) -> str:
         """Put into JSON, without what is empty."""
@@ -253,6 +255,17 @@ class Queue:
         """Note the tags that say how a run stands to the front."""
         with self._lock, suppress(sqlite3.OperationalError), self._database:  # else they are asked for again
             self._know(run, place=json.dumps(place))
+
+    def fact(self, name: str) -> Any:
+        """Read what :meth:`note` wrote down; None if there is nothing."""
+        with self._lock:
+            row = self._database.execute("select value from facts where name = ?", (name,)).fetchone()
+            return json.loads(row[0]) if row else None
+
+    def note(self, name: str, value: Any) -> None:
+        """Write down something about the sweep that later drivers have to know."""
+        with self._lock, suppress(sqlite3.OperationalError), self._database:  # else it is made up for again
+            self._database.execute("insert or replace into facts values (?, ?)", (name, json.dumps(value)))
 
     def _save(self) -> None:
         """Write down what is only in memory."""

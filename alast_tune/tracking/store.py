@@ -22,6 +22,7 @@ _PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRI
 """A silent server is asked for minutes by default; here it is asked anew, so that one knows soon that it is away."""
 
 _REFUSALS = {"INVALID_PARAMETER_VALUE", "INVALID_STATE", "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST"}
+_REFUSALS |= {"ENDPOINT_NOT_FOUND"}  # a server that is older than what it is asked for
 
 _OUTAGES = ("OperationalError", *map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EROFS)))
 """A database's errors that are not about what was to be written, in SQLAlchemy's words; and a disk's."""
@@ -39,19 +40,18 @@ def is_file_based(uri: str) -> bool:
     return urlparse(uri).scheme in {"", "file", "sqlite"} and uri not in {"databricks", "databricks-uc", "uc"}
 
 
-def open_store(uri: str, storage: Path) -> tuple[MlflowClient, str]:
+def open_store(uri: str, storage: Path, experiment: str | None = None) -> tuple[MlflowClient, str]:
     """Connect to a store; returns its client and the id of the experiment, which is made if it is not there.
-
-    The experiment is that of ``MLFLOW_EXPERIMENT_NAME``, else ``alast-tune``.
 
     Args:
         uri: of the store or server.
         storage: folder of the sweeps; artifacts of a SQLite store lie in its ``mlartifacts``.
+        experiment: its name; unset: that of ``MLFLOW_EXPERIMENT_NAME``, else ``alast-tune``.
 
     Raises:
         ConfigError: no such store, a server that does not answer, or an experiment in the bin.
     """
-    experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
+    experiment = experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
     logging.getLogger("alembic").setLevel(logging.WARNING)  # the schema's migration, step by step
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # that, and a traceback an outage
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # two lines a trial, into the progress

@@ -59,7 +59,7 @@ _STARVED = 1.0
 class Observer(Protocol):
     """Who wants to know how trials fare."""
 
-    def started(self, number: int, config: TrialConfig, params: Mapping[str, object]) -> None:
+    def started(self, number: int, config: TrialConfig, params: Mapping[str, object], baseline: str | None) -> None:
         """A trial was handed to a worker, for the first time or again."""
 
     def reported(self, number: int, metrics: Mapping[str, float]) -> None:
@@ -176,7 +176,7 @@ class StudySearcher(Searcher):
             trial = live.trial
             self._in_a_row += 1
             self._live[trial_id] = live
-            self._observer.started(trial.number, live.config, trial.params)
+            self._observer.started(trial.number, live.config, trial.params, trial.user_attrs.get("landmark"))
             return {
                 "number": trial.number,
                 "landmark": trial.user_attrs.get("landmark"),

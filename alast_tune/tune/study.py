@@ -93,7 +93,7 @@ def run_sweep(
         storage_said(prepared.folder),
         exclusive_driver(prepared.folder, say=prepared.say) as lease,
         stopped_by_signals() as stop,
-        Tracker(prepared.uri, prepared.sweep.storage, say=prepared.say) as tracker,
+        Tracker(prepared.uri, prepared.sweep.storage, prepared.say, prepared.sweep.experiment) as tracker,
     ):
         with cluster():
             stop.listen()  # Ray has put its own handler in their place
@@ -160,7 +160,7 @@ def search(prepared: Prepared, lease: SweepLease, tracker: Tracker, stop: Stop) 
             "MLFLOW_TRACKING_URI", prepared.uri, "several nodes need a tracking server; set it to one's http address"
         )
     study = _begin(prepared)
-    tracker.start_sweep(sweep)
+    tracker.start_sweep(sweep, prepared.origin.data)
     before = results(study, sweep)
     tracker.settle(before)
     total = sweep.trials + len(baselines(study))

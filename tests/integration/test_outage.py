@@ -26,7 +26,8 @@ from alast_tune.config import SweepConfig, TrialConfig
 from alast_tune.errors import ConfigError
 from alast_tune.results import FrontFile, TrialResult
 from alast_tune.summary import summarise
-from alast_tune.tracking import Tracker, default_uri, pending, run_ids, sync, tracker, writer
+from alast_tune.tracking import Tracker, default_uri, pending, run_ids, sync, writer
+from alast_tune.tracking import finish as finish_module
 from alast_tune.tracking.kept import REFUSED, refused
 from alast_tune.tracking.queue import Operation, Queue
 from tests.integration.harness import PATIENCE, ROOT, MlflowServer, Pareto, free_port
@@ -178,7 +179,7 @@ def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is tried again is tried soon; what is given up is given up late, however slow the machine."""
     monkeypatch.setattr(writer, "_FIRST_WAIT", 0.002)
     monkeypatch.setattr(writer, "_LONGEST_WAIT", 0.1)
-    monkeypatch.setattr(tracker, "PATIENCE", float(PATIENCE))
+    monkeypatch.setattr(finish_module, "PATIENCE", float(PATIENCE))
 
 
 @pytest.fixture(scope="module")
@@ -194,7 +195,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, empty_mlflow: Path) ->
 
 @pytest.fixture
 def short_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracker, "PATIENCE", 1.0)
+    monkeypatch.setattr(finish_module, "PATIENCE", 1.0)
 
 
 @pytest.mark.slow

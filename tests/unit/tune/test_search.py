@@ -38,7 +38,7 @@ class Recorder:
         self.epochs: list[tuple[int, float]] = []
         self.ends: list[TrialResult] = []
 
-    def started(self, number: int, config: TrialConfig, params: Mapping[str, object]) -> None:
+    def started(self, number: int, config: TrialConfig, params: Mapping[str, object], baseline: str | None) -> None:
         self.starts.append(number)
 
     def reported(self, number: int, metrics: Mapping[str, float]) -> None:
