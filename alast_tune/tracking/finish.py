@@ -9,7 +9,7 @@ from pathlib import Path
 
 from alast_tune.errors import ConfigError
 from alast_tune.results import RESEEDED, Reseeded
-from alast_tune.tracking.kept import EXPERIMENT, FILE, REFUSED, SWEEP, has_queue, refused
+from alast_tune.tracking.kept import EXPERIMENT, FILE, REFUSED, SWEEP, has_queue, refused_operations
 from alast_tune.tracking.page import FOLDER, fill_run_ids
 from alast_tune.tracking.queue import Operation, Queue
 from alast_tune.tracking.store import experiment_of, open_store
@@ -74,7 +74,7 @@ def finish(
     writer.flush(PATIENCE, LONGEST_WAIT, check)
     writer.close()
     fill_run_ids(queue.folder, queue.run_ids())
-    left, set_aside = queue.waiting, len(refused(queue.folder))
+    left, set_aside = queue.waiting, len(refused_operations(queue.folder))
     command = f"alast-tune sync {shlex.quote(str(queue.folder))}"
     if left:
         why = writer.trouble or "it is slow"

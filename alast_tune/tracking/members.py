@@ -88,4 +88,4 @@ def models_of(front: FrontFile, weights: Mapping[str, str], queue: Queue) -> Ite
 
 def _full(results: Sequence[TrialResult]) -> list[float] | None:
     """Find what full fine-tuning has come to; None before it has ended."""
-    return next((list(one.values) for one in results if one.landmark == "full" and one.values), None)
+    return next((list(one.values) for one in results if one.baseline == "full" and one.values), None)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from alast_tune.config import DataConfig
 from alast_tune.results import OBJECTIVES
-from alast_tune.storage import shown
+from alast_tune.storage import display_path
 
 FLOPS_PERCENT, MEMORY_PERCENT, PEAK_GIB = "flops_percent_of_full", "memory_percent_of_full", "peak_gib"
 """Metrics: costs beside those of full fine-tuning, and the peak in GiB."""
@@ -63,7 +63,7 @@ def dataset_of(data: DataConfig, fingerprint: str | None) -> dict[str, str]:
     if data.root is None:
         package = "scikit-learn" if data.dataset == "digits" else "torchvision"
         return found | {"source_type": "code", "source": json.dumps({"tags": {"mlflow.source.name": package}})}
-    return found | {"source_type": "local", "source": json.dumps({"uri": shown(data.root)})}
+    return found | {"source_type": "local", "source": json.dumps({"uri": display_path(data.root)})}
 
 
 def same_images(data: DataConfig, other: DataConfig) -> bool:

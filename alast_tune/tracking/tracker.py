@@ -191,7 +191,7 @@ class Tracker:
         tags = {"alast.state": result.state} | ({"alast.reason": result.reason} if result.reason else {})
         return self.end_trial(result.number, end_status(result), tags)
 
-    def settle(self, results: Sequence[TrialResult]) -> None:
+    def reconcile_runs(self, results: Sequence[TrialResult]) -> None:
         """End the runs of trials that the study has as ended: a driver may have died between the two."""
         self._costs.reconcile(results)
         for result in results:
