@@ -35,7 +35,7 @@ class Ui(BaseModel):
 
     def cli_cmd(self) -> None:
         """Become MLflow's server; where MLFLOW_TRACKING_URI is one already, only say where it is."""
-        from alast_tune.tracking import default_uri, open_store, prepare_view  # MLflow takes seconds to import
+        from alast_tune.tracking import connect, default_uri, prepare_view  # MLflow takes seconds to import
 
         uri, say = default_uri(self.storage), printer(Console(soft_wrap=True))
         if uri == f"sqlite:///{self.storage.absolute() / 'mlflow.db'}" and not (self.storage / "mlflow.db").exists():
@@ -43,7 +43,7 @@ class Ui(BaseModel):
             raise ConfigError("storage", display_path(self.storage), remedy)
         run_id = self._run_id()
         address = uri if uri.startswith("http") else f"http://{self.host}:{self.port}"
-        page = f"{address.rstrip('/')}{prepare_view(open_store(uri, self.storage)[0], run_id)}"
+        page = f"{address.rstrip('/')}{prepare_view(connect(uri, self.storage), run_id)}"
         say(f"open {page}")
         if self.browser and _has_display():
             subprocess.Popen([sys.executable, "-c", _OPEN, page], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -11,7 +11,7 @@ from alast_tune.tracking.finish import log_reseeded, sync
 from alast_tune.tracking.kept import pending, run_ids, sweep_run_id
 from alast_tune.tracking.page import describe_front
 from alast_tune.tracking.registry import RegistryError, check_names, register, tag_run
-from alast_tune.tracking.store import default_uri, is_file_based, open_store
+from alast_tune.tracking.store import connect, default_uri, is_file_based
 from alast_tune.tracking.tracker import Tracker
 from alast_tune.tracking.view import prepare_view
 
@@ -19,11 +19,11 @@ __all__ = [
     "RegistryError",
     "Tracker",
     "check_names",
+    "connect",
     "default_uri",
     "describe_front",
     "is_file_based",
     "log_reseeded",
-    "open_store",
     "pending",
     "prepare_view",
     "register",

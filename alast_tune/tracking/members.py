@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -78,7 +77,7 @@ def models_of(front: FrontFile, weights: Mapping[str, str], queue: Queue) -> Ite
     runs = [member.trial_id for member in front.front if member.trial_id in weights]
     runs = [run for run in runs if queue.run(run).status is not None]
     for run in runs:
-        name = f"{re.sub(r'[^0-9A-Za-z_ -]', '_', front.sweep)} {run}"  # MLflow takes no / : . and quotes
+        name = f"{front.sweep.replace('.', '_')} {run}"  # MLflow takes no point in it
         promote = shlex.join(["alast-tune", "promote", front.sweep, "--pick", run])
         tags = {"alast.trial": run, "alast.checkpoint": weights[run], "alast.promote": promote}
         yield Operation(run, "model", now, source=name, tags=tags)

@@ -42,7 +42,14 @@ from alast_tune.tune.schedule import MoAsha
 from alast_tune.tune.search import StudySearcher
 from alast_tune.tune.storage_errors import as_storage_error
 from alast_tune.tune.trainable import AlastTrainable
-from alast_tune.tune.trials import baselines, enqueue_baselines, enqueue_failed, open_study, results
+from alast_tune.tune.trials import (
+    baselines,
+    enqueue_baselines,
+    enqueue_failed,
+    name_metrics,
+    open_study,
+    results,
+)
 from alast_tune.tune.warm_start import Earlier, earlier_results, feed
 
 MARGIN = 1.1
@@ -203,6 +210,7 @@ def _begin(prepared: Prepared) -> optuna.Study:
     """Open the sweep's study; a new one begins with earlier results and the baselines."""
     sweep, folder = prepared.sweep, prepared.folder
     study = open_study(sweep, folder, new=not prepared.resume, must_exist=prepared.resume)
+    name_metrics(study)
     _keep(sweep, folder / "sweep.json")
     if "reference_point" not in study.user_attrs:
         study.set_user_attr("reference_point", prepared.reference)

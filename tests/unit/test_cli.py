@@ -210,7 +210,7 @@ def test_ui_prints_the_address_of_the_runs_and_becomes_the_server(
     became: list[list[str]] = []
     monkeypatch.setattr("os.execv", lambda program, words: became.append(words))
     main(["ui", "--storage", str(storage), "--port", "5001"])
-    page = "http://127.0.0.1:5001/#/experiments/1/runs?workflowType=machine_learning"
+    page = "http://127.0.0.1:5001/#/experiments?workflowType=machine_learning"
     assert capsys.readouterr().out == f"open {page}\n"
     with pytest.raises(SystemExit):
         main(["ui", "nope", "--storage", str(storage)])
