@@ -10,8 +10,9 @@ from pathlib import Path
 from alast_tune.errors import ConfigError
 from alast_tune.results import RESEEDED, Reseeded
 from alast_tune.tracking.kept import EXPERIMENT, FILE, REFUSED, SWEEP, has_queue, refused_operations
+from alast_tune.tracking.operation import Operation
 from alast_tune.tracking.page import FOLDER, fill_run_ids
-from alast_tune.tracking.queue import Operation, Queue
+from alast_tune.tracking.queue import Queue
 from alast_tune.tracking.store import experiment_of, open_store
 from alast_tune.tracking.writer import Writer
 

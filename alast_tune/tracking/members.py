@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from alast_tune.results import FrontFile, TrialResult
 from alast_tune.summary import trial_id
+from alast_tune.tracking.operation import Operation
 from alast_tune.tracking.people import percent_of_full
-from alast_tune.tracking.queue import Operation, Queue
+from alast_tune.tracking.queue import Queue
 
 _FULL, _TESTED, _MODELS = "full", "tested", "models"
 """What the queue notes of a sweep: the objectives of full fine-tuning, test accuracies, trials that have a model."""

@@ -23,9 +23,10 @@ from alast_tune.tracking.finish import finish
 from alast_tune.tracking.kept import EXPERIMENT, SWEEP
 from alast_tune.tracking.members import CostMetrics, models_of
 from alast_tune.tracking.names import run_name
+from alast_tune.tracking.operation import Operation
 from alast_tune.tracking.page import FOLDER, describe_front, with_run_ids, write_pages
 from alast_tune.tracking.people import dataset_of, readable_metrics, readable_param, same_images
-from alast_tune.tracking.queue import Operation, Queue
+from alast_tune.tracking.queue import Queue
 from alast_tune.tracking.store import experiment_of, open_store
 from alast_tune.tracking.writer import Writer
 

@@ -15,8 +15,9 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelOutput, Metric, Param, RunTag
 
 from alast_tune.tracking.kept import REFUSED, SWEEP
+from alast_tune.tracking.operation import Operation
 from alast_tune.tracking.page import FOLDER, fill_run_ids
-from alast_tune.tracking.queue import Operation, Queue
+from alast_tune.tracking.queue import Queue
 from alast_tune.tracking.store import is_outage, is_refusal, reason
 
 _FIRST_WAIT, _LONGEST_WAIT = 0.2, 5.0  # seconds between two tries; a server that is gone says so at once

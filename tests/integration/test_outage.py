@@ -29,7 +29,8 @@ from alast_tune.summary import summarise
 from alast_tune.tracking import Tracker, default_uri, pending, run_ids, sync, writer
 from alast_tune.tracking import finish as finish_module
 from alast_tune.tracking.kept import REFUSED, refused_operations
-from alast_tune.tracking.queue import Operation, Queue
+from alast_tune.tracking.operation import Operation
+from alast_tune.tracking.queue import Queue
 from tests.integration.harness import PATIENCE, ROOT, MlflowServer, Pareto, free_port
 
 if TYPE_CHECKING:
