@@ -1,6 +1,6 @@
 """Everything MLflow: one parent run a sweep, one child a trial, the front where people look.
 
-``tracker`` puts what happens to a sweep into ``operation``s; ``queue`` keeps them in the sweep's folder, and ``kept`` reads
+``tracker`` puts what happens to a sweep into operations; ``queue`` keeps them in the sweep's folder, and ``kept`` reads
 that; ``writer`` carries them out in a thread of its own, so that a store that is slow, full or away holds no sweep up;
 ``finish`` waits for it; ``store`` finds and opens the store. ``names`` and ``people`` are how runs read, ``members``
 what they learn after they have ended, ``page`` the front as MLflow shows it, ``view`` a sweep in MLflow's own lists and
