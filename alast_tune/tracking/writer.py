@@ -166,7 +166,8 @@ class Writer:
             if operation.do == "open" and self._queue.run(operation.run).run_id is None:
                 why = reason(error)  # and so will be all that is asked for it
             kept = f"; it is kept in {REFUSED}, all else goes on" if why else ""
-            self._say(f"MLflow refuses to {operation.do} run {operation.run}: {reason(error)}{kept}")
+            what = {"model": "give a model to"}.get(operation.do, operation.do)
+            self._say(f"MLflow refuses to {what} run {operation.run}: {reason(error)}{kept}")
         with self._changed:
             if self._abandoned:
                 return True
