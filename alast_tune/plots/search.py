@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,11 @@ class SearchReport:
     curves: Mapping[int, NDArray[np.float64]]
     """Trial number -> (E, 4): accuracy, training FLOPs, peak bytes and training seconds after each epoch; seconds
     are NaN where they were not kept."""
+    ended_hours: Mapping[int, float] = field(default_factory=dict)
+    """Trial number -> hours from the first trial's start to this one's end, the time between two drivers included;
+    only of the sweep's own."""
+    predicted_bytes: Mapping[int, float] = field(default_factory=dict)
+    """Trial number -> peak memory that was forecast before it was launched; without trials of older versions."""
 
 
 @dataclass(frozen=True)
