@@ -51,7 +51,9 @@ def front_figure(front: FrontFile, cloud: Cloud) -> tuple[Any, list[dict[str, An
         style = {"symbol": SYMBOLS[name], "size": 21, "color": colour, "line": {"color": colour, "width": 2}}
         masks[LANDMARKS[name]] = (mask_T, style)
     steps = {"color": BLUE, "width": 1.5, "shape": "hv"}
-    figure = go.Figure(go.Scatter(mode="lines", line=steps, opacity=0.6, hoverinfo="skip", showlegend=False))
+    figure = go.Figure(
+        go.Scatter(mode="lines", line=steps, opacity=0.6, name="attained", hoverinfo="skip", showlegend=False)
+    )
     for name, (mask_T, marker) in masks.items():
         chosen = np.flatnonzero(mask_T)
         figure.add_scatter(
