@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alast_tune.config import Choice, Distribution, FloatRange, IntRange, Variants
-from alast_tune.results import LANDMARKS, FrontFile, Reseeded, TrialResult
+from alast_tune.results import BASELINES, FrontFile, Reseeded, TrialResult
 from alast_tune.summary import trial_id
 
 REGION = 0.05
@@ -61,7 +61,7 @@ def edge_of_the_range(
     baselines do not count, whose parameters nobody has searched.
     """
     least = front.full["accuracy"] - REGION - 1e-9 if front.full else 0.0
-    members = {member.trial_id: member.objectives["accuracy"] for member in front.front if not member.landmark}
+    members = {member.trial_id: member.objectives["accuracy"] for member in front.front if not member.baseline}
     near = {name for name, accuracy in members.items() if accuracy >= least}
     chosen = near if len(near) >= LEAST_BEST else members.keys()
     best = [result for result in results if trial_id(result.number) in chosen]
@@ -90,7 +90,7 @@ def accuracy_is_unexplained(
     time. Above 5% of the shuffles reaching as much, nothing is explained.
     """
     trials = [
-        r for r in results if r.state == "complete" and r.values and not r.landmark and space.keys() <= r.params.keys()
+        r for r in results if r.state == "complete" and r.values and not r.baseline and space.keys() <= r.params.keys()
     ]
     groups = [
         found for path, item in space.items() if len(found := _groups(item, [t.params[path] for t in trials])) > 1
@@ -118,11 +118,11 @@ def accuracy_is_unexplained(
 def no_better_than_its_baseline(results: Sequence[TrialResult], alike: float = ALIKE) -> Note | None:
     """Name the baselines that no trial of the search replaces: as accurate but for ``alike``, cheaper in both costs."""
     complete = [(result, result.values) for result in results if result.state == "complete" and result.values]
-    searched = [values for result, values in complete if not result.landmark]
+    searched = [values for result, values in complete if not result.baseline]
     unbeaten = []
-    for baseline, (accuracy, flops, peak) in ((r.landmark, v) for r, v in complete if r.landmark):
+    for baseline, (accuracy, flops, peak) in ((r.baseline, v) for r, v in complete if r.baseline):
         if not any(a >= accuracy - alike - 1e-9 and f < flops and p < peak for a, f, p in searched):
-            unbeaten.append(f"{LANDMARKS[baseline]} ({accuracy:.4f})")
+            unbeaten.append(f"{BASELINES[baseline]} ({accuracy:.4f})")
     if not searched or not unbeaten:
         return None
     text = (

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from alast_tune.cli.front import find_sweep
 from alast_tune.cli.guard import TRACKING_INCOMPLETE
-from alast_tune.storage import Place, shown
+from alast_tune.storage import Place, display_path
 from alast_tune.terminal import front_table
 
 
@@ -30,6 +30,6 @@ class Report(BaseModel):
         console = Console(width=None if sys.stdout.isatty() else 120)
         console.print(front_table(report(folder, Console(stderr=True))))
         for name in ("front.json", REPORT):
-            console.print(f"{name}: {shown(folder / name)}", soft_wrap=True, highlight=False)
+            console.print(f"{name}: {display_path(folder / name)}", soft_wrap=True, highlight=False)
         if pending(folder):  # the tracker has said so
             sys.exit(TRACKING_INCOMPLETE)

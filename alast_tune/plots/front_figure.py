@@ -10,22 +10,22 @@ from numpy.typing import NDArray
 from alast_tune.health import REGION
 from alast_tune.plots.cloud import (
     ACCURACY,
+    BASELINE_COLOURS,
     BLUE,
     BYTES,
     FLOPS,
     GREY,
     INK,
-    LANDMARK_COLOURS,
     VERMILLION,
     Cloud,
     staircase,
 )
 from alast_tune.plots.document import AXIS, LAYOUT
 from alast_tune.plots.units import time_unit
-from alast_tune.results import LANDMARKS, FrontFile
+from alast_tune.results import BASELINES, FrontFile
 
 SYMBOLS = {"full": "square-open", "paper": "diamond-open"}
-"""Frames around the landmarks, which may be members of the front or dominated."""
+"""Frames around the baselines, which may be members of the front or dominated."""
 
 
 def front_figure(front: FrontFile, cloud: Cloud) -> tuple[Any, list[dict[str, Any]]]:
@@ -46,10 +46,10 @@ def front_figure(front: FrontFile, cloud: Cloud) -> tuple[Any, list[dict[str, An
         "front": (member_T & ~knee_T, {"color": BLUE, "size": 13, "line": edge}),
         "knee": (knee_T, {"color": VERMILLION, "symbol": "star", "size": 20, "line": edge}),
     }
-    for name, mask_T in cloud.landmarks.items():
-        colour = LANDMARK_COLOURS[name]
+    for name, mask_T in cloud.baselines.items():
+        colour = BASELINE_COLOURS[name]
         style = {"symbol": SYMBOLS[name], "size": 21, "color": colour, "line": {"color": colour, "width": 2}}
-        masks[LANDMARKS[name]] = (mask_T, style)
+        masks[BASELINES[name]] = (mask_T, style)
     steps = {"color": BLUE, "width": 1.5, "shape": "hv"}
     figure = go.Figure(
         go.Scatter(mode="lines", line=steps, opacity=0.6, name="attained", hoverinfo="skip", showlegend=False)
@@ -63,7 +63,7 @@ def front_figure(front: FrontFile, cloud: Cloud) -> tuple[Any, list[dict[str, An
             showlegend=len(chosen) > 0,
             customdata=[cloud.ids[index] for index in chosen],
             text=[cloud.hover[index] for index in chosen],
-            **({"hoverinfo": "skip"} if name in LANDMARKS.values() else {"hovertemplate": "%{text}<extra></extra>"}),
+            **({"hoverinfo": "skip"} if name in BASELINES.values() else {"hovertemplate": "%{text}<extra></extra>"}),
         )
     ring = {"symbol": "circle-open", "size": 26, "color": INK, "line": {"color": INK, "width": 2.5}}
     figure.add_scatter(

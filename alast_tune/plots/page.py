@@ -32,7 +32,7 @@ from alast_tune.plots.search_figures import (
     space_figure,
 )
 from alast_tune.plots.units import human_bytes, human_flops, short
-from alast_tune.results import LANDMARKS, FrontFile, FrontMember, Reseeded, TrialResult
+from alast_tune.results import BASELINES, FrontFile, FrontMember, Reseeded, TrialResult
 from alast_tune.summary import cheapest_within, trial_id
 
 if TYPE_CHECKING:
@@ -101,14 +101,14 @@ def _lead(front: FrontFile) -> str:
 def _cards(front: FrontFile, results: Sequence[TrialResult], command: str) -> Iterator[str]:
     """Write the answers: the cheapest member near full fine-tuning, and the compromise."""
     seconds = {trial_id(r.number): r.metrics["train_seconds"] for r in results if r.metrics.get("train_seconds")}
-    full_seconds = next((seconds.get(trial_id(r.number)) for r in results if r.landmark == "full"), None)
+    full_seconds = next((seconds.get(trial_id(r.number)) for r in results if r.baseline == "full"), None)
     asked: list[tuple[str, FrontMember | None]] = []
     for tolerance in TOLERANCES if front.full else ():
         points = f"{100 * tolerance:g} point{'s' * (tolerance != 0.01)}"
         asked.append((f"Cheapest within {points} of full fine-tuning", cheapest_within(front, tolerance)))
     knee = next((member for member in front.front if member.trial_id == front.knee), None)
     for heading, member in [*asked, ("Compromise (the knee)", knee)]:
-        if member is None or member.landmark == "full":
+        if member is None or member.baseline == "full":
             words = "Nothing that is cheaper" if member else "Nothing"
             yield f'<div class="card"><h3>{heading}</h3><div class="trial">{words}</div></div>'
             continue
@@ -123,7 +123,7 @@ def _cards(front: FrontFile, results: Sequence[TrialResult], command: str) -> It
             f'<div><div style="width: {min(1.0, value / whole):.1%}"></div></div></div>'
             for name, value, whole in shares
         )
-        method = LANDMARKS[member.landmark] if member.landmark else member.config.method.name
+        method = BASELINES[member.baseline] if member.baseline else member.config.method.name
         test = "" if member.test_accuracy is None else f", test {member.test_accuracy:.4f}"
         yield (
             f'<div class="card" data-trial="{html.escape(member.trial_id)}" title="A click copies the command">'
@@ -249,7 +249,7 @@ def _table(front: FrontFile, results: Sequence[TrialResult]) -> str:
         values = chosen.get(member.trial_id, {})
         test = "-" if member.test_accuracy is None else f"{member.test_accuracy:.4f}"
         cells = [
-            member.trial_id + (f" {LANDMARKS[member.landmark]}" if member.landmark else ""),
+            member.trial_id + (f" {BASELINES[member.baseline]}" if member.baseline else ""),
             f"{member.objectives['accuracy']:.4f}",
             *([test] if tested else []),
             human_flops(member.objectives["train_flops"]),

@@ -109,7 +109,7 @@ def importances_figure(report: SearchReport) -> Any:
 
 
 def convergence_figure(front: FrontFile, results: Sequence[TrialResult], report: SearchReport) -> Any:
-    """Draw accuracy after each epoch against what the run had cost so far: the front's members and the landmarks."""
+    """Draw accuracy after each epoch against what the run had cost so far: the front's members and the baselines."""
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots
 

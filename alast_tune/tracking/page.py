@@ -22,8 +22,8 @@ from alast_tune.plots import (
     report_html,
     space_png,
 )
-from alast_tune.results import LANDMARKS, RESEEDED, FrontFile, FrontMember, Reseeded, TrialResult
-from alast_tune.storage import shown
+from alast_tune.results import BASELINES, RESEEDED, FrontFile, FrontMember, Reseeded, TrialResult
+from alast_tune.storage import display_path
 from alast_tune.summary import trial_id
 
 FOLDER = "front"
@@ -75,7 +75,7 @@ def write_pages(
     every, results = results, drawn(front, results)
     sweep = folder.parent
     reseeded = Reseeded.read(sweep / RESEEDED) if (sweep / RESEEDED).exists() else None
-    words = [front.sweep if sweep.parent.absolute() == Path("runs").absolute() else shown(sweep)]
+    words = [front.sweep if sweep.parent.absolute() == Path("runs").absolute() else display_path(sweep)]
     front.write(folder / "front.json")
     (folder / "front_table.json").write_text(json.dumps(_table(front, results)), encoding="utf-8")
     pages: dict[str, Callable[[], str | bytes]] = {
@@ -146,7 +146,7 @@ def describe_front(front: FrontFile, results: Sequence[TrialResult], pages: Coll
     shown = _described(front)
     for m in shown:
         test = "-" if m.test_accuracy is None else f"{m.test_accuracy:.4f}"
-        notes = (["**knee**"] if m.trial_id == front.knee else []) + ([LANDMARKS[m.landmark]] if m.landmark else [])
+        notes = (["**knee**"] if m.trial_id == front.knee else []) + ([BASELINES[m.baseline]] if m.baseline else [])
         flops, peak = human_flops(m.objectives["train_flops"]), human_bytes(m.objectives["peak_bytes"])
         lines.append(
             f"| {m.trial_id} | {m.objectives['accuracy']:.4f} | {test} | {flops} | {peak} | {', '.join(notes)} |"
@@ -166,11 +166,11 @@ def describe_front(front: FrontFile, results: Sequence[TrialResult], pages: Coll
 
 
 def _described(front: FrontFile) -> list[FrontMember]:
-    """Choose members for a table that people read, evenly over the front; the ends, knee and landmarks among them."""
+    """Choose members for a table that people read, evenly over the front; the ends, knee and baselines among them."""
     if len(front.front) <= _ROWS:
         return list(front.front)
     places = {round(place * (len(front.front) - 1) / (_ROWS - 4)) for place in range(_ROWS - 3)}
-    return [m for n, m in enumerate(front.front) if n in places or m.landmark or m.trial_id == front.knee]
+    return [m for n, m in enumerate(front.front) if n in places or m.baseline or m.trial_id == front.knee]
 
 
 def _where(pages: Collection[str]) -> list[str]:
@@ -184,8 +184,8 @@ def _why_knee(front: FrontFile, results: Sequence[TrialResult]) -> str:
     """Say in figures what the knee gives and takes, beside full fine-tuning or else the most accurate member."""
     knee = next(member.objectives for member in front.front if member.trial_id == front.knee)
     best = max(front.front, key=lambda member: member.objectives["accuracy"])
-    full = next((result for result in results if result.landmark == "full" and result.values), None)
-    measure, name = (full.values, LANDMARKS["full"]) if full else (None, f"trial {best.trial_id}, the most accurate")
+    full = next((result for result in results if result.baseline == "full" and result.values), None)
+    measure, name = (full.values, BASELINES["full"]) if full else (None, f"trial {best.trial_id}, the most accurate")
     _, flops, peak = measure or tuple(best.objectives.values())
     share = knee["accuracy"] / best.objectives["accuracy"] if best.objectives["accuracy"] else 1.0
     return (

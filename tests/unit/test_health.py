@@ -10,7 +10,7 @@ import pytest
 
 from alast_tune import health
 from alast_tune.config import Choice, Distribution, FloatRange, IntRange, TrialConfig
-from alast_tune.results import FrontFile, Landmark, Reseeded, SeedRun, TrialResult
+from alast_tune.results import Baseline, FrontFile, Reseeded, SeedRun, TrialResult
 from alast_tune.summary import reseeded, summarise
 
 REFERENCE = (0.0, 4e12, 8e8)
@@ -19,9 +19,9 @@ RATE = {"train/learning_rate": FloatRange(low=1e-4, high=1e-2, log=True)}
 
 
 def trial(
-    number: int, values: tuple[float, float, float], params: Mapping[str, Any], landmark: Landmark | None = None
+    number: int, values: tuple[float, float, float], params: Mapping[str, Any], baseline: Baseline | None = None
 ) -> TrialResult:
-    return TrialResult(number, "complete", TrialConfig(), dict(params), values, 2, landmark=landmark)
+    return TrialResult(number, "complete", TrialConfig(), dict(params), values, 2, baseline=baseline)
 
 
 def on_the_front(path: str, *chosen: Any) -> tuple[FrontFile, list[TrialResult]]:

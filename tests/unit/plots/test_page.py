@@ -9,7 +9,7 @@ from plotly.offline import get_plotlyjs
 
 from alast_tune.plots import report_html
 from alast_tune.plots.cloud import NOBODY
-from alast_tune.results import LANDMARKS, SeedRun
+from alast_tune.results import BASELINES, SeedRun
 from alast_tune.summary import reseeded, summarise
 from tests.unit.plots.figures import COMPLETE, REFERENCE, REPORT, blocks, sweep, traces
 
@@ -31,7 +31,7 @@ def ended(results):
 
 
 def test_page_has_every_part_that_there_is_something_to_show_of():
-    front, results = sweep(COMPLETE, landmarks={1: "paper"})
+    front, results = sweep(COMPLETE, baselines={1: "paper"})
     whole = report_html(front, results, replace(ended(results), predicted_bytes={0: 5e7}), {0: blocks(), 1: blocks()})
     assert headings(whole) == [
         "Health",
@@ -57,7 +57,7 @@ def test_page_needs_no_network_and_holds_plotly_once():
 
 
 def test_answer_names_the_cheapest_near_full_fine_tuning_and_the_command():
-    front, results = sweep(COMPLETE | FULL, landmarks={0: "full"})
+    front, results = sweep(COMPLETE | FULL, baselines={0: "full"})
     results[0] = replace(results[0], metrics={"train_seconds": 40.0})
     results[1] = replace(results[1], metrics={"train_seconds": 10.0})
     page = report_html(front, results, words=["/elsewhere/demo"])
@@ -73,7 +73,7 @@ def test_answer_names_the_cheapest_near_full_fine_tuning_and_the_command():
 
 
 def test_where_nothing_is_cheaper_the_answer_says_so():
-    front, results = sweep({0: (0.97, 2.8e12, 5.9e7), 1: (0.5, 1e12, 3e7)}, landmarks={0: "full"})
+    front, results = sweep({0: (0.97, 2.8e12, 5.9e7), 1: (0.5, 1e12, 3e7)}, baselines={0: "full"})
     page = report_html(front, results)
     assert page.count("Nothing that is cheaper") == 2
     assert page.count('<div class="card" data-trial=') == 1
@@ -82,14 +82,14 @@ def test_where_nothing_is_cheaper_the_answer_says_so():
 
 
 def test_front_has_an_axis_a_cost_and_time_where_it_is_known():
-    front, results = sweep(COMPLETE | {5: (0.93, 2.8e12, 5.9e7)}, landmarks={5: "full"})
+    front, results = sweep(COMPLETE | {5: (0.93, 2.8e12, 5.9e7)}, baselines={5: "full"})
     page = report_html(front, results)
     steps, dominated, others, knee, full, picked = traces(page)
     assert [trace.get("name") for trace in (dominated, others, knee, full, picked)] == [
         "dominated",
         "front",
         "knee",
-        LANDMARKS["full"],
+        BASELINES["full"],
         "picked",
     ]
     members = {member.trial_id for member in front.front}
@@ -118,7 +118,7 @@ def test_front_has_an_axis_a_cost_and_time_where_it_is_known():
 
 
 def test_what_stands_for_a_baseline_in_the_space_is_not_what_it_had():
-    front, results = sweep(COMPLETE, landmarks={0: "full", 1: "paper"})
+    front, results = sweep(COMPLETE, baselines={0: "full", 1: "paper"})
     hover = {
         text.split("<br>")[0]: text for trace in traces(report_html(front, results)) for text in trace.get("text", [])
     }
