@@ -56,7 +56,7 @@ def test_best_trials_at_the_edge_of_a_range_are_named(item: Distribution, chosen
 
 
 def test_trials_far_below_full_fine_tuning_say_nothing_of_edges() -> None:
-    front, results = on_the_front("train/learning_rate", 1e-3, 1e-3, 1e-3)
+    _, results = on_the_front("train/learning_rate", 1e-3, 1e-3, 1e-3)
     cheap = [trial(9 + n, (0.5 - n / 100, 1e11 - n * 1e10, 1e8), {"train/learning_rate": 1e-4}) for n in range(6)]
     with_cheap = summarise("s", results + cheap, REFERENCE)
     assert len(with_cheap.front) == 10

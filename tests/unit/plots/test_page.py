@@ -160,8 +160,10 @@ def test_ends_say_how_far_trials_went_and_why_they_stopped():
             "1",
             "8",
             "4",
-            "trial 0003: failed: CUDA error; trial 0007: place 3 of 4 there, dominated by 0001; "
-            "trial 0008: over a limit: peak 9 GiB; trial 0009: others had more accuracy at less cost",
+            (
+                "trial 0003: failed: CUDA error; trial 0007: place 3 of 4 there, dominated by 0001; "
+                "trial 0008: over a limit: peak 9 GiB; trial 0009: others had more accuracy at less cost"
+            ),
         ],
         ["2", "4", "0", "4 ran their whole budget"],
     ]
