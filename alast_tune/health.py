@@ -17,8 +17,8 @@ REGION = 0.05
 """Members within so much of full fine-tuning's accuracy are of interest."""
 EDGE = 0.05
 """A value in this share of its range, on the scale that is searched, lies at its edge."""
-LEAST_BEST, LEAST_TRIALS = 3, 20
-"""Fewer good trials say nothing about edges; fewer trials say nothing about what explains accuracy."""
+LEAST_BEST, LEAST_TRIALS, MOST_TRIALS = 3, 20, 2000
+"""Fewer good trials say nothing about edges, fewer trials nothing about what explains accuracy; of more, so many do."""
 ALIKE = 0.01
 """A trial whose accuracy is less than a baseline's by at most this may replace the baseline."""
 FORECAST_ERROR = 0.1
@@ -92,6 +92,7 @@ def accuracy_is_unexplained(
     trials = [
         r for r in results if r.state == "complete" and r.values and not r.baseline and space.keys() <= r.params.keys()
     ]
+    trials = trials[:: -(-len(trials) // MOST_TRIALS) or 1]
     groups = [
         found for path, item in space.items() if len(found := _groups(item, [t.params[path] for t in trials])) > 1
     ]

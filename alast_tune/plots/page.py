@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 TOLERANCES = (0.01, REGION)
 """The answer is the cheapest member within so much of full fine-tuning's accuracy."""
 OUTPUT = "-o best.yaml"
+"""How the command to promote a trial ends."""
 LINES = 12
 """So many trials at most are named with the reason why they stopped at an epoch."""
 NOTHING = SearchReport(space={}, importances={}, curves={})
@@ -83,9 +84,10 @@ def report_html(
         *_search(front, results, shown, search),
         _ends(results),
     ]
-    if memory:
+    in_figure = {one.number: memory[one.number] for one in shown if one.number in memory}
+    if in_figure:
         text = "What a trial was forecast to need before it was launched, and what it needed. Shaded: within 10%."
-        sections.append(Section("memory", memory_figure(memory), "Memory, forecast and measured", text))
+        sections.append(Section("memory", memory_figure(in_figure), "Memory, forecast and measured", text))
     sections += block_sections(front, results, blocks or {})
     return document(title, _lead(front), sections)
 
