@@ -264,8 +264,10 @@ def _table(front: FrontFile, results: Sequence[TrialResult]) -> str:
 
 
 def _cells(values: Sequence[str], tag: str) -> str:
-    # A path may break after a slash, or a table of ten settings is three screens wide.
-    return "".join(f"<{tag}>{html.escape(value).replace('/', '/<wbr>')}</{tag}>" for value in values)
+    # A path may break after a slash or a dash, or a table of ten settings is three screens wide.
+    return "".join(
+        f"<{tag}>{html.escape(value).replace('/', '/<wbr>').replace('_', '_<wbr>')}</{tag}>" for value in values
+    )
 
 
 def _in_script(values: Any) -> str:
