@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from PIL import Image
-from pydantic import ByteSize, TypeAdapter
 
 from alast_tune.choices.settings import (
     LARGEST_SIDE,
@@ -24,7 +23,7 @@ from alast_tune.choices.settings import (
     rates_of,
     space_of,
 )
-from alast_tune.config import AlastConfig, DataConfig, FullConfig, ModelConfig, SweepConfig, TrialConfig, parse
+from alast_tune.config import AlastConfig, DataConfig, FullConfig, Limits, ModelConfig, SweepConfig, TrialConfig, parse
 from alast_tune.cost import step_peak_bytes
 from alast_tune.data import Splits, load_splits
 from alast_tune.data.folders import open_folder
@@ -133,10 +132,11 @@ def sweep_of_folder(
         ConfigError: no image folder of two or more classes, no such model, or none whose weights are here; or a given
             setting that cannot work.
     """
-    open_folder(Path(folder).expanduser())  # says what is wrong with it, before anything else is
     data = {"dataset": "folder", "root": str(folder)}
     trial = _merged({"data": data}, dict(settings.get("trial", {})))
     own = parse(TrialConfig, trial)
+    open_folder(own.data.root)  # says what is wrong with it before anything else is looked at
+    limit_bytes = _bytes(settings.get("max_memory"))
     trial = _merged(trial, {"model": model_settings(model, own.model)})
     own = parse(TrialConfig, trial)
     _check_weights(own.model)
@@ -161,7 +161,7 @@ def sweep_of_folder(
     choose("train/precision", precision, precision, card if machine.card_bytes else "there is no CUDA device here")
     own = parse(TrialConfig, trial)
     peak = _full_peak(own)
-    limit = min(machine.limit_bytes, _bytes(settings.get("max_memory")))
+    limit = min(machine.limit_bytes, limit_bytes)
     batch = batch_size(images, peak, limit)
     roomy = batch == batch_size(images, peak, math.inf)
     why = (
@@ -216,7 +216,8 @@ def _merged(values: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any
 
 
 def _bytes(given: Any) -> float:
-    return math.inf if given is None else float(TypeAdapter(ByteSize).validate_python(given))
+    limits = parse(Limits, {"max_memory": given})
+    return math.inf if limits.max_memory is None else float(limits.max_memory)
 
 
 def _full_peak(trial: TrialConfig) -> Callable[[int], float]:

@@ -66,16 +66,16 @@ class AlastTune(BaseSettings):
         cli_shortcuts={"train.epochs": "epochs", "data.all-data": "all-data", "output": "o"},
     )
 
-    sweep: CliSubCommand[Sweep] = Field(description="search for the front: --preset demo")
+    sweep: CliSubCommand[Sweep] = Field(description="search for the front: /data/pets, or --preset demo")
     ui: CliSubCommand[Ui] = Field(description="open MLflow on the sweeps")
     list: CliSubCommand[List] = Field(description="list the sweeps under --storage")
-    front: CliSubCommand[Front] = Field(description="print a front, or what of it keeps limits: demo --max-memory 1GiB")
-    promote: CliSubCommand[Promote] = Field(description="choose a member for production: demo --pick knee -o best.yaml")
-    train: CliSubCommand[Train] = Field(description="train a configuration: --config best.yaml -o runs/production")
+    front: CliSubCommand[Front] = Field(description="print a front: demo --max-memory 1GiB")
+    promote: CliSubCommand[Promote] = Field(description="choose a member: demo --pick knee -o best.yaml")
+    train: CliSubCommand[Train] = Field(description="train a configuration: --config best.yaml")
     report: CliSubCommand[Report] = Field(description="draw a sweep's pages again: demo")
     sync: CliSubCommand[Sync] = Field(description="write to MLflow what it has missed: demo")
     clean: CliSubCommand[Clean] = Field(description="delete checkpoints that nothing needs: demo --dry-run")
-    doctor: CliSubCommand[Doctor] = Field(description="look at this machine, or at a model and data")
+    doctor: CliSubCommand[Doctor] = Field(description="look at this machine")
 
     @classmethod
     def settings_customise_sources(
