@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import re
 import sys
-from typing import Any
+from inspect import cleandoc
+from typing import Any, get_args
 
 from pydantic import BaseModel, Field
 from pydantic_settings import (
@@ -87,6 +88,12 @@ class AlastTune(BaseSettings):
     def cli_cmd(self) -> None:
         """Run the subcommand."""
         CliApp.run_subcommand(self)
+
+
+for _field in AlastTune.model_fields.values():
+    for _command in get_args(_field.annotation):
+        if issubclass(_command, BaseModel):  # argparse prints a docstring as it stands, indents and all
+            _command.__doc__ = cleandoc(_command.__doc__ or "")
 
 
 @guarded

@@ -65,11 +65,8 @@ def short_help(fields: Iterable[str]) -> str:
     others = [f"--{name.replace('_', '-')}" for name in fields]
     rest = ", ".join(option for option in others if option not in grouped)
     more = f"{rest}; any setting of a trial, as --trial.train.epochs 10: see --help-all"
-    parts.append(
-        "the rest\n"
-        + textwrap.fill(more, WIDTH, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
-        + "\n"
-    )
+    filled = textwrap.fill(more, WIDTH, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
+    parts.append(f"the rest\n{filled}\n")
     return "\n".join([*parts, EXAMPLES])
 
 
