@@ -41,7 +41,7 @@ def yaml_of(sweep: SweepConfig) -> str:
 
     Read again it is the same sweep.
     """
-    values = sweep.given()
+    values = sweep.given_values()
     defaults = {name: field.default for name, field in SweepConfig.model_fields.items()}
     defaults["storage"] = str(defaults["storage"])
     kept = {name: value for name, value in values.items() if name in {"name", "trial", "space"}}

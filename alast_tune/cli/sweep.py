@@ -40,7 +40,7 @@ from alast_tune.cli.sweep_help import short_help
 from alast_tune.config import ModelConfig, SweepConfig, given_file, parse, read_mapping, stored_sweep
 from alast_tune.errors import ConfigError
 from alast_tune.results import FrontFile
-from alast_tune.storage import copy_of, listing, names_with, shown
+from alast_tune.storage import copy_of, display_path, listing, names_with
 from alast_tune.summary import check_complete
 from alast_tune.terminal import answers, front_table, printer, reseeded_table
 from alast_tune.tracking import pending
@@ -94,7 +94,7 @@ class Preset(PydanticBaseSettingsSource):
         return wish if goes_on else free_name(storage, wish)
 
     def _stored(self, folder: Path, place: str) -> dict[str, Any]:
-        stored = stored_sweep(folder).given()
+        stored = stored_sweep(folder).given_values()
         return {name: value for name, value in stored.items() if name != "storage"} | {"storage": place}
 
     def _of_folder(self, folder: str, storage: Path) -> dict[str, Any]:
@@ -106,7 +106,7 @@ class Preset(PydanticBaseSettingsSource):
             raise ConfigError("folder", folder, f"is a preset, not a folder of images; give it as --preset {folder}")
         own = {name: value for name, value in given.items() if name in SweepConfig.model_fields}
         choices = sweep_of_folder(given_file("folder", folder), model=given.get("model"), **own | {"name": name})
-        return choices.sweep.given() | {"chosen": [str(line) for line in choices.said]}
+        return choices.sweep.given_values() | {"chosen": [str(line) for line in choices.said]}
 
     def _preset(self, preset: str) -> tuple[Path, dict[str, Any]]:
         known = Path(preset).suffix not in {".yaml", ".yml", ".json"}
@@ -197,7 +197,7 @@ def main(arguments: list[str] | None = None) -> None:
             print(f"{name:20}{(PRESETS / f'{name}.yaml').read_text().splitlines()[0].removeprefix('# ')}")
         return
     options = CliApp.run(Sweep, cli_args=words)
-    sweep = parse(SweepConfig, options.given())
+    sweep = parse(SweepConfig, options.given_values())
     console = Console(width=None if sys.stdout.isatty() else 120)
     resume = options.resume is not None or (options.go_on and is_begun(sweep))
     say = printer(console)
@@ -220,7 +220,7 @@ def main(arguments: list[str] | None = None) -> None:
     console.print(front_table(front))
     if options.reseed is not None and any(result.state == "complete" for result in results):
         console.print(reseeded_table(reseed(file.parent, options.reseed, console)))
-    say(f"front: {shown(file)}")
+    say(f"front: {display_path(file)}")
     say(f"MLflow: {shlex.join(['alast-tune', 'ui', *storage])}")
     check_complete(sweep.name, results)
     if pending(file.parent):  # the tracker has said so

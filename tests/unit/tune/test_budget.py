@@ -87,7 +87,7 @@ def test_a_resumed_sweep_goes_on_counting_finishes_what_had_begun_and_starts_mor
 def test_a_budget_is_written_as_people_write_it(given: Any, seconds: float) -> None:
     sweep = parse(SweepConfig, {"time_budget": given, "space": SPACE})
     assert sweep.time_budget == seconds
-    assert parse(SweepConfig, sweep.given()) == sweep
+    assert parse(SweepConfig, sweep.given_values()) == sweep
 
 
 @pytest.mark.parametrize("given", ["2", "h", "", "1.2.3h", "2 days", "-1h", "0s"])
