@@ -134,6 +134,8 @@ def sweep_of_folder(
     """
     data = {"dataset": "folder", "root": str(folder)}
     trial = _merged({"data": data}, dict(settings.get("trial", {})))
+    if "method" in trial:
+        trial["method"] = {"name": "alast"} | trial["method"]
     own = parse(TrialConfig, trial)
     open_folder(own.data.root)  # says what is wrong with it before anything else is looked at
     limit_bytes = _bytes(settings.get("max_memory"))
@@ -161,12 +163,9 @@ def sweep_of_folder(
     choose("train/precision", precision, precision, card if machine.card_bytes else "there is no CUDA device here")
     own = parse(TrialConfig, trial)
     peak = _full_peak(own)
-    limit = min(machine.limit_bytes, limit_bytes)
-    batch = batch_size(images, peak, limit)
-    roomy = batch == batch_size(images, peak, math.inf)
-    why = (
-        f"{-(-images // batch)} steps an epoch" if roomy else "the largest with which full fine-tuning fits into memory"
-    )
+    batch = batch_size(images, peak, min(machine.limit_bytes, limit_bytes))
+    lowered = batch < batch_size(images, peak, math.inf)
+    why = "so that full fine-tuning fits into memory" if lowered else f"{-(-images // batch)} steps an epoch"
     choose("train/batch_size", batch, str(batch), why)
     batch, steps = trial["train"]["batch_size"], STEPS[bool(machine.card_bytes)]
     epochs = epoch_count(images, int(batch), steps)

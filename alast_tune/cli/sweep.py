@@ -119,7 +119,6 @@ class Preset(PydanticBaseSettingsSource):
 class Sweep(BaseSettings, SweepConfig):
     """The command line: every setting of a sweep, and where the others come from."""
 
-    __doc__ = __doc__  # --help shows the module's
     model_config = SettingsConfigDict(
         extra="forbid", frozen=True, cli_prog_name="alast-tune sweep", cli_exit_on_error=False
     )
@@ -164,6 +163,9 @@ class Sweep(BaseSettings, SweepConfig):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Command line first, then the preset; no environment variables."""
         return init_settings, Preset(settings_cls)
+
+
+Sweep.__doc__ = __doc__  # which --help-all shows
 
 
 def free_name(storage: Path, wish: str) -> str:

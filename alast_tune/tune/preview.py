@@ -141,9 +141,10 @@ def _places(sweep: SweepConfig, machine: Machine, points: list[Costs], trials: i
     cards = float(torch.cuda.device_count()) if machine.card_bytes else 0.0
     memory = RAY_SHARE * machine.memory_bytes or 1e18
     packing = Packing(sweep, [Node("here", machine.cpus, cards, memory, machine.card_bytes or 0.0)])
+    peaks = [point.peak_bytes for point in points if packing.fits(point.peak_bytes)]
     count = 0
-    while count < min(trials, sweep.concurrent or trials) and packing.room:
-        packing.place(points[count % len(points)].peak_bytes)
+    while peaks and count < min(trials, sweep.concurrent or trials) and packing.fits(peaks[count % len(peaks)]):
+        packing.place(peaks[count % len(peaks)])
         count += 1
     return count
 
