@@ -49,6 +49,8 @@ from alast_tune.tune.study import run_sweep
 
 PRESETS = Path(__file__).parents[1] / "presets"
 
+_UNLISTED = {"folder", "chosen", "trial", "help_all"}
+"""Settings that the short help has no option for, or names by itself."""
 _OF_WEIGHTS = {"name", "checkpoint", "checkpoint_key"}
 """Settings of a preset's model that ``--model`` replaces."""
 
@@ -132,6 +134,7 @@ class Sweep(BaseSettings, SweepConfig):
         None,
         description="a timm name (vit_base_patch16_224), local weights (a file or a folder), or embedded",
     )
+    help_all: CliImplicitFlag[bool] = Field(False, description="print this: every setting, of a trial too")
     dry_run: CliImplicitFlag[bool] = Field(
         False, description="print what was chosen, the forecast, and the YAML that it amounts to; run nothing"
     )
@@ -191,7 +194,7 @@ def main(arguments: list[str] | None = None) -> None:
     # Both spellings of a name are taken: --max-memory and --max_memory.
     words = [re.sub(r"^--[^=]+", lambda name: "--" + name[0][2:].replace("-", "_"), word) for word in given]
     if {"--help", "-h"} & set(words):
-        print(short_help(name for name in Sweep.model_fields if name not in {"folder", "chosen", "trial"}), end="")
+        print(short_help(name for name in Sweep.model_fields if name not in _UNLISTED), end="")
         return
     words = ["--help" if word == "--help_all" else word for word in words]
     if "--list_presets" in words:

@@ -132,7 +132,7 @@ class Packing:
     @property
     def room(self) -> bool:
         """Whether there is room for one more trial, if it is a small one."""
-        return self.fits(0)
+        return any(pool.load_with(self._request(pool, 0)) <= 1 for pool in self._pools)
 
     def fits(self, peak_bytes: int) -> bool:
         """Whether a trial of this predicted peak could start now."""
