@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 
 from alast_tune.choices.settings import (
@@ -27,7 +26,7 @@ from alast_tune.config import AlastConfig, DataConfig, FullConfig, Limits, Model
 from alast_tune.cost import step_peak_bytes
 from alast_tune.data import Splits, load_splits
 from alast_tune.data.folders import open_folder
-from alast_tune.data.machine import available_bytes, cpu_count
+from alast_tune.data.machine import available_bytes, cpu_count, smallest_card
 from alast_tune.errors import ConfigError
 from alast_tune.methods import build_method
 from alast_tune.models import VisionTransformer, architecture_of, check_weights, input_spec, outline
@@ -71,12 +70,7 @@ def name_of(folder: Path) -> str:
 
 def this_machine(device: str = "auto") -> Machine:
     """Say what there is for trials here; ``device`` as in ``train.device``."""
-    cpus, memory = cpu_count(), available_bytes()
-    if device == "cpu" or not torch.cuda.is_available():
-        return Machine(cpus, memory)
-    cards = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
-    smallest = min(card.total_memory for card in cards)
-    return Machine(cpus, memory, smallest, torch.cuda.is_bf16_supported(including_emulation=False))
+    return Machine(cpu_count(), available_bytes(), *(smallest_card() if device != "cpu" else ()))
 
 
 def model_settings(model: str | Path | None, own: ModelConfig) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from alast_tune.choices import Machine
 from alast_tune.cli import main
@@ -16,7 +17,7 @@ from alast_tune.cli.sweep import PRESETS, Sweep, presets
 from alast_tune.config import SweepConfig, parse, read_mapping
 from alast_tune.errors import ConfigError
 from alast_tune.tune.forecast import Costs
-from alast_tune.tune.preview import Pace, Preview, hours_of, preview
+from alast_tune.tune.preview import Pace, Preview, hours_of, pace, preview
 
 Said = pytest.CaptureFixture[str]
 
@@ -161,6 +162,13 @@ def test_hours_are_pace_times_images_over_trials_at_a_time() -> None:
     one, whole = hours_of(seen, Pace(0.1, 0.01), {"train": 3600, "validation": 7200}, epochs=2)
     assert one == pytest.approx(2 * (0.1 + 0.02))
     assert whole == pytest.approx((5 * 0.2 + 6 * 0.04) / 2)
+
+
+def test_the_pace_is_that_of_full_fine_tuning_on_a_trials_threads() -> None:
+    before = torch.get_num_threads()
+    timed = pace(small())
+    assert 0 < timed.look_seconds < timed.step_seconds  # a step is a forward and a backward
+    assert torch.get_num_threads() == before
 
 
 def test_hours_are_not_made_up_for_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
