@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import re
 import sys
-from typing import Any
+from inspect import cleandoc
+from typing import Any, get_args
 
 from pydantic import BaseModel, Field
 from pydantic_settings import (
@@ -66,16 +67,16 @@ class AlastTune(BaseSettings):
         cli_shortcuts={"train.epochs": "epochs", "data.all-data": "all-data", "output": "o"},
     )
 
-    sweep: CliSubCommand[Sweep] = Field(description="search for the front: --preset demo")
+    sweep: CliSubCommand[Sweep] = Field(description="search for the front: /data/pets, or --preset demo")
     ui: CliSubCommand[Ui] = Field(description="open MLflow on the sweeps")
     list: CliSubCommand[List] = Field(description="list the sweeps under --storage")
-    front: CliSubCommand[Front] = Field(description="print a front, or what of it keeps limits: demo --max-memory 1GiB")
-    promote: CliSubCommand[Promote] = Field(description="choose a member for production: demo --pick knee -o best.yaml")
-    train: CliSubCommand[Train] = Field(description="train a configuration: --config best.yaml -o runs/production")
+    front: CliSubCommand[Front] = Field(description="print a front: demo --max-memory 1GiB")
+    promote: CliSubCommand[Promote] = Field(description="choose a member: demo --pick knee -o best.yaml")
+    train: CliSubCommand[Train] = Field(description="train a configuration: --config best.yaml")
     report: CliSubCommand[Report] = Field(description="draw a sweep's pages again: demo")
     sync: CliSubCommand[Sync] = Field(description="write to MLflow what it has missed: demo")
     clean: CliSubCommand[Clean] = Field(description="delete checkpoints that nothing needs: demo --dry-run")
-    doctor: CliSubCommand[Doctor] = Field(description="look at this machine, or at a model and data")
+    doctor: CliSubCommand[Doctor] = Field(description="look at this machine")
 
     @classmethod
     def settings_customise_sources(
@@ -87,6 +88,12 @@ class AlastTune(BaseSettings):
     def cli_cmd(self) -> None:
         """Run the subcommand."""
         CliApp.run_subcommand(self)
+
+
+for _field in AlastTune.model_fields.values():
+    for _command in get_args(_field.annotation):
+        if issubclass(_command, BaseModel):  # argparse prints a docstring as it stands, indents and all
+            _command.__doc__ = cleandoc(_command.__doc__ or "")
 
 
 @guarded

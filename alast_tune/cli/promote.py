@@ -24,7 +24,10 @@ from alast_tune.train import load_trial
 
 
 class Promote(Limits):
-    """Choose a member of a front for production: its whole configuration in a file, its model in MLflow's registry."""
+    """Choose a member of a front for production: its whole configuration in a file, its model in MLflow's registry.
+
+    Example: alast-tune promote demo --pick knee -o best.yaml
+    """
 
     sweep: CliPositionalArg[Place] = Field(description="its folder, its front.json, or its name under --storage")
     output: Path = Field(description="the configuration's file, for train --config (also -o)")

@@ -109,7 +109,10 @@ def read_mapping(path: Path) -> dict[str, Any]:
     return values
 
 
-def write_yaml(values: dict[str, Any]) -> str:
-    """Write a mapping as :func:`read_mapping` reads it."""
-    text: str = yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+def write_yaml(values: dict[str, Any], compact: bool = False) -> str:
+    """Write a mapping as :func:`read_mapping` reads it; ``compact``: the innermost ones in a line each."""
+    flow = None if compact else False
+    text: str = yaml.dump(
+        values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=flow, width=120
+    )
     return text
