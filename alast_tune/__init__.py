@@ -10,13 +10,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from alast_tune.api import Sweep, sweep
-    from alast_tune.api import open_sweep as open  # noqa: A004 what alast_tune.open is for
+    from alast_tune.api import Sweep, open_sweep, sweep
     from alast_tune.config import SweepConfig, TrialConfig
     from alast_tune.methods import build_method
     from alast_tune.models import create_model
     from alast_tune.train import fit
     from alast_tune.tune.study import run_sweep
+
+    open = open_sweep  # noqa: A001 alast_tune.open reads well, and hides nothing outside this module
 
 __version__ = "0.1.0"
 

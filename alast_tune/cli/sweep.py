@@ -63,10 +63,7 @@ class Preset(PydanticBaseSettingsSource):
         return {"name": file.stem if goes_on else free_name(storage, file.stem)} | values
 
     def _preset(self, preset: str) -> tuple[Path, dict[str, Any]]:
-        known = Path(preset).suffix not in {".yaml", ".yml", ".json"}
-        file = PRESETS / f"{preset}.yaml" if known else given_file("preset", preset)
-        if not file.exists():
-            raise ConfigError("preset", preset, f"not a file and none of {', '.join(presets())}")
+        file = preset_file(preset)
         return file, read_mapping(file)
 
 
@@ -111,6 +108,19 @@ def free_name(storage: Path, wish: str) -> str:
     """Name a new sweep as its preset, with a number behind where that is taken."""
     names = (wish if number == 1 else f"{wish}-{number}" for number in count(1))
     return next(name for name in names if not listing(storage / name))
+
+
+def preset_file(preset: str) -> Path:
+    """Find a preset by its name, or by the path of a YAML file.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    known = Path(preset).suffix not in {".yaml", ".yml", ".json"}
+    file = PRESETS / f"{preset}.yaml" if known else given_file("preset", preset)
+    if not file.exists():
+        raise ConfigError("preset", preset, f"not a file and none of {', '.join(presets())}")
+    return file
 
 
 def is_begun(sweep: SweepConfig) -> bool:
