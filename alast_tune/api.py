@@ -18,7 +18,7 @@ from alast_tune.config import Limits, SweepConfig, TrialConfig, parse, read_mapp
 from alast_tune.errors import ConfigError
 from alast_tune.notebook import NotebookProgress, front_as_html, log_console
 from alast_tune.results import FrontFile, FrontMember, TrialResult
-from alast_tune.storage import copy_of, fetch, shown
+from alast_tune.storage import copy_of, display_path, fetch
 from alast_tune.summary import cheapest_within, check_complete, trial_id
 from alast_tune.summary import within as members_within
 
@@ -72,7 +72,7 @@ def open_sweep(sweep: str | Path, storage: str | Path = "runs") -> Sweep:
     folder = find_sweep(_place("sweep", sweep), _place("storage", storage))
     if not any((folder / file).exists() for file in ("sweep.json", "front.json")):
         raise ConfigError(
-            "sweep", shown(folder), "holds neither a sweep.json nor a front.json: it is no sweep's folder"
+            "sweep", display_path(folder), "holds neither a sweep.json nor a front.json: it is no sweep's folder"
         )
     return Sweep(folder)
 
@@ -242,11 +242,11 @@ class Sweep:
         Raises:
             ConfigError: a setting that changes results, or another driver is at work on the sweep.
         """
-        config = parse(SweepConfig, _merged(self.config.given(), settings))
+        config = parse(SweepConfig, _merged(self.config.given_values(), settings))
         return _run(config, resume=True, retry_failed=retry_failed, callbacks=callbacks, console=console)
 
     def __repr__(self) -> str:
-        return f"<Sweep {shown(self.folder)}>"
+        return f"<Sweep {display_path(self.folder)}>"
 
     def __str__(self) -> str:
         """What ``alast-tune front`` prints."""
@@ -254,7 +254,7 @@ class Sweep:
 
         front, console = self.front_file, Console(width=120, no_color=True, force_terminal=False, force_jupyter=False)
         with console.capture() as captured:
-            for line in answers(front, [shown(self.folder)]):
+            for line in answers(front, [display_path(self.folder)]):
                 printer(console)(line)
             console.print(front_table(front))
         return captured.get().rstrip()
@@ -272,7 +272,7 @@ class Sweep:
         from alast_tune.tune.trials import epochs_of, open_study, results
 
         fetch(self.folder)
-        study = open_study(self.config, self.folder, there=True)
+        study = open_study(self.config, self.folder, must_exist=True)
         epochs = {trial.number: epochs_of(trial.user_attrs) for trial in study.get_trials(deepcopy=False)}
         return results(study, self.config), {number: rows[-1][-1] for number, rows in epochs.items() if rows}
 
@@ -321,7 +321,7 @@ def _configuration(
         given = "not given" if what is None else preset
         raise ConfigError("preset", given, 'give one: a folder of images, a SweepConfig, or preset="demo"')
     if isinstance(what, SweepConfig):
-        return parse(SweepConfig, _merged(what.given(), settings)) if settings else what
+        return parse(SweepConfig, _merged(what.given_values(), settings)) if settings else what
     if what is not None:
         raise ConfigError("folder", what, "sweeps of folders are being built")
     return _of_preset(str(preset), settings)
@@ -340,7 +340,7 @@ def _merged(values: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str,
     """Put settings into nested values, as the command line puts its options into a preset's."""
     found = dict(values)
     for name, value in settings.items():
-        old, new = found.get(name), value.given() if isinstance(value, TrialConfig) else value
+        old, new = found.get(name), value.given_values() if isinstance(value, TrialConfig) else value
         found[name] = _merged(old, new) if isinstance(old, dict) and isinstance(new, dict) else new
     return found
 

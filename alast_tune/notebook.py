@@ -13,7 +13,7 @@ from rich.console import Console
 
 from alast_tune.config import SweepConfig, TrialConfig
 from alast_tune.plots import front_png, human_bytes, human_flops
-from alast_tune.results import LANDMARKS, FrontFile, FrontMember, TrialResult
+from alast_tune.results import BASELINES, FrontFile, FrontMember, TrialResult
 from alast_tune.text import safe
 
 PAUSE = 10.0
@@ -59,7 +59,7 @@ def front_as_html(
 
 def _cells(member: FrontMember, full: Mapping[str, float] | None) -> Iterator[str]:
     yield member.trial_id
-    yield LANDMARKS[member.landmark] if member.landmark else member.config.method.name
+    yield BASELINES[member.baseline] if member.baseline else member.config.method.name
     yield f"{member.objectives['accuracy']:.4f}"
     yield "-" if member.test_accuracy is None else f"{member.test_accuracy:.4f}"
     for name, words in (("train_flops", human_flops), ("peak_bytes", human_bytes)):
@@ -112,7 +112,7 @@ class NotebookProgress:
     def on_trial_end(self, result: TrialResult) -> None:
         """One has ended."""
         self._running.pop(result.number, None)
-        self._ended += result.launched and result.landmark is None
+        self._ended += result.launched and result.baseline is None
         self._stale = True
         self._show()
 

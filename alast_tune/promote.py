@@ -19,7 +19,7 @@ from alast_tune.fingerprints import Fingerprints, fingerprints, read_fingerprint
 from alast_tune.models import input_spec
 from alast_tune.production import CONFIG, read_config, write_config
 from alast_tune.results import FrontFile, FrontMember
-from alast_tune.storage import CHECKPOINTS, address_of, below
+from alast_tune.storage import CHECKPOINTS, address_of, path_below
 from alast_tune.summary import trial_id
 from alast_tune.terminal import printer
 from alast_tune.text import without_passwords
@@ -78,7 +78,7 @@ def promote_member(
     uri, say = default_uri(folder.parent), printer(console)
     check_names(model_name, alias)
     check_output(output, sweep, member)
-    model = below(folder, "promoted", member.trial_id)
+    model = path_below(folder, "promoted", member.trial_id)
     if verify:
         verify_member(member, folder, console)
     config = promoted(member, sweep, uri, model_name, verify, origin_of(member, folder))
@@ -127,7 +127,7 @@ def _of_one_sweep(member: FrontMember) -> FrontMember:
     return member
 
 
-def promoted(
+def promoted_config(
     member: FrontMember,
     sweep: str,
     tracking_uri: str,

@@ -18,7 +18,7 @@ from alast_tune.data import batch_count
 from alast_tune.errors import VerificationError
 from alast_tune.plots import human_bytes
 from alast_tune.results import RESEEDED, EpochReport, FrontMember, Reseeded
-from alast_tune.storage import below
+from alast_tune.storage import path_below
 from alast_tune.terminal import TrainingProgress
 from alast_tune.train import fit, load_trial
 
@@ -55,7 +55,7 @@ def repeat(member: FrontMember, sweep: Path, on_step: Callable[[int], None] | No
     Raises:
         ConfigError: it cannot be trained here.
     """
-    folder = below(sweep, "verify", member.trial_id)
+    folder = path_below(sweep, "verify", member.trial_id)
     shutil.rmtree(folder, ignore_errors=True)
     torch.set_num_threads(stored_sweep(sweep, "sweep").cpus_per_trial)  # other numbers of threads round differently
     yield from fit(member.config, folder, on_step)

@@ -36,7 +36,8 @@ def main(arguments: list[str] | None = None) -> None:
         allow_abbrev=False,
     )
     parser.add_argument(
-        "--address", help="of the head's dashboard, as http://HOST:8265; unset: RAY_API_SERVER_ADDRESS, else RAY_ADDRESS"
+        "--address",
+        help="of the head's dashboard, as http://HOST:8265; unset: RAY_API_SERVER_ADDRESS, else RAY_ADDRESS",
     )
     parser.add_argument("--storage", help="where sweeps are: a folder or bucket that all nodes see")
     parser.add_argument("--no-wait", action="store_true", help="print the job's name, and end")
