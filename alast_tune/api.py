@@ -1,7 +1,9 @@
 """Sweeps from Python: what ``alast-tune sweep``, ``front``, ``promote`` and ``report`` do, by the same code.
 
-sweep = alast_tune.sweep(preset="demo", trials=4)
-sweep = alast_tune.open("runs/demo")
+    sweep = alast_tune.sweep(preset="demo", trials=4)
+    sweep = alast_tune.open("runs/demo")
+
+A notebook draws both; see docs/python.md.
 """
 
 from __future__ import annotations
@@ -12,15 +14,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
 from rich.console import Console
 
-from alast_tune.config import Limits, SweepConfig, TrialConfig, parse, read_mapping, stored_sweep
+from alast_tune.config import Limits, SweepConfig, TrialConfig, as_config_error, parse, stored_sweep
 from alast_tune.errors import ConfigError
 from alast_tune.notebook import NotebookProgress, front_as_html, log_console
 from alast_tune.results import FrontFile, FrontMember, TrialResult
 from alast_tune.storage import copy_of, display_path, fetch
 from alast_tune.summary import cheapest_within, check_complete, trial_id
 from alast_tune.summary import within as members_within
+from alast_tune.terminal import printer
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,19 +46,41 @@ def sweep(
     """Search for a front, and return once the search has ended.
 
     Args:
-        what: a folder of images; or a whole configuration.
+        what: a folder of images, for which all that is left open is chosen, and said; or a whole configuration.
         preset: name of a preset, or a YAML file, instead of a folder.
         callbacks: objects that are told what happens; see :mod:`alast_tune.callbacks`.
         console: prints progress; unset: on standard output, in a notebook below the cell.
-        settings: any of :class:`~alast_tune.config.SweepConfig`, as ``trials=4`` or ``trial={"train": {"epochs": 2}}``;
-            nested ones go into what folder, preset or configuration say. Of a folder also ``model`` and what else
-            ``alast-tune sweep FOLDER`` takes.
+        settings: any of :class:`~alast_tune.config.SweepConfig`, as ``trials=4`` or ``trial={"train": {"epochs": 2}}``:
+            nested ones go into what preset or configuration say. Also ``model``, a timm name or a file of weights; and
+            ``go_on=True``, which goes on with the sweep of this ``name`` if it is there.
 
     Raises:
         ConfigError: a setting that cannot work, before any trial starts.
         NothingCompleteError: not one trial has run its whole budget.
     """
-    return _run(_configuration(what, preset, settings), callbacks=callbacks, console=console)
+    from alast_tune.cli.plan import plan_of
+    from alast_tune.cli.sweep import Sweep as Options
+    from alast_tune.cli.sweep import is_begun
+
+    if isinstance(what, SweepConfig):
+        config = parse(SweepConfig, _merged(what.given_values(), settings)) if settings else what
+        return _run(config, callbacks=callbacks, console=console)
+    known = {*SweepConfig.model_fields, "model", "go_on"}
+    if unknown := [name for name in settings if name not in known]:
+        raise ConfigError(
+            unknown[0], settings[unknown[0]], "no such setting; alast-tune sweep --help has those there are"
+        )
+    places = {name: str(place) for name, place in (("folder", what), ("preset", preset)) if place is not None}
+    try:  # the command line's own settings, so that both fill in the same
+        options = Options(**places, **_merged({}, settings))  # type: ignore[arg-type]
+    except ValidationError as error:
+        raise as_config_error(error) from None
+    config = parse(SweepConfig, options.given_values())
+    resume = options.go_on and is_begun(config)
+    if options.chosen and not resume:
+        for line in plan_of(config, options.chosen):
+            printer(console or log_console())(line)
+    return _run(config, resume=resume, callbacks=callbacks, console=console)
 
 
 def open_sweep(sweep: str | Path, storage: str | Path = "runs") -> Sweep:
@@ -133,11 +159,12 @@ class Sweep:
 
         results, seconds = self._results()
         members = {member.trial_id for member in self.front}
-        paths = dict.fromkeys(path for result in results for path in result.searched)
+        varied = {path for result in results for path in result.searched}
+        paths = [*(path for path in self.config.space if path in varied), *sorted(varied - set(self.config.space))]
         rows = []
         for result in results:
             accuracy, flops, peak = result.values or (None, None, None)
-            searched = {path: result.searched.get(path) for path in paths if path != "method"}
+            searched = {path: result.searched.get(path) for path in paths}
             rows.append(
                 {"number": result.number, "state": result.state, "method": result.config.method.name}
                 | searched
@@ -250,7 +277,7 @@ class Sweep:
 
     def __str__(self) -> str:
         """What ``alast-tune front`` prints."""
-        from alast_tune.terminal import answers, front_table, printer
+        from alast_tune.terminal import answers, front_table
 
         front, console = self.front_file, Console(width=120, no_color=True, force_terminal=False, force_jupyter=False)
         with console.capture() as captured:
@@ -313,34 +340,12 @@ def _interrupted_as_python_is() -> Iterator[None]:
         raise
 
 
-def _configuration(
-    what: str | Path | SweepConfig | None, preset: str | Path | None, settings: dict[str, Any]
-) -> SweepConfig:
-    """Put together what the arguments of :func:`sweep` say."""
-    if (what is None) == (preset is None):
-        given = "not given" if what is None else preset
-        raise ConfigError("preset", given, 'give one: a folder of images, a SweepConfig, or preset="demo"')
-    if isinstance(what, SweepConfig):
-        return parse(SweepConfig, _merged(what.given_values(), settings)) if settings else what
-    if what is not None:
-        raise ConfigError("folder", what, "sweeps of folders are being built")
-    return _of_preset(str(preset), settings)
-
-
-def _of_preset(preset: str, settings: dict[str, Any]) -> SweepConfig:
-    from alast_tune.cli.sweep import free_name, preset_file
-
-    file = preset_file(preset)
-    values = _merged(read_mapping(file), settings)
-    storage = _place("storage", values.get("storage", "runs"))
-    return parse(SweepConfig, {"name": free_name(storage, file.stem)} | values)
-
-
 def _merged(values: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
     """Put settings into nested values, as the command line puts its options into a preset's."""
     found = dict(values)
     for name, value in settings.items():
         old, new = found.get(name), value.given_values() if isinstance(value, TrialConfig) else value
+        new = str(new) if isinstance(new, Path) else new
         found[name] = _merged(old, new) if isinstance(old, dict) and isinstance(new, dict) else new
     return found
 

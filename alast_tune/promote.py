@@ -17,14 +17,8 @@ from alast_tune.config import PromotedConfig, Provenance, stored_sweep, without_
 from alast_tune.errors import ConfigError
 from alast_tune.fingerprints import Fingerprints, fingerprints, read_fingerprints
 from alast_tune.models import input_spec
-<<<<<<< HEAD
 from alast_tune.production import CONFIG, read_config, write_config
 from alast_tune.results import FrontFile, FrontMember
-=======
-from alast_tune.plots import human_bytes
-from alast_tune.production import read_config
-from alast_tune.results import RESEEDED, EpochReport, FrontFile, FrontMember, Reseeded
->>>>>>> main
 from alast_tune.storage import CHECKPOINTS, address_of, path_below
 from alast_tune.summary import trial_id
 from alast_tune.terminal import printer
@@ -77,7 +71,7 @@ def promote_member(
         console: says what was written.
 
     Raises:
-        ConfigError: what :func:`promoted`, :func:`check_output` and :func:`export_member` refuse.
+        ConfigError: what :func:`promoted_config`, :func:`check_output` and :func:`export_member` refuse.
         VerificationError: trained again, it does not come out the same.
         RegistryError: MLflow does not take it, in one line; all else is done, and this can be repeated.
     """
@@ -87,7 +81,7 @@ def promote_member(
     model = path_below(folder, "promoted", member.trial_id)
     if verify:
         verify_member(member, folder, console)
-    config = promoted(member, sweep, uri, model_name, verify, origin_of(member, folder))
+    config = promoted_config(member, sweep, uri, model_name, verify, origin_of(member, folder))
     write_config(config, output)
     say(f"config: {output} (trial {member.trial_id} of {sweep})")
     export_member(member, folder, model)
@@ -241,87 +235,6 @@ def check_output(file: Path, sweep: str, member: FrontMember) -> None:
         raise ConfigError("output", file, "exists, and is not of this trial; give another file, or remove it")
 
 
-<<<<<<< HEAD
-=======
-@dataclass(frozen=True)
-class Check:
-    """One quantity of a repetition beside what the trial had measured."""
-
-    quantity: str
-    expected: str
-    got: str
-    allowed: str
-    passed: bool
-
-
-def spread_of(member: FrontMember, sweep: Path) -> float | None:
-    """Look up the standard deviation of a member's accuracy between seeds; None if it was not run again."""
-    file = sweep / RESEEDED
-    found = Reseeded.read(file).members if file.exists() else ()
-    return next((one.spread["accuracy"] for one in found if one.trial_id == member.trial_id), None)
-
-
-def repeat(member: FrontMember, sweep: Path, on_step: Callable[[int], None] | None = None) -> Iterator[EpochReport]:
-    """Train a member's configuration again from scratch, as the sweep did and ``train`` does.
-
-    Args:
-        member: of the front.
-        sweep: folder of the sweep; the repetition is left in its ``verify/<trial id>``.
-        on_step: called with the steps done in the running epoch.
-
-    Raises:
-        ConfigError: it cannot be trained here.
-    """
-    folder = path_below(sweep, "verify", member.trial_id)
-    shutil.rmtree(folder, ignore_errors=True)
-    torch.set_num_threads(stored_sweep(sweep, "sweep").cpus_per_trial)  # other numbers of threads round differently
-    yield from fit(member.config, folder, on_step)
-
-
-def compare(member: FrontMember, report: EpochReport, images: int, spread: float | None = None) -> list[Check]:
-    """Compare a repetition with the trial: training FLOPs exactly, accuracy within chance, peak memory within 5%.
-
-    On one machine a CPU repeats every bit; elsewhere sums come in another order, and accuracy may differ by what it
-    differs by between seeds: twice its standard deviation, or while that is not known what 95% of samples of as many
-    validation images do, 1.96 sqrt(p (1 - p) / n).
-
-    Args:
-        member: as measured by the sweep.
-        report: of the repetition's last epoch.
-        images: n, of the validation split.
-        spread: standard deviation of its accuracy between seeds, where ``--reseed`` has measured it.
-    """
-    accuracy, flops, peak = (member.objectives[name] for name in ("accuracy", "train_flops", "peak_bytes"))
-    sampling = 1.96 * math.sqrt(max(accuracy * (1 - accuracy), 1 / images) / images)
-    chance = 2 * spread if spread else sampling
-    apart = abs(report.accuracy - accuracy)
-    cost = report.cost
-    return [
-        Check(
-            "training FLOPs",
-            f"{flops:,.0f}",
-            f"{cost.train_flops:,}",
-            "equal",
-            float(cost.train_flops) == flops,
-        ),
-        Check(
-            "validation accuracy",
-            f"{accuracy:.4f}",
-            f"{report.accuracy:.4f}",
-            f"± {chance:.4f}",
-            apart <= chance,
-        ),
-        Check(
-            "peak memory",
-            human_bytes(peak),
-            human_bytes(cost.peak_bytes),
-            f"± {PEAK_TOLERANCE:.0%}",
-            abs(cost.peak_bytes - peak) <= PEAK_TOLERANCE * peak,
-        ),
-    ]
-
-
->>>>>>> main
 def _git_commit(root: Path) -> str | None:
     """Name the commit of a checkout, with ``-dirty`` behind it if files differ from it; None if it is none."""
     if not (root / ".git").exists():

@@ -12,19 +12,16 @@ from rich.console import Console
 from alast_tune.cli.front import find_front
 from alast_tune.cli.guard import TRACKING_INCOMPLETE, complain
 from alast_tune.config import Limits
-<<<<<<< HEAD
 from alast_tune.results import FrontFile
 from alast_tune.storage import Place
-=======
-from alast_tune.data import batch_count
-from alast_tune.results import FrontFile, FrontMember
-from alast_tune.storage import Place, path_below
->>>>>>> main
 from alast_tune.summary import within
 
 
 class Promote(Limits):
-    """Choose a member of a front for production: its whole configuration in a file, its model in MLflow's registry."""
+    """Choose a member of a front for production: its whole configuration in a file, its model in MLflow's registry.
+
+    Example: alast-tune promote demo --pick knee -o best.yaml
+    """
 
     sweep: CliPositionalArg[Place] = Field(description="its folder, its front.json, or its name under --storage")
     output: Path = Field(description="the configuration's file, for train --config (also -o)")
@@ -45,22 +42,6 @@ class Promote(Limits):
         front, folder = FrontFile.read(file), file.absolute().parent
         member = promote.pick(within(front, self), self.pick)
         name = self.model_name or front.sweep
-<<<<<<< HEAD
-=======
-        uri = default_uri(folder.parent)
-        check_names(name, self.alias)
-        promote.check_output(self.output, front.sweep, member)
-        model = path_below(folder, "promoted", member.trial_id)
-        console = Console()
-        say = printer(console)
-        if self.verify:
-            _verify(member, folder, console)
-        config = promote.promoted_config(member, front.sweep, uri, name, self.verify, promote.origin_of(member, folder))
-        write_config(config, self.output)
-        say(f"config: {self.output} (trial {member.trial_id} of {front.sweep})")
-        promote.export_member(member, folder, model)
-        write_config(config, model / CONFIG)
->>>>>>> main
         try:
             promote.promote_member(member, front.sweep, folder, self.output, name, self.alias, self.verify, Console())
         except RegistryError as error:

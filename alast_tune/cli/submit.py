@@ -64,7 +64,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.no_wait:
         return
     try:
-        code = job.follow()
+        code = job.follow(lambda lines: print(lines, end="", flush=True))
     except KeyboardInterrupt:
         print(f"the job goes on; ray job logs --follow --address {address} {job.id} shows it", file=sys.stderr)
         raise

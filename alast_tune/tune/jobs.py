@@ -6,7 +6,7 @@ import asyncio
 import os
 import shlex
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,9 +72,9 @@ class Job:
             remedy = f"takes no job ({one_line(error)}); give the http address of a head's dashboard, port 8265"
             raise ConfigError("address", address, remedy) from None
 
-    def follow(self) -> int:
-        """Print the log until the job has ended; returns the command's exit code, 1 where Ray does not know it."""
-        asyncio.run(self._tail())
+    def follow(self, show: Callable[[str], None]) -> int:
+        """Show the log until the job has ended; returns the command's exit code, 1 where Ray does not know it."""
+        asyncio.run(self._tail(show))
         while not (status := self._client.get_job_status(self.id)).is_terminal():
             time.sleep(1)  # whatever is between here and the head has cut the log off
         code = self._client.get_job_info(self.id).driver_exit_code
@@ -82,6 +82,6 @@ class Job:
             return 0
         return 1 if not code else code if code > 0 else 128 - code
 
-    async def _tail(self) -> None:
+    async def _tail(self, show: Callable[[str], None]) -> None:
         async for lines in self._client.tail_job_logs(self.id):
-            print(lines, end="", flush=True)
+            show(lines)

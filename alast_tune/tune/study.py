@@ -32,6 +32,7 @@ from alast_tune.terminal import printer
 from alast_tune.tracking import Tracker, default_uri, is_file_based
 from alast_tune.train import load_trial
 from alast_tune.tune.attempts import checkpoints, next_attempt
+from alast_tune.tune.budget import TimeBudget
 from alast_tune.tune.callback_observer import CallbackObserver
 from alast_tune.tune.cluster import Stop, check_cluster, cluster, stopped_by_signals
 from alast_tune.tune.conclude import SEARCHED, blocks_file, conclude
@@ -187,6 +188,7 @@ def search(prepared: Prepared, lease: SweepLease, tracker: Tracker, stop: Stop, 
     observer = SweepObserver(
         sweep, study.user_attrs["reference_point"], before, tracker, lease, prepared.console, total
     )
+    budget = TimeBudget(study, sweep.time_budget)
     try:
         told.start(sweep, observer.front)
         searcher = StudySearcher(
@@ -196,6 +198,7 @@ def search(prepared: Prepared, lease: SweepLease, tracker: Tracker, stop: Stop, 
             packing,
             Forecast().costs,
             lambda number: checkpoints(folder, number),
+            budget,
         )
         if searcher.remaining:
             study.set_user_attr(SEARCHED, False)
@@ -206,10 +209,10 @@ def search(prepared: Prepared, lease: SweepLease, tracker: Tracker, stop: Stop, 
             them = ", ".join(map(trial_id, searcher.waiting))
             prepared.say(f"interrupted trials {them} fit no node now; --resume on a larger cluster goes on with them")
         if searcher.remaining:
-            prepared.say(
-                f"{searcher.remaining} of {total} trials were not run: "
-                "all that is left to propose was tried before, or is predicted to break a limit"
-            )
+            why = "all that is left to propose was tried before, or is predicted to break a limit"
+            if budget.over:
+                why = f"the time budget is used up; --resume {sweep.name} with a larger --time-budget goes on"
+            prepared.say(f"{searcher.remaining} of {total} trials were not run: {why}")
         study.set_user_attr(SEARCHED, not searcher.waiting)
         tasks, front = CheckpointTasks(sweep, folder, packing, stop), observer.front
         score(tasks, study, front, prepared.say)
