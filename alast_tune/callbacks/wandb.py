@@ -16,8 +16,8 @@ class WandB:
 
     Args:
         project: of the runs.
-        options: of ``wandb.init``: entity, mode, dir, tags, settings. Its own messages are off unless ``settings``
-            say otherwise.
+        options: of ``wandb.init``: entity, mode, dir, tags, settings. Its own messages, and its copy of what the
+            driver prints, are off unless ``settings`` say otherwise.
 
     Raises:
         ConfigError: the package is not installed.
@@ -29,7 +29,7 @@ class WandB:
         except ImportError:
             remedy = "needs the package wandb: pip install 'alast-tune[wandb]'"
             raise ConfigError("callbacks", "WandB", remedy) from None
-        quiet = {"settings": wandb.Settings(silent=True)}
+        quiet = {"settings": wandb.Settings(silent=True, console="off")}
         self._wandb = wandb
         self._options = quiet | options | {"project": project, "reinit": "create_new"}  # trials run side by side
         self._trials: dict[int, Any] = {}
