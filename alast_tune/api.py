@@ -67,9 +67,7 @@ def sweep(
         return _run(config, callbacks=callbacks, console=console)
     known = {*SweepConfig.model_fields, "model", "go_on"}
     if unknown := [name for name in settings if name not in known]:
-        raise ConfigError(
-            unknown[0], settings[unknown[0]], "no such setting; alast-tune sweep --help has those there are"
-        )
+        raise ConfigError(unknown[0], settings[unknown[0]], "no such setting; see alast-tune sweep --help-all")
     places = {name: str(place) for name, place in (("folder", what), ("preset", preset)) if place is not None}
     try:  # the command line's own settings, so that both fill in the same
         options = Options(**places, **_merged({}, settings))  # type: ignore[arg-type]
@@ -205,6 +203,8 @@ class Sweep:
                 raise ConfigError(name, value, f"no member of the front of {self.name} keeps this limit; loosen it")
             return found
         tolerance = POINT if within is None else within
+        if not 0 <= tolerance <= 1:
+            raise ConfigError("within", tolerance, "is a difference in accuracy, from 0 to 1, as 0.01")
         found = cheapest_within(front, tolerance)
         if found is None:
             full, accurate = front.full, front.best_accuracy
