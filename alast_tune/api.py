@@ -49,7 +49,7 @@ def sweep(
         what: a folder of images, for which all that is left open is chosen, and said; or a whole configuration.
         preset: name of a preset, or a YAML file, instead of a folder.
         callbacks: objects that are told what happens; see :mod:`alast_tune.callbacks`.
-        console: prints progress; unset: on standard output, in a notebook below the cell.
+        console: prints progress; unset: on standard error, in a notebook below the cell.
         settings: any of :class:`~alast_tune.config.SweepConfig`, as ``trials=4`` or ``trial={"train": {"epochs": 2}}``:
             nested ones go into what preset or configuration say. Also ``model``, a timm name or a file of weights; and
             ``go_on=True``, which goes on with the sweep of this ``name`` if it is there.

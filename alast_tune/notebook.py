@@ -21,13 +21,14 @@ PAUSE = 10.0
 
 
 def log_console() -> Console:
-    """Make the console of a sweep that runs in this process: a notebook gets the lines that a log would get.
+    """Make the console of a sweep that a program runs: standard error, so that the program's own output stays its own.
 
-    What moves on a terminal would need a widget there; :class:`NotebookProgress` draws instead.
+    A notebook gets the lines that a log would get. What moves on a terminal would need a widget there;
+    :class:`NotebookProgress` draws instead.
     """
     if Console().is_jupyter:
         return Console(file=sys.stdout, force_jupyter=False, force_terminal=False, width=120)
-    return Console(width=None if sys.stdout.isatty() else 120)
+    return Console(stderr=True, width=None if sys.stderr.isatty() else 120)
 
 
 def front_as_html(

@@ -1,7 +1,6 @@
 """A sweep from Python to its end: in this process with callbacks, and in a real notebook, which draws it."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -52,7 +51,7 @@ def test_a_sweep_from_python_is_that_of_the_command_line(
     heard = Heard()
     preset = pareto.preset(trials=3, epochs=1)
     sweep = alast_tune.sweep(preset=preset, name="py", storage=pareto.storage, callbacks=[heard, TensorBoard()])
-    out = capsys.readouterr().out
+    out = capsys.readouterr().err  # a program's own output stays its own
     assert "3/3 finished" in out
     assert out.count("callback Heard.on_trial_end failed (RuntimeError: wrong); the sweep goes on") == 1
     trials = sweep.trials()
@@ -66,8 +65,8 @@ def test_a_sweep_from_python_is_that_of_the_command_line(
 
     best = sweep.best(max_memory="1GiB")
     assert best.objectives["accuracy"] == trials[trials.on_front].accuracy.max()
-    promoted = sweep.promote(best, tmp_path / "best.yaml", model_name="py")
-    assert read_config(tmp_path / "best.yaml").provenance == promoted.config.provenance
+    promoted = sweep.promote(best, pareto.folder / "best.yaml", model_name="py")
+    assert read_config(pareto.folder / "best.yaml").provenance == promoted.config.provenance
     assert (promoted.registered, promoted.version) == ("models:/py@champion", 1)
     assert (promoted.model / "model.safetensors").exists()
 

@@ -81,7 +81,7 @@ def test_a_sweep_is_opened_by_folder_or_name(sweep: Sweep, tmp_path: Path, monke
         assert [member.trial_id for member in opened.front] == ["0003", "0001", "0002"]
     with pytest.raises(ConfigError, match="neither a folder nor a sweep under"):
         alast_tune.open("t", storage=tmp_path)
-    with pytest.raises(ConfigError, match="holds neither a sweep.json nor a front.json"):
+    with pytest.raises(ConfigError, match=r"holds neither a sweep\.json nor a front\.json"):
         alast_tune.open(tmp_path)
 
 
