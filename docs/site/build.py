@@ -7,7 +7,6 @@ settings are written here from the program itself. ``serve`` then shows the site
 from __future__ import annotations
 
 import io
-import os
 import re
 import shutil
 import subprocess
@@ -29,8 +28,10 @@ from alast_tune.config import DataConfig, MethodConfig, ModelConfig, SweepConfig
 ROOT = Path(__file__).parents[2]
 BUILDER = ROOT / ".venv-docs"
 SITE = ROOT / ".site"
-PARTS = ("*.md", "LICENSE", "docs/*.md", "docs/*.png", "docs/compare/*", "docs/ablate/*", "clusters/**/*.md")
-PARTS += ("alast_tune/embedded/*.md", "benchmarks/results/*.json*")
+PARTS = (
+    "*.md", "LICENSE", "docs/*.md", "docs/*.png", "docs/compare/*", "docs/ablate/*", "clusters/**/*.md",
+    "alast_tune/embedded/*.md", "benchmarks/results/*.json*",
+)  # fmt: skip
 """What the site shows or links to."""
 
 
@@ -89,8 +90,8 @@ def set_up() -> None:
     stamp = BUILDER / ".set-up"
     if not stamp.exists() or stamp.read_text() != wanted:
         venv.create(BUILDER, with_pip=True, clear=True)
-        install = [BUILDER / "bin/python", "-m", "pip", "install", "--quiet", "-r", ROOT / "docs/site/requirements.txt"]
-        subprocess.run(install, check=True)
+        pip = (f"{BUILDER}/bin/python", "-m", "pip", "install", "--quiet", "-r", f"{ROOT}/docs/site/requirements.txt")
+        subprocess.run(pip, check=True)
         stamp.write_text(wanted)
 
 
@@ -131,8 +132,8 @@ def build(*words: str) -> int:
     """Build the site, then look at its links."""
     set_up()
     stage()
-    program = [BUILDER / "bin/zensical", *(words or ("build", "--clean")), "--strict", "-f", SITE / "zensical.toml"]
-    code = subprocess.run(program, check=False, cwd=SITE, env=os.environ | {"PYTHONPATH": str(ROOT)}).returncode
+    program = (f"{BUILDER}/bin/zensical", *(words or ("build", "--clean")), "--strict", "-f", f"{SITE}/zensical.toml")
+    code = subprocess.run(program, check=False, cwd=SITE).returncode
     dead = sorted(dead_links(SITE / "html"))
     for line in dead:
         print(f"dead link: {line}", file=sys.stderr)
