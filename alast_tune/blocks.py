@@ -16,7 +16,7 @@ from alast_tune.methods.base import blocks_of, embed, token_count
 from alast_tune.methods.budgets import relative_magnitudes
 from alast_tune.methods.tap import QkvTap
 from alast_tune.models import InputSpec, VisionTransformer, input_spec
-from alast_tune.storage import whole
+from alast_tune.storage import atomic_write
 from alast_tune.train import Run, load_trial
 
 COLUMNS = 200
@@ -53,7 +53,7 @@ class BlockReport:
 
     def write(self, path: Path) -> None:
         """Write it to a file, atomically."""
-        with whole(path) as scratch, scratch.open("wb") as file:
+        with atomic_write(path) as scratch, scratch.open("wb") as file:
             np.savez_compressed(file, **{field.name: getattr(self, field.name) for field in fields(self)})
 
     @classmethod

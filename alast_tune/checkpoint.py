@@ -14,7 +14,7 @@ from torch import nn
 from alast_tune.config import ModelConfig
 from alast_tune.errors import ConfigError
 from alast_tune.models import InputSpec, timm_arguments
-from alast_tune.storage import whole
+from alast_tune.storage import atomic_write
 
 FILE = "state.pt"
 BEST = "model.safetensors"
@@ -27,7 +27,7 @@ MODEL_CARD = "config.json"
 
 def save(state: dict[str, Any], folder: Path) -> None:
     """Write tensors and plain values to ``folder``, atomically."""
-    with whole(folder / FILE) as scratch:
+    with atomic_write(folder / FILE) as scratch:
         torch.save(state, scratch)
 
 
@@ -81,5 +81,5 @@ def save_model_card(config: ModelConfig, spec: InputSpec, classes: Sequence[str]
 def save_weights(model: nn.Module, path: Path) -> None:
     """Write a model's weights alone as safetensors, which timm's ``checkpoint_path`` loads."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    with whole(path) as scratch:
+    with atomic_write(path) as scratch:
         scratch.write_bytes(to_safetensors(tensors))  # its own writer makes files that nobody else may read

@@ -13,7 +13,7 @@ from alast_tune.config import ModelConfig, Record, parse, read_mapping
 from alast_tune.data import Splits, fingerprint
 from alast_tune.errors import ConfigError
 from alast_tune.models import weights_fingerprint
-from alast_tune.storage import whole
+from alast_tune.storage import atomic_write
 
 FILE = "fingerprints.json"
 _LOG = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ def keep_fingerprints(
     if before is None:
         if not new:
             say(f"note: {folder.name} has no {FILE}; whether data and starting weights are the same is not known")
-        with whole(folder / FILE) as scratch:
+        with atomic_write(folder / FILE) as scratch:
             scratch.write_text(found.model_dump_json(indent=2) + "\n")
     elif differences := before.differences(found):
         raise ConfigError(field, folder, f"was begun otherwise: here are {differences}; put them back, or start anew")

@@ -17,7 +17,7 @@ from alast_tune.fingerprints import Fingerprints, fingerprints, keep_fingerprint
 from alast_tune.lease import exclusive_driver
 from alast_tune.models import InputSpec, create_model, input_spec
 from alast_tune.results import EpochReport
-from alast_tune.storage import whole
+from alast_tune.storage import atomic_write
 from alast_tune.tracking import Tracker, default_uri, register, tag_run
 from alast_tune.train import AUTOCAST, STEPS, device_of, fit, last_report, load_trial, read_report
 
@@ -245,7 +245,7 @@ def _write_report(values: Mapping[str, object], folder: Path) -> None:
 
 def write_config(config: PromotedConfig, file: Path) -> None:
     """Write every setting of a configuration, defaults too, so that a later version's change nothing."""
-    with whole(file) as scratch:
+    with atomic_write(file) as scratch:
         scratch.write_text(write_yaml(config.model_dump(mode="json")))
 
 

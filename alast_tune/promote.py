@@ -22,7 +22,7 @@ from alast_tune.models import input_spec
 from alast_tune.plots import human_bytes
 from alast_tune.production import read_config
 from alast_tune.results import RESEEDED, EpochReport, FrontFile, FrontMember, Reseeded
-from alast_tune.storage import CHECKPOINTS, address_of, below
+from alast_tune.storage import CHECKPOINTS, address_of, path_below
 from alast_tune.summary import trial_id
 from alast_tune.text import without_passwords
 from alast_tune.train import fit, load_trial
@@ -62,7 +62,7 @@ def _of_one_sweep(member: FrontMember) -> FrontMember:
     return member
 
 
-def promoted(
+def promoted_config(
     member: FrontMember,
     sweep: str,
     tracking_uri: str,
@@ -199,7 +199,7 @@ def repeat(member: FrontMember, sweep: Path, on_step: Callable[[int], None] | No
     Raises:
         ConfigError: it cannot be trained here.
     """
-    folder = below(sweep, "verify", member.trial_id)
+    folder = path_below(sweep, "verify", member.trial_id)
     shutil.rmtree(folder, ignore_errors=True)
     torch.set_num_threads(stored_sweep(sweep, "sweep").cpus_per_trial)  # other numbers of threads round differently
     yield from fit(member.config, folder, on_step)

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Field, FiniteFloat, ValidationError
 from alast_tune.config import FrontName, Limits, Record, RunId, SweepName, TrialConfig, TrialId, flatten
 from alast_tune.errors import ConfigError, explain
 from alast_tune.failpoints import failpoint
-from alast_tune.storage import whole
+from alast_tune.storage import atomic_write
 
 T = TypeVar("T", bound=Record)
 
@@ -90,8 +90,8 @@ def _complete(values: dict[str, float]) -> dict[str, float]:
 ObjectiveValues = Annotated[dict[str, FiniteFloat], AfterValidator(_complete)]
 """A number for each of :data:`OBJECTIVES`, by its name."""
 
-Landmark = Literal["full", "paper"]
-LANDMARKS: dict[str, str] = {"full": "full fine-tuning", "paper": "ALaST as in the paper"}
+Baseline = Literal["full", "paper"]
+BASELINES: dict[str, str] = {"full": "full fine-tuning", "paper": "ALaST as in the paper"}
 """The trials that every sweep starts with, as people read them."""
 
 
@@ -110,7 +110,7 @@ class TrialResult:
     mlflow_run_id: str | None = None
     reason: str | None = None
     """Why it failed, was pruned or is infeasible."""
-    landmark: Landmark | None = None
+    baseline: Baseline | None = None
     """``full`` or ``paper``, for the two that every sweep starts with."""
     origin: str | None = None
     """Name of the earlier sweep that ran it; None for this sweep's own."""
@@ -124,8 +124,8 @@ class TrialResult:
 
     @property
     def searched(self) -> dict[str, Any]:
-        """What varies, as the trial really had it: a landmark's method is its own, whatever ``params`` stand for it."""
-        if self.landmark is None:
+        """What varies, as the trial really had it: a baseline's method is its own, whatever ``params`` stand for it."""
+        if self.baseline is None:
             return self.params
         own = flatten(self.config)
         return {path: own[path] for path in self.params if own.get(path) is not None}
@@ -142,7 +142,7 @@ class FrontMember(Record):
     config: TrialConfig
     params: dict[str, Any] = Field(default_factory=dict)
     """What the sweep varied, variants by their names; empty in files of version 0.1."""
-    landmark: Landmark | None = None
+    baseline: Baseline | None = None
     """``full`` or ``paper``, if it is one of the two that every sweep starts with."""
     origin: SweepName | None = None
     """Name of the earlier sweep that ran it; None for this sweep's own."""
@@ -272,6 +272,6 @@ def _read(kind: type[T], path: Path, field: str, name: str) -> T:
 
 
 def _write(path: Path, record: Record) -> None:
-    with whole(path) as scratch:
+    with atomic_write(path) as scratch:
         scratch.write_text(record.model_dump_json(indent=2, by_alias=True) + "\n")
         failpoint("while-front-is-written")

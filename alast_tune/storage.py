@@ -43,7 +43,7 @@ _TRIES = 5
 """So often a copy is brought up to date anew if a driver merges segments meanwhile."""
 
 
-def expanded(path: str | Path, *, here: bool = False) -> Path:
+def expand_path(path: str | Path, *, here: bool = False) -> Path:
     """Write out a path that somebody has given: ``~``, ``$NAME`` and ``${NAME}``.
 
     A Ray job runs in a copy of its submitter's folder, which goes away: there a relative path means that folder.
@@ -89,7 +89,7 @@ def copy_of(place: str | Path) -> Path:
     place = _VARIABLE.sub(_value_of, str(place))
     address = re.fullmatch(r"([A-Za-z0-9+]+):(/.*)?", place)  # a Path of it has one slash less
     if address is None:
-        return expanded(place)
+        return expand_path(place)
     scheme, rest = address[1], address[2] or ""
     if "@" in rest.strip("/").partition("/")[0]:
         raise ValueError("holds a password, which would be logged; leave it to AWS_PROFILE or the like")
@@ -113,7 +113,7 @@ def is_copy(folder: Path) -> bool:
     return folder.absolute().is_relative_to(_copies())
 
 
-def shown(path: Path) -> str:
+def display_path(path: Path) -> str:
     """Write a path as a person gave it: a copy by its address."""
     return address_of(path) if is_copy(path) else str(path)
 
@@ -121,13 +121,13 @@ def shown(path: Path) -> str:
 Place = Annotated[
     Path,
     AfterValidator(copy_of),
-    PlainSerializer(lambda path: shown(path), return_type=str, when_used="json"),
+    PlainSerializer(lambda path: display_path(path), return_type=str, when_used="json"),
 ]
 """A folder, or an address in object storage, which becomes the path of its copy and is written as the address."""
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Write a file whole or not at all: to the path that this gives, which then takes the file's place."""
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f"{path.name}.tmp")
@@ -147,7 +147,7 @@ def listing(folder: Path) -> list[fs.FileInfo]:
     """
     from pyarrow import fs
 
-    filesystem, path = opened(folder)
+    filesystem, path = open_filesystem(folder)
     try:
         found: list[fs.FileInfo] = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
     except OSError as error:
@@ -157,7 +157,7 @@ def listing(folder: Path) -> list[fs.FileInfo]:
 
 def names_with(storage: Path, file: str) -> list[str]:
     """Name the folders of a storage that hold a file."""
-    filesystem, _ = opened(storage)
+    filesystem, _ = open_filesystem(storage)
     there = [entry for entry in listing(storage) if filesystem.get_file_info(f"{entry.path}/{file}").is_file]
     return sorted(entry.base_name for entry in there)
 
@@ -179,7 +179,7 @@ def fetch(path: Path) -> None:
             download(folder, objects_of(folder))
 
 
-def below(folder: Path, *names: str) -> Path:
+def path_below(folder: Path, *names: str) -> Path:
     """Path of a folder of ours in a sweep's folder, which may be somebody else's: no link leads out of it.
 
     Raises:
@@ -198,7 +198,7 @@ def driver_lock(folder: Path) -> FileLock:
     return FileLock(folder / _LOCK, timeout=0)
 
 
-def opened(folder: Path) -> tuple[fs.FileSystem, str]:
+def open_filesystem(folder: Path) -> tuple[fs.FileSystem, str]:
     """Open where a folder is kept; returns the filesystem and the path in it.
 
     Raises:
@@ -225,7 +225,7 @@ def objects_of(folder: Path, seconds: float = 120.0) -> Objects:
     Raises:
         ConfigError: no such object storage.
     """
-    filesystem, _ = opened(folder)
+    filesystem, _ = open_filesystem(folder)
     return Objects(address_of(folder), getattr(filesystem, "region", None), seconds)
 
 

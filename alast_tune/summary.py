@@ -65,7 +65,7 @@ class FrontTracker:
         self._states.update(result.state if result.origin is None else "earlier" for result in results)
         self.launched += sum(result.launched for result in results)
         for result in results:
-            if result.landmark == "full" and result.values:
+            if result.baseline == "full" and result.values:
                 self._full, self._front = _objectives(result), None
         complete = [result for result in results if result.state == "complete"]
         if not complete:
@@ -139,7 +139,7 @@ def within(front: FrontFile, limits: Limits) -> FrontFile:
 
     Nothing that was dominated comes back: whatever dominates it keeps every limit that it keeps.
     """
-    members = tuple(member for member in front.front if limits.kept(**member.objectives))
+    members = tuple(member for member in front.front if limits.allow(**member.objectives))
     given = {name: getattr(limits, name) for name in Limits.model_fields if getattr(limits, name) is not None}
     stricter = front.limits.model_copy(update=given)
     return _front_file(front.sweep, front.reference_point, stricter, front.trials, members, front.full)
@@ -162,7 +162,7 @@ def cheapest_within(front: FrontFile, tolerance: float) -> FrontMember | None:
     return min(near, key=lambda member: member.objectives["train_flops"], default=None)
 
 
-def together(fronts: Sequence[FrontFile]) -> tuple[list[FrontFile], FrontFile]:
+def joint_front(fronts: Sequence[FrontFile]) -> tuple[list[FrontFile], FrontFile]:
     """Put the fronts of several sweeps onto one scale, and find the front of all their members.
 
     Hypervolumes are measured from one point then: the worst of the sweeps' own reference points.
@@ -292,7 +292,7 @@ def _member(result: TrialResult) -> FrontMember:
         epochs=result.epochs,
         config=result.config,
         params=result.params,
-        landmark=result.landmark,
+        baseline=result.baseline,
         origin=result.origin,
     )
 

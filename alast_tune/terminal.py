@@ -15,7 +15,7 @@ from rich.text import Text
 
 from alast_tune.config import TrialConfig, flatten
 from alast_tune.plots import human_bytes, human_flops, short
-from alast_tune.results import LANDMARKS, EpochReport, FrontFile, Reseeded, TrialResult
+from alast_tune.results import BASELINES, EpochReport, FrontFile, Reseeded, TrialResult
 from alast_tune.summary import cheapest_within
 from alast_tune.text import safe
 
@@ -141,11 +141,11 @@ def answers(front: FrontFile, words: Sequence[str], tolerances: Sequence[float] 
         member, full = cheapest_within(front, tolerance), front.full or {}
         points = f"{100 * tolerance:g} point{'s' * (tolerance != 0.01)}"
         lead = f"within {points} of full fine-tuning ({full['accuracy']:.4f}): "
-        if member is None or member.landmark == "full":
+        if member is None or member.baseline == "full":
             yield lead + ("nothing that is cheaper" if member else "nothing")
         elif member.trial_id != last:
             method = member.config.method
-            what = LANDMARKS[member.landmark] if member.landmark else method.name
+            what = BASELINES[member.baseline] if member.baseline else method.name
             shares = ", ".join(
                 f"{100 * member.objectives[name] / full[name]:.0f}% of the {cost}"
                 for name, cost in (("train_flops", "FLOPs"), ("peak_bytes", "memory"))
@@ -172,7 +172,7 @@ def front_table(front: FrontFile) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("settings that differ")
     settings = [member.params or flatten(member.config) for member in front.front]
-    found = [values for member, values in zip(front.front, settings, strict=True) if not member.landmark]
+    found = [values for member, values in zip(front.front, settings, strict=True) if not member.baseline]
     varied = [path for path in (found[0] if found else {}) if len({str(one.get(path)) for one in found}) > 1]
     for member, values in zip(front.front, settings, strict=True):
         table.add_row(
@@ -182,8 +182,8 @@ def front_table(front: FrontFile) -> Table:
             human_flops(member.objectives["train_flops"]),
             human_bytes(member.objectives["peak_bytes"]),
             Text(
-                LANDMARKS[member.landmark]
-                if member.landmark
+                BASELINES[member.baseline]
+                if member.baseline
                 else safe(", ".join(f"{path.rsplit('/', 1)[-1]} {short(values.get(path))}" for path in varied))
             ),
             style="bold" if member.trial_id == front.knee else None,

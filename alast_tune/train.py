@@ -25,7 +25,7 @@ from alast_tune.errors import ConfigError, DivergedError
 from alast_tune.evaluate import evaluate
 from alast_tune.failpoints import failpoint
 from alast_tune.fingerprints import Fingerprints, fingerprints, keep_fingerprints
-from alast_tune.methods import Method, build_method, compile_blocks, most_influential, settled
+from alast_tune.methods import Method, build_method, compile_blocks, most_influential, with_blocks_chosen
 from alast_tune.models import VisionTransformer, create_model, input_spec
 from alast_tune.optimizers import build_optimizer, rate
 from alast_tune.parallel import sum_gradients, total_over_ranks, world
@@ -87,12 +87,12 @@ class Run:
         """Of the epoch with the highest validation accuracy, the first of several."""
         self._blocks: tuple[int, ...] | None = None  # found by exploration
         self._started = False
-        if settled(config.method) is config.method:
+        if with_blocks_chosen(config.method) is config.method:
             self._start()
 
     def _start(self) -> None:
         """Wrap the model in its method, once nothing about that is left open."""
-        self.method = build_method(settled(self.config.method, self._blocks), self.model, self.config.train)
+        self.method = build_method(with_blocks_chosen(self.config.method, self._blocks), self.model, self.config.train)
         self.model.to(self.device)  # adapters were made on the CPU
         if self.config.train.compile:
             compile_blocks(self.method)

@@ -32,7 +32,7 @@ class Table:
     """Every configuration's curves: C of them, S seeds, E epochs, M objectives in the order of ``OBJECTIVES``."""
 
     space: dict[str, list[Any]]
-    landmarks: list[str]
+    baselines: list[str]
     """Names of the last configurations, those beside the grid; `full` is one."""
     trial: dict[str, Any]
     """What all configurations have in common."""
@@ -72,7 +72,7 @@ class Table:
         costs = [forecast.costs(apply_params(base, params)) for params in grid]
         return cls(
             space=spec["grid"],
-            landmarks=list(spec["methods"]),
+            baselines=list(spec["methods"]),
             trial=base.model_dump(exclude_unset=True),
             forecasts_C2=np.array([(cost.train_flops, cost.peak_bytes) for cost in costs]),
             values_CSEM=np.array(values, dtype=np.float64).swapaxes(-1, -2),
@@ -86,13 +86,13 @@ class Table:
 
     @property
     def grid(self) -> int:
-        """How many configurations there are without the landmarks."""
-        return len(self.values_CSEM) - len(self.landmarks)
+        """How many configurations there are without the baselines."""
+        return len(self.values_CSEM) - len(self.baselines)
 
     @cached_property
     def full(self) -> Floats:
         """Full fine-tuning's final objectives, mean over the seeds."""
-        full: Floats = self.finals[self.grid + self.landmarks.index("full")]
+        full: Floats = self.finals[self.grid + self.baselines.index("full")]
         return full
 
     @cached_property

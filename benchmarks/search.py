@@ -50,7 +50,7 @@ SEARCHERS: dict[str, Callable[[Table, int], Searcher]] = {
     "ours, none stopped": partial(Ours, scheduler="none"),
     "ours, stopped from epoch 1": partial(Ours, grace_epochs=1),
     "ours": Ours,
-    "ours, landmarks first": partial(Ours, landmarks=True),
+    "ours, baselines first": partial(Ours, baselines=True),
 }
 SLOW = {"GP": 10}
 """Fewer replays for those that take minutes each."""

@@ -19,7 +19,7 @@ from alast_tune.tune.forecast import Costs
 from alast_tune.tune.resources import Node, Packing
 from alast_tune.tune.schedule import MoAsha
 from alast_tune.tune.search import StudySearcher
-from alast_tune.tune.trials import enqueue_landmarks
+from alast_tune.tune.trials import enqueue_baselines
 from benchmarks.replay import MARGIN, Floats, Table
 
 
@@ -145,18 +145,18 @@ class Ours(Random):
     Args:
         table: what is known.
         seed: of the sampler.
-        landmarks: whether full fine-tuning and the paper's configuration come first, as in a sweep.
+        baselines: whether full fine-tuning and the paper's configuration come first, as in a sweep.
         settings: of the sweep.
     """
 
-    def __init__(self, table: Table, seed: int, landmarks: bool = False, **settings: Any) -> None:
+    def __init__(self, table: Table, seed: int, baselines: bool = False, **settings: Any) -> None:
         super().__init__(table, seed)
         space = {path: {"type": "categorical", "choices": values} for path, values in table.space.items()}
         sweep = parse(SweepConfig, {"trial": table.trial, "space": space, "trials": 10**6, "seed": seed} | settings)
         study = optuna.create_study(directions=list(DIRECTIONS))
         study.set_user_attr("reference_point", [0.0, *(MARGIN * table.full[1:])])
-        if landmarks:
-            enqueue_landmarks(study, sweep)
+        if baselines:
+            enqueue_baselines(study, sweep)
         somewhere = Packing(sweep, [Node("", cpu=1e6, memory=1e18)])
         self._searcher = StudySearcher(study, sweep, Unheard(), somewhere, self._forecast)
         self._scheduler = MoAsha(sweep, study)
@@ -168,8 +168,8 @@ class Ours(Random):
         if not isinstance(suggestion, dict):
             return None
         self._suggestions[number] = SimpleNamespace(config=suggestion)
-        if suggestion["landmark"]:
-            return self._table.grid + self._table.landmarks.index(suggestion["landmark"])
+        if suggestion["baseline"]:
+            return self._table.grid + self._table.baselines.index(suggestion["baseline"])
         return self._index(parse(TrialConfig, suggestion["trial"]))
 
     def go_on(self, number: int, epoch: int, values: Floats) -> bool:
@@ -188,7 +188,7 @@ class Ours(Random):
 
     def _forecast(self, config: TrialConfig, growth: float) -> Costs:
         if config.method.name != "alast" or config.method.reading == "paper":
-            return Costs(0.0, 0)  # a landmark
+            return Costs(0.0, 0)  # a baseline
         flops, peak = self._table.forecasts_C2[self._index(config)]
         return Costs(flops, int(peak))
 

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from alast_tune.config import ModelConfig, TrainConfig, TrialConfig, parse, read_mapping
 from alast_tune.cost import StepCost, StepCosts
-from alast_tune.methods import build_method, compile_blocks, settled
+from alast_tune.methods import build_method, compile_blocks, with_blocks_chosen
 from alast_tune.models import create_model, input_spec
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -49,7 +49,7 @@ class Stepper:
 
     def __init__(self, values: dict[str, Any], options: argparse.Namespace, image_size: int | None) -> None:
         before = allocated()
-        config = settled(parse(TrialConfig, {"method": values}).method)
+        config = with_blocks_chosen(parse(TrialConfig, {"method": values}).method)
         torch.manual_seed(0)
         pretrained = options.model == "embedded"  # the others' speed does not depend on their weights
         model = create_model(

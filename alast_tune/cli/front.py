@@ -17,8 +17,8 @@ from alast_tune.errors import ConfigError
 from alast_tune.lease import exclusive_driver
 from alast_tune.plots import fronts_html, fronts_png
 from alast_tune.results import FrontFile
-from alast_tune.storage import Place, fetch, is_copy, names_with, shown
-from alast_tune.summary import together, within
+from alast_tune.storage import Place, display_path, fetch, is_copy, names_with
+from alast_tune.summary import joint_front, within
 from alast_tune.terminal import answers, comparison_table, front_table, printer
 
 
@@ -35,14 +35,14 @@ def find_front(sweep: Path, storage: Path) -> Path:
     if file is None:
         storage = sweep.parent if is_copy(sweep) else storage
         known = ", ".join(names_with(storage, "front.json"))
-        there = f"there are: {known}" if known else f"none under {shown(storage)} has one yet"
-        raise ConfigError("sweep", shown(sweep), f"no front.json; {there}")
+        there = f"there are: {known}" if known else f"none under {display_path(storage)} has one yet"
+        raise ConfigError("sweep", display_path(sweep), f"no front.json; {there}")
     return file
 
 
 def words_for(storage: Path) -> list[str]:
     """Say to a command where sweeps are, unless that is where it looks anyway."""
-    return [] if storage == Path("runs") else ["--storage", shown(storage)]
+    return [] if storage == Path("runs") else ["--storage", display_path(storage)]
 
 
 def find_sweep(sweep: Path, storage: Path) -> Path:
@@ -55,7 +55,7 @@ def find_sweep(sweep: Path, storage: Path) -> Path:
     fetch(storage / sweep)
     folder = next((path for path in (sweep, storage / sweep) if path.is_dir()), None)
     if folder is None:
-        raise ConfigError("sweep", shown(sweep), f"neither a folder nor a sweep under {shown(storage)}")
+        raise ConfigError("sweep", display_path(sweep), f"neither a folder nor a sweep under {display_path(storage)}")
     return folder.absolute()
 
 
@@ -87,12 +87,13 @@ class Front(Limits):
         names = [front.sweep for front in fronts]
         if len(set(names)) < len(names):  # the same name in two storages
             labels = [
-                re.sub(r"[^A-Za-z0-9._]+", "-", shown(sweep))[-200:].strip("-._") or "sweep" for sweep in self.sweeps
+                re.sub(r"[^A-Za-z0-9._]+", "-", display_path(sweep))[-200:].strip("-._") or "sweep"
+                for sweep in self.sweeps
             ]
             fronts = [f.model_copy(update={"sweep": label}) for f, label in zip(fronts, labels, strict=True)]
         front = fronts[0]
         if len(fronts) > 1:
-            fronts, front = together(fronts)
+            fronts, front = joint_front(fronts)
         if self.plot:
             drawn = fronts_html(fronts).encode() if self.plot.suffix == ".html" else fronts_png(fronts)
             self.plot.parent.mkdir(parents=True, exist_ok=True)
@@ -104,7 +105,7 @@ class Front(Limits):
         if len(fronts) > 1:
             console.print(comparison_table(fronts, front))
         else:
-            words = [shown(self.sweeps[0]), *words_for(self.storage)]
+            words = [display_path(self.sweeps[0]), *words_for(self.storage)]
             for line in answers(front, words) if self.within is None else answers(front, words, [self.within]):
                 printer(console)(line)
         console.print(front_table(front))

@@ -66,7 +66,7 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
         except Exception as error:
             if os.environ.get(TRACEBACK) == "1":
                 print(safe("".join(traceback.format_exception(error))), file=sys.stderr)
-            line, code = verdict(error)
+            line, code = exit_line_and_code(error)
             complain(line)
             sys.exit(code)
         finally:
@@ -76,7 +76,7 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
     return run
 
 
-def verdict(error: BaseException) -> tuple[str, int]:
+def exit_line_and_code(error: BaseException) -> tuple[str, int]:
     """Say what has ended a command, and with which exit code; see :func:`guarded`."""
     worker = getattr(error, "cause", None)
     if isinstance(worker, Exception):  # Ray's, of what has ended a task

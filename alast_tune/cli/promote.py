@@ -17,7 +17,7 @@ from alast_tune.cli.guard import TRACKING_INCOMPLETE, complain
 from alast_tune.config import Limits
 from alast_tune.data import batch_count
 from alast_tune.results import FrontFile, FrontMember
-from alast_tune.storage import Place, below
+from alast_tune.storage import Place, path_below
 from alast_tune.summary import within
 from alast_tune.terminal import TrainingProgress, printer
 from alast_tune.train import load_trial
@@ -49,12 +49,12 @@ class Promote(Limits):
         uri = default_uri(folder.parent)
         check_names(name, self.alias)
         promote.check_output(self.output, front.sweep, member)
-        model = below(folder, "promoted", member.trial_id)
+        model = path_below(folder, "promoted", member.trial_id)
         console = Console()
         say = printer(console)
         if self.verify:
             _verify(member, folder, console)
-        config = promote.promoted(member, front.sweep, uri, name, self.verify, promote.origin_of(member, folder))
+        config = promote.promoted_config(member, front.sweep, uri, name, self.verify, promote.origin_of(member, folder))
         write_config(config, self.output)
         say(f"config: {self.output} (trial {member.trial_id} of {front.sweep})")
         promote.export_member(member, folder, model)

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from alast_tune.cli.front import find_sweep
 from alast_tune.cli.guard import TRACKING_INCOMPLETE
-from alast_tune.storage import Place, shown
+from alast_tune.storage import Place, display_path
 from alast_tune.terminal import front_table
 
 
@@ -29,6 +29,6 @@ class Report(BaseModel):
         folder = find_sweep(self.sweep, self.storage)
         console = Console(width=None if sys.stdout.isatty() else 120)
         console.print(front_table(report(folder, Console(stderr=True))))
-        console.print(f"front: {shown(folder / 'front.json')}", soft_wrap=True, highlight=False)
+        console.print(f"front: {display_path(folder / 'front.json')}", soft_wrap=True, highlight=False)
         if pending(folder):  # the tracker has said so
             sys.exit(TRACKING_INCOMPLETE)

@@ -27,7 +27,7 @@ from alast_tune.cli.guard import TRACKING_INCOMPLETE, guarded
 from alast_tune.config import SweepConfig, given_file, parse, read_mapping, stored_sweep
 from alast_tune.errors import ConfigError
 from alast_tune.results import FrontFile
-from alast_tune.storage import copy_of, listing, names_with, shown
+from alast_tune.storage import copy_of, display_path, listing, names_with
 from alast_tune.summary import check_complete
 from alast_tune.terminal import answers, front_table, printer, reseeded_table
 from alast_tune.tracking import pending
@@ -55,7 +55,7 @@ class Preset(PydanticBaseSettingsSource):
         except ValueError as error:
             raise ConfigError("storage", place, str(error)) from None
         if resume:
-            stored = stored_sweep(storage / resume).given()
+            stored = stored_sweep(storage / resume).given_values()
             return {name: value for name, value in stored.items() if name != "storage"} | {"storage": place}
         if file is None:
             raise ConfigError("preset", "not given", f"give --preset (one of {', '.join(presets())}) or --resume")
@@ -134,7 +134,7 @@ def main(arguments: list[str] | None = None) -> None:
             print(f"{name:20}{(PRESETS / f'{name}.yaml').read_text().splitlines()[0].removeprefix('# ')}")
         return
     options = CliApp.run(Sweep, cli_args=words)
-    sweep = parse(SweepConfig, options.given())
+    sweep = parse(SweepConfig, options.given_values())
     console = Console(width=None if sys.stdout.isatty() else 120)
     resume = options.resume is not None or (options.go_on and is_begun(sweep))
     if options.retry_failed and not resume:
@@ -149,7 +149,7 @@ def main(arguments: list[str] | None = None) -> None:
     console.print(front_table(front))
     if options.reseed is not None and any(result.state == "complete" for result in results):
         console.print(reseeded_table(reseed(file.parent, options.reseed, console)))
-    say(f"front: {shown(file)}")
+    say(f"front: {display_path(file)}")
     say(f"MLflow: {shlex.join(['alast-tune', 'ui', *storage])}")
     check_complete(sweep.name, results)
     if pending(file.parent):  # the tracker has said so

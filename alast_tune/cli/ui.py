@@ -15,7 +15,7 @@ from rich.table import Table
 from alast_tune.config import stored_sweep
 from alast_tune.errors import ConfigError
 from alast_tune.results import FrontFile
-from alast_tune.storage import Place, fetch, names_with, shown
+from alast_tune.storage import Place, display_path, fetch, names_with
 from alast_tune.terminal import printer
 from alast_tune.text import safe
 
@@ -35,10 +35,12 @@ class Ui(BaseModel):
         uri, say = default_uri(self.storage), printer(Console(soft_wrap=True))
         if uri == f"sqlite:///{self.storage.absolute() / 'mlflow.db'}" and not (self.storage / "mlflow.db").exists():
             remedy = "holds no sweep yet; alast-tune sweep --preset demo, or give --storage"
-            raise ConfigError("storage", shown(self.storage), remedy)
+            raise ConfigError("storage", display_path(self.storage), remedy)
         there = names_with(self.storage, "sweep.json")
         if self.sweep is not None and self.sweep not in there:
-            raise ConfigError("sweep", self.sweep, f"not under {shown(self.storage)}; there are: {', '.join(there)}")
+            raise ConfigError(
+                "sweep", self.sweep, f"not under {display_path(self.storage)}; there are: {', '.join(there)}"
+            )
         address = uri if uri.startswith("http") else f"http://{self.host}:{self.port}"
         say(f"open {address.rstrip('/')}{prepare_view(*open_store(uri, self.storage), self.sweep)}")
         if uri.startswith("http"):
@@ -62,7 +64,9 @@ class List(BaseModel):
         table.add_column("model and data")
         names = names_with(self.storage, "sweep.json")
         if not names:
-            raise ConfigError("storage", shown(self.storage), "holds no sweep yet; alast-tune sweep --preset demo")
+            raise ConfigError(
+                "storage", display_path(self.storage), "holds no sweep yet; alast-tune sweep --preset demo"
+            )
         unread: dict[str, ConfigError] = {}
         for name in names:
             try:

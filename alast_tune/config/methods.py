@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ModelWrapValidatorHandler, model_validator
 
-from alast_tune.config.record import Record, plain
+from alast_tune.config.record import Record, as_plain_values
 
 
 class Floors(Record):
@@ -172,7 +172,7 @@ class AlastConfig(Record):
         if not isinstance(values, dict):
             return handler(values)
         preset = READINGS.get(values.get("reading", "fast"), {})
-        own = plain(values.get("floors", {}))
+        own = as_plain_values(values.get("floors", {}))
         floors = {**preset.get("floors", {}), **own} if isinstance(own, dict) else own
         config = handler({**preset, **values, "floors": floors})
         # What the reading filled in is not "set": another reading may still replace it (apply_params).

@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from alast_tune.errors import ConfigError, explain
-from alast_tune.storage import expanded, shown
+from alast_tune.storage import display_path, expand_path
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -33,7 +33,7 @@ class Record(BaseModel):
     @field_validator("*")
     @classmethod
     def _expand(cls, value: Any) -> Any:
-        return expanded(value) if isinstance(value, Path) else value
+        return expand_path(value) if isinstance(value, Path) else value
 
 
 class _Loader(yaml.SafeLoader):
@@ -49,7 +49,7 @@ for _kind in (_Loader, _Dumper):
     _kind.add_implicit_resolver("tag:yaml.org,2002:float", _number, list("-+.0123456789"))
 
 
-def plain(value: Any) -> Any:
+def as_plain_values(value: Any) -> Any:
     """Give what was set in a record, by hand, as a mapping; anything else as it is."""
     return value.model_dump(exclude_unset=True) if isinstance(value, BaseModel) else value
 
@@ -64,7 +64,7 @@ def flatten(record: Record, prefix: str = "") -> dict[str, Any]:
         elif isinstance(value, dict):
             flat |= {f"{prefix}{name}/{key}": item for key, item in value.items()}
         else:
-            flat[f"{prefix}{name}"] = shown(value) if isinstance(value, Path) else value
+            flat[f"{prefix}{name}"] = display_path(value) if isinstance(value, Path) else value
     return flat
 
 
@@ -85,7 +85,7 @@ def given_file(field: str, path: str) -> Path:
         ConfigError: it cannot be written out.
     """
     try:
-        return expanded(path, here=True)
+        return expand_path(path, here=True)
     except ValueError as error:
         raise ConfigError(field, path, str(error)) from None
 

@@ -114,7 +114,7 @@ class Limits(Record):
             found["min_accuracy"] = self.min_accuracy - accuracy
         return found
 
-    def kept(self, **objectives: float) -> bool:
+    def allow(self, **objectives: float) -> bool:
         """Whether measured objectives break no limit."""
         return all(excess <= 0 for excess in self.excess(**objectives).values())
 
@@ -179,9 +179,11 @@ class SweepConfig(Limits):
         """The limits alone."""
         return Limits(max_memory=self.max_memory, max_flops=self.max_flops, min_accuracy=self.min_accuracy)
 
-    def given(self) -> dict[str, Any]:
+    def given_values(self) -> dict[str, Any]:
         """All settings as plain values, from which it can be read again; of the trial only what was given."""
-        return self.model_dump(mode="json", include=set(SweepConfig.model_fields)) | {"trial": self.trial.given()}
+        return self.model_dump(mode="json", include=set(SweepConfig.model_fields)) | {
+            "trial": self.trial.given_values()
+        }
 
     def difference(self, other: SweepConfig) -> str | None:
         """Name a setting that another sweep has otherwise, by which it is not the same; None if it may go on with it.

@@ -124,7 +124,7 @@ class TrialConfig(Record):
     method: MethodConfig = Field(default_factory=AlastConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
 
-    def given(self) -> dict[str, Any]:
+    def given_values(self) -> dict[str, Any]:
         """What was given, as plain values: read again it is this trial, of which a reading may still be replaced."""
         values = self.model_dump(mode="json", exclude_unset=True)
         return values | {"method": values.get("method", {}) | {"name": self.method.name}}
@@ -187,8 +187,8 @@ def apply_params(trial: TrialConfig, params: dict[str, Any]) -> TrialConfig:
     whole = {path: value for path, value in params.items() if path in TrialConfig.model_fields}
     params = {path: value for path, value in params.items() if path not in whole}
     if whole:
-        trial = parse(TrialConfig, trial.given() | whole)
-    values = trial.given()
+        trial = parse(TrialConfig, trial.given_values() | whole)
+    values = trial.given_values()
     for path, value in params.items():
         *parents, leaf = path.split("/")
         owner: Any = trial

@@ -18,7 +18,7 @@ from alast_tune.config import AlastConfig, BsrConfig, MethodConfig, TomeConfig
 from alast_tune.cost.step import StepOnTape
 from alast_tune.cost.tape import FLOAT, Tape, Tensor
 from alast_tune.methods.base import StepPlan, blocks_of
-from alast_tune.methods.parameters import may_train
+from alast_tune.methods.parameters import trainable_parameters
 from alast_tune.models import VisionTransformer
 
 
@@ -161,7 +161,7 @@ class Parts:
 
     def _trainable_of(self, config: MethodConfig, setup: object) -> _Trainable:
         if setup not in self._trainable:
-            may = frozenset(id(p) for p in may_train(config, self.model))
+            may = frozenset(id(p) for p in trainable_parameters(config, self.model))
             named_L = [list(block.named_parameters()) for block in self._blocks]
             kinds_L = [tuple((name, p.shape, id(p) in may) for name, p in named) for named in named_L]
             self._trainable[setup] = _Trainable(

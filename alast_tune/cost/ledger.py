@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from alast_tune.methods.base import StepPlan
-from alast_tune.storage import whole
+from alast_tune.storage import atomic_write
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Ledger:
         object.__setattr__(record, "plan", self._plans.setdefault(record.plan, record.plan))
         self.records.append(record)
 
-    def trained(self) -> tuple[int, ...]:
+    def trained_steps(self) -> tuple[int, ...]:
         """Count the steps in which each block trained (figure 9), probes left out, (L,)."""
         plans = [record.plan for record in self.records if not record.probe]
         return tuple(sum(column) for column in zip(*(plan.trainable_L for plan in plans), strict=True))
@@ -77,7 +77,7 @@ class Ledger:
         rows = self.rows()
         if not rows:
             return
-        with whole(path) as scratch, scratch.open("w", newline="") as file:
+        with atomic_write(path) as scratch, scratch.open("w", newline="") as file:
             writer = csv.DictWriter(file, rows[0])
             writer.writeheader()
             writer.writerows(rows)

@@ -14,7 +14,7 @@ from alast_tune.config import AlastConfig, BsrConfig, MethodConfig, TomeConfig
 from alast_tune.cost.tape import FLOAT, Affine, Buffer, Tape, Tensor, Weight
 from alast_tune.methods.apla import PartialLinear
 from alast_tune.methods.base import StepPlan, blocks_of
-from alast_tune.methods.parameters import trained
+from alast_tune.methods.parameters import trained_parameters
 from alast_tune.methods.tome import merged_count, merges
 from alast_tune.models import QuickGELU, VisionTransformer
 
@@ -57,7 +57,7 @@ class StepOnTape:
         self._batch = batch
         self._width = product_width
         self._qkv: Tensor | None = None
-        self._trains = trained(config, model, plan.trainable_L) if trains is None else trains
+        self._trains = trained_parameters(config, model, plan.trainable_L) if trains is None else trains
 
     def forward(self) -> StepOnTape:
         """Run the forward alone."""

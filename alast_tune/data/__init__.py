@@ -27,7 +27,7 @@ from alast_tune.data.decoded import Decoded, worth_keeping
 from alast_tune.data.images import Images, paper_augmentation
 from alast_tune.data.loading import batch_count, eval_loader, train_loader
 from alast_tune.data.sources import Opened, Source, open_sources
-from alast_tune.data.splitting import Indices, balanced, by_hash, stratified
+from alast_tune.data.splitting import Indices, balanced_subset, by_hash, stratified
 from alast_tune.errors import ConfigError
 from alast_tune.models import InputSpec
 
@@ -273,4 +273,4 @@ def _fewer(config: DataConfig, labels: Indices, train: Indices) -> Indices:
         raise ConfigError(
             "data.train_images", config.train_images, f"leaves classes without an image; give {classes} at least"
         )
-    return train[balanced(labels[train], config.train_images, config.split_seed)]
+    return train[balanced_subset(labels[train], config.train_images, config.split_seed)]

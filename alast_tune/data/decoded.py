@@ -27,7 +27,7 @@ from alast_tune.data.machine import available_bytes, cache_folder, cpu_count
 from alast_tune.data.sources import Source
 from alast_tune.data.splitting import Indices
 from alast_tune.errors import ConfigError
-from alast_tune.storage import whole
+from alast_tune.storage import atomic_write
 
 Pixels: TypeAlias = NDArray[np.uint8]
 
@@ -101,7 +101,7 @@ class Decoded:
         content = "\n".join([_MADE_BY, str(self.size), *self.source.checksums(self.indices)])
         name = hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
         try:
-            self._kept = shared(f"{name}-{self.size}", shape, self._chunks)
+            self._kept = share_array(f"{name}-{self.size}", shape, self._chunks)
         except OSError as error:
             if self.cache == "auto":
                 self.cache = "none"
@@ -136,7 +136,7 @@ def worth_keeping(count: int, size: int) -> bool:
     return size_bytes <= MEMORY_SHARE * available_bytes() and 2 * size_bytes <= free
 
 
-def shared(name: str, shape: tuple[int, ...], chunks: Callable[[], Iterator[Pixels]]) -> Pixels:
+def share_array(name: str, shape: tuple[int, ...], chunks: Callable[[], Iterator[Pixels]]) -> Pixels:
     """Map a file of this machine's cache folder; written first, whole or not at all, if it is not there.
 
     Args:
@@ -152,7 +152,7 @@ def shared(name: str, shape: tuple[int, ...], chunks: Callable[[], Iterator[Pixe
     with FileLock(file.with_suffix(".lock")):
         if not file.exists() or file.stat().st_size != np.prod(shape):
             _make_room(int(np.prod(shape)))
-            with whole(file) as scratch:
+            with atomic_write(file) as scratch:
                 try:
                     with scratch.open("wb") as out:
                         for chunk in chunks():

@@ -24,7 +24,7 @@ from PIL import Image
 from alast_tune.data.machine import cache_folder, cpu_count
 from alast_tune.data.rgb import PixelRangeError, to_rgb
 from alast_tune.errors import ConfigError
-from alast_tune.storage import whole
+from alast_tune.storage import atomic_write
 
 DARK = 16
 """An image whose brightest pixel, of 255, is below this is no picture of anything bright."""
@@ -46,7 +46,7 @@ class Verdict:
     """Whether it is an image with 16 bits of which it uses 12 at most, so that it is nearly black."""
 
 
-def quiet() -> None:
+def silence_pillow() -> None:
     """Keep Pillow's warnings off the screen: what matters of them is said in one line, or is an error."""
     warnings.filterwarnings("ignore", module=r"PIL\.")
 
@@ -67,7 +67,7 @@ def inspect(root: Path | None, files: Sequence[Path], decode: bool = False) -> l
     Raises:
         ConfigError: naming the first file that is gone, no image, or cut short.
     """
-    quiet()
+    silence_pillow()
     with _remembered(root) as known:
 
         def look(file: Path) -> Verdict | str:
@@ -131,5 +131,5 @@ def _remembered(root: Path | None) -> Iterator[dict[str, Verdict]]:
         before = dict(known)
         yield known
         if known != before:
-            with suppress(OSError), whole(file) as scratch:
+            with suppress(OSError), atomic_write(file) as scratch:
                 scratch.write_text(json.dumps({path: astuple(verdict) for path, verdict in known.items()}))

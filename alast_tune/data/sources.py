@@ -19,7 +19,7 @@ from torchvision import datasets
 
 from alast_tune.config import DataConfig
 from alast_tune.data.folders import Part, open_folder
-from alast_tune.data.inspection import Verdict, fault, inspect, quiet
+from alast_tune.data.inspection import Verdict, fault, inspect, silence_pillow
 from alast_tune.data.rgb import to_rgb
 from alast_tune.data.splitting import Indices
 from alast_tune.errors import ConfigError
@@ -127,7 +127,7 @@ def open_sources(config: DataConfig) -> Opened:
     Raises:
         ConfigError: no such folder, no images, splits with different classes, or an impossible download.
     """
-    quiet()
+    silence_pillow()
     if config.dataset == "folder":
         folder = open_folder(config.root)
         parts = {name: _folder_source(config, part) for name, part in folder.parts.items()}

@@ -40,7 +40,7 @@ def stratified(labels: Indices, shares: Sequence[float], seed: int) -> list[Indi
     return [np.sort(np.concatenate(part)) for part in parts]
 
 
-def balanced(labels: Indices, count: int, seed: int) -> Indices:
+def balanced_subset(labels: Indices, count: int, seed: int) -> Indices:
     """Choose at most ``count`` sorted indices at random, as evenly from all classes as their sizes allow."""
     order = np.random.default_rng(seed).permutation(len(labels))
     rank = np.empty(len(labels), np.int64)  # of an image within its class

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from alast_tune.models import EMBEDDED_MEAN, EMBEDDED_STD, embedded_vit
-from alast_tune.storage import whole
+from alast_tune.storage import atomic_write
 
 HERE = Path(__file__).parent
 BATCH, PEAK_RATE, WEIGHT_DECAY, SMOOTHING = 256, 1.5e-3, 0.05, 0.1
@@ -140,7 +140,7 @@ def main() -> None:
         seconds += time.monotonic() - started
         state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
         state |= {"scheduler": scheduler.state_dict(), "epoch": epoch + 1, "seconds": seconds}
-        with whole(checkpoint) as scratch:
+        with atomic_write(checkpoint) as scratch:
             torch.save(state, scratch)
         print(json.dumps({"epoch": epoch + 1, "loss": round(loss.item(), 4), "seconds": round(seconds)}), flush=True)
 

@@ -19,7 +19,7 @@ from alast_tune.methods.alast import Alast, drawable_blocks
 from alast_tune.methods.apla import Apla
 from alast_tune.methods.base import Method, StepPlan, blocks_of
 from alast_tune.methods.bsr import Bsr
-from alast_tune.methods.freezing import Full, Head, TopK, most_influential, settled
+from alast_tune.methods.freezing import Full, Head, TopK, most_influential, with_blocks_chosen
 from alast_tune.methods.lora import Lora
 from alast_tune.methods.tome import Tome
 
@@ -39,7 +39,7 @@ __all__ = [
     "compile_blocks",
     "drawable_blocks",
     "most_influential",
-    "settled",
+    "with_blocks_chosen",
 ]
 
 

@@ -13,8 +13,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from alast_tune.config import AlastConfig
 from alast_tune.methods.base import StepPlan, blocks_of, classify, embed
 from alast_tune.methods.budgets import class_delta, relative_magnitudes
-from alast_tune.methods.lora import adapted_blocks, add_adapters, merged
-from alast_tune.methods.parameters import may_train, set_trainable
+from alast_tune.methods.lora import adapted_blocks, add_adapters, merge_adapters
+from alast_tune.methods.parameters import set_trainable, trainable_parameters
 from alast_tune.methods.planner import Planner
 from alast_tune.methods.tap import QkvTap
 from alast_tune.methods.tokens import keep_tokens
@@ -57,7 +57,7 @@ class Alast:
         self._deltas: list[Tensor] = []  # (L,) of each micro-batch, summed over
         self._images = 0  # so many images
 
-        self._parameters = may_train(config, model)
+        self._parameters = trainable_parameters(config, model)
         set_trainable(model.parameters(), False)
         set_trainable(self._parameters, True)
         chosen = {id(p) for p in self._parameters}
@@ -141,7 +141,7 @@ class Alast:
 
     def export(self) -> VisionTransformer:
         """The model itself; with adapters a copy in which they are merged."""
-        return self.model if self.config.lora is None else merged(self.model)
+        return self.model if self.config.lora is None else merge_adapters(self.model)
 
     def state_dict(self) -> dict[str, Any]:
         """Budgets, last deltas, whether to calibrate, and the generator."""

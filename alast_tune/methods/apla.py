@@ -38,7 +38,7 @@ class PartialLinear(nn.Module):
         """Both parts, put back into the whole's order."""
         return torch.cat([self.trained(x), self.frozen(x)], dim=-1).index_select(-1, self.back)
 
-    def whole(self) -> nn.Linear:
+    def as_linear(self) -> nn.Linear:
         """Put the layer together again."""
         weight = torch.cat([self.trained.weight, self.frozen.weight])[self.back]
         layer = nn.Linear(weight.shape[1], weight.shape[0], self.trained.bias is not None, weight.device, weight.dtype)
@@ -80,5 +80,5 @@ class Apla(Constant):
             return self.model
         plain = copy.deepcopy(self.model)
         for block in blocks_of(plain):
-            block.attn.proj = block.attn.proj.whole()
+            block.attn.proj = block.attn.proj.as_linear()
         return plain

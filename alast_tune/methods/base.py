@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from alast_tune.config import MethodConfig
 from alast_tune.errors import ConfigError
-from alast_tune.methods.parameters import may_train, set_trainable
+from alast_tune.methods.parameters import set_trainable, trainable_parameters
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Constant:
     ) -> None:
         self.config: MethodConfig = config
         self.model = model
-        self._parameters = may_train(config, model)
+        self._parameters = trainable_parameters(config, model)
         self._plan = StepPlan(tuple(tokens_L or [token_count(model)] * len(model.blocks)), tuple(trainable_L))
         set_trainable(model.parameters(), False)
         set_trainable(self._parameters, True)

@@ -54,7 +54,7 @@ def chosen_blocks(config: BlockChoice, model: VisionTransformer) -> list[bool]:
     return [block in config.blocks for block in range(depth)]
 
 
-def settled(config: MethodConfig, blocks: Sequence[int] | None = None) -> MethodConfig:
+def with_blocks_chosen(config: MethodConfig, blocks: Sequence[int] | None = None) -> MethodConfig:
     """Put the blocks that exploration found, or the first ones, where it was left open which train."""
     if not isinstance(config, BlockChoice) or config.blocks is not None:
         return config

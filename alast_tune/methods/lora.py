@@ -19,7 +19,7 @@ class Lora(Constant):
 
     def export(self) -> VisionTransformer:
         """A copy with the adapters merged into the weights."""
-        return merged(self.model)
+        return merge_adapters(self.model)
 
 
 def adapted_blocks(config: Adapters, model: VisionTransformer) -> list[bool]:
@@ -47,7 +47,7 @@ def add_adapters(config: Adapters, model: VisionTransformer) -> None:
     peft.inject_adapter_in_model(settings, model)
 
 
-def merged(model: VisionTransformer) -> VisionTransformer:
+def merge_adapters(model: VisionTransformer) -> VisionTransformer:
     """Copy a model with its adapters added to the weights they stand beside: plain timm again."""
     from peft.tuners.lora import LoraLayer
 

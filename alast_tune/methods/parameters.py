@@ -20,7 +20,7 @@ from alast_tune.config import (
 )
 
 
-def may_train(config: MethodConfig, model: VisionTransformer) -> list[nn.Parameter]:
+def trainable_parameters(config: MethodConfig, model: VisionTransformer) -> list[nn.Parameter]:
     """List what may ever train, on a model that its method has prepared (adapters in place)."""
     match config:
         case FullConfig() | TomeConfig():
@@ -41,12 +41,12 @@ def may_train(config: MethodConfig, model: VisionTransformer) -> list[nn.Paramet
             return _adapters(model) + list(model.head.parameters()) + embeddings
 
 
-def trained(config: MethodConfig, model: VisionTransformer, trainable_L: Sequence[bool]) -> set[int]:
+def trained_parameters(config: MethodConfig, model: VisionTransformer, trainable_L: Sequence[bool]) -> set[int]:
     """Give the ids of the parameters that train at a step: those that may, but for frozen blocks'."""
     frozen = {
         id(p) for block, trains in zip(model.blocks, trainable_L, strict=True) if not trains for p in block.parameters()
     }
-    return {id(p) for p in may_train(config, model)} - frozen
+    return {id(p) for p in trainable_parameters(config, model)} - frozen
 
 
 def set_trainable(parameters: Iterable[nn.Parameter], trainable: bool) -> None:

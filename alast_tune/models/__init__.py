@@ -26,7 +26,7 @@ from torch import nn
 
 from alast_tune.config import ModelConfig
 from alast_tune.errors import ConfigError
-from alast_tune.models.checkpoints import file_fingerprint, read_checkpoint, some, weights_file
+from alast_tune.models.checkpoints import file_fingerprint, read_checkpoint, shorten_list, weights_file
 from alast_tune.models.hub import cached, no_weights, weights_source
 
 __all__ = [
@@ -176,7 +176,7 @@ def _skeleton(name: str) -> VisionTransformer:
         tags = [model.partition(".")[2] for model in timm.list_models(f"{architecture}.*", pretrained=True)]
         if not tag or tag in tags:
             raise
-        raise ConfigError("model.name", name, f"no such weights; after the dot goes {some(tags)}") from error
+        raise ConfigError("model.name", name, f"no such weights; after the dot goes {shorten_list(tags)}") from error
     assert isinstance(model, VisionTransformer)
 
     def refuse(what: str, instead: str) -> ConfigError:
@@ -272,14 +272,16 @@ def _load_weights(model: VisionTransformer, config: ModelConfig, path: Path) -> 
         if key in expected and value.shape != expected[key].shape
     ]
     faults = {"lacks": missing, "has too many": unexpected, "has of another shape": misshapen}
-    said = "; ".join(f"{fault} {some(keys)}" for fault, keys in faults.items() if keys)
+    said = "; ".join(f"{fault} {shorten_list(keys)}" for fault, keys in faults.items() if keys)
     if said:
         raise ConfigError(
             "model.checkpoint", path, f"{said}; give weights of {name}, or set model.name to what they belong to"
         )
     if quantised := [f"{key} ({value.dtype})" for key, value in state.items() if not value.is_floating_point()]:
-        remedy = f"has integers for {some(quantised)}; give the weights from before they were quantised"
+        remedy = f"has integers for {shorten_list(quantised)}; give the weights from before they were quantised"
         raise ConfigError("model.checkpoint", path, remedy)
     if broken := [key for key, value in state.items() if not value.float().isfinite().all()]:
-        raise ConfigError("model.checkpoint", path, f"is not finite in {some(broken)}; give an intact state dict")
+        raise ConfigError(
+            "model.checkpoint", path, f"is not finite in {shorten_list(broken)}; give an intact state dict"
+        )
     model.load_state_dict(state, strict=False)

@@ -100,12 +100,12 @@ def read_checkpoint(path: Path, key: str | None = None) -> dict[str, Tensor]:
         raise ConfigError("model.checkpoint", path, "holds no state dict; save model.state_dict()")
     wrapped = sum(name in WRAPPERS and _holds_weights(value) for name, value in loaded.items())
     if key is not None or wrapped > 1 or _is_averaged(name):
-        _LOG.info("model.checkpoint = %s: took %s, of %s", path, name, some([str(entry) for entry in loaded]))
+        _LOG.info("model.checkpoint = %s: took %s, of %s", path, name, shorten_list([str(entry) for entry in loaded]))
     state = _without_prefix(clean_state_dict(state), path)
     decoder = [name for name in state if name.startswith("decoder_")]
     if decoder:
         decoder += state.keys() & {"mask_token"}
-        _LOG.info("model.checkpoint = %s: left out the decoder of pre-training (%s)", path, some(decoder))
+        _LOG.info("model.checkpoint = %s: left out the decoder of pre-training (%s)", path, shorten_list(decoder))
     return {name: value for name, value in state.items() if name not in decoder}
 
 
@@ -146,7 +146,7 @@ def _choose(loaded: Mapping[str, Any], path: Path) -> tuple[str, Mapping[str, An
         name = next((name for name in WRAPPERS if name in inside), None)
         if name is None and not any(_is_weight(value) for value in loaded.values()):
             if len(inside) > 1:
-                remedy = f"holds {some(list(inside))}; say which by model.checkpoint_key"
+                remedy = f"holds {shorten_list(list(inside))}; say which by model.checkpoint_key"
                 raise ConfigError("model.checkpoint", path, remedy)
             name = next(iter(inside), None)
         if name is None:
@@ -165,7 +165,7 @@ def _follow(loaded: Mapping[str, Any], key: str, path: Path) -> Mapping[str, Any
             continue
         found = {n.removeprefix(f"{rest}."): value for n, value in loaded.items() if str(n).startswith(f"{rest}.")}
         if not found:
-            there = some(sorted({str(name).partition(".")[0] for name in loaded}), 8)
+            there = shorten_list(sorted({str(name).partition(".")[0] for name in loaded}), 8)
             raise ConfigError("model.checkpoint_key", key, f"{path} has no such weights; it has {there}")
         return found
     return _choose(loaded, path)[1]
@@ -201,18 +201,18 @@ def _without_prefix(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
     averaged = {prefix for prefix in prefixes if _is_averaged(prefix)}
     chosen = averaged if len(prefixes) > 1 and len(averaged) == 1 else prefixes
     if len(chosen) > 1:
-        remedy = f"holds several models: {some(sorted(chosen))}; say which by model.checkpoint_key"
+        remedy = f"holds several models: {shorten_list(sorted(chosen))}; say which by model.checkpoint_key"
         raise ConfigError("model.checkpoint", path, remedy)
     prefix = next(iter(chosen), "")
     if not prefix:
         return state
     others = [name for name in state if not name.startswith(prefix)]
     if others:
-        _LOG.info("model.checkpoint = %s: took %s, left out %s", path, prefix.rstrip("."), some(others))
+        _LOG.info("model.checkpoint = %s: took %s, left out %s", path, prefix.rstrip("."), shorten_list(others))
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
-def some(items: list[str], limit: int = 4) -> str:
+def shorten_list(items: list[str], limit: int = 4) -> str:
     """List the first few of many."""
     more = f" and {len(items) - limit} more" if len(items) > limit else ""
     return ", ".join(items[:limit]) + more

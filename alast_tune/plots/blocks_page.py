@@ -11,7 +11,7 @@ from PIL import Image
 
 from alast_tune.plots.cloud import BLUE, GREY, VERMILLION
 from alast_tune.plots.document import AXIS, LAYOUT, Section, document
-from alast_tune.results import LANDMARKS, FrontFile, TrialResult
+from alast_tune.results import BASELINES, FrontFile, TrialResult
 from alast_tune.summary import trial_id
 
 if TYPE_CHECKING:
@@ -22,8 +22,8 @@ NOTHING = "No checkpoint of the knee could be read, so there is nothing to show 
 
 def block_title(front: FrontFile, results: Sequence[TrialResult], number: int) -> str:
     """Name a trial whose blocks are shown, and say what is special about it."""
-    landmark = next((result.landmark for result in results if result.number == number), None)
-    said = (["the knee"] if trial_id(number) == front.knee else []) + ([LANDMARKS[landmark]] if landmark else [])
+    baseline = next((result.baseline for result in results if result.number == number), None)
+    said = (["the knee"] if trial_id(number) == front.knee else []) + ([BASELINES[baseline]] if baseline else [])
     return ": ".join([f"Trial {trial_id(number)} of {front.sweep}", *([", ".join(said)] if said else [])])
 
 
@@ -32,7 +32,7 @@ def blocks_html(front: FrontFile, results: Sequence[TrialResult], reports: Mappi
 
     Args:
         front: names the knee.
-        results: name the landmarks.
+        results: name the baselines.
         reports: by trial number.
 
     Returns:

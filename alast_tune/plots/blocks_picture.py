@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from alast_tune.plots.canvas import canvas, plain, png
+from alast_tune.plots.canvas import canvas, png, style_axes
 from alast_tune.plots.cloud import BLUE, GREY, INK, VERMILLION
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def blocks_png(title: str, report: BlockReport) -> bytes:
     blocks = np.arange(len(report.trained_L))
     trained, tokens, magnitude = upper.subplots(1, 3)
     for panel in (trained, tokens, magnitude):
-        plain(panel)
+        style_axes(panel)
         panel.set_xlabel("block")
         panel.set_xticks(blocks[:: max(1, len(blocks) // 6)])
     trained.bar(blocks, 100 * report.trained_L, color=BLUE, zorder=2)

@@ -31,7 +31,7 @@ def say(figure: Figure, text: str) -> None:
     figure.text(0.5, 0.5, text, ha="center", color=INK)
 
 
-def plain(axes: Axes, grid: Literal["x", "both"] = "both") -> None:
+def style_axes(axes: Axes, grid: Literal["x", "both"] = "both") -> None:
     """Leave a panel its grid, or the lines across one axis, and two of its edges."""
     axes.grid(axis=grid, color=GRID, zorder=0)
     axes.set_axisbelow(True)

@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from alast_tune.front import pareto_mask
 from alast_tune.plots.units import byte_unit, flop_unit, human_bytes, human_flops, short
-from alast_tune.results import DIRECTIONS, LANDMARKS, FrontFile, TrialResult
+from alast_tune.results import BASELINES, DIRECTIONS, FrontFile, TrialResult
 from alast_tune.summary import trial_id
 
 # Okabe and Ito's palette: told apart with any colour vision.
 BLUE, VERMILLION, GREY, INK = "#0072B2", "#D55E00", "#8A8F98", "#24292F"
-LANDMARK_COLOURS = {"full": "#009E73", "paper": "#A5518B"}
+BASELINE_COLOURS = {"full": "#009E73", "paper": "#A5518B"}
 """Green, and Okabe and Ito's purple somewhat darker, since it also draws thin lines."""
 ACCURACY, FLOPS, BYTES = 0, 1, 2
 NOBODY = "No trial has completed yet, so there is no front to show."
@@ -27,7 +27,7 @@ MOST = 5_000
 
 
 def drawn(front: FrontFile, results: Sequence[TrialResult], most: int = MOST) -> list[TrialResult]:
-    """Choose the complete trials that pages hold: all of the front, the landmarks, and a sample of the others.
+    """Choose the complete trials that pages hold: all of the front, the baselines, and a sample of the others.
 
     Args:
         front: of the sweep.
@@ -39,7 +39,7 @@ def drawn(front: FrontFile, results: Sequence[TrialResult], most: int = MOST) ->
     """
     complete = [result for result in results if result.state == "complete" and result.values]
     members = {member.trial_id for member in front.front}
-    others = [n for n, one in enumerate(complete) if trial_id(one.number) not in members and one.landmark is None]
+    others = [n for n, one in enumerate(complete) if trial_id(one.number) not in members and one.baseline is None]
     surplus = min(len(complete) - most, len(others))
     if surplus <= 0:
         return complete
@@ -65,8 +65,8 @@ class Cloud:
     member_T: NDArray[np.bool_]
     knee_T: NDArray[np.bool_]
     """At most one is true."""
-    landmarks: dict[str, NDArray[np.bool_]]
-    """Where those of :data:`~alast_tune.results.LANDMARKS` are that have completed, (T,) each."""
+    baselines: dict[str, NDArray[np.bool_]]
+    """Where those of :data:`~alast_tune.results.BASELINES` are that have completed, (T,) each."""
     labels: tuple[str, str, str]
     units: tuple[str, str, str]
     hover: list[str]
@@ -81,13 +81,13 @@ class Cloud:
         size, size_name = byte_unit(values_TM[:, BYTES].max(initial=0.0))
         members = {member.trial_id for member in front.front}
         ids = [trial_id(result.number) for result, _ in trials]
-        found = np.array([result.landmark for result, _ in trials], dtype=object)
+        found = np.array([result.baseline for result, _ in trials], dtype=object)
         return cls(
             ids=ids,
             values_TM=values_TM / np.array([1.0, flops, size]),
             member_T=np.array([name in members for name in ids], dtype=np.bool_),
             knee_T=np.array([name == front.knee for name in ids], dtype=np.bool_),
-            landmarks={name: found == name for name in LANDMARKS if (found == name).any()},
+            baselines={name: found == name for name in BASELINES if (found == name).any()},
             labels=("Validation accuracy", f"Training FLOPs ({flops_name})", f"Peak memory ({size_name})"),
             units=("", flops_name, size_name),
             hover=[_hover(result, values) for result, values in trials],
@@ -108,7 +108,7 @@ def staircase(values_FM: NDArray[np.float64], x: int, y: int) -> NDArray[np.floa
 
 def _hover(result: TrialResult, values: tuple[float, ...]) -> str:
     lines = [f"<b>trial {trial_id(result.number)}</b>"]
-    lines += [f"<b>{LANDMARKS[result.landmark]}</b>"] if result.landmark else []
+    lines += [f"<b>{BASELINES[result.baseline]}</b>"] if result.baseline else []
     lines += [f"accuracy {values[ACCURACY]:.4f}", human_flops(values[FLOPS]), human_bytes(values[BYTES])]
     lines += [html.escape(f"{path} = {short(value)}") for path, value in result.searched.items()]
     return "<br>".join(lines)

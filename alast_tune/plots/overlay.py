@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from alast_tune.plots.canvas import canvas, plain, png
+from alast_tune.plots.canvas import canvas, png, style_axes
 from alast_tune.plots.cloud import ACCURACY, BYTES, FLOPS, INK, staircase
 from alast_tune.plots.document import AXIS, LAYOUT, Section, document
 from alast_tune.plots.units import byte_unit, flop_unit, human_bytes, human_flops
@@ -109,7 +109,7 @@ def fronts_png(fronts: Sequence[FrontFile]) -> bytes:
                 points_FM[:, x], points_FM[:, y], s=44, c=layer.colour, marker=layer.marker, label=layer.name, zorder=3
             )
         axes.set(xlabel=labels[x], ylabel=labels[y])
-        plain(axes)
+        style_axes(axes)
     left.legend(loc="lower right", frameon=False, fontsize=9)
     return png(figure)
 

@@ -13,12 +13,12 @@ import numpy as np
 
 from alast_tune.plots.cloud import (
     ACCURACY,
+    BASELINE_COLOURS,
     BLUE,
     BYTES,
     FLOPS,
     GREY,
     INK,
-    LANDMARK_COLOURS,
     NOBODY,
     VERMILLION,
     Cloud,
@@ -27,13 +27,13 @@ from alast_tune.plots.cloud import (
 from alast_tune.plots.document import AXIS, LAYOUT, Section, document
 from alast_tune.plots.search import brief
 from alast_tune.plots.units import human_bytes, human_flops, short
-from alast_tune.results import LANDMARKS, FrontFile, TrialResult
+from alast_tune.results import BASELINES, FrontFile, TrialResult
 from alast_tune.summary import trial_id
 
 PANELS = ((FLOPS, ACCURACY), (BYTES, ACCURACY), (FLOPS, BYTES))
 """Objective on the x and on the y axis of each projection."""
 SYMBOLS = {"full": "square-open", "paper": "diamond-open"}
-"""Frames around the landmarks, which may be members of the front or dominated."""
+"""Frames around the baselines, which may be members of the front or dominated."""
 RUNS_BEGIN, RUNS_END = '<script type="application/json" id="runs">', "</script>"
 
 
@@ -41,7 +41,7 @@ def front_html(front: FrontFile, results: Sequence[TrialResult]) -> str:
     """Draw three projections and a 3-D view of the trials, and a table of the front.
 
     Projections zoom together where they share an axis; the trial under the pointer, in a projection or in the table,
-    is ringed in all four views, and a click copies its MLflow run id. Faint: dominated trials. Framed: landmarks.
+    is ringed in all four views, and a click copies its MLflow run id. Faint: dominated trials. Framed: baselines.
     Steps: what the front attains.
 
     Args:
@@ -174,14 +174,14 @@ def _traces(cloud: Cloud, axes: tuple[int, ...], legend: bool) -> list[Any]:
                 hovertemplate="%{text}<extra></extra>",
             )
         )
-    for name, mask_T in cloud.landmarks.items():
-        frame = {"symbol": SYMBOLS[name], "size": 21 if flat else 13, "color": LANDMARK_COLOURS[name]}
+    for name, mask_T in cloud.baselines.items():
+        frame = {"symbol": SYMBOLS[name], "size": 21 if flat else 13, "color": BASELINE_COLOURS[name]}
         traces.append(
             kind(
                 **_columns(cloud.values_TM[mask_T][:, list(axes)]),
                 mode="markers",
-                marker=frame | {"line": {"color": LANDMARK_COLOURS[name], "width": 2}},
-                name=LANDMARKS[name],
+                marker=frame | {"line": {"color": BASELINE_COLOURS[name], "width": 2}},
+                name=BASELINES[name],
                 legendgroup=name,
                 showlegend=legend,
                 hoverinfo="skip",
@@ -215,7 +215,7 @@ def _table(front: FrontFile, results: Sequence[TrialResult]) -> str:
         values = chosen.get(member.trial_id, {})
         test = "-" if member.test_accuracy is None else f"{member.test_accuracy:.4f}"
         cells = [
-            member.trial_id + (f" {LANDMARKS[member.landmark]}" if member.landmark else ""),
+            member.trial_id + (f" {BASELINES[member.baseline]}" if member.baseline else ""),
             f"{member.objectives['accuracy']:.4f}",
             *([test] if tested else []),
             human_flops(member.objectives["train_flops"]),

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from alast_tune.plots.canvas import canvas, plain, png, say
-from alast_tune.plots.cloud import ACCURACY, BLUE, BYTES, FLOPS, GREY, INK, LANDMARK_COLOURS, NOBODY, VERMILLION, Cloud
-from alast_tune.results import LANDMARKS, FrontFile, TrialResult
+from alast_tune.plots.canvas import canvas, png, say, style_axes
+from alast_tune.plots.cloud import ACCURACY, BASELINE_COLOURS, BLUE, BYTES, FLOPS, GREY, INK, NOBODY, VERMILLION, Cloud
+from alast_tune.results import BASELINES, FrontFile, TrialResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.transforms import Bbox
 
 MARKERS = {"full": "s", "paper": "D"}
-"""Frames around the landmarks."""
+"""Frames around the baselines."""
 LABEL_ROOM = 20
 """Members that may carry a label; beyond them only the knee and the two ends do."""
 
@@ -82,21 +82,21 @@ def _panel(figure: Figure, axes: Axes, cloud: Cloud, x: int, colour: int) -> Non
         label="knee",
         zorder=4,
     )
-    for name, mask_T in cloud.landmarks.items():
+    for name, mask_T in cloud.baselines.items():
         axes.scatter(
             values_TM[mask_T, x],
             values_TM[mask_T, ACCURACY],
             s=170,
             marker=MARKERS[name],
             facecolors="none",
-            edgecolors=LANDMARK_COLOURS[name],
+            edgecolors=BASELINE_COLOURS[name],
             lw=1.8,
-            label=LANDMARKS[name],
+            label=BASELINES[name],
             zorder=3.5,
         )
     figure.colorbar(dots, ax=axes, pad=0.02).set_label(cloud.labels[colour], color=INK)
     axes.set(xlabel=cloud.labels[x], ylabel=cloud.labels[ACCURACY])
-    plain(axes)
+    style_axes(axes)
     axes.margins(0.08)
 
 

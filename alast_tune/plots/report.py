@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from alast_tune.plots.canvas import canvas, plain, png, say
+from alast_tune.plots.canvas import canvas, png, say, style_axes
 from alast_tune.plots.cloud import BLUE, GREY, INK, NOBODY, VERMILLION
 
 _PANELS = {
@@ -62,7 +62,7 @@ def ratios_png(ours: Mapping[str, Mapping[str, float]], paper: Mapping[str, Mapp
         axes.invert_yaxis()
         axes.set_xlim(left=0)
         axes.set_title(title, fontsize=10, color=INK)
-        plain(axes, "x")
+        style_axes(axes, "x")
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     return png(figure)
@@ -110,7 +110,7 @@ def ablation_png(title: str, label: str, marks: Sequence[Mark], full: float | No
             axes.axhline(full, color=GREY, ls="--", lw=1.2, zorder=0, label="full fine-tuning")
         axes.set_xlabel(x)
         axes.margins(0.14)
-        plain(axes)
+        style_axes(axes)
     left.set_ylabel("Validation accuracy")
     right.sharey(left)
     if left.get_legend_handles_labels()[0]:

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alast_tune.config import Choice, Distribution, FloatRange, IntRange, Variants, choices_of
-from alast_tune.plots.cloud import BLUE, LANDMARK_COLOURS, VERMILLION
+from alast_tune.plots.cloud import BASELINE_COLOURS, BLUE, VERMILLION
 from alast_tune.plots.units import byte_unit, flop_unit, short, time_unit
-from alast_tune.results import LANDMARKS, FrontFile, TrialResult
+from alast_tune.results import BASELINES, FrontFile, TrialResult
 from alast_tune.summary import trial_id
 
 OBJECTIVE_NAMES = ("accuracy", "training FLOPs", "peak memory")
@@ -65,7 +65,7 @@ def charted(front: FrontFile, results: Sequence[TrialResult], space: Mapping[str
     found = [
         result
         for result in results
-        if result.state == "complete" and not result.landmark and space.keys() <= result.params.keys()
+        if result.state == "complete" and not result.baseline and space.keys() <= result.params.keys()
     ]
     return sorted(found, key=lambda result: standing(front, members, result))
 
@@ -104,22 +104,22 @@ class Way:
     name: str
     """Trial id, and what is special about it."""
     kind: str
-    """``member``, ``full``, ``paper`` or ``knee``: who is drawn alike; a landmark that is the knee is the knee."""
+    """``member``, ``full``, ``paper`` or ``knee``: who is drawn alike; a baseline that is the knee is the knee."""
     accuracy_E: NDArray[np.float64]
     costs_E3: NDArray[np.float64]
     """In the units of :func:`ways`' labels."""
 
 
-WAY_STYLES = {"member": (BLUE, 1.2), "full": (LANDMARK_COLOURS["full"], 2.2), "paper": (LANDMARK_COLOURS["paper"], 2.2)}
+WAY_STYLES = {"member": (BLUE, 1.2), "full": (BASELINE_COLOURS["full"], 2.2), "paper": (BASELINE_COLOURS["paper"], 2.2)}
 WAY_STYLES |= {"knee": (VERMILLION, 3.2)}
 """Colour and width of a line, from the back to the front."""
-WAY_NAMES = {"member": "front", **LANDMARKS, "knee": "knee"}
+WAY_NAMES = {"member": "front", **BASELINES, "knee": "knee"}
 
 
 def ways(
     front: FrontFile, results: Sequence[TrialResult], curves: Mapping[int, NDArray[np.float64]]
 ) -> tuple[list[Way], tuple[str, str, str]]:
-    """Collect the ways of the front's members and of complete landmarks, from the back to the front, and axis labels.
+    """Collect the ways of the front's members and of complete baselines, from the back to the front, and axis labels.
 
     A label is empty for a cost that no trial has.
     """
@@ -127,8 +127,8 @@ def ways(
     chosen = []
     for result in results:
         name = trial_id(result.number)
-        if result.state == "complete" and result.number in curves and (name in members or result.landmark):
-            kind = "knee" if name == front.knee else result.landmark or "member"
+        if result.state == "complete" and result.number in curves and (name in members or result.baseline):
+            kind = "knee" if name == front.knee else result.baseline or "member"
             chosen.append((list(WAY_STYLES).index(kind), f"trial {name}", kind, curves[result.number]))
     chosen.sort(key=lambda one: one[:2])
     top = np.zeros(3)

@@ -51,7 +51,7 @@ def search_html(front: FrontFile, results: Sequence[TrialResult], report: Search
         )
         sections.append(Section("importances", _importances(report), "Importance of the parameters", text))
     if ways(front, results, report.curves)[0]:
-        text = "Validation accuracy after each epoch against what the run had cost so far: the front and the landmarks."
+        text = "Validation accuracy after each epoch against what the run had cost so far: the front and the baselines."
         sections.append(Section("convergence", _convergence(front, results, report), "Convergence", text))
     return document(f"Search of {front.sweep}", "" if sections else NOBODY, sections)
 

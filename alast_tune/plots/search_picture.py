@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from alast_tune.plots.canvas import canvas, plain, png, say
+from alast_tune.plots.canvas import canvas, png, say, style_axes
 from alast_tune.plots.cloud import BLUE, GREY, INK, NOBODY, VERMILLION
 from alast_tune.plots.search import (
     NOT_TOLD,
@@ -87,7 +87,7 @@ def importances_png(front: FrontFile, report: SearchReport) -> bytes:
     panels = figure.subplots(1, len(OBJECTIVES), sharey=True)
     for panel, objective, name in zip(panels, OBJECTIVES, OBJECTIVE_NAMES, strict=True):
         shares = report.importances.get(objective.name)
-        plain(panel)
+        style_axes(panel)
         panel.set(title=name, xlim=(0, 1.12), xlabel="share of the variance")
         panel.grid(visible=False, axis="y")
         if shares:
@@ -100,7 +100,7 @@ def importances_png(front: FrontFile, report: SearchReport) -> bytes:
 
 
 def convergence_png(front: FrontFile, results: Sequence[TrialResult], report: SearchReport) -> bytes:
-    """Draw accuracy against FLOPs, memory and time so far: the front's members, the knee and the landmarks (figure 6).
+    """Draw accuracy against FLOPs, memory and time so far: the front's members, the knee and the baselines (figure 6).
 
     Returns:
         A PNG, 2100 x 750 pixels; without a curve it says so.
@@ -113,7 +113,7 @@ def convergence_png(front: FrontFile, results: Sequence[TrialResult], report: Se
         return png(figure)
     panels = figure.subplots(1, len(costs), sharey=True, squeeze=False)[0]
     for panel, cost in zip(panels, costs, strict=True):
-        plain(panel)
+        style_axes(panel)
         named = set()
         for line in lines:
             colour, width = WAY_STYLES[line.kind]

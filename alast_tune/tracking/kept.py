@@ -36,10 +36,10 @@ def pending(folder: Path) -> int:
     """Count the writes of a sweep that MLflow does not have yet."""
     asked, done = (path.read_bytes().count(b"\n") if path.exists() else 0 for path in (folder / ASKED, folder / DONE))
     waiting = sum(count for (count,) in _read(folder, "select count(*) from operations"))
-    return int(asked - done + waiting + len(refused(folder)))
+    return int(asked - done + waiting + len(refused_operations(folder)))
 
 
-def refused(folder: Path) -> list[dict[str, Any]]:
+def refused_operations(folder: Path) -> list[dict[str, Any]]:
     """Read what was set aside, with the reasons."""
     file = folder / REFUSED
     return [json.loads(line) for line in lines_of(file)] if file.exists() else []

@@ -25,7 +25,7 @@ from alast_tune.plots import (
     space_png,
     with_runs,
 )
-from alast_tune.results import LANDMARKS, FrontFile, FrontMember, TrialResult
+from alast_tune.results import BASELINES, FrontFile, FrontMember, TrialResult
 from alast_tune.summary import trial_id
 from alast_tune.tracking.kept import SWEEP
 
@@ -151,7 +151,7 @@ def describe_front(front: FrontFile, results: Sequence[TrialResult], pages: Coll
     shown = _described(front)
     for m in shown:
         test = "-" if m.test_accuracy is None else f"{m.test_accuracy:.4f}"
-        notes = (["**knee**"] if m.trial_id == front.knee else []) + ([LANDMARKS[m.landmark]] if m.landmark else [])
+        notes = (["**knee**"] if m.trial_id == front.knee else []) + ([BASELINES[m.baseline]] if m.baseline else [])
         flops, peak = human_flops(m.objectives["train_flops"]), human_bytes(m.objectives["peak_bytes"])
         lines.append(
             f"| {m.trial_id} | {m.objectives['accuracy']:.4f} | {test} | {flops} | {peak} | {', '.join(notes)} |"
@@ -171,11 +171,11 @@ def describe_front(front: FrontFile, results: Sequence[TrialResult], pages: Coll
 
 
 def _described(front: FrontFile) -> list[FrontMember]:
-    """Choose members for a table that people read, evenly over the front; the ends, knee and landmarks among them."""
+    """Choose members for a table that people read, evenly over the front; the ends, knee and baselines among them."""
     if len(front.front) <= _ROWS:
         return list(front.front)
     places = {round(place * (len(front.front) - 1) / (_ROWS - 4)) for place in range(_ROWS - 3)}
-    return [m for n, m in enumerate(front.front) if n in places or m.landmark or m.trial_id == front.knee]
+    return [m for n, m in enumerate(front.front) if n in places or m.baseline or m.trial_id == front.knee]
 
 
 def _where(pages: Collection[str]) -> list[str]:
@@ -189,8 +189,8 @@ def _why_knee(front: FrontFile, results: Sequence[TrialResult]) -> str:
     """Say in figures what the knee gives and takes, beside full fine-tuning or else the most accurate member."""
     knee = next(member.objectives for member in front.front if member.trial_id == front.knee)
     best = max(front.front, key=lambda member: member.objectives["accuracy"])
-    full = next((result for result in results if result.landmark == "full" and result.values), None)
-    measure, name = (full.values, LANDMARKS["full"]) if full else (None, f"trial {best.trial_id}, the most accurate")
+    full = next((result for result in results if result.baseline == "full" and result.values), None)
+    measure, name = (full.values, BASELINES["full"]) if full else (None, f"trial {best.trial_id}, the most accurate")
     _, flops, peak = measure or tuple(best.objectives.values())
     share = knee["accuracy"] / best.objectives["accuracy"] if best.objectives["accuracy"] else 1.0
     return (

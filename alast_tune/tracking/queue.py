@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from alast_tune.errors import ConfigError
-from alast_tune.storage import whole
-from alast_tune.tracking.kept import ASKED, DONE, ENDED, FILE, REFUSED, SWEEP, lines_of, refused
+from alast_tune.storage import atomic_write
+from alast_tune.tracking.kept import ASKED, DONE, ENDED, FILE, REFUSED, SWEEP, lines_of, refused_operations
 
 _SCHEMA = """
 create table operations (id integer primary key autoincrement, run text not null, body text not null);
@@ -192,7 +192,7 @@ class Queue:
     def retry(self) -> None:
         """Ask again for all that was set aside."""
         with self._lock:
-            for line in refused(self.folder):
+            for line in refused_operations(self.folder):
                 self.ask(_operation(json.dumps({name: value for name, value in line.items() if name != "why"})))
             self._save()
             (self.folder / REFUSED).unlink(missing_ok=True)
@@ -288,7 +288,7 @@ class Queue:
         rows = self._database.execute(query, (SWEEP, _KEPT)).fetchall()
         folder = self.folder / ENDED
         number = len(list(folder.glob("*.json"))) if folder.exists() else 0
-        with whole(folder / f"{number:05d}.json") as scratch:
+        with atomic_write(folder / f"{number:05d}.json") as scratch:
             scratch.write_text(json.dumps(rows))
         self._long_ended().update({run: Run(*known) for run, *known in rows})
         self._database.executemany("delete from runs where run = ?", [row[:1] for row in rows])

@@ -21,7 +21,7 @@ from alast_tune.errors import ConfigError
 from alast_tune.plots import SearchReport
 from alast_tune.results import RESEEDED, FrontFile, Reseeded, TrialResult
 from alast_tune.summary import trial_id
-from alast_tune.tracking.kept import FILE, REFUSED, SWEEP, has_queue, refused
+from alast_tune.tracking.kept import FILE, REFUSED, SWEEP, has_queue, refused_operations
 from alast_tune.tracking.page import FOLDER, describe_front, fill_run_ids, with_run_ids, write_pages
 from alast_tune.tracking.queue import Operation, Queue
 from alast_tune.tracking.store import experiment_of, open_store
@@ -153,7 +153,7 @@ class Tracker:
         self._ask(run, "end", status=status, tags={name: value[:_VALUE] for name, value in (tags or {}).items()})
         return True
 
-    def settle(self, results: Sequence[TrialResult]) -> None:
+    def reconcile_runs(self, results: Sequence[TrialResult]) -> None:
         """End the runs of trials that the study has as ended: a driver may have died between the two."""
         for result in results:
             left = self._queue.run(trial_id(result.number)).status
@@ -317,7 +317,7 @@ def _finish(
     writer.flush(PATIENCE, LONGEST_WAIT, check)
     writer.close()
     fill_run_ids(queue.folder, queue.run_ids())
-    left, set_aside = queue.waiting, len(refused(queue.folder))
+    left, set_aside = queue.waiting, len(refused_operations(queue.folder))
     command = f"alast-tune sync {shlex.quote(str(queue.folder))}"
     if left:
         why = writer.trouble or "it is slow"

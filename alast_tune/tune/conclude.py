@@ -17,12 +17,12 @@ from alast_tune.config import SweepConfig, stored_sweep
 from alast_tune.errors import ConfigError
 from alast_tune.lease import exclusive_driver
 from alast_tune.results import FrontFile, TrialResult
-from alast_tune.storage import STUDY, fetch, shown
+from alast_tune.storage import STUDY, display_path, fetch
 from alast_tune.summary import summarise, trial_id
 from alast_tune.tracking import Tracker, default_uri, run_ids
 from alast_tune.tune.cluster import Stop, stopped_by_signals
 from alast_tune.tune.insight import report_search
-from alast_tune.tune.outage import storage_said
+from alast_tune.tune.storage_errors import as_storage_error
 from alast_tune.tune.trials import open_study, results
 
 SEARCHED = "searched"
@@ -53,7 +53,7 @@ def report(folder: Path, console: Console) -> FrontFile:
 
     with (
         threadpool_limits(limits=1),
-        storage_said(folder),
+        as_storage_error(folder),
         exclusive_driver(folder, "sweep", say),
         stopped_by_signals() as stop,
         Tracker(default_uri(sweep.storage), sweep.storage, say=say) as tracker,
@@ -92,7 +92,7 @@ def conclude(
     folder = sweep.storage / sweep.name
     runs = run_ids(folder)
     found = [replace(one, mlflow_run_id=runs.get(one.number, one.mlflow_run_id)) for one in results(study, sweep)]
-    tracker.settle(found)
+    tracker.reconcile_runs(found)
     ended = [result for result in found if result.state != "running"]
     front = summarise(sweep.name, ended, study.user_attrs["reference_point"], limits=sweep.limits)
     front.write(folder / "front.json")
@@ -101,7 +101,9 @@ def conclude(
         tracker.log_front(front, found, report_search(study, sweep), _blocks(folder, front, ended), stop.check)
         tracker.end_sweep(status, stop.check)
     except (SystemExit, KeyboardInterrupt):
-        say(f"stopped before all of {sweep.name} was reported; alast-tune report {shlex.quote(shown(folder))} does it")
+        say(
+            f"stopped before all of {sweep.name} was reported; alast-tune report {shlex.quote(display_path(folder))} does it"
+        )
         raise
     runs = run_ids(folder)
     return [replace(result, mlflow_run_id=runs.get(result.number, result.mlflow_run_id)) for result in found]
@@ -116,7 +118,7 @@ def drawn(front: FrontFile, ended: Sequence[TrialResult]) -> list[TrialResult]:
     """Trials whose blocks are drawn: the knee's and the paper's configuration, the knee first."""
     complete = [result for result in ended if result.state == "complete" and result.values]
     knee = [result for result in complete if trial_id(result.number) == front.knee]
-    return knee + [result for result in complete if result.landmark == "paper" and result not in knee]
+    return knee + [result for result in complete if result.baseline == "paper" and result not in knee]
 
 
 def _blocks(folder: Path, front: FrontFile, ended: list[TrialResult]) -> dict[int, BlockReport]:

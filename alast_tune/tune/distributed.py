@@ -90,21 +90,23 @@ def fit_distributed(config: TrialConfig, folder: Path, workers: int, on_epoch: C
         told = last.epoch if last else 0
         here = {NODE_LABEL: ray.get_runtime_context().get_node_id()}
         # Of its threads one waits for the workers, one takes their reports, one hands them out.
-        coach: Any = ray.remote(_Coach).options(num_cpus=0, max_concurrency=3, label_selector=here).remote()
+        controller: Any = (
+            ray.remote(_TrainingController).options(num_cpus=0, max_concurrency=3, label_selector=here).remote()
+        )
         try:
-            ending = coach.train.remote(_train, job, workers)
+            ending = controller.train.remote(_train, job, workers)
             over = False
             while not over:
                 over = bool(ray.wait([ending], timeout=PULSE)[0])
                 stop.check()
-                for report in ray.get(coach.after.remote(told)):
+                for report in ray.get(controller.after.remote(told)):
                     on_epoch(report)
                     told = report.epoch
             trouble = ray.get(ending)
         except RayActorError as error:
             trouble = _lost(error)
         finally:
-            ray.kill(coach)  # and with it the workers, if there are any left
+            ray.kill(controller)  # and with it the workers, if there are any left
     if trouble:
         raise trouble
 
@@ -144,7 +146,7 @@ class _Job:
     resources: dict[str, float]
 
 
-class _Coach:
+class _TrainingController:
     """An actor beside the driver, which runs Ray Train and has what the workers report; if it dies, they die."""
 
     def __init__(self) -> None:
@@ -154,7 +156,7 @@ class _Coach:
         """Let the workers run to their end; give back what went wrong, if anything did."""
         trainer = TorchTrainer(
             loop,
-            train_loop_config={"job": job, "coach": ray.get_runtime_context().current_actor},
+            train_loop_config={"job": job, "controller": ray.get_runtime_context().current_actor},
             scaling_config=ScalingConfig(
                 num_workers=workers, use_gpu="GPU" in job.resources, resources_per_worker=job.resources
             ),
@@ -213,7 +215,7 @@ def _train(options: dict[str, Any]) -> None:
 
     for report in chain([last] if last else [], fit(job.config, job.folder, check)):
         if world()[0] == 0:
-            ray.get(options["coach"].tell.remote(report))
+            ray.get(options["controller"].tell.remote(report))
 
 
 def _lost(*errors: BaseException) -> WorkersError:

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from alast_tune.config import AlastConfig, BlockChoice, DataConfig, MethodConfig, ModelConfig, TopKConfig, TrialConfig
 from alast_tune.cost import StepCosts
-from alast_tune.methods import StepPlan, budget_rate, build_method, drawable_blocks, settled
+from alast_tune.methods import StepPlan, budget_rate, build_method, drawable_blocks, with_blocks_chosen
 from alast_tune.methods.base import embed
 from alast_tune.methods.budgets import class_updates
 from alast_tune.methods.planner import Planner
@@ -144,7 +144,7 @@ class Forecast:
 def _stages(config: MethodConfig) -> list[MethodConfig]:
     """What a run trains in turn: if it explores, the heaviest probe and the first blocks, else just the method."""
     explores = isinstance(config, BlockChoice) and config.blocks is None
-    return [TopKConfig(blocks=(0,)), settled(config)] if explores else [config]
+    return [TopKConfig(blocks=(0,)), with_blocks_chosen(config)] if explores else [config]
 
 
 def _probing(config: AlastConfig, alpha: float, batch: int, growth: float) -> AlastConfig:

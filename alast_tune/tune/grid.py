@@ -10,6 +10,7 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial
 
+from alast_tune.tune.attributes import BASELINE
 from alast_tune.tune.space import point
 
 
@@ -40,7 +41,7 @@ class GridSampler(BaseSampler):
             return {}
         if self._left is None:
             others = (other for other in study.get_trials(deepcopy=False) if other.number != trial.number)
-            taken = {point(other.params) for other in others if "landmark" not in other.user_attrs}
+            taken = {point(other.params) for other in others if BASELINE not in other.user_attrs}
             self._left = [params for params in reversed(self._grid) if point(params) not in taken]
         place = next(
             place for place in reversed(range(len(self._left))) if trial.params.items() <= self._left[place].items()

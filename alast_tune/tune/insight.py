@@ -14,6 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 from alast_tune.config import SweepConfig
 from alast_tune.plots import SearchReport
 from alast_tune.results import OBJECTIVES
+from alast_tune.tune.attributes import BASELINE
 from alast_tune.tune.trials import epochs_of
 
 LEAST_TRIALS = 5
@@ -39,13 +40,13 @@ def importance(study: optuna.Study, sweep: SweepConfig, objective: int) -> dict[
     :data:`LEAST_TRIALS` if they are more, and among all trials that were run. So a parameter that matters only among
     bad trials has no share.
 
-    Over complete trials without the landmarks, whose parameters only stand for methods of their own. Empty where
+    Over complete trials without the baselines, whose parameters only stand for methods of their own. Empty where
     there are fewer than :data:`LEAST_TRIALS`, or as good as all came out alike, so that none are better.
     """
     sign = -1.0 if OBJECTIVES[objective].direction == "maximize" else 1.0  # the evaluator looks for the lowest
 
     def loss(trial: FrozenTrial) -> float:  # and leaves out what is not finite
-        return math.nan if "landmark" in trial.user_attrs else sign * trial.values[objective]
+        return math.nan if BASELINE in trial.user_attrs else sign * trial.values[objective]
 
     trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     losses = sorted(value for value in map(loss, trials) if math.isfinite(value))

@@ -28,7 +28,7 @@ BYTES = [objective.name for objective in OBJECTIVES].index("peak_bytes")
 
 
 @dataclass(frozen=True)
-class Desk:
+class CheckpointTasks:
     """Starts Ray tasks on finished trials' checkpoints, each where the trial itself would fit, and waits for them."""
 
     sweep: SweepConfig
@@ -36,7 +36,7 @@ class Desk:
     packing: Packing
     stop: Stop
 
-    def ask(
+    def submit(
         self,
         question: Callable[[dict[str, Any], list[str], int], Answer],
         number: int,
@@ -56,32 +56,32 @@ class Desk:
         )
         return asked
 
-    def answer(self, asked: ray.ObjectRef[Answer]) -> Answer:
+    def result(self, asked: ray.ObjectRef[Answer]) -> Answer:
         """Wait for a task's answer, or until the sweep is to stop."""
         while not ray.wait([asked], timeout=0.2)[0]:
             self.stop.check()
         return ray.get(asked)
 
 
-def score(desk: Desk, study: optuna.Study, front: FrontFile, say: Callable[[str], None]) -> None:
+def score(tasks: CheckpointTasks, study: optuna.Study, front: FrontFile, say: Callable[[str], None]) -> None:
     """Look at the test images, once each: for members of the final front; of a grid, which selects nothing, for all.
 
     What was tested is kept even if the driver is stopped before all are. Whoever cannot be tested has no test accuracy,
     and a line says why: a sweep that is finished does not fail for it, and a resumed one tries again.
     """
-    wanted = _untested(study, desk.sweep, front)
+    wanted = _untested(study, tasks.sweep, front)
     tested = dict(study.user_attrs.get("test_accuracy", {}))
-    for number, accuracy in _answers(desk, member_accuracy, wanted, "is not tested", say):
+    for number, accuracy in _answers(tasks, member_accuracy, wanted, "is not tested", say):
         tested[str(number)] = accuracy
         study.set_user_attr("test_accuracy", tested)
 
 
 def block_reports(
-    desk: Desk, front: FrontFile, ended: Sequence[TrialResult], say: Callable[[str], None]
+    tasks: CheckpointTasks, front: FrontFile, ended: Sequence[TrialResult], say: Callable[[str], None]
 ) -> dict[int, BlockReport]:
     """Look into the blocks of the knee and of the paper's configuration, by trial number, unless that was done."""
-    wanted = _unseen(desk.folder, front, ended)
-    return dict(_answers(desk, member_blocks, wanted, "has no drawing of its blocks", say))
+    wanted = _unseen(tasks.folder, front, ended)
+    return dict(_answers(tasks, member_blocks, wanted, "has no drawing of its blocks", say))
 
 
 def not_asked_yet(folder: Path, study: optuna.Study, sweep: SweepConfig, front: FrontFile) -> set[int]:
@@ -110,7 +110,7 @@ def _unseen(folder: Path, front: FrontFile, ended: Sequence[TrialResult]) -> lis
 
 
 def _answers(
-    desk: Desk,
+    tasks: CheckpointTasks,
     question: Callable[[dict[str, Any], list[str], int], Answer],
     trials: Sequence[TrialResult],
     lacks: str,
@@ -121,11 +121,11 @@ def _answers(
     for result in trials:
         assert result.values
         with _said(result.number, lacks, say):
-            asked[result.number] = desk.ask(question, result.number, result.config, result.values[BYTES])
+            asked[result.number] = tasks.submit(question, result.number, result.config, result.values[BYTES])
     for number, task in asked.items():
         answered = []
         with _said(number, lacks, say):
-            answered.append(desk.answer(task))
+            answered.append(tasks.result(task))
         yield from ((number, answer) for answer in answered)
 
 

@@ -27,7 +27,7 @@ from alast_tune.tune.schedule import last_line
 
 def _is_counted(result: TrialResult) -> bool:
     """Whether it was asked for, or is a baseline: no other trial takes the place of one that cannot run."""
-    return result.launched or result.landmark is not None
+    return result.launched or result.baseline is not None
 
 
 class SweepObserver:

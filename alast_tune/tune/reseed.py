@@ -69,7 +69,7 @@ def reseed(folder: Path, runs: int, console: Console) -> Reseeded:
 def _seeds_of(sweep: SweepConfig, members: tuple[FrontMember, ...], runs: int) -> SweepConfig:
     """Make a grid of members and seeds."""
     first = sweep.trial.train.seed + 1
-    values = sweep.given() | {
+    values = sweep.given_values() | {
         "name": f"{sweep.name}-seeds",
         "sampler": "grid",
         "scheduler": "none",

@@ -16,7 +16,7 @@ from alast_tune.errors import ConfigError, StorageError
 from alast_tune.lease import exclusive_driver
 from alast_tune.plots import human_bytes
 from alast_tune.results import TrialResult
-from alast_tune.storage import CHECKPOINTS, address_of, opened
+from alast_tune.storage import CHECKPOINTS, address_of, open_filesystem
 from alast_tune.summary import summarise, trial_id
 from alast_tune.tune.members import not_asked_yet
 from alast_tune.tune.trainable import first_line
@@ -52,7 +52,7 @@ def clean(folder: Path, say: Callable[[str], None], *, dry_run: bool = False) ->
     """
     sweep = stored_sweep(folder, "sweep")
     with exclusive_driver(folder, "sweep", say):
-        return _drop_unneeded(folder, sweep, open_study(sweep, folder, there=True), dry_run=dry_run)
+        return _drop_unneeded(folder, sweep, open_study(sweep, folder, must_exist=True), dry_run=dry_run)
 
 
 def keep_front(
@@ -121,7 +121,7 @@ def drop_checkpoints(
     """
     if (folder / CHECKPOINTS).is_symlink():
         raise ConfigError("sweep", folder, f"{CHECKPOINTS} is a link, behind which nothing is deleted; give the folder")
-    filesystem, root = opened(folder)
+    filesystem, root = open_filesystem(folder)
     unfinished = {trial.number for trial in trials if trial.state == "running"}
     freed, left = Freed(), set(map(int, needed))
     for number, path in _checkpoints(filesystem, root):

@@ -21,8 +21,9 @@ from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from alast_tune.errors import ConfigError
+from alast_tune.tune.attributes import BASELINE
+from alast_tune.tune.history import Observation, Params, TrialHistory, columns_of
 from alast_tune.tune.improvement import Floats, Surrogate, expected_improvement
-from alast_tune.tune.past import Lesson, Params, Past, columns_of
 from alast_tune.tune.space import point
 
 CANDIDATES = 256
@@ -53,7 +54,7 @@ class EhviSampler(BaseSampler):
             cannot work.
         reference: accuracy, FLOPs and bytes at which, or beyond which, a trial is worth nothing.
         seed: of the candidates.
-        teaching: landmarks that are points of the space, whose accuracies are learnt from.
+        teaching: baselines that are points of the space, whose accuracies are learnt from.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class EhviSampler(BaseSampler):
         self._forecasts: tuple[Floats, Floats] | None = None
         self._accuracy = Surrogate()
         self._costs = Surrogate(), Surrogate()
-        self._past = Past(teaching)
+        self._history = TrialHistory(teaching)
         self._fits = Surrogate()
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
@@ -83,22 +84,22 @@ class EhviSampler(BaseSampler):
 
     def sample_relative(self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> Params:
         """Propose a configuration."""
-        unfinished = self._past.take(study.get_trials(deepcopy=False))
+        unfinished = self._history.update(study.get_trials(deepcopy=False))
         running = [
             other
             for other in unfinished
-            if other.state == TrialState.RUNNING and other.number != trial.number and "landmark" not in other.user_attrs
+            if other.state == TrialState.RUNNING and other.number != trial.number and BASELINE not in other.user_attrs
         ]
-        proposed = len(self._past.known) + len(running)
+        proposed = len(self._history.known) + len(running)
         candidates = self._candidates([other.params for other in running])
-        front_F3 = self._past.front()
-        seen = self._past.lessons()
+        front_F3 = self._history.front()
+        seen = self._history.observations()
         X_C = self._encode([*candidates, *(other.params for other in running)])
         costs_C2 = self._expected_costs(seen, X_C)
         if len(seen) < 2:
             return candidates[self._explore(costs_C2[: len(candidates), 0], proposed)]
 
-        X_T, values_T3, error_T = self._encode([lesson[0] for lesson in seen]), *columns_of(seen)
+        X_T, values_T3, error_T = self._encode([observation[0] for observation in seen]), *columns_of(seen)
         self._accuracy.fit(X_T, values_T3[:, 0], error_T, proposed)
         mean_C, deviation_C = self._accuracy.predict(X_C)
         believed_R3 = np.c_[mean_C, costs_C2][len(candidates) :]
@@ -134,7 +135,7 @@ class EhviSampler(BaseSampler):
 
     def _chance(self, X_C: Floats, trials: int) -> Floats:
         """How likely each candidate fits into memory, as its neighbours did; all are certain to while none has not."""
-        params, fits = self._past.fitting()
+        params, fits = self._history.fitting()
         if all(fits):
             return np.ones(len(X_C))
         y_T = np.array(fits)
@@ -143,12 +144,12 @@ class EhviSampler(BaseSampler):
 
     def _candidates(self, running: list[Params]) -> list[Params]:
         """Draw from what has not been proposed yet; in a large space half of them near what has been."""
-        known = self._past.known | {point(params) for params in running}
+        known = self._history.known | {point(params) for params in running}
         if self._all:
             fresh = [params for params in self._all if point(params) not in known] or self._all
             count = min(CANDIDATES, len(fresh))
             return [fresh[place] for place in self._draw.choice(len(fresh), count, replace=False)]
-        near = [*self._past.params(), *running]
+        near = [*self._history.params(), *running]
         drawn = [
             self._point(near[self._draw.integers(len(near))] if near and index % 2 else None)
             for index in range(CANDIDATES)
@@ -160,14 +161,16 @@ class EhviSampler(BaseSampler):
         share = _van_der_corput(count) ** 2
         return int(np.argsort(flops_C)[round(share * (len(flops_C) - 1))])
 
-    def _expected_costs(self, seen: list[Lesson], X_C: Floats) -> Floats:
+    def _expected_costs(self, seen: list[Observation], X_C: Floats) -> Floats:
         """Interpolate between forecasts and what was measured, (C, 2)."""
         if self._forecasts is None:
             self._forecasts = self._forecast_some()
         X_P, forecasts_P2 = self._forecasts
-        measured = [lesson for lesson in seen if math.isfinite(lesson[1][1])]
-        X_T = np.concatenate([X_P, self._encode([lesson[0] for lesson in measured])])
-        values_T2 = np.concatenate([forecasts_P2, np.log([lesson[1][1:] for lesson in measured]).reshape(-1, 2)])
+        measured = [observation for observation in seen if math.isfinite(observation[1][1])]
+        X_T = np.concatenate([X_P, self._encode([observation[0] for observation in measured])])
+        values_T2 = np.concatenate(
+            [forecasts_P2, np.log([observation[1][1:] for observation in measured]).reshape(-1, 2)]
+        )
         error_T = np.repeat([FORECAST_ERROR, 1e-3], [len(X_P), len(measured)])
         for surrogate, values_T in zip(self._costs, values_T2.T, strict=True):
             surrogate.fit(X_T, values_T, error_T, len(values_T))

@@ -25,7 +25,7 @@ from alast_tune.config import Limits, SweepConfig
 from alast_tune.front import hypervolume_contributions, pareto_rank
 from alast_tune.results import DIRECTIONS, OBJECTIVES
 from alast_tune.storage import address_of
-from alast_tune.tune.outage import storage_trouble
+from alast_tune.tune.storage_errors import storage_trouble
 from alast_tune.tune.trials import curve_of
 
 REDUCTION = 2
@@ -70,11 +70,11 @@ class Rungs:
         rung = self._rungs.get(epoch, {})
         if len(rung) < self._reduction:
             return True
-        place, rank = standing(list(rung.values()), list(rung).index(number))
+        place, rank = place_by_front(list(rung.values()), list(rung).index(number))
         return rank == 0 or place < math.ceil(len(rung) / self._reduction)
 
 
-def standing(values_TM: Sequence[Sequence[float]], row: int) -> tuple[int, int]:
+def place_by_front(values_TM: Sequence[Sequence[float]], row: int) -> tuple[int, int]:
     """Place a trial among others by front (non-dominated sorting), and within its front by what it adds.
 
     Args:
@@ -134,11 +134,11 @@ class MoAsha(FIFOScheduler):
         values = {objective.name: result.get(f"report/{objective.name}", math.nan) for objective in OBJECTIVES}
         if not all(map(math.isfinite, values.values())):
             return str(TrialScheduler.STOP)  # what has left the numbers does not come back
-        if not self._limits.kept(train_flops=values["train_flops"], peak_bytes=values["peak_bytes"]):
+        if not self._limits.allow(train_flops=values["train_flops"], peak_bytes=values["peak_bytes"]):
             return str(TrialScheduler.STOP)
         if self._rungs:
             report = trial.config["number"], int(result["report/epoch"]), list(values.values())
-            if trial.config["landmark"]:
+            if trial.config["baseline"]:
                 self._rungs.record(*report)  # it is compared with, and goes on whatever comes of it
             elif not self._rungs.report(*report):
                 return str(TrialScheduler.STOP)

@@ -28,11 +28,12 @@ from alast_tune.plots import human_bytes, human_flops
 from alast_tune.results import OBJECTIVES, TrialResult
 from alast_tune.storage import address_of
 from alast_tune.text import safe
+from alast_tune.tune.attributes import BASELINE, DUPLICATE_OF
 from alast_tune.tune.forecast import GROWTH, Costs
 from alast_tune.tune.grid import GridSampler
 from alast_tune.tune.resources import Packing, Request
 from alast_tune.tune.sampler import EhviSampler
-from alast_tune.tune.space import LANDMARKS, is_point, point, to_optuna, trial_config
+from alast_tune.tune.space import BASELINES, is_point, point, to_optuna, trial_config
 from alast_tune.tune.trials import baselines, epoch_key, epochs_of, superseded, to_result
 
 _LOG = logging.getLogger(__name__)
@@ -126,7 +127,7 @@ class StudySearcher(Searcher):
         self._numbers: dict[tuple[tuple[str, Any], ...], int] = {}
         """The first trial with these parameters."""
         for trial in earlier:
-            own = trial.user_attrs.keys().isdisjoint({"landmark", "twin"})  # what repeated another was never run
+            own = trial.user_attrs.keys().isdisjoint({BASELINE, DUPLICATE_OF})  # what repeated another was never run
             if own and trial.params.keys() == self._space.keys():
                 self._numbers.setdefault(point(trial.params), trial.number)
         self._live: dict[str, _Live] = {}
@@ -145,7 +146,7 @@ class StudySearcher(Searcher):
 
     @property
     def _used_up(self) -> bool:
-        """Whether every configuration has been proposed, and no landmark waits."""
+        """Whether every configuration has been proposed, and no baseline waits."""
         return len(self._numbers) >= self._size and not self._study.get_trials(
             deepcopy=False, states=(TrialState.WAITING,)
         )
@@ -179,7 +180,7 @@ class StudySearcher(Searcher):
             self._observer.started(trial.number, live.config, trial.params)
             return {
                 "number": trial.number,
-                "landmark": trial.user_attrs.get("landmark"),
+                "baseline": trial.user_attrs.get(BASELINE),
                 "trial": live.config.model_dump(mode="json"),
                 "threads": self._sweep.cpus_per_trial,
                 "resources": live.request,
@@ -273,7 +274,7 @@ class StudySearcher(Searcher):
             min(sweep.max_flops or flops, flops),
             min(sweep.max_memory or peak, peak),
         )
-        teaching = [landmark for landmark in LANDMARKS if is_point(sweep, landmark)]
+        teaching = [baseline for baseline in BASELINES if is_point(sweep, baseline)]
         return EhviSampler(self._space, self._costs, worst, seed, teaching)
 
     def _costs(self, params: dict[str, Any]) -> tuple[float, float]:
@@ -302,7 +303,7 @@ class StudySearcher(Searcher):
         failpoint("before-ask")
         trial = self._study.ask(self._space)
         failpoint("after-ask")
-        if "landmark" in trial.user_attrs:
+        if BASELINE in trial.user_attrs:
             self._baselines -= 1
         elif self._repeats(trial):
             return None
@@ -312,12 +313,12 @@ class StudySearcher(Searcher):
 
     def _repeats(self, trial: Trial) -> bool:
         """Whether an earlier trial has the same parameters; the study is told that this one is not run."""
-        if "landmark" in trial.user_attrs:
+        if BASELINE in trial.user_attrs:
             return False
-        twin = self._numbers.setdefault(point(trial.params), trial.number)
-        if twin == trial.number:
+        first = self._numbers.setdefault(point(trial.params), trial.number)
+        if first == trial.number:
             return False
-        trial.set_user_attr("twin", twin)
+        trial.set_user_attr(DUPLICATE_OF, first)
         self._study.tell(trial, state=TrialState.PRUNED)
         return True
 
@@ -327,14 +328,14 @@ class StudySearcher(Searcher):
         An orphan that fits nowhere is not told: what it has done is not lost on a smaller cluster.
         """
         try:
-            config = trial_config(self._sweep, trial.params, trial.user_attrs.get("landmark"))
+            config = trial_config(self._sweep, trial.params, trial.user_attrs.get(BASELINE))
             costs = self._forecast(config, 0.0)
         except ConfigError as error:  # two parameters, each fine, that contradict each other
             self._tell(trial, TrialState.FAIL, str(error), epochs=0)
             return None
         learns = isinstance(config.method, AlastConfig) and config.method.alpha != 0
         foreseen = {"train_flops": costs.train_flops, "peak_bytes": float(costs.peak_bytes)}
-        if self._sweep.kept(**foreseen | {"train_flops": costs.train_flops * (1 - _FLOPS_SLACK * learns)}):
+        if self._sweep.allow(**foreseen | {"train_flops": costs.train_flops * (1 - _FLOPS_SLACK * learns)}):
             try:
                 return _Live(trial, config, self._packing.place(self._forecast(config, GROWTH).peak_bytes))
             except ConfigError as error:
@@ -346,7 +347,7 @@ class StudySearcher(Searcher):
         else:
             broken = " and ".join(self._constrain(trial, **foreseen))
         if trial.user_attrs.get("launched", True):
-            self._launched -= "landmark" not in trial.user_attrs
+            self._launched -= BASELINE not in trial.user_attrs
             trial.set_user_attr("launched", False)
         self._tell(trial, TrialState.PRUNED, f"never launched: predicted {broken}", epochs=0)
         return None
@@ -402,7 +403,7 @@ def _count(item: BaseDistribution) -> float:
 
 def _is_own(trial: FrozenTrial) -> bool:
     """Whether it counts as one of the trials that were asked for."""
-    return not trial.user_attrs.keys() & {"landmark", "origin", "twin"} and trial.user_attrs.get("launched", True)
+    return not trial.user_attrs.keys() & {BASELINE, "origin", DUPLICATE_OF} and trial.user_attrs.get("launched", True)
 
 
 def _metrics(result: dict[str, Any] | None) -> dict[str, float]:

@@ -25,7 +25,7 @@ from alast_tune.config import (
 )
 from alast_tune.errors import ConfigError
 
-LANDMARKS: dict[str, MethodConfig] = {"full": FullConfig(), "paper": AlastConfig(reading="paper")}
+BASELINES: dict[str, MethodConfig] = {"full": FullConfig(), "paper": AlastConfig(reading="paper")}
 """What sweeps run first and to the end: full fine-tuning, and the paper's configuration."""
 
 _LIKE_FULL = AlastConfig(trainable_blocks=1_000_000, floors=Floors(early=1.0, middle=1.0, late=1.0), target_budget=1.0)
@@ -44,39 +44,39 @@ def _distribution(item: Distribution) -> BaseDistribution:
     return CategoricalDistribution(choices_of(item) or ())
 
 
-def trial_config(sweep: SweepConfig, params: Mapping[str, Any], landmark: str | None = None) -> TrialConfig:
-    """Set a trial's parameters in the sweep's base; a landmark keeps its own method and takes the others.
+def trial_config(sweep: SweepConfig, params: Mapping[str, Any], baseline: str | None = None) -> TrialConfig:
+    """Set a trial's parameters in the sweep's base; a baseline keeps its own method and takes the others.
 
     Raises:
         ConfigError: two parameters, each fine, that contradict each other.
     """
     settings = sweep.settings(params)
-    if landmark is None:
+    if baseline is None:
         return apply_params(sweep.trial, settings)
-    own = _with_method(sweep.trial, LANDMARKS[landmark])
+    own = _with_method(sweep.trial, BASELINES[baseline])
     return apply_params(own, {path: value for path, value in settings.items() if path.split("/")[0] != "method"})
 
 
-def landmark_params(base: TrialConfig, space: Mapping[str, Distribution], landmark: str) -> dict[str, Any]:
-    """Find the point of the space that is nearest to a landmark: there a sampler sees its results.
+def baseline_params(base: TrialConfig, space: Mapping[str, Distribution], baseline: str) -> dict[str, Any]:
+    """Find the point of the space that is nearest to a baseline: there a sampler sees its results.
 
-    The paper takes the learning rate for alpha; what a landmark says nothing of is the base trial's.
+    The paper takes the learning rate for alpha; what a baseline says nothing of is the base trial's.
     """
-    like = _LIKE_FULL if landmark == "full" else LANDMARKS[landmark]
+    like = _LIKE_FULL if baseline == "full" else BASELINES[baseline]
     own = _with_method(base, like)
     values = {"method/alpha": own.train.learning_rate}
     values |= {path: value for path, value in (flatten(base) | flatten(own)).items() if value is not None}
     return {path: _nearest(item, values.get(path)) for path, item in space.items()}
 
 
-def is_point(sweep: SweepConfig, landmark: str) -> bool:
-    """Whether a landmark is a point of the space itself, so that its accuracy is that point's."""
+def is_point(sweep: SweepConfig, baseline: str) -> bool:
+    """Whether a baseline is a point of the space itself, so that its accuracy is that point's."""
     try:
-        config = trial_config(sweep, landmark_params(sweep.trial, sweep.space, landmark))
+        config = trial_config(sweep, baseline_params(sweep.trial, sweep.space, baseline))
     except ConfigError:
         return False
-    method, own = config.method, LANDMARKS[landmark]
-    if landmark == "full" and isinstance(method, AlastConfig):
+    method, own = config.method, BASELINES[baseline]
+    if baseline == "full" and isinstance(method, AlastConfig):
         blocks = sweep.space.get("method/trainable_blocks")  # at its most, as none but the model knows how many it has
         everything = isinstance(blocks, IntRange) and method.trainable_blocks == blocks.high
         return everything and method.floors == _LIKE_FULL.floors and method.lora is None
@@ -88,7 +88,7 @@ def is_point(sweep: SweepConfig, landmark: str) -> bool:
 
 
 def begins_with(sweep: SweepConfig) -> list[str]:
-    """Name the landmarks that a sweep runs first: full fine-tuning, and the paper's where ALaST is searched."""
+    """Name the baselines that a sweep runs first: full fine-tuning, and the paper's where ALaST is searched."""
     if sweep.sampler == "grid":
         return []
     variants = [item.variants.values() for item in sweep.space.values() if isinstance(item, Variants)]
@@ -106,7 +106,7 @@ def point(params: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
 
 def _with_method(base: TrialConfig, method: MethodConfig) -> TrialConfig:
     values = method.model_dump(exclude_unset=True) | {"name": method.name}
-    return parse(TrialConfig, base.given() | {"method": values})
+    return parse(TrialConfig, base.given_values() | {"method": values})
 
 
 def _nearest(item: Distribution, value: Any) -> bool | int | float | str:

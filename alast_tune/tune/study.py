@@ -21,11 +21,11 @@ from alast_tune.data import Splits, check_apart
 from alast_tune.errors import ConfigError
 from alast_tune.fingerprints import Fingerprints, fingerprints, keep_fingerprints
 from alast_tune.lease import SweepLease, exclusive_driver
-from alast_tune.methods import build_method, settled
+from alast_tune.methods import build_method, with_blocks_chosen
 from alast_tune.models import VisionTransformer
 from alast_tune.optimizers import build_optimizer
 from alast_tune.results import TrialResult
-from alast_tune.storage import CHECKPOINTS, address_of, fetch, is_copy, whole
+from alast_tune.storage import CHECKPOINTS, address_of, atomic_write, fetch, is_copy
 from alast_tune.summary import trial_id
 from alast_tune.terminal import printer
 from alast_tune.tracking import Tracker, default_uri, is_file_based
@@ -34,15 +34,15 @@ from alast_tune.tune.attempts import checkpoints, next_attempt
 from alast_tune.tune.cluster import Stop, check_cluster, cluster, stopped_by_signals
 from alast_tune.tune.conclude import SEARCHED, blocks_file, conclude
 from alast_tune.tune.forecast import Forecast
-from alast_tune.tune.members import Desk, block_reports, score
+from alast_tune.tune.members import CheckpointTasks, block_reports, score
 from alast_tune.tune.observer import SweepObserver, TuneEvents
-from alast_tune.tune.outage import storage_said
 from alast_tune.tune.resources import packing_of, placement
 from alast_tune.tune.retention import keep_front
 from alast_tune.tune.schedule import MoAsha
 from alast_tune.tune.search import StudySearcher
+from alast_tune.tune.storage_errors import as_storage_error
 from alast_tune.tune.trainable import AlastTrainable
-from alast_tune.tune.trials import baselines, enqueue_failed, enqueue_landmarks, open_study, results
+from alast_tune.tune.trials import baselines, enqueue_baselines, enqueue_failed, open_study, results
 from alast_tune.tune.warm_start import Earlier, earlier_results, feed
 
 MARGIN = 1.1
@@ -90,7 +90,7 @@ def run_sweep(
     # One thread: on a busy machine those of one process wait for one another many times as long as they work.
     with (
         threadpool_limits(limits=1),
-        storage_said(prepared.folder),
+        as_storage_error(prepared.folder),
         exclusive_driver(prepared.folder, say=prepared.say) as lease,
         stopped_by_signals() as stop,
         Tracker(prepared.uri, prepared.sweep.storage, say=prepared.say) as tracker,
@@ -162,7 +162,7 @@ def search(prepared: Prepared, lease: SweepLease, tracker: Tracker, stop: Stop) 
     study = _begin(prepared)
     tracker.start_sweep(sweep)
     before = results(study, sweep)
-    tracker.settle(before)
+    tracker.reconcile_runs(before)
     total = sweep.trials + len(baselines(study))
     observer = SweepObserver(
         sweep, study.user_attrs["reference_point"], before, tracker, lease, prepared.console, total
@@ -190,9 +190,9 @@ def search(prepared: Prepared, lease: SweepLease, tracker: Tracker, stop: Stop) 
                 "all that is left to propose was tried before, or is predicted to break a limit"
             )
         study.set_user_attr(SEARCHED, not searcher.waiting)
-        desk, front = Desk(sweep, folder, packing, stop), observer.front
-        score(desk, study, front, prepared.say)
-        for number, report in block_reports(desk, front, results(study, sweep), prepared.say).items():
+        tasks, front = CheckpointTasks(sweep, folder, packing, stop), observer.front
+        score(tasks, study, front, prepared.say)
+        for number, report in block_reports(tasks, front, results(study, sweep), prepared.say).items():
             report.write(blocks_file(folder, number))
     finally:
         observer.close()
@@ -200,9 +200,9 @@ def search(prepared: Prepared, lease: SweepLease, tracker: Tracker, stop: Stop) 
 
 
 def _begin(prepared: Prepared) -> optuna.Study:
-    """Open the sweep's study; a new one begins with earlier results and the landmarks."""
+    """Open the sweep's study; a new one begins with earlier results and the baselines."""
     sweep, folder = prepared.sweep, prepared.folder
-    study = open_study(sweep, folder, new=not prepared.resume, there=prepared.resume)
+    study = open_study(sweep, folder, new=not prepared.resume, must_exist=prepared.resume)
     _keep(sweep, folder / "sweep.json")
     if "reference_point" not in study.user_attrs:
         study.set_user_attr("reference_point", prepared.reference)
@@ -211,7 +211,7 @@ def _begin(prepared: Prepared) -> optuna.Study:
         if sweep.warm_start:
             left = len(prepared.earlier) - taken
             prepared.say(f"warm start: {taken} results of {sweep.warm_start}, {left} left out")
-        enqueue_landmarks(study, sweep)
+        enqueue_baselines(study, sweep)
         study.set_user_attr("begun", True)
     if prepared.retry_failed:
         prepared.say(f"{enqueue_failed(study)} failed trials are run again, under new numbers")
@@ -220,8 +220,8 @@ def _begin(prepared: Prepared) -> optuna.Study:
 
 def _keep(sweep: SweepConfig, file: Path) -> None:
     """Write a sweep's settings, whole or not at all: without them it cannot be resumed."""
-    with whole(file) as scratch:
-        scratch.write_text(json.dumps(sweep.given(), indent=2) + "\n")
+    with atomic_write(file) as scratch:
+        scratch.write_text(json.dumps(sweep.given_values(), indent=2) + "\n")
 
 
 def _with_absolute_paths(sweep: SweepConfig) -> SweepConfig:
@@ -246,7 +246,7 @@ def reference_point(trial: TrialConfig, model: VisionTransformer, splits: Splits
     optimizer = build_optimizer(trial.train, full.parameters())
     batch = min(trial.train.batch_size, images)
     peak = step_peak_bytes(model, FullConfig(), full.plan, side, batch, optimizer, trial.train.precision)
-    build_method(settled(trial.method), model, trial.train)
+    build_method(with_blocks_chosen(trial.method), model, trial.train)
     return 0.0, MARGIN * flops, MARGIN * peak
 
 

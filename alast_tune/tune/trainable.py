@@ -20,8 +20,8 @@ from alast_tune.storage import copy_of
 from alast_tune.text import safe
 from alast_tune.train import Run
 from alast_tune.tune.attempts import checkpoints
-from alast_tune.tune.outage import of_a_worker
 from alast_tune.tune.resources import limit_memory
+from alast_tune.tune.storage_errors import of_a_worker
 
 
 class AlastTrainable(tune.Trainable):

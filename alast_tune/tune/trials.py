@@ -20,8 +20,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from alast_tune.config import SweepConfig
 from alast_tune.errors import ConfigError
 from alast_tune.results import DIRECTIONS, TrialResult
-from alast_tune.storage import STUDY, STUDY_JOURNAL, address_of, is_copy, whole
-from alast_tune.tune.space import begins_with, landmark_params, trial_config
+from alast_tune.storage import STUDY, STUDY_JOURNAL, address_of, atomic_write, is_copy
+from alast_tune.tune.attributes import BASELINE, DUPLICATE_OF
+from alast_tune.tune.space import baseline_params, begins_with, trial_config
 from alast_tune.tune.study_file import StudyFile
 
 _ID = "study.id"
@@ -39,14 +40,14 @@ _STATES = {
 }
 
 
-def open_study(sweep: SweepConfig, folder: Path, *, new: bool = False, there: bool = False) -> optuna.Study:
+def open_study(sweep: SweepConfig, folder: Path, *, new: bool = False, must_exist: bool = False) -> optuna.Study:
     """Create or reopen the sweep's study, in its folder or in the database that the sweep names.
 
     Args:
         sweep: says where the study is, in ``study``.
         folder: of the sweep.
         new: give a study in a database a name of its own, kept in the sweep's folder wherever that is mounted.
-        there: refuse to begin an empty one.
+        must_exist: refuse to begin an empty one.
 
     Raises:
         ConfigError: a database that cannot be used, no study where one should be, or SQLite in object storage.
@@ -55,13 +56,13 @@ def open_study(sweep: SweepConfig, folder: Path, *, new: bool = False, there: bo
     url = sweep.study if sweep.study and "://" in sweep.study else None
     name = sweep.name if url is None else _shared_name(sweep, folder, new)  # others have a sweep of that name too
     files = [folder / STUDY, folder / STUDY_JOURNAL]
-    if there and url is None and not any(file.exists() for file in files):
+    if must_exist and url is None and not any(file.exists() for file in files):
         raise ConfigError("resume", sweep.name, _LOST.format(files[0]))
     try:
         storage = _file(sweep.study, folder) if url is None else _database(url)
         with suppress(KeyError):  # making one that is there would write, too
             return optuna.load_study(study_name=name, storage=storage)
-        if there:
+        if must_exist:
             where = f"{name} in the database" if url else next(file for file in files if file.exists())
             raise ConfigError("resume", sweep.name, _LOST.format(where))
         return optuna.create_study(storage=storage, study_name=name, directions=list(DIRECTIONS))
@@ -83,7 +84,7 @@ def _shared_name(sweep: SweepConfig, folder: Path, new: bool) -> str:
     file = folder / _ID
     if new:
         folder.mkdir(parents=True, exist_ok=True)
-        with whole(file) as scratch:
+        with atomic_write(file) as scratch:
             scratch.write_text(uuid4().hex + "\n")
     return f"{sweep.name}-{file.read_text().strip()}" if file.exists() else f"{address_of(folder.parent)}/{sweep.name}"
 
@@ -126,13 +127,13 @@ def _database(url: str) -> optuna.storages.BaseStorage:
     return optuna.storages.RDBStorage(psycopg, engine_kwargs={"pool_pre_ping": True})
 
 
-def enqueue_landmarks(study: optuna.Study, sweep: SweepConfig) -> None:
-    """Let a study begin with the landmarks that it does not have yet."""
-    there = {trial.user_attrs.get("landmark") for trial in study.get_trials(deepcopy=False)}
-    for landmark in begins_with(sweep):
-        if landmark not in there:
-            params = landmark_params(sweep.trial, sweep.space, landmark)
-            study.enqueue_trial(params, user_attrs={"landmark": landmark})
+def enqueue_baselines(study: optuna.Study, sweep: SweepConfig) -> None:
+    """Let a study begin with the baselines that it does not have yet."""
+    there = {trial.user_attrs.get(BASELINE) for trial in study.get_trials(deepcopy=False)}
+    for baseline in begins_with(sweep):
+        if baseline not in there:
+            params = baseline_params(sweep.trial, sweep.space, baseline)
+            study.enqueue_trial(params, user_attrs={BASELINE: baseline})
 
 
 def baselines(study: optuna.Study) -> list[FrozenTrial]:
@@ -141,7 +142,7 @@ def baselines(study: optuna.Study) -> list[FrozenTrial]:
     return [
         trial
         for trial in study.get_trials(deepcopy=False)
-        if "landmark" in trial.user_attrs and "origin" not in trial.user_attrs and trial.number not in old
+        if BASELINE in trial.user_attrs and "origin" not in trial.user_attrs and trial.number not in old
     ]
 
 
@@ -151,16 +152,16 @@ def enqueue_failed(study: optuna.Study) -> int:
     A driver that is killed in the midst of it leaves proposals that repeat others, which are not run.
     """
     waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
-    asked = {trial.user_attrs.get("landmark") for trial in waiting}
+    asked = {trial.user_attrs.get(BASELINE) for trial in waiting}
     again = [
         trial
         for trial in study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
         if trial.number not in superseded(study)
     ]
     for trial in again:
-        landmark = trial.user_attrs.get("landmark")
-        if landmark is None or landmark not in asked:  # nobody looks whether a landmark repeats another
-            study.enqueue_trial(trial.params, user_attrs={"landmark": landmark} if landmark else None)
+        baseline = trial.user_attrs.get(BASELINE)
+        if baseline is None or baseline not in asked:  # nobody looks whether a baseline repeats another
+            study.enqueue_trial(trial.params, user_attrs={BASELINE: baseline} if baseline else None)
     study.set_user_attr(_SUPERSEDED, sorted(superseded(study) | {trial.number for trial in again}))
     return len(again)
 
@@ -172,9 +173,9 @@ def superseded(study: optuna.Study) -> set[int]:
 
 def to_result(trial: FrozenTrial, sweep: SweepConfig) -> TrialResult:
     """Read one trial of the study."""
-    landmark = trial.user_attrs.get("landmark")
+    baseline = trial.user_attrs.get(BASELINE)
     try:
-        config = trial_config(sweep, trial.params, landmark)
+        config = trial_config(sweep, trial.params, baseline)
     except ConfigError:  # told FAIL for this very reason
         config = sweep.trial
     state = _STATES[trial.state]
@@ -189,7 +190,7 @@ def to_result(trial: FrozenTrial, sweep: SweepConfig) -> TrialResult:
         epochs=trial.user_attrs.get("epochs", 0),
         mlflow_run_id=trial.user_attrs.get("mlflow_run_id"),
         reason=trial.user_attrs.get("reason"),
-        landmark=landmark,
+        baseline=baseline,
         origin=trial.user_attrs.get("origin"),
         launched=trial.user_attrs.get("launched", "origin" not in trial.user_attrs),
         metrics=trial.user_attrs.get("metrics", {}),
@@ -228,5 +229,5 @@ def results(study: optuna.Study, sweep: SweepConfig) -> list[TrialResult]:
     return [
         replace(to_result(trial, sweep), test_accuracy=tested.get(str(trial.number)))
         for trial in study.get_trials(deepcopy=False)
-        if trial.state != TrialState.WAITING and "twin" not in trial.user_attrs and trial.number not in old
+        if trial.state != TrialState.WAITING and DUPLICATE_OF not in trial.user_attrs and trial.number not in old
     ]

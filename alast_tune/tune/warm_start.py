@@ -18,8 +18,9 @@ from alast_tune.fingerprints import FILE, Fingerprints, read_fingerprints
 from alast_tune.results import OBJECTIVES, FrontFile
 from alast_tune.storage import fetch
 from alast_tune.tracking import run_ids
-from alast_tune.tune.outage import storage_said
-from alast_tune.tune.space import landmark_params, to_optuna, trial_config
+from alast_tune.tune.attributes import BASELINE
+from alast_tune.tune.space import baseline_params, to_optuna, trial_config
+from alast_tune.tune.storage_errors import as_storage_error
 from alast_tune.tune.trials import open_study, results
 
 
@@ -31,7 +32,7 @@ class Earlier:
     params: Mapping[str, Any]
     """As the earlier sweep had them: the names of variants are nowhere else."""
     values: tuple[float, ...]
-    landmark: str | None
+    baseline: str | None
     origin: str
     mlflow_run_id: str | None
     test_accuracy: float | None
@@ -53,7 +54,7 @@ def earlier_results(sweep: SweepConfig, origin: Fingerprints, say: Callable[[str
     for earlier in _read(sweep.warm_start, sweep.study):
         params = _params(sweep, earlier)
         if None not in params.values():
-            _check_same(sweep, trial_config(sweep, params, earlier.landmark), earlier)
+            _check_same(sweep, trial_config(sweep, params, earlier.baseline), earlier)
         found.append(earlier)
     before = read_fingerprints(sweep.warm_start if sweep.warm_start.is_dir() else sweep.warm_start.parent)
     if before is None:
@@ -73,7 +74,7 @@ def feed(study: optuna.Study, sweep: SweepConfig, earlier: Sequence[Earlier]) ->
     for result in earlier:
         named = {objective.name: value for objective, value in zip(OBJECTIVES, result.values, strict=True)}
         attributes = {"origin": result.origin, "epochs": sweep.trial.train.epochs}
-        attributes |= {"landmark": result.landmark} if result.landmark else {}
+        attributes |= {BASELINE: result.baseline} if result.baseline else {}
         attributes |= {"mlflow_run_id": result.mlflow_run_id} if result.mlflow_run_id else {}
         with suppress(ValueError):
             trial = create_trial(
@@ -94,8 +95,8 @@ def feed(study: optuna.Study, sweep: SweepConfig, earlier: Sequence[Earlier]) ->
 
 
 def _params(sweep: SweepConfig, earlier: Earlier) -> dict[str, Any]:
-    if earlier.landmark:
-        return landmark_params(sweep.trial, sweep.space, earlier.landmark)
+    if earlier.baseline:
+        return baseline_params(sweep.trial, sweep.space, earlier.baseline)
     values = {**earlier.params, **flatten(earlier.config)}
     return {path: values.get(path) if _known(item, values.get(path)) else None for path, item in sweep.space.items()}
 
@@ -114,7 +115,7 @@ def _read(source: Path, study_of: str | None) -> Iterator[Earlier]:
         ):  # a file of somebody else's does not choose who is called
             remedy = f"its trials are in {sweep.study}; give its front.json, or the same as --study"
             raise ConfigError("warm_start", source, remedy)
-        with storage_said(source):
+        with as_storage_error(source):
             study = open_study(sweep, source)
         tested = study.user_attrs.get("test_accuracy", {})
         runs = run_ids(source)
@@ -122,7 +123,7 @@ def _read(source: Path, study_of: str | None) -> Iterator[Earlier]:
             if result.values is not None:
                 origin, test = result.origin or sweep.name, tested.get(str(result.number))
                 run_id = runs.get(result.number, result.mlflow_run_id)
-                yield Earlier(result.config, result.params, result.values, result.landmark, origin, run_id, test)
+                yield Earlier(result.config, result.params, result.values, result.baseline, origin, run_id, test)
         return
     if not source.is_file():
         raise ConfigError("warm_start", source, "is neither the folder of a sweep nor a front.json")
@@ -131,7 +132,7 @@ def _read(source: Path, study_of: str | None) -> Iterator[Earlier]:
         values = tuple(member.objectives[objective.name] for objective in OBJECTIVES)
         origin = member.origin or front.sweep
         yield Earlier(
-            member.config, member.params, values, member.landmark, origin, member.mlflow_run_id, member.test_accuracy
+            member.config, member.params, values, member.baseline, origin, member.mlflow_run_id, member.test_accuracy
         )
 
 

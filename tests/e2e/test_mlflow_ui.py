@@ -23,7 +23,7 @@ import mlflow
 import pytest
 from mlflow.entities import Run
 
-from alast_tune.results import LANDMARKS, FrontFile
+from alast_tune.results import BASELINES, FrontFile
 from alast_tune.tracking import prepare_view
 from tests.integration.harness import Pareto, mlflow_server
 
@@ -202,10 +202,10 @@ def test_front_is_drawn_inside_mlflow_and_a_click_shows_the_run_id(sweep: Sweep,
     browser.goto(sweep.artifact("front.html"))
     frame = browser.frame_locator("iframe")
     expect(frame.get_by_text(f"Pareto front of {sweep.name}").first).to_be_visible()
-    landmarks = [run for run in sweep.children if run.data.tags["alast.trial"] in ("0000", "0001")]
+    baselines = [run for run in sweep.children if run.data.tags["alast.trial"] in ("0000", "0001")]
     points = frame.locator(".scatterlayer .point")
-    expect(points).to_have_count(3 * (sweep.front.trials.complete + len(landmarks)))
-    for name in LANDMARKS.values():
+    expect(points).to_have_count(3 * (sweep.front.trials.complete + len(baselines)))
+    for name in BASELINES.values():
         expect(frame.locator(".legendtext", has_text=name)).to_be_visible()
 
     # The pointer hovers over the knee, then clicks it.
@@ -254,7 +254,7 @@ def test_blocks_are_drawn_inside_mlflow(sweep: Sweep, browser: Page, pictures: P
     browser.goto(sweep.artifact("blocks.html"))
     frame = browser.frame_locator("iframe")
     expect(frame.get_by_role("heading", name=f"Trial {sweep.front.knee} of {sweep.name}: the knee")).to_be_visible()
-    expect(frame.get_by_role("heading", name=LANDMARKS["paper"])).to_be_visible()
+    expect(frame.get_by_role("heading", name=BASELINES["paper"])).to_be_visible()
     expect(frame.locator("#blocks-1 .barlayer .point")).to_have_count(2 * 12)  # how often trained, tokens
     expect(frame.locator("#blocks-1 .heatmaplayer image")).to_have_count(1)  # budgets
     expect(frame.locator("#attention-1 .heatmaplayer image")).to_have_count(3 * 4)

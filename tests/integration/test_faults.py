@@ -33,7 +33,7 @@ KILLED = {
     5: "hang while it is built",
 }
 FAILING = {2: "crash before the last report", 3: "nan", 4: "inf", 5: "diverged", 6: "out of memory"}
-"""By the trial's number; 0 and 1 are the landmarks, the one behind these is sound."""
+"""By the trial's number; 0 and 1 are the baselines, the one behind these is sound."""
 
 After = tuple[dict[int, TrialResult], Path, str]
 """A sweep that is over: results by number, its folder, what was printed."""

@@ -64,7 +64,7 @@ def test_a_grid_goes_on_after_a_signal_and_without_the_variant_that_cannot_run(
     front = FrontFile.read(folder / "front.json")
     assert (front.trials.complete, front.trials.failed) == (4, 2)
     assert {member.params["way"] for member in front.front} <= {"full", "lora"}
-    assert all(member.config.train.learning_rate == 1e-3 and not member.landmark for member in front.front)
+    assert all(member.config.train.learning_rate == 1e-3 and not member.baseline for member in front.front)
     assert logged_epochs(pareto.storage) == dict.fromkeys((0, 1, 4, 5), (1,))  # the others were never launched
     _, runs = runs_in(pareto.storage, "trial")
     lora = [run for run in runs if run.data.params["way"] == "lora"]

@@ -27,7 +27,7 @@ from alast_tune.errors import ConfigError
 from alast_tune.results import FrontFile, TrialResult
 from alast_tune.summary import summarise
 from alast_tune.tracking import Tracker, default_uri, pending, run_ids, sync, tracker, writer
-from alast_tune.tracking.kept import REFUSED, refused
+from alast_tune.tracking.kept import REFUSED, refused_operations
 from alast_tune.tracking.queue import Operation, Queue
 from tests.integration.harness import PATIENCE, ROOT, MlflowServer, Pareto, free_port
 
@@ -420,7 +420,7 @@ def test_a_write_that_the_store_cannot_take_is_set_aside_and_all_behind_it_goes_
     assert lines[0].endswith(f"; it is kept in {REFUSED}, all else goes on")
     assert lines[1].endswith(f"with the reasons; once it takes them: alast-tune sync {folder}") and len(lines) == 2
     assert pending(folder) == 1
-    (kept,) = refused(folder)
+    (kept,) = refused_operations(folder)
     assert (kept["run"], kept["metrics"], kept["time"]) == ("0003", {"poison": 1.0}, 2**80)
     assert contents(tracker.uri, folder, tmp_path / "scratch") == undisturbed
     assert sync(folder, tracker.uri, lines.append) == 1  # it tries again, and says so again

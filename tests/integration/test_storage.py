@@ -24,8 +24,8 @@ from alast_tune.config import stored_sweep
 from alast_tune.errors import StorageError
 from alast_tune.results import FrontFile
 from alast_tune.storage import CHECKPOINTS, copy_of, listing
-from alast_tune.tune.outage import storage_said
 from alast_tune.tune.search import StudySearcher
+from alast_tune.tune.storage_errors import as_storage_error
 from alast_tune.tune.study_file import StudyFile
 from alast_tune.tune.trials import _database, open_study
 from tests.integration.harness import PATIENCE, Pareto, free_port, kill, mlflow_server, wait_for
@@ -151,13 +151,13 @@ def test_a_sweep_goes_on_after_its_cluster_and_its_disk_are_gone(
 def test_storage_that_cannot_be_written_to_is_told_from_a_failing_trial(
     error: Exception, words: str | None, mend: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(StorageError) as told, storage_said(tmp_path / "pets"):
+    with pytest.raises(StorageError) as told, as_storage_error(tmp_path / "pets"):
         raise error
     assert str(told.value) == (
         f"storage {tmp_path}/pets: {words or 'PytorchStreamWriter failed'}; nothing finished is lost: {mend}, "
         "then go on with --resume pets"
     )
-    with pytest.raises(RuntimeError, match="its own"), storage_said(tmp_path):
+    with pytest.raises(RuntimeError, match="its own"), as_storage_error(tmp_path):
         raise RuntimeError("its own")
 
 

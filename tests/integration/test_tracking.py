@@ -128,7 +128,7 @@ def test_a_run_left_open_by_a_driver_that_died_after_telling_the_study_is_settle
         tracker.start_trial(number, TrialConfig(), {})
     states = ("complete", "failed", "running", "failed")  # the last never started
     results = [TrialResult(n, state, TrialConfig(), {}, None, 1) for n, state in enumerate(states)]  # type: ignore[arg-type]
-    tracker.settle(results)
+    tracker.reconcile_runs(results)
     tracker.end_sweep("FINISHED")
     client = mlflow.MlflowClient(uri)
     runs = run_ids(storage / "s")

@@ -35,7 +35,7 @@ def test_steps_come_from_the_ledger_and_magnitudes_from_the_weights(tmp_path: Pa
     assert report.steps_S.tolist() == list(range(STEPS))
     assert report.budgets_SL.tolist() == [list(record.budgets) for record in records]
     assert report.trained_L.sum() == 3
-    assert report.trained_L.tolist() == [count / STEPS for count in run.meter.ledger.trained()]
+    assert report.trained_L.tolist() == [count / STEPS for count in run.meter.ledger.trained_steps()]
     assert report.tokens_L.tolist() == np.mean([record.plan.tokens_L for record in records], axis=0).tolist()
     assert report.tokens_L[-1] < report.all_tokens == TOKENS
     images_BCHW = torch.stack([run._splits.validation[index][0] for index in range(16)])

@@ -149,8 +149,8 @@ def test_doctor_names_versions_and_devices(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_front_says_what_is_near_full_fine_tuning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    full = replace(result(0, 0.90, 2e12, 4e8), landmark="full")
-    near, paper = result(1, 0.89, 1e12, 3e8), replace(result(2, 0.86, 5e11, 1e8), landmark="paper")
+    full = replace(result(0, 0.90, 2e12, 4e8), baseline="full")
+    near, paper = result(1, 0.89, 1e12, 3e8), replace(result(2, 0.86, 5e11, 1e8), baseline="paper")
     for name, results in (
         ("mine", [full, near, paper]),
         ("beaten", [full, result(1, 0.91, 1e12, 1e8)]),
@@ -234,7 +234,7 @@ def hostile(front: dict[str, Any], **member: Any) -> dict[str, Any]:
         (lambda f: hostile(f, trial_id="0001\x1b[2J"), "front.0.trial_id"),
         (lambda f: hostile(f, trial_id="\u0661\u0661\u0661\u0661"), "front.0.trial_id"),  # digits, but others
         (lambda f: hostile(f, mlflow_run_id="x' or '1' = '1"), "front.0.mlflow_run_id"),
-        (lambda f: hostile(f, landmark="best"), "front.0.landmark"),
+        (lambda f: hostile(f, baseline="best"), "front.0.baseline"),
         (lambda f: hostile(f, origin="[red]x"), "front.0.origin"),
         (lambda f: hostile(f, objectives={"accuracy": 1.0}), "front.0.objectives"),
         (lambda f: hostile(f, objectives={"accuracy": "NaN", "train_flops": 1, "peak_bytes": 1}), "front.0.objectives"),

@@ -74,7 +74,9 @@ def test_a_sweep_is_resumed_in_the_storage_of_its_preset(tmp_path):
     values = {"space": {"method/trainable_blocks": {"type": "int", "low": 1, "high": 2}}}
     file.write_text(write_yaml({"storage": str(folder.parent), **values}))
     folder.mkdir(parents=True)
-    (folder / "sweep.json").write_text(json.dumps(parse(SweepConfig, {"name": "mine", "trials": 7, **values}).given()))
+    (folder / "sweep.json").write_text(
+        json.dumps(parse(SweepConfig, {"name": "mine", "trials": 7, **values}).given_values())
+    )
     found = Sweep(_cli_parse_args=["--preset", str(file), "--resume", "mine"])
     assert (found.name, found.storage, found.trials) == ("mine", folder.parent, 7)
     assert Sweep(_cli_parse_args=["--preset", str(file)]).name == "mine-2"  # the name is taken there

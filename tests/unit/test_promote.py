@@ -51,7 +51,7 @@ def test_picking(front: FrontFile) -> None:
 
 
 def test_a_promoted_configuration_says_everything_and_reads_back_the_same(front: FrontFile, tmp_path: Path) -> None:
-    config = promote.promoted(member(front, "1"), "mine", "http://me:secret@host:5000/x", "pets", verified=True)
+    config = promote.promoted_config(member(front, "1"), "mine", "http://me:secret@host:5000/x", "pets", verified=True)
     file = tmp_path / "deep" / "config.yaml"
     write_config(config, file)
     assert read_config(file) == config
@@ -68,19 +68,21 @@ def test_a_promoted_configuration_says_everything_and_reads_back_the_same(front:
     assert origin.versions.keys() >= {"python", "alast-tune", "torch", "timm"}
     assert promote.version_tags(origin)["alast.train_flops"] == "2000000000000.0"
     other = TRIAL.model_copy(update={"data": TRIAL.data.model_copy(update={"split_seed": 1})})
-    moved = promote.promoted(member(front, "1").model_copy(update={"config": other}), "mine", "sqlite:////x/m.db", "m")
+    moved = promote.promoted_config(
+        member(front, "1").model_copy(update={"config": other}), "mine", "sqlite:////x/m.db", "m"
+    )
     assert moved.provenance is not None
     assert moved.provenance.data_fingerprint != origin.data_fingerprint
     assert moved.provenance.tracking_uri == "sqlite:////x/m.db"
 
 
 def test_other_images_than_a_member_was_measured_with_are_refused(front: FrontFile) -> None:
-    known = promote.promoted(member(front, "1"), "mine", "sqlite:///x", "m").provenance
+    known = promote.promoted_config(member(front, "1"), "mine", "sqlite:///x", "m").provenance
     assert known
     same = Fingerprints(data=known.data_fingerprint, weights=known.weights_fingerprint)
-    assert promote.promoted(member(front, "1"), "mine", "sqlite:///x", "m", origin=same).provenance
+    assert promote.promoted_config(member(front, "1"), "mine", "sqlite:///x", "m", origin=same).provenance
     with pytest.raises(ConfigError) as refused:
-        promote.promoted(
+        promote.promoted_config(
             member(front, "1"), "mine", "sqlite:///x", "m", origin=same.model_copy(update={"data": "0" * 16})
         )
     assert str(refused.value) == (
@@ -92,7 +94,7 @@ def test_other_images_than_a_member_was_measured_with_are_refused(front: FrontFi
 def test_what_promotion_has_not_written_it_does_not_write_over(front: FrontFile, tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     promote.check_output(file, "mine", member(front, "1"))
-    write_config(promote.promoted(member(front, "1"), "mine", "sqlite:///x", "m"), file)
+    write_config(promote.promoted_config(member(front, "1"), "mine", "sqlite:///x", "m"), file)
     promote.check_output(file, "mine", member(front, "1"))
     for sweep, trial in (("mine", "2"), ("other", "1")):
         with pytest.raises(ConfigError, match="exists, and is not of this trial"):

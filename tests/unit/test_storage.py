@@ -7,20 +7,20 @@ import pytest
 from alast_tune.config import SweepConfig, flatten, parse
 from alast_tune.errors import ConfigError
 from alast_tune.lease import Timing, exclusive_driver
-from alast_tune.storage import address_of, below, copy_of, fetch, is_copy, opened, shown
+from alast_tune.storage import address_of, copy_of, display_path, fetch, is_copy, open_filesystem, path_below
 
 
 @pytest.mark.parametrize("address", ["s3://bucket/sweeps", "gs://bucket", "s3://bucket/a/b c/ü"])
 def test_an_address_and_its_copy_follow_from_one_another(address: str) -> None:
     copy = copy_of(address)
-    assert is_copy(copy) and address_of(copy) == shown(copy) == address
+    assert is_copy(copy) and address_of(copy) == display_path(copy) == address
     assert copy_of(Path(address)) == copy  # which has lost a slash
     assert address_of(copy / "demo") == f"{address}/demo"
     assert copy_of(copy) == copy
 
 
 def test_a_folder_is_itself(tmp_path: Path) -> None:
-    assert copy_of("runs") == Path("runs") and shown(Path("runs")) == "runs" and not is_copy(Path("runs"))
+    assert copy_of("runs") == Path("runs") and display_path(Path("runs")) == "runs" and not is_copy(Path("runs"))
     assert address_of(tmp_path / "runs") == str(tmp_path / "runs")
     fetch(tmp_path / "nothing there")
     assert not (tmp_path / "nothing there").exists()
@@ -37,8 +37,8 @@ def test_a_sweep_writes_its_storage_as_the_address() -> None:
         {"storage": "s3://bucket/sweeps", "space": {"method/trainable_blocks": {"type": "int", "low": 1, "high": 2}}}
     )
     assert sweep.storage == copy_of("s3://bucket/sweeps")
-    assert sweep.given()["storage"] == flatten(sweep)["storage"] == "s3://bucket/sweeps"
-    assert SweepConfig.model_validate(sweep.given()) == sweep
+    assert sweep.given_values()["storage"] == flatten(sweep)["storage"] == "s3://bucket/sweeps"
+    assert SweepConfig.model_validate(sweep.given_values()) == sweep
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_a_stale_copy_gives_way_to_what_is_kept(bucket: str) -> None:
 def test_objects_in_the_place_of_folders_are_no_files(bucket: str) -> None:
     """Ray makes them through pyarrow."""
     folder = copy_of(f"{bucket}/demo")
-    filesystem, root = opened(folder)
+    filesystem, root = open_filesystem(folder)
     for place in (root, f"{root}/front", f"{root}/tune/driver-00"):
         filesystem.create_dir(place)
     with exclusive_driver(folder, timing=NO_WAIT):
@@ -117,7 +117,7 @@ def test_storage_that_refuses_is_one_line(bucket: str, monkeypatch: pytest.Monke
 
 def test_a_name_that_no_bucket_has_is_one_line(bucket: str) -> None:
     with pytest.raises(ConfigError, match=r"^storage = s3://UPPER CASE: cannot be used \("):
-        opened(copy_of("s3://UPPER CASE"))
+        open_filesystem(copy_of("s3://UPPER CASE"))
 
 
 @pytest.mark.slow
@@ -145,10 +145,10 @@ def test_an_address_leads_out_of_nothing_and_holds_no_password(wrong: str, why: 
 def test_no_link_leads_out_of_a_folder(tmp_path: Path) -> None:
     sweep = tmp_path / "sweep"
     (sweep / "promoted" / "0001").mkdir(parents=True)
-    assert below(sweep, "promoted", "0001") == sweep / "promoted" / "0001"
-    assert below(sweep, "verify", "0001") == sweep / "verify" / "0001"  # not there yet
+    assert path_below(sweep, "promoted", "0001") == sweep / "promoted" / "0001"
+    assert path_below(sweep, "verify", "0001") == sweep / "verify" / "0001"  # not there yet
     (tmp_path / "by-link").symlink_to(sweep)
-    assert below(tmp_path / "by-link", "verify", "0001").parts[-2:] == (
+    assert path_below(tmp_path / "by-link", "verify", "0001").parts[-2:] == (
         "verify",
         "0001",
     )  # the sweep's own is the user's
@@ -156,4 +156,4 @@ def test_no_link_leads_out_of_a_folder(tmp_path: Path) -> None:
     (sweep / "verify").symlink_to(tmp_path)
     for name in ("promoted", "verify"):
         with pytest.raises(ConfigError, match=r"leads out of it, by a link; remove that$"):
-            below(sweep, name, "0001")
+            path_below(sweep, name, "0001")

@@ -9,7 +9,7 @@ import pytest
 from alast_tune.config import Limits, TrialConfig
 from alast_tune.errors import ConfigError, NothingCompleteError
 from alast_tune.results import FrontFile, FrontMember, SeedRun, TrialCounts, TrialResult
-from alast_tune.summary import FrontTracker, check_complete, reseeded, summarise, together
+from alast_tune.summary import FrontTracker, check_complete, joint_front, reseeded, summarise
 
 REFERENCE = (0.0, 4.0, 8.0)
 
@@ -88,7 +88,7 @@ def test_no_complete_trial_is_an_empty_front(tmp_path: Path) -> None:
 def test_fronts_of_several_sweeps_are_measured_from_one_point_and_joined() -> None:
     first = summarise("a", [result(0, values=(0.9, 3.0, 4.0)), result(1, values=(0.5, 1.0, 2.0))], (0.0, 4.0, 4.0))
     second = summarise("b", [result(0, values=(0.8, 2.0, 2.0)), result(1, values=(0.5, 1.0, 3.0))], (0.0, 2.0, 8.0))
-    (a, b), joint = together([first, second])
+    (a, b), joint = joint_front([first, second])
     assert a.reference_point == b.reference_point == joint.reference_point == REFERENCE
     # Two boxes each, measured from (0, 4, 8), less what they share.
     assert a.hypervolume == pytest.approx(0.9 * 1 * 4 + 0.5 * 3 * 6 - 0.5 * 1 * 4)
@@ -101,7 +101,9 @@ def test_fronts_of_several_sweeps_are_measured_from_one_point_and_joined() -> No
 def test_a_result_that_a_warm_start_carried_over_is_in_the_joint_front_once() -> None:
     values = (0.9, 3.0, 4.0)
     carried = TrialResult(0, "complete", TrialConfig(), {}, values, 3, origin="a")
-    _, joint = together([summarise("a", [result(5, values=values)], REFERENCE), summarise("b", [carried], REFERENCE)])
+    _, joint = joint_front(
+        [summarise("a", [result(5, values=values)], REFERENCE), summarise("b", [carried], REFERENCE)]
+    )
     assert [member.trial_id for member in joint.front] == ["a/0005"]
 
 
@@ -112,8 +114,8 @@ def test_sweeps_on_other_images_do_not_compare() -> None:
         for name, config in (("a", TrialConfig()), ("b", other))
     ]
     with pytest.raises(ConfigError, match="sweep = b: has data/split_seed = 7, a has 0: such accuracies do not"):
-        together(fronts)
-    assert together([fronts[0], summarise("empty", [], REFERENCE)])[1].front  # nothing to compare with
+        joint_front(fronts)
+    assert joint_front([fronts[0], summarise("empty", [], REFERENCE)])[1].front  # nothing to compare with
 
 
 def test_reseeded_members_have_mean_spread_and_a_probability() -> None:

@@ -266,7 +266,7 @@ def test_exploration_finds_the_blocks_puts_the_weights_back_and_counts_its_cost(
     report = twin.train_epoch()
     assert tuple(block for block, steps in enumerate(report.trained) if steps) == blocks
     assert report.trained[blocks[0]] == STEPS
-    assert twin.meter.ledger.trained() == report.trained
+    assert twin.meter.ledger.trained_steps() == report.trained
     assert [record.probe for record in twin.meter.ledger.records] == [True] * DEPTH + [False] * STEPS
     assert report.cost.exploration_flops == counter.get_total_flops() < report.cost.train_flops
     assert Run(tiny_trial({"name": "full"})).train_epoch().cost.exploration_flops == 0

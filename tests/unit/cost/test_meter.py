@@ -67,7 +67,7 @@ def test_exploration_has_its_price_and_forwards_count() -> None:
     assert [record.probe for record in meter.ledger.records] == [True, False]
     assert meter.read().exploration_flops == one + forward_flops(method.model, 32, 5)
     assert meter.read().train_flops == 2 * one + forward_flops(method.model, 32, 5)
-    assert meter.ledger.trained() == (0,) * DEPTH
+    assert meter.ledger.trained_steps() == (0,) * DEPTH
 
 
 def test_a_resumed_meter_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,7 +97,7 @@ def test_ledger_counts_and_writes_its_steps_and_probes_do_not_count_as_training(
     ledger.add(record(0, (True, True), probe=True))
     ledger.add(record(1, (True, False), measured=390))
     ledger.add(record(2, (True, False)))
-    assert ledger.trained() == (2, 0)
+    assert ledger.trained_steps() == (2, 0)
     assert ledger.records[1].plan is ledger.records[2].plan  # equal plans are kept once
     ledger.write(tmp_path / "steps.csv")
     with (tmp_path / "steps.csv").open() as file:

@@ -104,8 +104,8 @@ class TestAuto:
 
 def test_files_used_least_recently_make_room(cache, monkeypatch):
     monkeypatch.setattr(decoded, "DISK_SHARE", 0)
-    ones = decoded.shared("a", (2, 3), lambda: iter([np.ones((2, 3), np.uint8)]))
-    decoded.shared("b", (1, 3), lambda: iter([np.zeros((1, 3), np.uint8)]))
+    ones = decoded.share_array("a", (2, 3), lambda: iter([np.ones((2, 3), np.uint8)]))
+    decoded.share_array("b", (1, 3), lambda: iter([np.zeros((1, 3), np.uint8)]))
     assert kept(cache) == [3]
     assert (ones == 1).all()  # who has it keeps it
 
@@ -116,9 +116,9 @@ def test_a_process_that_dies_while_writing_leaves_nothing_to_go_by(cache):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        decoded.shared("a", (2, 3), dies)
+        decoded.share_array("a", (2, 3), dies)
     assert not list(cache.glob("*.u8*"))
-    assert (decoded.shared("a", (2, 3), lambda: iter([np.full((2, 3), 7, np.uint8)])) == 7).all()
+    assert (decoded.share_array("a", (2, 3), lambda: iter([np.full((2, 3), 7, np.uint8)])) == 7).all()
 
 
 @pytest.mark.slow  # imports torch anew

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alast_tune.data.splitting import balanced, by_hash, stratified
+from alast_tune.data.splitting import balanced_subset, by_hash, stratified
 
 LABELS = st.integers(2, 5).flatmap(
     lambda classes: st.lists(st.integers(3, 30), min_size=classes, max_size=classes).map(
@@ -34,7 +34,7 @@ class TestSplitting:
     @settings(deadline=None)
     @given(labels=LABELS, count=st.integers(1, 80), seed=st.integers(0, 99))
     def test_a_subset_is_as_balanced_as_the_classes_allow(self, labels, count, seed):
-        chosen = balanced(labels, count, seed)
+        chosen = balanced_subset(labels, count, seed)
         assert len(set(chosen)) == len(chosen) == min(count, len(labels))
         found, counts = np.bincount(labels[chosen], minlength=labels.max() + 1), np.bincount(labels)
         assert all(n == limit or n >= found.max() - 1 for n, limit in zip(found, counts, strict=True))

@@ -9,7 +9,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 from alast_tune.config import FullConfig, HeadConfig, MethodConfig, TopKConfig
 from alast_tune.errors import ConfigError, DivergedError
-from alast_tune.methods import Method, build_method, most_influential, settled
+from alast_tune.methods import Method, build_method, most_influential, with_blocks_chosen
 from tests.unit.every_method import DEPTH, vit
 
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(7))
@@ -70,10 +70,10 @@ def test_where_every_probe_diverged_that_is_said() -> None:
 
 
 def test_blocks_left_open_are_those_found_or_the_first_and_others_stay() -> None:
-    assert settled(TopKConfig(count=2)) == TopKConfig(count=2, blocks=(0, 1))
-    assert settled(TopKConfig(count=2), [3, 5]) == TopKConfig(count=2, blocks=(3, 5))
-    assert settled(TopKConfig(blocks=(4,)), [3, 5]) == TopKConfig(blocks=(4,))
-    assert settled(FullConfig(), [3]) == FullConfig()
+    assert with_blocks_chosen(TopKConfig(count=2)) == TopKConfig(count=2, blocks=(0, 1))
+    assert with_blocks_chosen(TopKConfig(count=2), [3, 5]) == TopKConfig(count=2, blocks=(3, 5))
+    assert with_blocks_chosen(TopKConfig(blocks=(4,)), [3, 5]) == TopKConfig(blocks=(4,))
+    assert with_blocks_chosen(FullConfig(), [3]) == FullConfig()
 
 
 @pytest.mark.parametrize(

@@ -34,15 +34,15 @@ REPORT = SearchReport(
 )
 
 
-def sweep(values, sweep_name="demo", landmarks=None):
-    """Trials with these objectives; landmarks by number."""
+def sweep(values, sweep_name="demo", baselines=None):
+    """Trials with these objectives; baselines by number."""
     results = []
     for number in range(max(values, default=-1) + 1):
         params = {"method/alpha": 0.01 * (number + 1), "method/trainable_blocks": number + 1}
-        landmark = (landmarks or {}).get(number)
-        config = trial_config(SWEEP, params, landmark)
+        baseline = (baselines or {}).get(number)
+        config = trial_config(SWEEP, params, baseline)
         state = "complete" if number in values else "failed"
-        results.append(TrialResult(number, state, config, params, values.get(number), 2, landmark=landmark))
+        results.append(TrialResult(number, state, config, params, values.get(number), 2, baseline=baseline))
     return summarise(sweep_name, results, REFERENCE), results
 
 

@@ -7,7 +7,7 @@ from tests.unit.plots.figures import COMPLETE, blocks, sweep, traces
 
 
 def test_blocks_page_shows_each_trials_blocks_by_its_title():
-    front, results = sweep(COMPLETE, landmarks={1: "paper"})
+    front, results = sweep(COMPLETE, baselines={1: "paper"})
     report = blocks()
     page = blocks_html(front, results, {int(front.knee): report, 1: report})
     assert f"<h2>Trial {front.knee} of demo: the knee</h2>" in page

@@ -9,7 +9,7 @@ from alast_tune.plots import (
     with_runs,
 )
 from alast_tune.plots.cloud import NOBODY
-from alast_tune.results import LANDMARKS
+from alast_tune.results import BASELINES
 from alast_tune.summary import summarise
 from tests.unit.plots.figures import COMPLETE, REFERENCE, ids, sweep, traces
 
@@ -34,17 +34,17 @@ def test_page_shows_members_dominated_and_knee_in_all_four_views():
     ]
 
 
-def test_landmarks_are_framed_in_every_view_also_dominated_ones():
-    front, results = sweep(COMPLETE | {0: (0.60, 2.8e12, 5.9e7)}, landmarks={0: "full", 1: "paper"})
+def test_baselines_are_framed_in_every_view_also_dominated_ones():
+    front, results = sweep(COMPLETE | {0: (0.60, 2.8e12, 5.9e7)}, baselines={0: "full", 1: "paper"})
     page = front_html(front, results)
     for name, number, symbol in (("full", 0, "square-open"), ("paper", 1, "diamond-open")):
-        frames = [trace for trace in traces(page) if trace["name"] == LANDMARKS[name]]
+        frames = [trace for trace in traces(page) if trace["name"] == BASELINES[name]]
         assert [frame["marker"]["symbol"] for frame in frames] == [symbol] * 4
         values = results[number].values
         assert [frame["x"] for frame in frames] == [[values[1] / 1e12], [values[2] / 2**20]] + [[values[1] / 1e12]] * 2
     assert "0000" in ids(page, "dominated")[0]
     hover = {text.split("<br>")[0]: text for trace in traces(page)[:5] for text in trace.get("text", [])}
-    # What stands for a landmark in the space is not what it had.
+    # What stands for a baseline in the space is not what it had.
     assert hover["<b>trial 0000</b>"].split("<br>")[1:] == [
         "<b>full fine-tuning</b>",
         "accuracy 0.6000",

@@ -11,7 +11,7 @@ MIB = 2**20
 
 
 def test_members_dominated_and_knee_are_drawn_against_both_costs(pictures):
-    front, results = sweep(COMPLETE, landmarks={0: "full", 4: "paper"})
+    front, results = sweep(COMPLETE, baselines={0: "full", 4: "paper"})
     figure = pictures.of(front_png(front, results))
     flops, memory, flops_scale, memory_scale = figure.axes
     knee = int(front.knee)

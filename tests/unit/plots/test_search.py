@@ -14,7 +14,7 @@ from tests.unit.plots.figures import COMPLETE, CURVE, REPORT, sweep, traces, wor
 
 
 def test_space_has_a_line_a_proposed_trial_and_selects_the_front(pictures):
-    front, results = sweep(COMPLETE, landmarks={1: "full"})
+    front, results = sweep(COMPLETE, baselines={1: "full"})
     (lines,) = traces(search_html(front, results, REPORT), "space")
     labels = [dimension["label"] for dimension in lines["dimensions"]]
     assert labels[:2] == ["alpha", "trainable_<br>blocks"] and labels[-1] == "standing"
@@ -76,8 +76,8 @@ def test_importances_are_bars_and_what_cannot_be_told_is_said(pictures):
     assert '"importances"' not in search_html(front, results, replace(REPORT, importances={}))
 
 
-def test_convergence_has_the_front_and_the_landmarks_against_each_cost(pictures):
-    front, results = sweep(COMPLETE | {0: (0.60, 2.8e12, 5.9e7)}, landmarks={0: "full"})
+def test_convergence_has_the_front_and_the_baselines_against_each_cost(pictures):
+    front, results = sweep(COMPLETE | {0: (0.60, 2.8e12, 5.9e7)}, baselines={0: "full"})
     lines = traces(search_html(front, results, REPORT), "convergence")
     names = [line["name"] for line in lines]
     assert names == ["front"] * 3 + ["full fine-tuning"] * 3 + ["knee"] * 3

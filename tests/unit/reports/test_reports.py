@@ -175,7 +175,7 @@ def finish(sweep: SweepConfig, flops: Callable[[TrialConfig], float]) -> None:
     sweep = sweep.model_copy(update={"study": "journal"})
     folder = sweep.storage / sweep.name
     folder.mkdir(parents=True)
-    (folder / "sweep.json").write_text(json.dumps(sweep.given()))
+    (folder / "sweep.json").write_text(json.dumps(sweep.given_values()))
     search, _, _ = searcher(folder, sweep)
     while isinstance(suggestion := search.suggest("a"), dict):
         config = TrialConfig.model_validate(suggestion["trial"])

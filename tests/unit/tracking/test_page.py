@@ -25,15 +25,15 @@ def drawn_small(monkeypatch: pytest.MonkeyPatch) -> None:
 SWEEP = SweepConfig(space={"method/alpha": FloatRange(low=0.1, high=1.0)})
 
 
-def sweep(**landmarks: tuple[float, float, float]) -> tuple[FrontFile, list[TrialResult]]:
-    """Three trials of their own, and landmarks."""
+def sweep(**baselines: tuple[float, float, float]) -> tuple[FrontFile, list[TrialResult]]:
+    """Three trials of their own, and baselines."""
     results = []
-    for number, (landmark, values) in enumerate(
-        [*landmarks.items(), *((None, v) for v in ((0.9, 2e12, 4e8), (0.5, 1e12, 2e8), (0.4, 3e12, 3e8)))]
+    for number, (baseline, values) in enumerate(
+        [*baselines.items(), *((None, v) for v in ((0.9, 2e12, 4e8), (0.5, 1e12, 2e8), (0.4, 3e12, 3e8)))]
     ):
         params = {"method/alpha": 0.1}
-        config = trial_config(SWEEP, params, landmark)
-        results.append(TrialResult(number, "complete", config, params, values, 2, landmark=landmark))
+        config = trial_config(SWEEP, params, baseline)
+        results.append(TrialResult(number, "complete", config, params, values, 2, baseline=baseline))
     return summarise("s", results, REFERENCE), results
 
 

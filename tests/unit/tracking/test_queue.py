@@ -10,7 +10,7 @@ import pytest
 
 from alast_tune.errors import ConfigError
 from alast_tune.tracking import pending, queue, run_ids
-from alast_tune.tracking.kept import ENDED, FILE, refused
+from alast_tune.tracking.kept import ENDED, FILE, refused_operations
 from alast_tune.tracking.queue import Operation, Queue
 
 
@@ -140,9 +140,9 @@ def test_what_was_set_aside_is_asked_for_again(tmp_path: Path) -> None:
     one.ask(opening(0))
     one.set_aside(one.batch(), "too long")
     assert (one.waiting, pending(tmp_path)) == (0, 1)
-    assert [(line["run"], line["why"]) for line in refused(tmp_path)] == [("0000", "too long")]
+    assert [(line["run"], line["why"]) for line in refused_operations(tmp_path)] == [("0000", "too long")]
     one.retry()
-    assert refused(tmp_path) == [] and waiting(one) == [opening(0)]
+    assert refused_operations(tmp_path) == [] and waiting(one) == [opening(0)]
 
 
 def test_a_folder_that_nobody_may_write_can_be_read(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def begun(storage: Path, *, over: bool) -> tuple[SweepConfig, optuna.Study, Trac
     )
     folder = storage / "s"
     folder.mkdir()
-    (folder / "sweep.json").write_text(json.dumps(sweep.given()))
+    (folder / "sweep.json").write_text(json.dumps(sweep.given_values()))
     study = open_study(sweep, folder, new=True)
     study.set_user_attr("reference_point", (0.0, 4e12, 8e8))
     study.set_user_attr(SEARCHED, over)

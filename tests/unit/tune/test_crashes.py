@@ -16,9 +16,10 @@ from alast_tune.config import SweepConfig
 from alast_tune.failpoints import failpoint
 from alast_tune.results import FrontFile, TrialResult
 from alast_tune.summary import summarise
+from alast_tune.tune.attributes import DUPLICATE_OF
 from alast_tune.tune.search import StudySearcher
 from alast_tune.tune.trainable import AlastTrainable
-from alast_tune.tune.trials import curve_of, enqueue_landmarks, results
+from alast_tune.tune.trials import curve_of, enqueue_baselines, results
 from tests.unit.tune.test_search import Recorder, everywhere, forecast, opened, report, sweep
 
 Die = Callable[[str], None]
@@ -47,13 +48,13 @@ def die(monkeypatch: pytest.MonkeyPatch) -> Die:
 class Driver:
     """A driver that trains one trial after the other, and what came of it."""
 
-    def __init__(self, folder: Path, config: SweepConfig, landmarks: bool = False, start: tuple[int, ...] = ()) -> None:
+    def __init__(self, folder: Path, config: SweepConfig, baselines: bool = False, start: tuple[int, ...] = ()) -> None:
         self.observer = Recorder()
         self.trained: list[int] = []
         self.config = config
         self.study = opened(config, folder)
-        if landmarks:
-            enqueue_landmarks(self.study, config)
+        if baselines:
+            enqueue_baselines(self.study, config)
         for blocks in start:
             self.study.enqueue_trial({"method/trainable_blocks": blocks})
         self.search = StudySearcher(
@@ -85,7 +86,7 @@ def test_the_next_driver_loses_nothing_and_repeats_nothing(
 ) -> None:
     die(place)
     everything = baselines + config.trials
-    first = Driver(tmp_path, config, landmarks=baselines > 0)
+    first = Driver(tmp_path, config, baselines=baselines > 0)
     with pytest.raises(Killed):
         first.run()
     known = len(first.trained)
@@ -94,7 +95,7 @@ def test_the_next_driver_loses_nothing_and_repeats_nothing(
     assert states == [TrialState.COMPLETE] * known + [TrialState.RUNNING] * place.startswith("after-ask")
 
     die("")
-    second = Driver(tmp_path, config, landmarks=baselines > 0)
+    second = Driver(tmp_path, config, baselines=baselines > 0)
     assert second.search.remaining == everything - known
     handed = second.run()
     assert first.trained + second.trained == list(range(everything))
@@ -104,8 +105,8 @@ def test_the_next_driver_loses_nothing_and_repeats_nothing(
     assert [result.state for result in ended] == ["complete"] * everything
     assert [result.values for result in ended] == [(0.5 + n / 10, 1e12, 1e8) for n in range(everything)]
     assert [result.metrics["accuracy"] for result in ended] == [0.5 + n / 10 for n in range(everything)]
-    assert len({tuple(result.params.values()) for result in ended if result.landmark is None}) == config.trials
-    assert [result.landmark for result in ended[:3]] == (["full", "paper", None] if baselines else [None] * 3)
+    assert len({tuple(result.params.values()) for result in ended if result.baseline is None}) == config.trials
+    assert [result.baseline for result in ended[:3]] == (["full", "paper", None] if baselines else [None] * 3)
     assert [len(curve_of(trial.user_attrs)) for trial in second.study.trials] == [3] * everything
     # What was told to the study and to nobody else, is there to be read.
     told = [end.number for driver in (first, second) for end in driver.observer.ends]
@@ -170,7 +171,7 @@ def test_a_draw_that_repeats_another_is_not_run_by_the_next_driver_either(
     second = Driver(tmp_path, config)
     second.run()
     assert first.trained + second.trained == [0, 2, 3]
-    assert second.study.trials[1].state == TrialState.PRUNED and second.study.trials[1].user_attrs["twin"] == 0
+    assert second.study.trials[1].state == TrialState.PRUNED and second.study.trials[1].user_attrs[DUPLICATE_OF] == 0
     ended = results(second.study, config)
     assert [(result.number, result.params["method/trainable_blocks"]) for result in ended] == [(0, 4), (2, 5), (3, 6)]
     third = Driver(tmp_path, config)

@@ -5,7 +5,7 @@ import pytest
 from alast_tune.config import TrialConfig
 from alast_tune.errors import ConfigError
 from alast_tune.results import EpochReport, Measurements
-from alast_tune.tune.distributed import _Coach, _Job, _train, fit_distributed, resources_per_worker
+from alast_tune.tune.distributed import _Job, _train, _TrainingController, fit_distributed, resources_per_worker
 
 SMALL, LARGE = {"CPU": 4.0, "memory": 1e9}, {"CPU": 16.0, "GPU": 4.0}
 
@@ -57,8 +57,8 @@ def test_an_epoch_that_a_restart_repeats_is_reported_once() -> None:
     def report(epoch: int, seconds: float) -> EpochReport:
         return EpochReport(epoch, 1.0, 1.0, 0.5, Measurements(1, 1, 1, seconds, seconds))
 
-    coach = _Coach()
+    controller = _TrainingController()
     for epoch, seconds in [(1, 1.0), (2, 2.0), (2, 5.0), (3, 6.0)]:
-        coach.tell(report(epoch, seconds))
-    assert coach.after(0) == [report(1, 1.0), report(2, 2.0), report(3, 6.0)]
-    assert coach.after(2) == [report(3, 6.0)]
+        controller.tell(report(epoch, seconds))
+    assert controller.after(0) == [report(1, 1.0), report(2, 2.0), report(3, 6.0)]
+    assert controller.after(2) == [report(3, 6.0)]

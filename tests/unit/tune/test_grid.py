@@ -14,7 +14,7 @@ from alast_tune.summary import summarise
 from alast_tune.terminal import front_table
 from alast_tune.tune.search import StudySearcher
 from alast_tune.tune.space import trial_config
-from alast_tune.tune.trials import enqueue_landmarks, results
+from alast_tune.tune.trials import enqueue_baselines, results
 from alast_tune.tune.warm_start import earlier_results, feed
 from tests.unit.tune.test_search import Recorder, everywhere, forecast, opened, report, searcher
 
@@ -58,12 +58,12 @@ def parse_trial(config: SweepConfig, name: str) -> Any:
 def test_a_resumed_sweep_reads_its_variants_and_readings_as_the_first_driver_did() -> None:
     """What was filled in (the adapters' learning rate, a reading's options) is not stored as if it had been given."""
     config = grid(trial={"method": {"name": "alast", "reading": "authors"}})
-    stored = parse(SweepConfig, json.loads(json.dumps(config.given())))
+    stored = parse(SweepConfig, json.loads(json.dumps(config.given_values())))
     assert stored == config
     assert parse_trial(stored, "lora") == parse_trial(config, "lora")
     assert parse_trial(stored, "lora").train.learning_rate == 1e-3
     readings = grid(space={"method/reading": {"type": "categorical", "choices": ["paper", "fast"]}})
-    stored = parse(SweepConfig, json.loads(json.dumps(readings.given())))
+    stored = parse(SweepConfig, json.loads(json.dumps(readings.given_values())))
     assert trial_config(stored, {"method/reading": "paper"}).method.initial_budget == 1.0  # type: ignore[union-attr]
 
 
@@ -106,10 +106,10 @@ def test_what_is_no_grid_is_refused_in_one_line(options: dict[str, Any], line: s
     assert "\n" not in str(error.value)
 
 
-def test_every_combination_is_handed_out_once_in_order_and_no_landmark(tmp_path: Path) -> None:
+def test_every_combination_is_handed_out_once_in_order_and_no_baseline(tmp_path: Path) -> None:
     config = grid()
     search, study, _ = searcher(tmp_path, config)
-    enqueue_landmarks(study, config)
+    enqueue_baselines(study, config)
     assert search.remaining == 6
     methods = []
     while isinstance(suggestion := search.suggest(str(len(methods))), dict):
@@ -166,7 +166,7 @@ def test_results_of_an_earlier_sweep_are_no_combinations_any_more(tmp_path: Path
     seeds = {"train/seed": {"type": "categorical", "choices": [0]}}
     before = grid(name="before", storage=tmp_path, space={"way": SPACE["way"]} | seeds)
     search, study, _ = searcher(tmp_path / "before", before)
-    (tmp_path / "before" / "sweep.json").write_text(json.dumps(before.given()))
+    (tmp_path / "before" / "sweep.json").write_text(json.dumps(before.given_values()))
     while isinstance(search.suggest("a"), dict):
         search.on_trial_complete("a", report())
     after = grid(name="after", storage=tmp_path, warm_start=tmp_path / "before")
@@ -182,10 +182,10 @@ def test_results_of_an_earlier_sweep_are_no_combinations_any_more(tmp_path: Path
     )  # the others are no variants of it
 
 
-def test_a_search_over_variants_begins_with_the_landmarks_own_methods(tmp_path: Path) -> None:
+def test_a_search_over_variants_begins_with_the_baselines_own_methods(tmp_path: Path) -> None:
     config = grid(sampler="random", trials=3, space={"way": SPACE["way"]})
     study = opened(config, tmp_path)
-    enqueue_landmarks(study, config)
+    enqueue_baselines(study, config)
     search = StudySearcher(study, config, Recorder(), everywhere(config), forecast)
     full, paper, other = (search.suggest(key) for key in "abc")
     assert isinstance(full, dict) and isinstance(paper, dict) and isinstance(other, dict)

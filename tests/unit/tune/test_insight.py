@@ -10,6 +10,7 @@ from optuna.trial import TrialState, create_trial
 
 from alast_tune.config import SweepConfig
 from alast_tune.results import DIRECTIONS
+from alast_tune.tune.attributes import BASELINE
 from alast_tune.tune.insight import LEAST_TRIALS, importance, report_search
 from alast_tune.tune.space import to_optuna
 
@@ -59,11 +60,11 @@ def test_what_an_objective_depends_on_has_the_importance() -> None:
         assert shares["method/trainable_blocks"] == 0  # never varied
 
 
-def test_landmarks_say_nothing_about_parameters_that_only_stand_for_them() -> None:
+def test_baselines_say_nothing_about_parameters_that_only_stand_for_them() -> None:
     found = study(20, by_floor_and_choice)
     before = importance(found, SWEEP, 0)
-    for landmark in study(1, lambda params: [1000.0, 1e9, 1.0], landmark="full").trials:
-        found.add_trial(landmark)
+    for baseline in study(1, lambda params: [1000.0, 1e9, 1.0], **{BASELINE: "full"}).trials:
+        found.add_trial(baseline)
     assert importance(found, SWEEP, 0) == before
 
 

@@ -94,8 +94,8 @@ def test_who_cannot_be_asked_is_said_in_a_line_and_the_others_answer(trial: Tria
             raise RuntimeError("the worker died\nof something")
         return 0.5
 
-    desk = cast("Any", SimpleNamespace(ask=ask, answer=answer))
-    assert list(members._answers(desk, lambda *asked: 0.0, trials, "is not tested", said.append)) == [(3, 0.5)]
+    tasks = cast("Any", SimpleNamespace(submit=ask, result=answer))
+    assert list(members._answers(tasks, lambda *asked: 0.0, trials, "is not tested", said.append)) == [(3, 0.5)]
     assert said == [
         "trial 0000 is not tested: gpus_per_trial = 1: no node has so much",
         "trial 0001 is not tested: MemoryError",

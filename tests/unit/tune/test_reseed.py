@@ -38,7 +38,7 @@ def test_other_images_than_the_sweeps_are_refused(tmp_path: Path) -> None:
     )
     result = TrialResult(0, "complete", trial, {}, (0.9, 1e12, 1e8), 1)
     summarise("pets", [result], (0.0, 2e12, 2e8)).write(tmp_path / "pets" / "front.json")
-    (tmp_path / "pets" / "sweep.json").write_text(json.dumps(sweep.given()))
+    (tmp_path / "pets" / "sweep.json").write_text(json.dumps(sweep.given_values()))
     before = Fingerprints(data="0" * 16, weights=None)
     (tmp_path / "pets" / FILE).write_text(before.model_dump_json())
     with pytest.raises(ConfigError, match=r"^reseed = 2: pets was run otherwise: here are other data \(fingerprint "):

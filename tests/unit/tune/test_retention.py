@@ -80,7 +80,7 @@ def test_what_cannot_be_deleted_is_said_and_ends_no_sweep(folder: Path, monkeypa
         def delete_dir(self, path: str) -> None:
             raise PermissionError(f"Cannot delete directory '{path}'\nfor good")
 
-    monkeypatch.setattr(retention, "opened", lambda folder: (Forbidding(), str(folder)))
+    monkeypatch.setattr(retention, "open_filesystem", lambda folder: (Forbidding(), str(folder)))
     with pytest.raises(StorageError, match=r"^storage .*sweep: a checkpoint cannot be deleted: Cannot [^\n]*'$"):
         drop_checkpoints(folder, TRIALS, set())
     search, study, _ = searcher(folder, config := sweep(trials=1))

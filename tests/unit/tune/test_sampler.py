@@ -12,9 +12,10 @@ from optuna.trial import TrialState, create_trial
 from alast_tune.errors import ConfigError
 from alast_tune.front import hypervolume
 from alast_tune.results import DIRECTIONS
-from alast_tune.tune import past as module
+from alast_tune.tune import history as module
+from alast_tune.tune.attributes import BASELINE
+from alast_tune.tune.history import TrialHistory
 from alast_tune.tune.improvement import Surrogate, expected_improvement, uncovered_area
-from alast_tune.tune.past import Past
 from alast_tune.tune.sampler import EhviSampler
 
 SPACE: dict[str, BaseDistribution] = {
@@ -139,8 +140,8 @@ PARAMS = {"alpha": 0.1, "floor": 0.5, "blocks": 3, "backward": "exact", "width":
 
 
 def test_what_is_learnt_from_each_end() -> None:
-    past = Past()
-    past.take(
+    history = TrialHistory()
+    history.update(
         [
             trial(0, TrialState.COMPLETE, [0.6, 4.0, 1.0], curve=[[0.3, 1, 1], [0.6, 4, 1]]),
             trial(1, TrialState.COMPLETE, [0.7, 4.0, 1.0], curve=[[0.3, 1, 1], [0.7, 4, 1]]),
@@ -151,26 +152,26 @@ def test_what_is_learnt_from_each_end() -> None:
             trial(6, TrialState.RUNNING),
         ]
     )
-    lessons = past.lessons()
-    assert len(lessons) == 4
-    (projected,) = (lesson for lesson in lessons if lesson[2] > 0)
+    observations = history.observations()
+    assert len(observations) == 4
+    (projected,) = (observation for observation in observations if observation[2] > 0)
     assert projected[1] == pytest.approx((0.2 + 0.35, 4.0, 0.9))  # the mean gain of those that went on, twice the cost
     assert projected[2] == pytest.approx(0.05)  # and its spread
-    (failed,) = (lesson for lesson in lessons if math.isnan(lesson[1][1]))
+    (failed,) = (observation for observation in observations if math.isnan(observation[1][1]))
     assert failed[1][0] == 0.6  # the worst
     assert failed[0]["blocks"] == 1 + 3  # of the one that is to blame itself
-    assert past.front().tolist() == [[0.7, 4.0, 1.0]]
+    assert history.front().tolist() == [[0.7, 4.0, 1.0]]
 
 
 def test_a_stopped_trial_teaches_nothing_before_another_has_gone_on() -> None:
-    past = Past()
-    past.take(
+    history = TrialHistory()
+    history.update(
         [
             trial(0, TrialState.COMPLETE, [0.6, 4.0, 1.0], curve=[[0.6, 4.0, 1.0]]),
             trial(1, TrialState.PRUNED, curve=[[0.2, 2.0, 0.9]]),
         ]
     )
-    assert [values for _, values, _ in past.lessons()] == [(0.6, 4.0, 1.0)]
+    assert [values for _, values, _ in history.observations()] == [(0.6, 4.0, 1.0)]
 
 
 def test_what_is_not_in_the_space_is_drawn_at_random() -> None:
@@ -178,14 +179,14 @@ def test_what_is_not_in_the_space_is_drawn_at_random() -> None:
     assert 0 <= it.ask(SPACE).suggest_float("other", 0, 1) <= 1
 
 
-def test_a_landmark_tells_its_accuracy_but_not_its_costs_and_only_where_it_is_a_point_of_the_space() -> None:
-    past = Past(["full"])
-    past.take([trial(0, TrialState.COMPLETE, [0.9, 9.0, 9.0], landmark="full")])
-    past.take([trial(1, TrialState.COMPLETE, [0.8, 9.0, 9.0], landmark="paper")])
-    ((_, values, error),) = past.lessons()
+def test_a_baseline_tells_its_accuracy_but_not_its_costs_and_only_where_it_is_a_point_of_the_space() -> None:
+    history = TrialHistory(["full"])
+    history.update([trial(0, TrialState.COMPLETE, [0.9, 9.0, 9.0], **{BASELINE: "full"})])
+    history.update([trial(1, TrialState.COMPLETE, [0.8, 9.0, 9.0], **{BASELINE: "paper"})])
+    ((_, values, error),) = history.observations()
     assert (values[0], math.isnan(values[1]), error > 0) == (0.9, True, True)
-    assert past.front().tolist() == [[0.9, 9.0, 9.0]]
-    assert past.known == set()  # that point itself may still be tried
+    assert history.front().tolist() == [[0.9, 9.0, 9.0]]
+    assert history.known == set()  # that point itself may still be tried
 
 
 def test_where_memory_ran_out_little_more_is_proposed() -> None:
@@ -210,14 +211,14 @@ def test_time_and_memory_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MEMORY", 20)
     monkeypatch.setattr(module, "LARGEST_FRONT", 10)
     rising = [trial(n, TrialState.COMPLETE, [n / 100, 1.0 + n**2, 1.0]) for n in range(50)]
-    past = Past()
+    history = TrialHistory()
     for number in range(50):
-        past.take(rising[: number + 1])
-    assert len(past.front()) == 10  # of 50
-    assert [lesson[1][0] for lesson in past.lessons()] == [n / 100 for n in range(35, 50)]
-    past = Past()
-    past.take([trial(n, TrialState.COMPLETE, [n / 100, 1.0, 1.0]) for n in range(50)])
-    assert [lesson[1][0] for lesson in past.lessons()] == [n / 100 for n in (49, *range(30, 49))]
+        history.update(rising[: number + 1])
+    assert len(history.front()) == 10  # of 50
+    assert [observation[1][0] for observation in history.observations()] == [n / 100 for n in range(35, 50)]
+    history = TrialHistory()
+    history.update([trial(n, TrialState.COMPLETE, [n / 100, 1.0, 1.0]) for n in range(50)])
+    assert [observation[1][0] for observation in history.observations()] == [n / 100 for n in (49, *range(30, 49))]
 
 
 def test_a_surrogate_interpolates_and_knows_less_far_away() -> None:

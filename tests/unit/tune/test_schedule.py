@@ -13,7 +13,7 @@ from ray.tune.schedulers import TrialScheduler
 from alast_tune.config import SweepConfig
 from alast_tune.results import DIRECTIONS
 from alast_tune.tune import schedule as module
-from alast_tune.tune.schedule import MoAsha, Rungs, standing
+from alast_tune.tune.schedule import MoAsha, Rungs, place_by_front
 
 
 def sweep(**options: Any) -> SweepConfig:
@@ -30,9 +30,9 @@ def study() -> optuna.Study:
 
 
 def decide(
-    scheduler: MoAsha, number: int, epoch: int, values: tuple[float, float, float], landmark: str | None = None
+    scheduler: MoAsha, number: int, epoch: int, values: tuple[float, float, float], baseline: str | None = None
 ) -> str:
-    trial = SimpleNamespace(config={"number": number, "landmark": landmark})
+    trial = SimpleNamespace(config={"number": number, "baseline": baseline})
     metrics = dict(zip(("accuracy", "train_flops", "peak_bytes"), values, strict=True)) | {"epoch": epoch}
     result = {f"report/{name}": value for name, value in metrics.items()}
     return scheduler.on_trial_result(None, cast("TuneTrial", trial), result)
@@ -74,7 +74,7 @@ def test_of_the_dominated_those_in_the_better_half_go_on() -> None:
 def test_within_a_front_who_adds_more_stands_first() -> None:
     ideal = [(1.0, 0.0, 0.0)]
     front = [(0.9, 2.0, 1.0), (0.5, 1.0, 1.0), (0.51, 1.01, 1.0), (0.7, 1.5, 1.0)]  # two of them almost the same
-    places = {row: standing([*ideal, *front], row) for row in range(5)}
+    places = {row: place_by_front([*ideal, *front], row) for row in range(5)}
     assert places[0] == (0, 0)
     assert {rank for _, rank in places.values()} == {0, 1}
     assert sorted(place for place, _ in places.values()) == [0, 1, 2, 3, 4]
@@ -82,7 +82,7 @@ def test_within_a_front_who_adds_more_stands_first() -> None:
 
 
 def test_equal_trials_stand_equal() -> None:
-    assert standing([(0.5, 1.0, 1.0)] * 3, 1) == standing([(0.5, 1.0, 1.0)] * 3, 2) == (0, 0)
+    assert place_by_front([(0.5, 1.0, 1.0)] * 3, 1) == place_by_front([(0.5, 1.0, 1.0)] * 3, 2) == (0, 0)
 
 
 def test_a_rung_remembers_the_latest(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,20 +94,20 @@ def test_a_rung_remembers_the_latest(monkeypatch: pytest.MonkeyPatch) -> None:
     assert rungs.report(4, 1, (0.2, 4.0, 4.0))  # the one that dominates it is forgotten
 
 
-def test_landmarks_are_never_stopped_and_are_compared_with() -> None:
+def test_baselines_are_never_stopped_and_are_compared_with() -> None:
     scheduler = MoAsha(sweep(), study())
     assert decide(scheduler, 0, 1, (0.9, 1.0, 1.0)) == CONTINUE
-    assert decide(scheduler, 1, 1, (0.1, 2.0, 2.0), landmark="full") == CONTINUE
+    assert decide(scheduler, 1, 1, (0.1, 2.0, 2.0), baseline="full") == CONTINUE
     assert decide(scheduler, 2, 1, (0.05, 3.0, 3.0)) == STOP
     alone = MoAsha(sweep(), study())
-    assert decide(alone, 1, 1, (0.9, 1.0, 1.0), landmark="full") == CONTINUE
+    assert decide(alone, 1, 1, (0.9, 1.0, 1.0), baseline="full") == CONTINUE
     assert decide(alone, 2, 1, (0.05, 3.0, 3.0)) == STOP
 
 
 @pytest.mark.parametrize("values", [(math.nan, 1.0, 1.0), (0.5, math.inf, 1.0)])
 def test_what_is_not_a_number_is_stopped(values: tuple[float, float, float]) -> None:
     scheduler = MoAsha(sweep(scheduler="none"), study())
-    assert decide(scheduler, 0, 3, values, landmark="full") == STOP
+    assert decide(scheduler, 0, 3, values, baseline="full") == STOP
 
 
 def test_a_cost_that_has_broken_its_limit_is_stopped_but_a_low_accuracy_may_rise() -> None:

@@ -15,14 +15,15 @@ from alast_tune.errors import ConfigError
 from alast_tune.results import TrialResult
 from alast_tune.tune import search as module
 from alast_tune.tune import trials
+from alast_tune.tune.attributes import BASELINE, DUPLICATE_OF
 from alast_tune.tune.forecast import Costs
 from alast_tune.tune.resources import Node, Packing
 from alast_tune.tune.sampler import EhviSampler
 from alast_tune.tune.search import StudySearcher
 from alast_tune.tune.trials import (
     curve_of,
+    enqueue_baselines,
     enqueue_failed,
-    enqueue_landmarks,
     epoch_key,
     epochs_of,
     open_study,
@@ -226,7 +227,7 @@ def test_parameters_that_contradict_each_other_fail_and_are_replaced(tmp_path: P
     while isinstance(search.suggest(str(handed)), dict):
         search.on_trial_complete(str(handed), report(10))
         handed += 1
-    states = [trial.state for trial in study.trials if "twin" not in trial.user_attrs]
+    states = [trial.state for trial in study.trials if DUPLICATE_OF not in trial.user_attrs]
     assert len(states) == 12
     assert states.count(TrialState.COMPLETE) == handed > 0
     assert states.count(TrialState.FAIL) == 12 - handed > 0
@@ -295,14 +296,14 @@ def test_a_complete_trial_keeps_its_last_metrics_and_what_the_test_images_say(tm
 def test_a_study_begins_with_full_fine_tuning_and_the_papers_configuration(tmp_path: Path) -> None:
     config = sweep()
     study = opened(config, tmp_path)
-    enqueue_landmarks(study, config)
-    enqueue_landmarks(study, config)  # a driver killed in between does it again
+    enqueue_baselines(study, config)
+    enqueue_baselines(study, config)  # a driver killed in between does it again
     search = StudySearcher(study, config, Recorder(), everywhere(config), forecast)
     full, paper, other = (search.suggest(key) for key in "abc")
     assert isinstance(full, dict)
     assert isinstance(paper, dict)
     assert isinstance(other, dict)
-    assert [trial["landmark"] for trial in (full, paper, other)] == ["full", "paper", None]
+    assert [trial["baseline"] for trial in (full, paper, other)] == ["full", "paper", None]
     assert full["trial"]["method"] == {"name": "full"}
     assert (paper["trial"]["method"]["reading"], paper["trial"]["method"]["trainable_blocks"]) == ("paper", 9)
     assert paper["trial"]["method"]["floors"] == {"early": 0.01, "middle": 0.01, "late": 0.01}
@@ -465,7 +466,7 @@ def test_what_has_failed_is_run_again_though_a_later_proposal_repeated_it(tmp_pa
     study.ask({})  # the second one, by a driver that was killed then
     search.on_trial_complete("a", report(), error=True)
     search, study, _ = searcher(tmp_path, config)
-    assert search.suggest("b") == StudySearcher.FINISHED and study.trials[1].user_attrs["twin"] == 0
+    assert search.suggest("b") == StudySearcher.FINISHED and study.trials[1].user_attrs[DUPLICATE_OF] == 0
     assert enqueue_failed(study) == 1
     search, study, _ = searcher(tmp_path, config.model_copy(update={"trials": 2}))
     again = [search.suggest("c"), search.suggest("d")]
@@ -475,9 +476,9 @@ def test_what_has_failed_is_run_again_though_a_later_proposal_repeated_it(tmp_pa
     ]
 
 
-def test_a_landmark_that_has_failed_is_run_again_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_baseline_that_has_failed_is_run_again_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     search, study, _ = searcher(tmp_path, config := sweep(trials=2))
-    study.enqueue_trial({"method/alpha": 0.5}, user_attrs={"landmark": "full"})
+    study.enqueue_trial({"method/alpha": 0.5}, user_attrs={BASELINE: "full"})
     search.suggest("a")
     search.on_trial_complete("a", report(), error=True)
 
@@ -491,7 +492,7 @@ def test_a_landmark_that_has_failed_is_run_again_once(tmp_path: Path, monkeypatc
     assert enqueue_failed(study) == 1
     search, study, _ = searcher(tmp_path, config)
     handed = [search.suggest("b"), search.suggest("c")]
-    assert [isinstance(one, dict) and one["landmark"] for one in handed] == ["full", None]
+    assert [isinstance(one, dict) and one["baseline"] for one in handed] == ["full", None]
 
 
 def test_curves_are_kept_with_the_trial_and_gone_on_with(tmp_path: Path) -> None:
@@ -644,10 +645,10 @@ def test_storage_is_listed_for_orphans_alone(tmp_path: Path) -> None:
 def test_a_sweep_whose_study_is_lost_is_not_begun_again(study: str, tmp_path: Path) -> None:
     config = sweep(study=study)
     with pytest.raises(ConfigError, match=r"^resume = sweep: its study is gone \(.*study\.\w+\), .*; put it back"):
-        open_study(config, tmp_path, there=True)
+        open_study(config, tmp_path, must_exist=True)
     assert not list(tmp_path.iterdir())
     open_study(config, tmp_path, new=True)
-    assert not open_study(config, tmp_path, there=True).trials
+    assert not open_study(config, tmp_path, must_exist=True).trials
 
 
 def test_a_study_in_a_database_is_found_under_another_mount(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -656,11 +657,11 @@ def test_a_study_in_a_database_is_found_under_another_mount(tmp_path: Path, monk
     config, folder = sweep(study="postgresql://me@host/studies"), tmp_path / "nfs" / "sweep"
     study = open_study(config, folder, new=True)
     (tmp_path / "data").symlink_to(tmp_path / "nfs")
-    assert open_study(config, tmp_path / "data" / "sweep", there=True).study_name == study.study_name
+    assert open_study(config, tmp_path / "data" / "sweep", must_exist=True).study_name == study.study_name
     (folder / "study.id").unlink()  # as a sweep of an earlier version
     with pytest.raises(ConfigError, match="its study is gone"):
-        open_study(config, folder, there=True)
+        open_study(config, folder, must_exist=True)
     old = optuna.create_study(
         storage=database, study_name=f"{folder.parent}/sweep", directions=["maximize", "minimize", "minimize"]
     )
-    assert open_study(config, folder, there=True).study_name == old.study_name
+    assert open_study(config, folder, must_exist=True).study_name == old.study_name

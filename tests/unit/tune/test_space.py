@@ -46,9 +46,9 @@ OPEN = {f"method/floors/{part}": {"type": "float", "low": 0.1, "high": 1.0} for 
         ({"name": "head"}, {"way": ADAPTIVE}, ["full", "paper"], []),
     ],
 )
-def test_landmarks_run_where_they_can_be_compared_with_and_teach_only_as_points_of_the_space(
+def test_baselines_run_where_they_can_be_compared_with_and_teach_only_as_points_of_the_space(
     method: dict[str, Any], space: dict[str, Any], first: list[str], points: list[str]
 ) -> None:
     sweep = SweepConfig.model_validate({"trial": {"method": method}, "space": space})
     assert begins_with(sweep) == first
-    assert [landmark for landmark in ("full", "paper") if is_point(sweep, landmark)] == points
+    assert [baseline for baseline in ("full", "paper") if is_point(sweep, baseline)] == points

@@ -8,9 +8,9 @@ import pytest
 from pyarrow import fs
 
 from alast_tune.config import TrialConfig
-from alast_tune.storage import copy_of, opened
+from alast_tune.storage import copy_of, open_filesystem
 from alast_tune.train import Run
-from alast_tune.tune.outage import storage_trouble
+from alast_tune.tune.storage_errors import storage_trouble
 from alast_tune.tune.trainable import AlastTrainable
 
 FULL = OSError(28, "No space left on device")
@@ -38,7 +38,7 @@ def test_from_object_storage_too_a_damaged_checkpoint_falls_back_to_the_one_befo
         run.save(tmp_path / f"checkpoint_{epoch:06d}")
     newest = tmp_path / "checkpoint_000001" / "state.pt"
     newest.write_bytes(newest.read_bytes()[:1000])
-    filesystem, root = opened(copy_of(f"{bucket}/pets"))
+    filesystem, root = open_filesystem(copy_of(f"{bucket}/pets"))
     for epoch in range(2):
         name = f"checkpoint_{epoch:06d}"
         there = f"{root}/tune/driver-00/0000/{name}"

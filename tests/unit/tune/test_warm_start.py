@@ -11,7 +11,7 @@ from alast_tune.fingerprints import Fingerprints, keep_fingerprints
 from alast_tune.results import FrontFile
 from alast_tune.summary import summarise
 from alast_tune.tune.search import StudySearcher
-from alast_tune.tune.trials import enqueue_landmarks, open_study, results
+from alast_tune.tune.trials import enqueue_baselines, open_study, results
 from alast_tune.tune.warm_start import earlier_results, feed
 from tests.unit.tune.test_search import Recorder, everywhere, forecast, report
 
@@ -38,14 +38,14 @@ def sweep(storage: Path, name: str, **options: Any) -> SweepConfig:
 
 @pytest.fixture
 def before(tmp_path: Path) -> SweepConfig:
-    """A sweep that is over: both landmarks, three other complete trials, one failed."""
+    """A sweep that is over: both baselines, three other complete trials, one failed."""
     config = sweep(tmp_path, "before")
     folder = tmp_path / "before"
     folder.mkdir()
     (folder / "sweep.json").write_text(config.model_dump_json())
     study = open_study(config, folder)
     study.set_user_attr("reference_point", (0.0, 2e12, 2e8))
-    enqueue_landmarks(study, config)
+    enqueue_baselines(study, config)
     search = StudySearcher(study, config, Recorder(), everywhere(config), forecast)
     for number in range(6):
         search.suggest(str(number))
@@ -65,14 +65,14 @@ def test_results_of_a_sweep_or_a_front_come_first_and_are_no_trials_of_the_new_o
     study = open_study(config, tmp_path)
     earlier = earlier_results(config, ORIGIN, SAID.append)
     assert feed(study, config, earlier) == 5
-    enqueue_landmarks(study, config)  # both are there
+    enqueue_baselines(study, config)  # both are there
     assert len(study.trials) == 5
     (number,) = study.user_attrs["test_accuracy"]
     assert study.trials[int(number)].values[0] == 0.9
     told = results(study, config)
     assert sorted(result.values[0] for result in told if result.values) == pytest.approx([0.5, 0.6, 0.7, 0.8, 0.9])
     assert {result.origin for result in told} == {"before"}
-    assert {result.landmark for result in told} == {"full", "paper", None}
+    assert {result.baseline for result in told} == {"full", "paper", None}
     assert [result.state for result in told].count("infeasible") == 2
     study.set_user_attr("reference_point", (0.0, 2e12, 2e8))
     assert StudySearcher(study, config, Recorder(), everywhere(config), forecast).remaining == 6
@@ -130,8 +130,8 @@ def test_a_front_of_an_earlier_version_is_read(before: SweepConfig, tmp_path: Pa
     plain = front.model_dump(mode="json", by_alias=True, exclude={"limits"})
     plain["trials"].pop("infeasible")
     for member in plain["front"]:
-        member.pop("landmark"), member.pop("origin")
-    assert FrontFile.model_validate(plain).front[0].landmark is None
+        member.pop("baseline"), member.pop("origin")
+    assert FrontFile.model_validate(plain).front[0].baseline is None
 
 
 @pytest.mark.parametrize("source", ["before", "before/front.json"])
@@ -159,6 +159,6 @@ def test_choices_of_real_numbers_are_found_again_in_the_results_of_the_same_pres
     trial = {"train": {"epochs": 3, "learning_rate": 1e-3}}
     first = sweep(tmp_path, "first", space=space, trial=trial, sampler="random")
     study = open_study(first, tmp_path)
-    enqueue_landmarks(study, first)
+    enqueue_baselines(study, first)
     waiting = [trial.system_attrs["fixed_params"] for trial in study.get_trials(deepcopy=False)]
     assert waiting == [{"train/learning_rate": 1e-3}] * 2

@@ -1,4 +1,4 @@
-"""What there is to learn from the trials that have ended."""
+"""The observations that a proposal is made from: the trials that have ended."""
 
 from __future__ import annotations
 
@@ -12,45 +12,46 @@ from optuna.trial import FrozenTrial, TrialState
 
 from alast_tune.front import hypervolume_contributions, pareto_mask
 from alast_tune.results import DIRECTIONS
+from alast_tune.tune.attributes import BASELINE
 from alast_tune.tune.improvement import Floats
 from alast_tune.tune.space import point
 from alast_tune.tune.trials import curve_of
 
 Params = dict[str, Any]
 
-LANDMARK_ERROR = 0.02
-"""Standard deviation of a landmark's accuracy from that of the nearest point of the space."""
+BASELINE_ERROR = 0.02
+"""Standard deviation of a baseline's accuracy from that of the nearest point of the space."""
 MEMORY = 128
 """So many trials are learnt from, those on the front and the latest: time grows with their cube."""
 LARGEST_FRONT = 100
 """So many points are to be improved upon, those that add most: time grows with their square."""
 
-Lesson = tuple[Params, tuple[float, float, float], float]
+Observation = tuple[Params, tuple[float, float, float], float]
 """A trial's parameters, its objectives (costs NaN if not known), the standard deviation of its accuracy."""
 
 
-class Past:
+class TrialHistory:
     """The trials that have ended, each looked at once: so that a proposal takes no longer when there are many.
 
     Args:
-        teaching: landmarks that are points of the space; others are on the front, and say nothing of the space.
+        teaching: baselines that are points of the space; others are on the front, and say nothing of the space.
     """
 
     def __init__(self, teaching: Collection[str] = ()) -> None:
         self._teaching = teaching
         self.known: set[tuple[tuple[str, Any], ...]] = set()
         """Parameters of all that were proposed."""
-        self._taken: set[int] = set()
+        self._seen: set[int] = set()
         self._members: list[FrozenTrial] = []
         """Complete trials that no other dominates."""
         self._others: deque[FrozenTrial] = deque(maxlen=MEMORY)
 
-    def take(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    def update(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
         """Take in those that have ended since; returns those that have not."""
-        others = [trial for trial in trials if trial.number not in self._taken]
+        others = [trial for trial in trials if trial.number not in self._seen]
         fresh = [trial for trial in others if trial.state.is_finished()]
-        self._taken.update(trial.number for trial in fresh)
-        self.known.update(point(trial.params) for trial in fresh if "landmark" not in trial.user_attrs)
+        self._seen.update(trial.number for trial in fresh)
+        self.known.update(point(trial.params) for trial in fresh if BASELINE not in trial.user_attrs)
         complete = [trial for trial in fresh if trial.state == TrialState.COMPLETE]
         self._others.extend(trial for trial in fresh if trial.state != TrialState.COMPLETE)
         if complete:
@@ -71,31 +72,31 @@ class Past:
         """Parameters of the front and of the latest others."""
         return [trial.params for trial in (*self._members, *self._others)]
 
-    def lessons(self) -> list[Lesson]:
-        """What there is to learn from, no more than :data:`MEMORY` of it."""
+    def observations(self) -> list[Observation]:
+        """List the observations, no more than :data:`MEMORY` of it."""
         members = self._members[-3 * MEMORY // 4 :]
         kept = members + list(self._others)[len(members) - MEMORY :]
         complete = [trial for trial in kept if trial.state == TrialState.COMPLETE]
         worst = min((trial.values[0] for trial in complete), default=0.0)
-        lessons: list[Lesson] = [
-            (trial.params, (trial.values[0], math.nan, math.nan), LANDMARK_ERROR)
-            if "landmark" in trial.user_attrs
+        observations: list[Observation] = [
+            (trial.params, (trial.values[0], math.nan, math.nan), BASELINE_ERROR)
+            if BASELINE in trial.user_attrs
             else (trial.params, tuple(trial.values), 0.0)
             for trial in complete
-            if trial.user_attrs.get("landmark", "") in {"", *self._teaching}
+            if trial.user_attrs.get(BASELINE, "") in {"", *self._teaching}
         ]
         curves = [curve for trial in complete if (curve := curve_of(trial.user_attrs))]
         for trial in kept:
             curve = curve_of(trial.user_attrs)
             if trial.state == TrialState.PRUNED and curve and fits(trial):
-                lessons.extend(_projected(trial.params, curve, curves))
+                observations.extend(_projected(trial.params, curve, curves))
             elif trial.state == TrialState.FAIL and not _crashed(trial):
-                lessons.append((trial.params, (worst, math.nan, math.nan), 0.0))
-        return lessons
+                observations.append((trial.params, (worst, math.nan, math.nan), 0.0))
+        return observations
 
     def fitting(self) -> tuple[list[Params], list[float]]:
         """Which of the latest trials fitted into memory: parameters, and 1 or 0."""
-        kept = [trial for trial in (*self._members, *self._others) if "landmark" not in trial.user_attrs]
+        kept = [trial for trial in (*self._members, *self._others) if BASELINE not in trial.user_attrs]
         ran = [trial for trial in kept[-MEMORY:] if trial.state == TrialState.COMPLETE or not fits(trial)]
         return [trial.params for trial in ran], [float(fits(trial)) for trial in ran]
 
@@ -110,7 +111,7 @@ def fits(trial: FrozenTrial) -> bool:
     return trial.constraints.get("max_memory", 0.0) <= 0
 
 
-def _projected(params: Params, curve: list[list[float]], whole: list[list[list[float]]]) -> list[Lesson]:
+def _projected(params: Params, curve: list[list[float]], whole: list[list[list[float]]]) -> list[Observation]:
     """Expect what a stopped trial would have come to, from the gains of those that went on; nothing without any."""
     epochs = len(curve)
     longer = [other for other in whole if len(other) > epochs]
@@ -122,6 +123,8 @@ def _projected(params: Params, curve: list[list[float]], whole: list[list[list[f
     return [(params, (accuracy + float(np.mean(gains)), flops * len(longer[0]) / epochs, peak), error)]
 
 
-def columns_of(lessons: Sequence[Lesson]) -> tuple[Floats, Floats]:
+def columns_of(observations: Sequence[Observation]) -> tuple[Floats, Floats]:
     """Objectives, (T, 3), and errors, (T,)."""
-    return np.array([lesson[1] for lesson in lessons]), np.array([lesson[2] for lesson in lessons])
+    return np.array([observation[1] for observation in observations]), np.array(
+        [observation[2] for observation in observations]
+    )

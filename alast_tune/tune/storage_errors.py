@@ -65,7 +65,7 @@ def _is_about(line: str, storage: str) -> bool:
 
 
 @contextmanager
-def storage_said(folder: Path) -> Iterator[None]:
+def as_storage_error(folder: Path) -> Iterator[None]:
     """Put what a full disk or a lost database brings about, in Optuna, Tune, torch or the system, into one line.
 
     Raises:
