@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, Field, FiniteFloat, ValidationError
+from pydantic import AfterValidator, Field, FiniteFloat, ValidationError, model_validator
 
 from alast_tune.config import FrontName, Limits, Record, RunId, SweepName, TrialConfig, TrialId, flatten
 from alast_tune.errors import ConfigError, explain
@@ -146,6 +146,14 @@ class FrontMember(Record):
     """``full`` or ``paper``, if it is one of the two that every sweep starts with."""
     origin: SweepName | None = None
     """Name of the earlier sweep that ran it; None for this sweep's own."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rename_baseline(cls, values: Any) -> Any:
+        """Read files of before ``baseline`` was called ``baseline``."""
+        if isinstance(values, dict) and "baseline" in values:
+            values = {"baseline": values["baseline"]} | {name: values[name] for name in values if name != "baseline"}
+        return values
 
 
 class TrialCounts(Record):

@@ -102,7 +102,8 @@ def conclude(
         tracker.end_sweep(status, stop.check)
     except (SystemExit, KeyboardInterrupt):
         say(
-            f"stopped before all of {sweep.name} was reported; alast-tune report {shlex.quote(display_path(folder))} does it"
+            f"stopped before all of {sweep.name} was reported; "
+            f"alast-tune report {shlex.quote(display_path(folder))} does it"
         )
         raise
     runs = run_ids(folder)
