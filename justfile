@@ -94,13 +94,17 @@ mutants *args: setup
 lint: setup
     {{ quote(python) }} -m ruff check .
     {{ quote(python) }} -m ruff format --check .
-    {{ quote(python) }} -m mypy --strict $(ls -d alast_tune sweeps benchmarks clusters/local 2>/dev/null)
+    {{ quote(python) }} -m mypy --strict $(ls -d alast_tune sweeps benchmarks clusters/local docs/site 2>/dev/null)
     .venv/bin/lint-imports --no-logo
 
 # Put the style right where that can be done mechanically
 fmt: setup
     {{ quote(python) }} -m ruff check --fix .
     {{ quote(python) }} -m ruff format .
+
+# Build the documents as a site, links checked (just docs serve: and show it)
+docs *args: setup
+    @{{ quote(python) }} docs/site/build.py "$@"
 
 # Time one training step of every method
 bench *args: setup

@@ -94,7 +94,7 @@ def test_lock_has_a_hash_for_every_pin() -> None:
 
 
 def test_recipes_are_those_promised_and_described() -> None:
-    names = "setup demo sweep submit cluster-up cluster-down ui lint fmt bench coverage mutants"
+    names = "setup demo sweep submit cluster-up cluster-down ui lint fmt docs bench coverage mutants"
     names += " test test-all test-nightly test-gpu"
     assert sorted(recipes()) == sorted(names.split())
     for name, above in recipes().items():
