@@ -43,7 +43,6 @@ class Heard:
 def test_a_sweep_from_python_is_that_of_the_command_line(
     ray_here: Cluster,
     pareto: Pareto,
-    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
