@@ -12,8 +12,10 @@ another, between two turns of the search: what takes long holds the sweep up.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 
 from alast_tune.callbacks.tensorboard import TensorBoard
@@ -23,7 +25,7 @@ from alast_tune.errors import ConfigError
 from alast_tune.results import FrontFile
 from alast_tune.text import one_line
 
-__all__ = ["EVENTS", "Callbacks", "TensorBoard", "WandB"]
+__all__ = ["EVENTS", "Callbacks", "TensorBoard", "WandB", "callback_of"]
 
 EVENTS = {
     "on_sweep_start": "(config: SweepConfig), once its trials are about to start, also when it is resumed",
@@ -86,6 +88,28 @@ class Callbacks:
                 if line not in self._said:
                     self._said.add(line)
                     self._say(line)
+
+
+def callback_of(path: str) -> object:
+    """Make the callback that the command line names: ``package.module:Class``, called without arguments.
+
+    Modules in the folder that the command is given in are found too.
+
+    Raises:
+        ConfigError: it cannot be imported or made, in one line.
+    """
+    module, _, name = path.partition(":")
+    if not module or not name:
+        raise ConfigError("callbacks", path, "give module:Class, as alast_tune.callbacks:TensorBoard")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
+    try:
+        made: object = getattr(import_module(module), name)()
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError("callbacks", path, f"cannot be made ({one_line(error)}); give module:Class") from None
+    return made
 
 
 def _check(callback: object) -> None:

@@ -32,6 +32,7 @@ from pydantic_settings import (
 )
 from rich.console import Console
 
+from alast_tune.callbacks import callback_of
 from alast_tune.choices import model_settings, name_of, sweep_of_folder
 from alast_tune.cli.front import words_for
 from alast_tune.cli.guard import TRACKING_INCOMPLETE, guarded
@@ -155,6 +156,10 @@ class Sweep(BaseSettings, SweepConfig):
         "means, spreads, and how likely each belongs there",
     )
 
+    callbacks: list[str] = Field(
+        [], description="told what happens, each as module:Class, say alast_tune.callbacks:TensorBoard"
+    )
+
     @classmethod
     def settings_customise_sources(
         cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, *others: Any, **named: Any
@@ -221,7 +226,8 @@ def main(arguments: list[str] | None = None) -> None:
             say(line)
     if options.retry_failed and not resume:
         raise ConfigError("retry_failed", True, "there is nothing yet that has failed; give --resume")
-    results = run_sweep(sweep, resume=resume, retry_failed=options.retry_failed, console=console)
+    callbacks = [callback_of(path) for path in options.callbacks]
+    results = run_sweep(sweep, resume=resume, retry_failed=options.retry_failed, console=console, callbacks=callbacks)
     file = sweep.storage / sweep.name / "front.json"
     front = FrontFile.read(file)
     storage = words_for(sweep.storage)

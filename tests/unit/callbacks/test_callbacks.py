@@ -1,12 +1,13 @@
 """Who hears of a sweep, in which order, and what an error in one of them does."""
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from alast_tune.callbacks import EVENTS, Callbacks
+from alast_tune.callbacks import EVENTS, Callbacks, TensorBoard, callback_of
 from alast_tune.config import SweepConfig, TrialConfig
 from alast_tune.errors import ConfigError
 from alast_tune.results import FrontFile, TrialResult
@@ -125,6 +126,25 @@ def test_what_would_never_be_called_is_refused(callback: object, line: str) -> N
     with pytest.raises(ConfigError) as refused:
         Callbacks([callback], print)
     assert str(refused.value).startswith(line)
+
+
+def test_a_callback_is_named_by_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [*sys.path])
+    (tmp_path / "mine_for_a_test.py").write_text("class Say:\n    def on_trial_end(self, result): ...\n")
+    assert type(callback_of("alast_tune.callbacks:TensorBoard")) is TensorBoard
+    assert type(callback_of("mine_for_a_test:Say")).__name__ == "Say"
+    for path, line in (
+        ("TensorBoard", "give module:Class, as alast_tune.callbacks:TensorBoard"),
+        (
+            "no_such_module:Say",
+            "cannot be made (ModuleNotFoundError: No module named 'no_such_module'); give",
+        ),
+        ("mine_for_a_test:Sing", "cannot be made (AttributeError: module 'mine_for_a_test' has no attribute 'Sing'"),
+    ):
+        with pytest.raises(ConfigError) as refused:
+            callback_of(path)
+        assert str(refused.value).startswith(f"callbacks = {path}: {line}")
 
 
 def test_ctrl_c_is_not_an_error_of_a_callback() -> None:
