@@ -1,7 +1,8 @@
 """``alast-tune``: one file a command, or two that belong together.
 
-``sweep`` searches; ``front`` prints a front, and brings MLflow up to date (``sync``); ``ui`` opens MLflow and ``list``
-names the sweeps; ``report`` draws a sweep's pages again; ``promote``
+``sweep`` searches, ``submit`` does so as a Ray job;
+``front`` prints a front, and brings MLflow up to date (``sync``);
+``ui`` opens MLflow and ``list`` names the sweeps; ``report`` draws a sweep's pages again; ``promote``
 chooses a member of one for production; ``clean`` deletes the checkpoints that nothing needs; ``train`` trains one
 configuration; ``doctor`` looks at the machine; ``guard`` is how all of them end when something is wrong.
 """
@@ -22,6 +23,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from alast_tune.cli import submit
 from alast_tune.cli.clean import Clean
 from alast_tune.cli.doctor import Doctor
 from alast_tune.cli.front import Front, Sync
@@ -56,6 +58,10 @@ class Sweep(BaseModel):
     """See alast-tune sweep --help, which :mod:`alast_tune.cli.sweep` answers: it has the settings of a sweep."""
 
 
+class Submit(BaseModel):
+    """See alast-tune submit --help, which :mod:`alast_tune.cli.submit` answers."""
+
+
 class AlastTune(BaseSettings):
     """Fine-tune Vision Transformers with ALaST, and reuse what a sweep has found."""
 
@@ -68,6 +74,7 @@ class AlastTune(BaseSettings):
     )
 
     sweep: CliSubCommand[Sweep] = Field(description="search for the front: /data/pets, or --preset demo")
+    submit: CliSubCommand[Submit] = Field(description="the same as a Ray job: --address http://head:8265 --preset demo")
     ui: CliSubCommand[Ui] = Field(description="open MLflow on the sweeps")
     list: CliSubCommand[List] = Field(description="list the sweeps under --storage")
     front: CliSubCommand[Front] = Field(description="print a front: demo --max-memory 1GiB")
@@ -104,6 +111,9 @@ def main(arguments: list[str] | None = None) -> None:
         from alast_tune.cli import sweep  # Ray and Optuna take seconds to import
 
         sweep.main(words[1:])
+        return
+    if words[:1] == ["submit"]:
+        submit.main(words[1:])
         return
     # Both spellings of a name are taken: --train.batch-size and --train.batch_size.
     words = [re.sub(r"^--[^=]+", lambda name: "--" + name[0][2:].replace("_", "-"), word) for word in words]

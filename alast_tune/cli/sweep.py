@@ -32,6 +32,7 @@ from pydantic_settings import (
 )
 from rich.console import Console
 
+from alast_tune.callbacks import callback_of
 from alast_tune.choices import model_settings, name_of, sweep_of_folder
 from alast_tune.cli.front import words_for
 from alast_tune.cli.guard import TRACKING_INCOMPLETE, guarded
@@ -111,10 +112,7 @@ class Preset(PydanticBaseSettingsSource):
         return choices.sweep.given_values() | {"chosen": [str(line) for line in choices.said]}
 
     def _preset(self, preset: str) -> tuple[Path, dict[str, Any]]:
-        known = Path(preset).suffix not in {".yaml", ".yml", ".json"}
-        file = PRESETS / f"{preset}.yaml" if known else given_file("preset", preset)
-        if not file.exists():
-            raise ConfigError("preset", preset, f"not a file and none of {', '.join(presets())}")
+        file = preset_file(preset)
         return file, read_mapping(file)
 
 
@@ -160,6 +158,10 @@ class Sweep(BaseSettings, SweepConfig):
         "means, spreads, and how likely each belongs there",
     )
 
+    callbacks: list[str] = Field(
+        [], description="told what happens, each as module:Class, say alast_tune.callbacks:TensorBoard"
+    )
+
     @classmethod
     def settings_customise_sources(
         cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, *others: Any, **named: Any
@@ -175,6 +177,19 @@ def free_name(storage: Path, wish: str) -> str:
     """Name a new sweep as its preset, with a number behind where that is taken."""
     names = (wish if number == 1 else f"{wish}-{number}" for number in count(1))
     return next(name for name in names if not listing(storage / name))
+
+
+def preset_file(preset: str) -> Path:
+    """Find a preset by its name, or by the path of a YAML file.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    known = Path(preset).suffix not in {".yaml", ".yml", ".json"}
+    file = PRESETS / f"{preset}.yaml" if known else given_file("preset", preset)
+    if not file.exists():
+        raise ConfigError("preset", preset, f"not a file and none of {', '.join(presets())}")
+    return file
 
 
 def is_begun(sweep: SweepConfig) -> bool:
@@ -216,7 +231,8 @@ def main(arguments: list[str] | None = None) -> None:
             say(line)
     if options.retry_failed and not resume:
         raise ConfigError("retry_failed", True, "there is nothing yet that has failed; give --resume")
-    results = run_sweep(sweep, resume=resume, retry_failed=options.retry_failed, console=console)
+    callbacks = [callback_of(path) for path in options.callbacks]
+    results = run_sweep(sweep, resume=resume, retry_failed=options.retry_failed, console=console, callbacks=callbacks)
     file = sweep.storage / sweep.name / "front.json"
     front = FrontFile.read(file)
     storage = words_for(sweep.storage)

@@ -73,9 +73,14 @@ def parse(kind: type[T], values: Any) -> T:
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        field, _, rest = explain(error).partition(" = ")
-        value, _, remedy = rest.partition(": ")
-        raise ConfigError(field, value, remedy) from None
+        raise as_config_error(error) from None
+
+
+def as_config_error(error: ValidationError) -> ConfigError:
+    """Make one line of what pydantic refuses."""
+    field, _, rest = explain(error).partition(" = ")
+    value, _, remedy = rest.partition(": ")
+    return ConfigError(field, value, remedy)
 
 
 def given_file(field: str, path: str) -> Path:
