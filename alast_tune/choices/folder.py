@@ -266,4 +266,4 @@ def _space_said(space: Mapping[str, Any]) -> Chosen:
     if varied is None:
         return Chosen("search", ", ".join(path.rsplit("/")[-1] for path in space), "of the method that was given")
     names = list(varied["variants"])
-    return Chosen("search", f"{len(names)} methods, each at any learning rate", "ALaST's settings and its rivals")
+    return Chosen("search", f"{len(names)} methods, each at any learning rate", "ALaST's settings, and its rivals")
