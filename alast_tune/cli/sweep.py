@@ -109,7 +109,7 @@ class Preset(PydanticBaseSettingsSource):
             raise ConfigError("folder", folder, f"is a preset, not a folder of images; give it as --preset {folder}")
         own = {name: value for name, value in given.items() if name in SweepConfig.model_fields}
         choices = sweep_of_folder(given_file("folder", folder), model=given.get("model"), **own | {"name": name})
-        return choices.sweep.given_values() | {"chosen": [str(line) for line in choices.said]}
+        return choices.sweep.given_values() | {"chosen": [str(line) for line in choices.lines]}
 
     def _preset(self, preset: str) -> tuple[Path, dict[str, Any]]:
         file = preset_file(preset)

@@ -178,6 +178,12 @@ def test_hours_are_not_made_up_for_a_cluster(monkeypatch: pytest.MonkeyPatch) ->
     assert "said once the first trial has ended" in lines[-1]
 
 
+def test_a_limit_that_full_fine_tuning_breaks_is_said() -> None:
+    assert not [line for line in plan_of(small(), []) if "is not run" in line]
+    (line,) = (line for line in plan_of(small(max_memory="20MiB"), []) if "is not run" in line)
+    assert "full fine-tuning is above --max-memory" in line
+
+
 def test_a_space_without_a_point_that_works_is_refused() -> None:
     space = {"method/count": {"type": "int", "low": 50, "high": 60}}
     method = {"name": "top_k"}

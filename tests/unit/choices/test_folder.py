@@ -23,7 +23,7 @@ def choices(folder: Path, machine: Machine = CPU, model: str = "embedded", **set
 
 
 def said(found: Choices) -> dict[str, str]:
-    return {one.what: str(one) for one in found.said}
+    return {one.what: str(one) for one in found.lines}
 
 
 def test_what_is_open_is_chosen_and_said(two_classes: Path) -> None:
