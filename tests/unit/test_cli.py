@@ -149,7 +149,7 @@ def test_a_front_that_is_none_is_refused(sweep: Path, capsys: pytest.CaptureFixt
 def test_doctor_names_versions_and_devices(capsys: pytest.CaptureFixture[str]) -> None:
     main(["doctor"])
     shown = capsys.readouterr().out
-    for word in ("python", "torch", "ray", "optuna", "mlflow", "GPUs", "memory"):
+    for word in ("python", "torch", "ray", "optuna", "mlflow", "GPUs", "memory", "food101"):
         assert word in shown
     assert torch.__version__.split("+")[0] in shown
 
