@@ -56,7 +56,7 @@ def edge_of_the_range(
 ) -> Note | None:
     """Find parameters that half or more of the best trials have at the same edge of their range.
 
-    The best are the front's members within :data:`~alast_tune.near_full.NEAR` of full fine-tuning, or all members where those are too few;
+    The best are the front's members within ``NEAR`` of full fine-tuning, or all members where those are too few;
     baselines do not count, whose parameters nobody has searched.
     """
     least = front.full["accuracy"] - NEAR - 1e-9 if front.full else 0.0
