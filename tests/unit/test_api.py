@@ -144,7 +144,7 @@ def test_without_full_fine_tuning_there_is_nothing_to_be_near(sweep: Sweep) -> N
 def test_a_sweep_says_what_it_is(sweep: Sweep, tmp_path: Path) -> None:
     assert repr(sweep) == f"<Sweep {tmp_path / 's'}>"
     shown = str(sweep)
-    assert "within 1 point of full fine-tuning (0.9000)" in shown and "3 of 4 complete trials on the front" in shown
+    assert "within 1 point of full fine-tuning" in shown and "3 of 4 complete trials on the front" in shown
     assert "\x1b" not in shown and max(map(len, shown.splitlines()[2:])) <= 120
     page = sweep._repr_html_()
     assert page.startswith("<p><b>s</b>: 3 of 4 complete trials on the front</p><table>")
