@@ -202,3 +202,23 @@ def test_settings_go_into_those_of_a_preset(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(KeyboardInterrupt):
         alast_tune.sweep(config, trial=TrialConfig.model_validate({"train": {"seed": 3}}))
     assert asked[1].trial.train.seed == 3 and asked[1].trial.train.epochs == 5
+
+
+@pytest.mark.slow
+def test_a_folder_is_swept_as_the_command_does_and_what_was_chosen_is_said(
+    two_classes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[SweepConfig] = []
+
+    def stopped(config: SweepConfig, **options: Any) -> None:
+        asked.append(config)
+        raise SystemExit(143)  # as a sweep that SIGTERM has ended
+
+    monkeypatch.setattr("alast_tune.tune.study.run_sweep", stopped)
+    monkeypatch.setattr("alast_tune.cli.plan.plan_of", lambda sweep, chosen: chosen)  # which trains a few steps
+    with pytest.raises(SystemExit):
+        alast_tune.sweep(two_classes, model="embedded", storage=tmp_path, max_memory="1GiB", trials=3)
+    (config,) = asked
+    assert (config.trial.data.root, config.trial.model.name, config.trials) == (two_classes, "embedded", 3)
+    captured = capsys.readouterr()
+    assert "32 to train on, 16 to validate, 8 to test" in captured.err and captured.out == ""
