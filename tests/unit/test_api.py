@@ -124,6 +124,7 @@ def test_the_best_member(sweep: Sweep, asked: dict[str, Any], trial: str) -> Non
         ({"max_memory": 5}, "max_memory = 5: no member of the front of s keeps this limit; loosen it"),
         ({"within": 0.01, "max_flops": 1.5e12}, "within = 0.01: no member of the front is so near: full fine-tuning"),
         ({"max_memory": "6 pounds"}, "max_memory = 6 pounds: "),
+        ({"max_flops": 0}, "max_flops = 0: "),
         ({"within": 1.5}, "within = 1.5: is a difference in accuracy, from 0 to 1"),
     ],
 )
@@ -156,6 +157,9 @@ def test_a_sweep_says_what_it_is(sweep: Sweep, tmp_path: Path) -> None:
 
 def test_what_is_promoted_is_a_member(sweep: Sweep, tmp_path: Path) -> None:
     output = tmp_path / "best.yaml"
+    theirs = sweep.best().model_copy(update={"objectives": {"accuracy": 1.0, "train_flops": 1.0, "peak_bytes": 1.0}})
+    with pytest.raises(ConfigError, match="pick = 0001: is a member of another sweep, not of s; promote it there"):
+        sweep.promote(theirs, output)
     for pick, line in ((9, "pick = 9: not on the front"), (sweep.best(), "pick = 0001: no checkpoint of it under")):
         with pytest.raises(ConfigError) as refused:
             sweep.promote(pick, output)
