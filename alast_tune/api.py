@@ -193,8 +193,8 @@ class Sweep:
         Raises:
             ConfigError: no member is so near, or keeps the limits.
         """
-        given: dict[str, Any] = {name: value for name, value in (("max_memory", max_memory), ("max_flops", max_flops))}
-        given = {name: value for name, value in given.items() if value is not None}
+        limits = {"max_memory": max_memory, "max_flops": max_flops}
+        given = {name: value for name, value in limits.items() if value is not None}
         front = members_within(self.front_file, parse(Limits, given))
         if within is None and given:
             found = max(front.front, key=lambda member: member.objectives["accuracy"], default=None)
