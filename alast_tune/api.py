@@ -242,9 +242,7 @@ class Sweep:
         front = self.front_file
         member = promote.pick(front, pick.trial_id if isinstance(pick, FrontMember) else str(pick))
         if isinstance(pick, FrontMember) and pick.objectives != member.objectives:
-            raise ConfigError(
-                "pick", pick.trial_id, f"is a member of another sweep, not of {self.name}; promote it there"
-            )
+            raise ConfigError("pick", pick.trial_id, f"is of another sweep, not of {self.name}; promote it there")
         return promote.promote_member(
             member, front.sweep, self.folder, Path(output), model_name or front.sweep, alias, verify, log_console()
         )
