@@ -60,7 +60,10 @@ def find_sweep(sweep: Path, storage: Path) -> Path:
 
 
 class Front(Limits):
-    """Print the front of a sweep, or the part of it that keeps given limits; of several sweeps, how they compare."""
+    """Print the front of a sweep, or the part of it that keeps given limits; of several sweeps, how they compare.
+
+    Example: alast-tune front demo --max-memory 1GiB
+    """
 
     sweeps: CliPositionalArg[list[Place]] = Field(
         min_length=1, description="each its folder, its front.json, or its name under --storage"
@@ -114,7 +117,10 @@ class Front(Limits):
 
 
 class Sync(BaseModel):
-    """Write to MLflow what a sweep or a training could not, because its server was away or its disk full."""
+    """Write to MLflow what a sweep or a training could not, because its server was away or its disk full.
+
+    Example: alast-tune sync demo
+    """
 
     sweep: CliPositionalArg[Place] = Field(description="its folder, or its name under --storage")
     storage: Place = Field(Path("runs"), description="where sweeps are")

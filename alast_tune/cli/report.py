@@ -16,7 +16,10 @@ from alast_tune.terminal import front_table
 
 
 class Report(BaseModel):
-    """Write a sweep's front.json, pages and MLflow tags again, from its study: no cluster, no images needed."""
+    """Write a sweep's front.json, pages and MLflow tags again, from its study: no cluster, no images needed.
+
+    Example: alast-tune report demo
+    """
 
     sweep: CliPositionalArg[Place] = Field(description="its folder, or its name under --storage")
     storage: Place = Field(Path("runs"), description="where sweeps are")

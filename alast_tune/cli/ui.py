@@ -21,7 +21,10 @@ from alast_tune.text import safe
 
 
 class Ui(BaseModel):
-    """Start MLflow on the sweeps of a storage, and print the address of one's trials and charts; Ctrl-C ends it."""
+    """Start MLflow on the sweeps of a storage, and print the address of one's trials and charts; Ctrl-C ends it.
+
+    Example: alast-tune ui demo --port 5001
+    """
 
     sweep: CliPositionalArg[str | None] = Field(None, description="its name; default: the one that began last")
     storage: Place = Field(Path("runs"), description="where sweeps are")
@@ -51,7 +54,10 @@ class Ui(BaseModel):
 
 
 class List(BaseModel):
-    """List the sweeps of a storage: how many trials are complete, the best accuracy, and what was tuned."""
+    """List the sweeps of a storage: how many trials are complete, the best accuracy, and what was tuned.
+
+    Example: alast-tune list --storage /shared/runs
+    """
 
     storage: Place = Field(Path("runs"), description="where sweeps are")
 

@@ -29,6 +29,7 @@ from alast_tune.results import OBJECTIVES, TrialResult
 from alast_tune.storage import address_of
 from alast_tune.text import safe
 from alast_tune.tune.attributes import BASELINE, DUPLICATE_OF
+from alast_tune.tune.budget import TimeBudget
 from alast_tune.tune.forecast import GROWTH, Costs
 from alast_tune.tune.grid import GridSampler
 from alast_tune.tune.resources import Packing, Request
@@ -93,6 +94,7 @@ class StudySearcher(Searcher):
         packing: says whether there is room for a trial, and what it takes.
         forecast: predicts a trial's costs, the second argument being how far class-token deltas grow in training.
         checkpoints: addresses of a trial's checkpoints, newest first.
+        budget: says whether new trials may still start; None: as long as there are any.
     """
 
     def __init__(
@@ -103,6 +105,7 @@ class StudySearcher(Searcher):
         packing: Packing,
         forecast: Callable[[TrialConfig, float], Costs],
         checkpoints: Callable[[int], Iterable[str]] = lambda number: (),
+        budget: TimeBudget | None = None,
     ) -> None:
         super().__init__()
         self._study = study
@@ -112,6 +115,7 @@ class StudySearcher(Searcher):
         self._forecast = forecast
         self._folder = address_of(sweep.storage / sweep.name)
         self._checkpoints = checkpoints
+        self._budget = budget or TimeBudget(study, None)
         self._space = to_optuna(sweep.space)
         self._grid = list(sweep.combinations()) if sweep.sampler == "grid" else None
         study.sampler = self._sampler()
@@ -166,7 +170,7 @@ class StudySearcher(Searcher):
             self._in_a_row = 0
             return None
         for _ in range(_PATIENCE):
-            if not self.remaining:
+            if not self.remaining or (self._budget.over and not self._orphans):
                 break
             if not self._orphans and self._used_up:
                 _LOG.info("all %d configurations of the space have been tried: the search ends", self._size)
@@ -385,6 +389,7 @@ class StudySearcher(Searcher):
             trial.set_user_attr("reason", safe(reason))
         told = self._study.tell(trial, values, state)
         failpoint("after-tell")
+        self._budget.keep()
         self._observer.ended(to_result(told, self._sweep))
 
 

@@ -6,6 +6,7 @@ import sys
 import threading
 import tomllib
 from importlib import import_module
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def test_no_file_names_a_home_or_an_index() -> None:
 def test_lock_pins_what_pyproject_asks_for() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     locked = pins()
-    for line in project["dependencies"] + project["optional-dependencies"]["dev"]:
+    for line in chain(project["dependencies"], *project["optional-dependencies"].values()):
         wanted = Requirement(line)
         of_it = locked.get(canonicalize_name(wanted.name), [])
         assert of_it, f"requirements.lock lacks {wanted}"
