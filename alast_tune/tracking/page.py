@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from alast_tune.blocks import BlockReport
+from alast_tune.near_full import knee_words
 from alast_tune.plots import (
     SearchReport,
     block_title,
@@ -196,8 +197,8 @@ def _why_knee(front: FrontFile, results: Sequence[TrialResult]) -> str:
     return (
         f"**Knee**: trial {front.knee} has {share:.0%} of the best accuracy ({knee['accuracy']:.4f} of "
         f"{best.objectives['accuracy']:.4f}) for {knee['train_flops'] / flops:.0%} of the training FLOPs and "
-        f"{knee['peak_bytes'] / peak:.0%} of the peak memory of {name}: of all members it lies nearest to the best of "
-        "every objective, each scaled to the front's span."
+        f"{knee['peak_bytes'] / peak:.0%} of the peak memory of {name}: it is the best compromise "
+        f"{knee_words(front)}: nearest to the best of every objective, each scaled to the span of these members."
     )
 
 

@@ -61,7 +61,7 @@ _STARVED = 1.0
 class Observer(Protocol):
     """Who wants to know how trials fare."""
 
-    def started(self, number: int, config: TrialConfig, params: Mapping[str, object]) -> None:
+    def started(self, number: int, config: TrialConfig, params: Mapping[str, object], baseline: str | None) -> None:
         """A trial was handed to a worker, for the first time or again."""
 
     def reported(self, number: int, metrics: Mapping[str, float]) -> None:
@@ -82,6 +82,8 @@ class _Live:
     """Begun by an earlier driver, whose checkpoints it goes on from."""
     epochs: list[list[float]] = field(default_factory=list)
     """Objectives after each, and seconds spent in training by then."""
+    device: str | None = None
+    """The kind of device that it trains on; empty if there were several."""
 
 
 class StudySearcher(Searcher):
@@ -181,10 +183,11 @@ class StudySearcher(Searcher):
             trial = live.trial
             self._in_a_row += 1
             self._live[trial_id] = live
-            self._observer.started(trial.number, live.config, trial.params)
+            baseline = trial.user_attrs.get(BASELINE)
+            self._observer.started(trial.number, live.config, trial.params, baseline)
             return {
                 "number": trial.number,
-                "baseline": trial.user_attrs.get(BASELINE),
+                "baseline": baseline,
                 "trial": live.config.model_dump(mode="json"),
                 "threads": self._sweep.cpus_per_trial,
                 "resources": live.request,
@@ -196,6 +199,7 @@ class StudySearcher(Searcher):
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Pass an epoch on, and keep it."""
         self._in_a_row = 0
+        self._see_device(self._live[trial_id], result.get("device"))
         self._take(self._live[trial_id], _metrics(result))
 
     def crashed(self, number: int, reason: str, starved: bool) -> None:
@@ -217,6 +221,7 @@ class StudySearcher(Searcher):
         self._packing.release(live.request)
         metrics, trouble = _metrics(result), (result or {}).get("trouble")
         if metrics and not trouble:
+            self._see_device(live, (result or {}).get("device"))
             self._take(live, metrics)
         epochs, budget = int(metrics.get("epoch", len(live.epochs))), live.config.train.epochs
         values = {objective.name: metrics.get(objective.name, math.nan) for objective in OBJECTIVES}
@@ -300,6 +305,7 @@ class StudySearcher(Searcher):
         if live is not None:
             live.orphan = True
             live.epochs.extend(epochs_of(frozen.user_attrs))
+            live.device = frozen.user_attrs.get("device")
         return live
 
     def _propose(self) -> _Live | None:
@@ -373,6 +379,13 @@ class StudySearcher(Searcher):
                 live.trial.set_user_attr(epoch_key(later), None)
             live.epochs[epoch - 1 :] = [[*values, metrics.get("train_seconds", math.nan)]]
             live.trial.set_user_attr(epoch_key(epoch), live.epochs[-1])
+
+    def _see_device(self, live: _Live, device: str | None) -> None:
+        """Keep the kind of device that a trial trains on, once; an empty one if a restart has moved it to another."""
+        if device is not None and device != live.device:
+            first = live.device is None and not live.epochs  # an older version has kept no device of its epochs
+            live.device = device if first else ""
+            live.trial.set_user_attr("device", live.device)
 
     def _constrain(self, trial: Trial, **objectives: float) -> list[str]:
         """Set Optuna's constraints from measured or predicted objectives; say which limits are broken."""
