@@ -140,6 +140,7 @@ class StudySearcher(Searcher):
         self._size = math.prod(_count(item) for item in self._space.values())
         self._in_a_row = 0
         self._crashes: dict[int, tuple[str, bool]] = {}
+        self._stops: dict[int, str] = {}
         self.waiting: list[int] = []
         """Orphans that fit no node now: left as they are, for a later driver on a larger cluster."""
 
@@ -212,6 +213,10 @@ class StudySearcher(Searcher):
         """
         self._crashes.setdefault(number, (reason, starved))
 
+    def outdone(self, number: int, why: str) -> None:
+        """Hear why a trial is stopped at a rung."""
+        self._stops[number] = why
+
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tell the study, once, what the trial really was."""
         if trial_id not in self._live:
@@ -242,6 +247,7 @@ class StudySearcher(Searcher):
             self._tell(live.trial, TrialState.FAIL, f"not a finite number: {', '.join(unusable)}", epochs)
         elif epochs < budget:
             reason = [f"stopped after {epochs} of {budget} epochs"]
+            reason += [self._stops.pop(live.trial.number)] if live.trial.number in self._stops else []
             if metrics:  # costs only grow: a limit that is broken now stays so; accuracy may yet rise
                 reason += self._constrain(
                     live.trial, train_flops=values["train_flops"], peak_bytes=values["peak_bytes"]
@@ -343,6 +349,7 @@ class StudySearcher(Searcher):
         except ConfigError as error:  # two parameters, each fine, that contradict each other
             self._tell(trial, TrialState.FAIL, str(error), epochs=0)
             return None
+        trial.set_user_attr("predicted_bytes", costs.peak_bytes)
         learns = isinstance(config.method, AlastConfig) and config.method.alpha != 0
         foreseen = {"train_flops": costs.train_flops, "peak_bytes": float(costs.peak_bytes)}
         if self._sweep.allow(**foreseen | {"train_flops": costs.train_flops * (1 - _FLOPS_SLACK * learns)}):

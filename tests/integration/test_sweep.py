@@ -87,7 +87,7 @@ def test_a_sweep_leaves_its_front_on_disk_and_in_mlflow(
     assert [metric.step for metric in history][:4] == [1, 2, 3, 4]
     assert all(child.data.metrics["train_flops"] > 0 for child in children)
     names = {file.path for file in client.list_artifacts(parent.info.run_id)}
-    assert {"front.json", "front.html", "front.png", "search.html", "search-space.png", "blocks.html"} <= names
+    assert {"front.json", "front.png", "search-space.png", "blocks-knee.png", "report.html"} <= names
     assert {"search-importances.png", "search-convergence.png", "blocks-knee.png"} <= names
 
     main(["front", "small", "--storage", str(pareto.storage)])

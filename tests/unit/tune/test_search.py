@@ -145,6 +145,21 @@ def test_what_did_not_finish_soundly_is_never_complete(
     assert observer.ends[0].values is None
 
 
+def test_the_study_keeps_why_a_rung_stopped_a_trial_and_the_memory_that_was_forecast(tmp_path: Path) -> None:
+    search, study, observer = searcher(tmp_path)
+    for name, why in (("a", "place 2 of 2 there, dominated by 0000"), ("b", "")):
+        search.suggest(name)
+        if why:
+            search.outdone(0, why)
+        search.on_trial_complete(name, report(1))
+    assert [trial.user_attrs["reason"] for trial in study.trials] == [
+        "stopped after 1 of 3 epochs: place 2 of 2 there, dominated by 0000",
+        "stopped after 1 of 3 epochs",
+    ]
+    assert [end.reason for end in observer.ends] == [trial.user_attrs["reason"] for trial in study.trials]
+    assert {trial.user_attrs["predicted_bytes"] for trial in study.trials} == {10**8}
+
+
 def test_truncated_trials_never_reach_the_front_however_cheap(tmp_path: Path) -> None:
     """Early stopping on one metric puts 1-epoch trials on the front of Ray's own searcher."""
     search, study, _ = searcher(tmp_path)
