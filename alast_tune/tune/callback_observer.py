@@ -22,9 +22,9 @@ class CallbackObserver:
         self._observer = observer
         self._callbacks = callbacks
 
-    def started(self, number: int, config: TrialConfig, params: Mapping[str, object]) -> None:
+    def started(self, number: int, config: TrialConfig, params: Mapping[str, object], baseline: str | None) -> None:
         """A trial was handed to a worker."""
-        self._observer.started(number, config, params)
+        self._observer.started(number, config, params, baseline)
         self._callbacks.tell("on_trial_start", number, config)
 
     def reported(self, number: int, metrics: Mapping[str, float]) -> None:
