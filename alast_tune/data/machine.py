@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import platform
 import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -22,6 +23,15 @@ def cpu_count(system: Path = Path("/")) -> int:
     """
     own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min([own, *map(int, _quotas(system))]))
+
+
+def cpu_model(system: Path = Path("/")) -> str:
+    """Name the processors of this machine as their maker does; where the system does not say, their architecture."""
+    try:
+        found = re.search(r"^model name\s*: *(.+)$", (system / "proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    return found[1].strip() if found else platform.machine() or "CPU"
 
 
 def limit_threads() -> int:

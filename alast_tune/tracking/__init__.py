@@ -8,13 +8,14 @@ version of a registered one, and ``served`` is what that runs where it is served
 """
 
 from alast_tune.tracking.kept import pending, run_ids
-from alast_tune.tracking.page import describe_front
+from alast_tune.tracking.page import REPORT, describe_front
 from alast_tune.tracking.registry import RegistryError, check_names, register, tag_run
 from alast_tune.tracking.store import default_uri, is_file_based, open_store
 from alast_tune.tracking.tracker import Tracker, end_status, log_reseeded, sync
 from alast_tune.tracking.view import prepare_view
 
 __all__ = [
+    "REPORT",
     "RegistryError",
     "Tracker",
     "check_names",

@@ -202,7 +202,7 @@ def search(prepared: Prepared, lease: SweepLease, tracker: Tracker, stop: Stop, 
         )
         if searcher.remaining:
             study.set_user_attr(SEARCHED, False)
-            scheduler = MoAsha(sweep, study, searcher.crashed)
+            scheduler = MoAsha(sweep, study, searcher.crashed, searcher.outdone)
             _tune(sweep, folder, searcher, scheduler, TuneEvents(sweep, observer, stop, searcher.crashed))
         stop.check()
         if searcher.waiting:
