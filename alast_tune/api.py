@@ -248,15 +248,16 @@ class Sweep:
         )
 
     def report(self) -> Path:
-        """Draw the sweep's pages again and write ``front.json`` and MLflow's tags, from its study; returns the folder.
+        """Write ``report.html``, ``front.json`` and MLflow's tags again, from the sweep's study; returns the page's path.
 
         Raises:
             ConfigError: a driver is at work on the sweep, or its study is empty.
         """
+        from alast_tune.tracking.page import REPORT
         from alast_tune.tune.conclude import report
 
         report(self.folder, log_console())
-        return self.folder
+        return self.folder / REPORT
 
     def resume(
         self,
