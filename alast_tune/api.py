@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -126,7 +125,7 @@ class Sweep:
         """The sweep's name is its folder's."""
         return self.folder.name
 
-    @cached_property
+    @property
     def config(self) -> SweepConfig:
         """What was searched, and how."""
         return stored_sweep(self.folder, "sweep").model_copy(update={"storage": self.folder.parent})
@@ -194,7 +193,8 @@ class Sweep:
         Raises:
             ConfigError: no member is so near, or keeps the limits.
         """
-        given = {name: value for name, value in (("max_memory", max_memory), ("max_flops", max_flops)) if value}
+        limits = {"max_memory": max_memory, "max_flops": max_flops}
+        given = {name: value for name, value in limits.items() if value is not None}
         front = members_within(self.front_file, parse(Limits, given))
         if within is None and given:
             found = max(front.front, key=lambda member: member.objectives["accuracy"], default=None)
@@ -240,21 +240,24 @@ class Sweep:
         from alast_tune import promote
 
         front = self.front_file
-        member = pick if isinstance(pick, FrontMember) else promote.pick(front, str(pick))
+        member = promote.pick(front, pick.trial_id if isinstance(pick, FrontMember) else str(pick))
+        if isinstance(pick, FrontMember) and pick.objectives != member.objectives:
+            raise ConfigError("pick", pick.trial_id, f"is of another sweep, not of {self.name}; promote it there")
         return promote.promote_member(
             member, front.sweep, self.folder, Path(output), model_name or front.sweep, alias, verify, log_console()
         )
 
     def report(self) -> Path:
-        """Draw the sweep's pages again and write ``front.json`` and MLflow's tags, from its study; returns the folder.
+        """Write ``report.html``, ``front.json`` and MLflow's tags again, from the sweep's study; returns the page's path.
 
         Raises:
             ConfigError: a driver is at work on the sweep, or its study is empty.
         """
+        from alast_tune.tracking.page import REPORT
         from alast_tune.tune.conclude import report
 
         report(self.folder, log_console())
-        return self.folder
+        return self.folder / REPORT
 
     def resume(
         self,

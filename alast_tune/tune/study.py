@@ -305,6 +305,7 @@ def _tune(
             name=next_attempt(folder),
             storage_path=address_of(folder / CHECKPOINTS),
             verbose=0,
+            progress_reporter=tune.CLIReporter(),  # says nothing; the one for notebooks empties the cell first
             failure_config=FailureConfig(max_failures=sweep.retries),
             checkpoint_config=CheckpointConfig(num_to_keep=2, checkpoint_frequency=1),
             callbacks=[events],

@@ -7,7 +7,7 @@ settings are written here from the program itself. ``serve`` then shows the site
 from __future__ import annotations
 
 import io
-import re
+import os
 import shutil
 import subprocess
 import sys
@@ -16,7 +16,8 @@ from collections.abc import Iterator
 from contextlib import redirect_stdout, suppress
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any, get_args
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from urllib.parse import unquote, urlsplit
 
 from pydantic import BaseModel
@@ -54,19 +55,24 @@ def settings() -> Iterator[str]:
         parts[f"trial.method, name: {kind.model_fields['name'].default}"] = kind
     for title, kind in parts.items():
         yield f"## {title}\n\n{(kind.__doc__ or '').strip()}\n"
-        yield "| setting | kind | default | |\n| --- | --- | --- | --- |"
+        yield "| setting | takes | default | |\n| --- | --- | --- | --- |"
         for name, field in kind.model_fields.items():
             default = "" if field.default in (PydanticUndefined, None) else f"`{field.default}`"
-            cells = (f"`{name}`", f"`{_words(field.annotation)}`", default, field.description or "")
+            cells = (f"`{name}`", _words(field.annotation), default, field.description or "")
             yield "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
         yield ""
 
 
-def _words(annotation: Any) -> str:
-    """Name a type as a reader would: without modules and pydantic's own marks."""
-    text = annotation.__name__ if isinstance(annotation, type) else str(annotation)
-    text = re.sub(r"Annotated\[([\w.]+), .*?\)\]", r"\1", text)
-    return re.sub(r"(?:\w+\.)+(\w+)", r"\1", text)
+def _words(kind: Any) -> str:
+    """Say what a setting takes: names of types, or the words that there are to choose from."""
+    arguments = [argument for argument in get_args(kind) if argument is not type(None)]
+    if get_origin(kind) is Literal:
+        return ", ".join(f"`{word}`" for word in arguments)
+    if get_origin(kind) is Annotated:
+        return _words(arguments[0])
+    if get_origin(kind) in {Union, UnionType}:
+        return " or ".join(dict.fromkeys(map(_words, arguments)))
+    return f"`{getattr(kind, '__name__', kind)}`"
 
 
 def stage() -> None:
@@ -80,7 +86,8 @@ def stage() -> None:
     (pages / "reference").mkdir()
     for name, lines in {"commands": commands(), "settings": settings()}.items():
         (pages / "reference" / f"{name}.md").write_text("\n".join(lines))
-    shutil.copy(ROOT / "docs/site/python.md", pages / "reference")
+    for name in ("python.md", "site.css"):
+        shutil.copy(ROOT / "docs/site" / name, pages / "reference")
     shutil.copy(ROOT / "docs/site/zensical.toml", SITE)
 
 
@@ -129,11 +136,14 @@ def dead_links(html: Path) -> Iterator[str]:
 
 
 def build(*words: str) -> int:
-    """Build the site, then look at its links."""
+    """Build the site, then look at its links; with words, hand the builder these (``serve``) instead."""
     set_up()
     stage()
-    program = (f"{BUILDER}/bin/zensical", *(words or ("build", "--clean")), "--strict", "-f", f"{SITE}/zensical.toml")
-    code = subprocess.run(program, check=False, cwd=SITE).returncode
+    program = f"{BUILDER}/bin/zensical"
+    if words:
+        os.execv(program, [program, *words, "-f", f"{SITE}/zensical.toml"])
+    build = (program, "build", "--clean", "--strict", "-f", f"{SITE}/zensical.toml")
+    code = subprocess.run(build, check=False).returncode
     dead = sorted(dead_links(SITE / "html"))
     for line in dead:
         print(f"dead link: {line}", file=sys.stderr)

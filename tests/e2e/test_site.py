@@ -1,4 +1,4 @@
-"""The site that `just docs` has built, in a real browser: its four kinds, their pages, what is loaded and drawn.
+"""The site that `just docs` has built, in a browser: the four kinds, their pages, what is loaded and what is drawn.
 
 ALAST_SCREENSHOTS: where the picture of the start page goes.
 """

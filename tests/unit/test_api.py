@@ -124,6 +124,7 @@ def test_the_best_member(sweep: Sweep, asked: dict[str, Any], trial: str) -> Non
         ({"max_memory": 5}, "max_memory = 5: no member of the front of s keeps this limit; loosen it"),
         ({"within": 0.01, "max_flops": 1.5e12}, "within = 0.01: no member of the front is so near: full fine-tuning"),
         ({"max_memory": "6 pounds"}, "max_memory = 6 pounds: "),
+        ({"max_flops": 0}, "max_flops = 0: "),
         ({"within": 1.5}, "within = 1.5: is a difference in accuracy, from 0 to 1"),
     ],
 )
@@ -144,7 +145,7 @@ def test_without_full_fine_tuning_there_is_nothing_to_be_near(sweep: Sweep) -> N
 def test_a_sweep_says_what_it_is(sweep: Sweep, tmp_path: Path) -> None:
     assert repr(sweep) == f"<Sweep {tmp_path / 's'}>"
     shown = str(sweep)
-    assert "within 1 point of full fine-tuning (0.9000)" in shown and "3 of 4 complete trials on the front" in shown
+    assert "within 1 point of full fine-tuning" in shown and "3 of 4 complete trials on the front" in shown
     assert "\x1b" not in shown and max(map(len, shown.splitlines()[2:])) <= 120
     page = sweep._repr_html_()
     assert page.startswith("<p><b>s</b>: 3 of 4 complete trials on the front</p><table>")
@@ -156,6 +157,9 @@ def test_a_sweep_says_what_it_is(sweep: Sweep, tmp_path: Path) -> None:
 
 def test_what_is_promoted_is_a_member(sweep: Sweep, tmp_path: Path) -> None:
     output = tmp_path / "best.yaml"
+    theirs = sweep.best().model_copy(update={"objectives": {"accuracy": 1.0, "train_flops": 1.0, "peak_bytes": 1.0}})
+    with pytest.raises(ConfigError, match="pick = 0001: is of another sweep, not of s; promote it there"):
+        sweep.promote(theirs, output)
     for pick, line in ((9, "pick = 9: not on the front"), (sweep.best(), "pick = 0001: no checkpoint of it under")):
         with pytest.raises(ConfigError) as refused:
             sweep.promote(pick, output)
@@ -202,3 +206,23 @@ def test_settings_go_into_those_of_a_preset(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(KeyboardInterrupt):
         alast_tune.sweep(config, trial=TrialConfig.model_validate({"train": {"seed": 3}}))
     assert asked[1].trial.train.seed == 3 and asked[1].trial.train.epochs == 5
+
+
+@pytest.mark.slow
+def test_a_folder_is_swept_as_the_command_does_and_what_was_chosen_is_said(
+    two_classes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[SweepConfig] = []
+
+    def stopped(config: SweepConfig, **options: Any) -> None:
+        asked.append(config)
+        raise SystemExit(143)  # as a sweep that SIGTERM has ended
+
+    monkeypatch.setattr("alast_tune.tune.study.run_sweep", stopped)
+    monkeypatch.setattr("alast_tune.cli.plan.plan_of", lambda sweep, chosen: chosen)  # which trains a few steps
+    with pytest.raises(SystemExit):
+        alast_tune.sweep(two_classes, model="embedded", storage=tmp_path, max_memory="1GiB", trials=3)
+    (config,) = asked
+    assert (config.trial.data.root, config.trial.model.name, config.trials) == (two_classes, "embedded", 3)
+    captured = capsys.readouterr()
+    assert "32 to train on, 16 to validate, 8 to test" in captured.err and captured.out == ""
