@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 
 from alast_tune.choices.settings import (
@@ -27,7 +26,7 @@ from alast_tune.config import AlastConfig, DataConfig, FullConfig, Limits, Model
 from alast_tune.cost import step_peak_bytes
 from alast_tune.data import Splits, load_splits
 from alast_tune.data.folders import open_folder
-from alast_tune.data.machine import available_bytes, cpu_count
+from alast_tune.data.machine import available_bytes, cpu_count, smallest_card
 from alast_tune.errors import ConfigError
 from alast_tune.methods import build_method
 from alast_tune.models import VisionTransformer, architecture_of, check_weights, input_spec, outline
@@ -60,7 +59,7 @@ class Choices:
     """A sweep, and what in it was chosen."""
 
     sweep: SweepConfig
-    said: tuple[Chosen, ...]
+    lines: tuple[Chosen, ...]
     """A line each, in the order in which they follow from one another."""
 
 
@@ -71,12 +70,7 @@ def name_of(folder: Path) -> str:
 
 def this_machine(device: str = "auto") -> Machine:
     """Say what there is for trials here; ``device`` as in ``train.device``."""
-    cpus, memory = cpu_count(), available_bytes()
-    if device == "cpu" or not torch.cuda.is_available():
-        return Machine(cpus, memory)
-    cards = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
-    smallest = min(card.total_memory for card in cards)
-    return Machine(cpus, memory, smallest, torch.cuda.is_bf16_supported(including_emulation=False))
+    return Machine(cpu_count(), available_bytes(), *(smallest_card() if device != "cpu" else ()))
 
 
 def model_settings(model: str | Path | None, own: ModelConfig) -> dict[str, Any]:
@@ -134,39 +128,38 @@ def sweep_of_folder(
     """
     data = {"dataset": "folder", "root": str(folder)}
     trial = _merged({"data": data}, dict(settings.get("trial", {})))
+    if "method" in trial:
+        trial["method"] = {"name": "alast"} | trial["method"]
     own = parse(TrialConfig, trial)
     open_folder(own.data.root)  # says what is wrong with it before anything else is looked at
     limit_bytes = _bytes(settings.get("max_memory"))
     trial = _merged(trial, {"model": model_settings(model, own.model)})
     own = parse(TrialConfig, trial)
     _check_weights(own.model)
-    sketch, said = outline(own.model.model_copy(update={"num_classes": 2})), []
+    sketch, chosen = outline(own.model.model_copy(update={"num_classes": 2})), []
     machine = machine or this_machine(own.train.device)
     splits = load_splits(own.data.model_copy(update={"cache": "none"}), input_spec(sketch), verify=False)
-    said += [*_images_said(splits, own.data), _model_said(own.model, model)]
+    chosen += [*_images_lines(splits, own.data), _model_line(own.model, model)]
 
     def choose(path: str, value: object, shown: str, why: str) -> None:
         """Take a value for a path in the trial that was left open, and say so."""
         group, name = path.split("/")
         if name not in trial.get(group, {}):
             trial.setdefault(group, {})[name] = value
-            said.append(Chosen(_NAMES[name], shown, why))
+            chosen.append(Chosen(_NAMES[name], shown, why))
 
     spec, patch, images = input_spec(sketch), int(sketch.patch_embed.patch_size[0]), len(splits.train)
     smaller = median_side(splits)
     side = image_side(spec.image_size, patch, smaller)
-    choose("model/image_size", side, f"{side} pixels", _side_said(side, spec.image_size, smaller))
+    choose("model/image_size", side, f"{side} pixels", _side_reason(side, spec.image_size, smaller))
     precision = "bf16" if machine.bf16 else "fp32"
     card = "the GPU here computes in it" if machine.bf16 else "the GPU here has no bf16"
     choose("train/precision", precision, precision, card if machine.card_bytes else "there is no CUDA device here")
     own = parse(TrialConfig, trial)
     peak = _full_peak(own)
-    limit = min(machine.limit_bytes, limit_bytes)
-    batch = batch_size(images, peak, limit)
-    roomy = batch == batch_size(images, peak, math.inf)
-    why = (
-        f"{-(-images // batch)} steps an epoch" if roomy else "the largest with which full fine-tuning fits into memory"
-    )
+    batch = batch_size(images, peak, min(machine.limit_bytes, limit_bytes))
+    lowered = batch < batch_size(images, peak, math.inf)
+    why = "so that full fine-tuning fits into memory" if lowered else f"{-(-images // batch)} steps an epoch"
     choose("train/batch_size", batch, str(batch), why)
     batch, steps = trial["train"]["batch_size"], STEPS[bool(machine.card_bytes)]
     epochs = epoch_count(images, int(batch), steps)
@@ -187,11 +180,11 @@ def sweep_of_folder(
         blocks = len(sketch.blocks)
         alast = own.method if isinstance(own.method, AlastConfig) else None
         values["space"] = space_of(blocks, own.model.name, alast, "method" not in trial)
-        said.append(_space_said(values["space"]))
+        chosen.append(_space_line(values["space"]))
     if "trials" not in values and values.get("sampler") != "grid":
         values["trials"] = TRIALS
-        said.append(Chosen("trials", str(TRIALS), "beside full fine-tuning and ALaST as in the paper; --trials"))
-    return Choices(parse(SweepConfig, values), tuple(said))
+        chosen.append(Chosen("trials", str(TRIALS), "beside full fine-tuning and ALaST as in the paper; --trials"))
+    return Choices(parse(SweepConfig, values), tuple(chosen))
 
 
 _NAMES = {
@@ -246,7 +239,7 @@ def median_side(splits: Splits) -> int:
     return sorted(sides)[len(sides) // 2] if sides else LARGEST_SIDE
 
 
-def _images_said(splits: Splits, data: DataConfig) -> list[Chosen]:
+def _images_lines(splits: Splits, data: DataConfig) -> list[Chosen]:
     parts = {"to train on": splits.train, "to validate": splits.validation, "to test": splits.test}
     counts = ", ".join(f"{len(part)} {use}" for use, part in parts.items() if part)
     drawn = splits.validation.source is splits.train.source
@@ -255,22 +248,22 @@ def _images_said(splits: Splits, data: DataConfig) -> list[Chosen]:
     return [Chosen("classes", str(splits.num_classes), names), Chosen("images", counts, why)]
 
 
-def _model_said(model: ModelConfig, given: str | Path | None) -> Chosen:
+def _model_line(model: ModelConfig, given: str | Path | None) -> Chosen:
     if model.checkpoint:
         return Chosen("model", model.name, f"the architecture of {model.checkpoint}")
     why = "as given" if given or model.name != MODEL else "a good small one, 22 million parameters; --model"
     return Chosen("model", model.name, why)
 
 
-def _side_said(side: int, own: int, smaller: int) -> str:
+def _side_reason(side: int, own: int, smaller: int) -> str:
     if side == own:
         return "the model's own"
     return f"the model's own is {own}, " + (f"the images are {smaller}" if smaller < LARGEST_SIDE else "at more cost")
 
 
-def _space_said(space: Mapping[str, Any]) -> Chosen:
+def _space_line(space: Mapping[str, Any]) -> Chosen:
     varied = space.get("method")
     if varied is None:
         return Chosen("search", ", ".join(path.rsplit("/")[-1] for path in space), "of the method that was given")
     names = list(varied["variants"])
-    return Chosen("search", f"{len(names)} methods, each at any learning rate", "ALaST's settings and its rivals")
+    return Chosen("search", f"{len(names)} methods, each at any learning rate", "ALaST's settings, and its rivals")

@@ -23,7 +23,7 @@ def plan_of(sweep: SweepConfig, chosen: Sequence[str]) -> Iterator[str]:
         ConfigError: model or data that cannot be loaded.
     """
     if chosen:
-        yield f"{sweep.name}: chosen for {sweep.trial.data.root}; whatever you give goes before it"
+        yield f"{sweep.name}: settings chosen for {sweep.trial.data.root}; give your own to replace them"
         yield from (f"  {line}" for line in chosen)
     seen = preview(sweep)
     yield f"{sweep.name}: forecast"
@@ -31,6 +31,7 @@ def plan_of(sweep: SweepConfig, chosen: Sequence[str]) -> Iterator[str]:
         ("at a time", _places(sweep, seen)),
         ("FLOPs", f"{human_flops(seen.full.train_flops)} full fine-tuning; {_range(seen, 'train_flops')}"),
         ("peak memory", f"{human_bytes(seen.full.peak_bytes)} full fine-tuning; {_range(seen, 'peak_bytes')}"),
+        *_broken(sweep, seen),
     ):
         yield f"  {name:14}{value}"
     yield f"  {'time':14}{_time(sweep, seen)}"
@@ -57,13 +58,20 @@ def _places(sweep: SweepConfig, seen: Preview) -> str:
     return f"{seen.at_a_time} {of}"
 
 
+def _broken(sweep: SweepConfig, seen: Preview) -> Iterator[tuple[str, str]]:
+    """Say that full fine-tuning, which all is compared with, breaks a limit."""
+    excess = sweep.excess(train_flops=seen.full.train_flops, peak_bytes=seen.full.peak_bytes)
+    for limit in (name for name, amount in excess.items() if amount > 0):
+        yield "note", f"full fine-tuning is above --{limit.replace('_', '-')}, and is not run to be compared with"
+
+
 def _range(seen: Preview, cost: str) -> str:
     low, high = seen.range_of(cost)
     return f"{100 * low:.0f} to {100 * high:.0f}% of that over the search"
 
 
 def _time(sweep: SweepConfig, seen: Preview) -> str:
-    limit = f"; --time-budget lets none start after {_duration(sweep.time_budget)}" if sweep.time_budget else ""
+    limit = f"; none starts after {_duration(sweep.time_budget)}" if sweep.time_budget else ""
     if seen.at_a_time is None:
         return f"said once the first trial has ended: the cluster's machines are not this one{limit}"
     if not seen.at_a_time:
@@ -74,7 +82,7 @@ def _time(sweep: SweepConfig, seen: Preview) -> str:
         one, whole = hours_of(seen, pace(sweep), images, sweep.trial.train.epochs)
     except RuntimeError as error:  # memory that others have, say: the trials will tell
         return f"said once the first trial has ended; a step could not be timed here ({one_line(error)}){limit}"
-    return f"{_duration(3600 * one)} one full fine-tuning, timed here; {_duration(3600 * whole)} all, or less{limit}"
+    return f"{_duration(3600 * one)} full fine-tuning, timed here; {_duration(3600 * whole)} all trials, or less{limit}"
 
 
 def _duration(seconds: float) -> str:

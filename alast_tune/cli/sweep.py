@@ -50,6 +50,8 @@ from alast_tune.tune.study import run_sweep
 
 PRESETS = Path(__file__).parents[1] / "presets"
 
+_UNLISTED = {"folder", "chosen", "trial", "help_all"}
+"""Settings that the short help has no option for, or names by itself."""
 _OF_WEIGHTS = {"name", "checkpoint", "checkpoint_key"}
 """Settings of a preset's model that ``--model`` replaces."""
 
@@ -107,7 +109,7 @@ class Preset(PydanticBaseSettingsSource):
             raise ConfigError("folder", folder, f"is a preset, not a folder of images; give it as --preset {folder}")
         own = {name: value for name, value in given.items() if name in SweepConfig.model_fields}
         choices = sweep_of_folder(given_file("folder", folder), model=given.get("model"), **own | {"name": name})
-        return choices.sweep.given_values() | {"chosen": [str(line) for line in choices.said]}
+        return choices.sweep.given_values() | {"chosen": [str(line) for line in choices.lines]}
 
     def _preset(self, preset: str) -> tuple[Path, dict[str, Any]]:
         file = preset_file(preset)
@@ -117,7 +119,6 @@ class Preset(PydanticBaseSettingsSource):
 class Sweep(BaseSettings, SweepConfig):
     """The command line: every setting of a sweep, and where the others come from."""
 
-    __doc__ = __doc__  # --help shows the module's
     model_config = SettingsConfigDict(
         extra="forbid", frozen=True, cli_prog_name="alast-tune sweep", cli_exit_on_error=False
     )
@@ -131,6 +132,7 @@ class Sweep(BaseSettings, SweepConfig):
         None,
         description="a timm name (vit_base_patch16_224), local weights (a file or a folder), or embedded",
     )
+    help_all: CliImplicitFlag[bool] = Field(False, description="print this: every setting, of a trial too")
     dry_run: CliImplicitFlag[bool] = Field(
         False, description="print what was chosen, the forecast, and the YAML that it amounts to; run nothing"
     )
@@ -166,6 +168,9 @@ class Sweep(BaseSettings, SweepConfig):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Command line first, then the preset; no environment variables."""
         return init_settings, Preset(settings_cls)
+
+
+Sweep.__doc__ = __doc__  # which --help-all shows
 
 
 def free_name(storage: Path, wish: str) -> str:
@@ -204,7 +209,7 @@ def main(arguments: list[str] | None = None) -> None:
     # Both spellings of a name are taken: --max-memory and --max_memory.
     words = [re.sub(r"^--[^=]+", lambda name: "--" + name[0][2:].replace("-", "_"), word) for word in given]
     if {"--help", "-h"} & set(words):
-        print(short_help(name for name in Sweep.model_fields if name not in {"folder", "chosen", "trial"}), end="")
+        print(short_help(name for name in Sweep.model_fields if name not in _UNLISTED), end="")
         return
     words = ["--help" if word == "--help_all" else word for word in words]
     if "--list_presets" in words:

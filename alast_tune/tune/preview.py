@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import time
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -17,7 +15,7 @@ from torch.nn import functional as F
 
 from alast_tune.choices import Machine, this_machine
 from alast_tune.config import FloatRange, FullConfig, SweepConfig, TrialConfig, choices_of
-from alast_tune.data.machine import limit_threads
+from alast_tune.data.machine import in_own_process, limit_threads
 from alast_tune.errors import ConfigError
 from alast_tune.methods import build_method
 from alast_tune.optimizers import build_optimizer
@@ -29,11 +27,14 @@ from alast_tune.tune.space import begins_with, trial_config
 POINTS = 48
 """Of the space, whose costs are forecast."""
 
-TIMED_IMAGES = 8
+TIMED_IMAGES = 4
 """On a CPU a step is timed with so many images, which take as long each as those of a whole batch."""
 
 TIMED_STEPS = 3
 """The fastest of so many counts; one before them does not."""
+
+TIMED_SECONDS = 5.0
+"""After so long no more are timed, so that the first may be the only one."""
 
 RAY_SHARE = 0.7
 """Of the free main memory, what Ray hands out."""
@@ -141,9 +142,10 @@ def _places(sweep: SweepConfig, machine: Machine, points: list[Costs], trials: i
     cards = float(torch.cuda.device_count()) if machine.card_bytes else 0.0
     memory = RAY_SHARE * machine.memory_bytes or 1e18
     packing = Packing(sweep, [Node("here", machine.cpus, cards, memory, machine.card_bytes or 0.0)])
+    peaks = [point.peak_bytes for point in points if packing.fits(point.peak_bytes)]
     count = 0
-    while count < min(trials, sweep.concurrent or trials) and packing.room:
-        packing.place(points[count % len(points)].peak_bytes)
+    while peaks and count < min(trials, sweep.concurrent or trials) and packing.fits(peaks[count % len(peaks)]):
+        packing.place(peaks[count % len(peaks)])
         count += 1
     return count
 
@@ -151,16 +153,13 @@ def _places(sweep: SweepConfig, machine: Machine, points: list[Costs], trials: i
 def pace(sweep: SweepConfig) -> Pace:
     """Time full fine-tuning for a few steps, on what a trial would have here: its threads, or the first card.
 
-    On a card this is done in a process of its own, since a driver that has used one keeps half a GiB of it.
-
     Raises:
         RuntimeError: whatever has gone wrong, memory that is not there for one.
     """
     trial, threads = full_of(without_cache(sweep.trial)), sweep.cpus_per_trial
     if device_of(trial.train).type == "cpu":
         return _timed(trial, threads)
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(_timed, trial, threads).result()
+    return in_own_process(_timed, trial, threads)
 
 
 def _timed(trial: TrialConfig, threads: int) -> Pace:
@@ -201,15 +200,15 @@ def _measured(trial: TrialConfig) -> Pace:
     return Pace(seconds / batch, _fastest(look, device) / batch)
 
 
-def _fastest(act: Any, device: torch.device) -> float:
-    seconds = []
-    for _ in range(1 + TIMED_STEPS):
+def _fastest(act: Callable[[], None], device: torch.device) -> float:
+    seconds: list[float] = []
+    while len(seconds) < 1 + TIMED_STEPS and sum(seconds) < TIMED_SECONDS:
         started = time.perf_counter()
         act()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - started)
-    return min(seconds[1:])
+    return min(seconds[1:] or seconds)
 
 
 def hours_of(seen: Preview, pace: Pace, images: Mapping[str, int], epochs: int) -> tuple[float, float]:

@@ -14,7 +14,7 @@ from mlflow.entities import Run
 from ray.cluster_utils import Cluster
 
 from alast_tune.cli import main
-from alast_tune.config import TrialConfig
+from alast_tune.config import TrialConfig, stored_sweep
 from alast_tune.lease import exclusive_driver
 from alast_tune.results import FrontFile
 from tests.integration.harness import Pareto, kill, wait_for
@@ -49,6 +49,18 @@ def logged_epochs(storage: Path) -> dict[int, tuple[int, ...]]:
         number: tuple(point.step for point in history)
         for number, history in sorted(zip(numbers, histories, strict=True))
     }
+
+
+@pytest.mark.slow
+def test_a_folder_is_a_whole_sweep(ray_here: Cluster, pareto: Pareto) -> None:
+    words = ("--model", "embedded", "--trials", "1", "--trial.train.epochs", "1", "--concurrent", "1")
+    out = pareto.here(str(pareto.pictures), *words, "--sampler", "random")
+    assert out.index("settings chosen for") < out.index("forecast") < out.index("trial 0000 complete")
+    assert "1 of 3 trials, 2 baselines among them" in out
+    (folder,) = (file.parent for file in pareto.storage.glob("*/front.json"))
+    assert folder.name == pareto.pictures.name
+    assert trial_states(folder) == ["COMPLETE"] * 3
+    assert stored_sweep(folder).trial.train.batch_size == 8
 
 
 @pytest.mark.slow
@@ -168,7 +180,7 @@ def test_a_second_driver_of_the_same_sweep_is_refused(pareto: Pareto) -> None:
     [
         (["--preset", "nope"], "error: preset = nope: not a file and none of"),
         (["--resume", "nope"], "error: resume = nope: "),
-        ([], "error: preset = not given: give --preset"),
+        ([], "error: folder = not given: give a folder of images, --preset"),
         (["--preset", "demo", "--nonsense", "1"], "error: unrecognized arguments: --nonsense 1"),
         (["--preset", "demo", "--trials", "0"], "error: trials = 0: "),
         (
