@@ -204,7 +204,6 @@ def test_ui_leads_to_the_sweeps_charts_and_table(sweep: Sweep, browser: Page, pi
     for column in columns:
         header = browser.locator(f"[role=columnheader][col-id*='`{column}`']")
         expect(header).to_be_visible()
-        expect(header).to_have_text(column)  # all of it is seen
         places.append((header.bounding_box() or {"x": -1.0})["x"])
     assert places == sorted(places)
     row = browser.locator("[role=row]", has=full).get_attribute("row-index")
