@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from alast_tune.api import Sweep, open_sweep, sweep
     from alast_tune.config import SweepConfig, TrialConfig
+    from alast_tune.data import register_dataset
     from alast_tune.methods import build_method
     from alast_tune.models import create_model
     from alast_tune.train import fit
@@ -29,13 +30,24 @@ _HOMES = {
     "create_model": "models.create_model",
     "fit": "train.fit",
     "open": "api.open_sweep",
+    "register_dataset": "data.register_dataset",
     "run_sweep": "tune.study.run_sweep",
     "sweep": "api.sweep",
 }
 """Each name -> module and name that it is loaded from."""
 
 # Without open: `from alast_tune import *` would take the place of Python's own.
-__all__ = ["Sweep", "SweepConfig", "TrialConfig", "build_method", "create_model", "fit", "run_sweep", "sweep"]
+__all__ = [
+    "Sweep",
+    "SweepConfig",
+    "TrialConfig",
+    "build_method",
+    "create_model",
+    "fit",
+    "register_dataset",
+    "run_sweep",
+    "sweep",
+]
 
 
 def __getattr__(name: str) -> Any:

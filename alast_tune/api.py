@@ -242,23 +242,22 @@ class Sweep:
         front = self.front_file
         member = promote.pick(front, pick.trial_id if isinstance(pick, FrontMember) else str(pick))
         if isinstance(pick, FrontMember) and pick.objectives != member.objectives:
-            raise ConfigError(
-                "pick", pick.trial_id, f"is a member of another sweep, not of {self.name}; promote it there"
-            )
+            raise ConfigError("pick", pick.trial_id, f"is of another sweep, not of {self.name}; promote it there")
         return promote.promote_member(
             member, front.sweep, self.folder, Path(output), model_name or front.sweep, alias, verify, log_console()
         )
 
     def report(self) -> Path:
-        """Draw the sweep's pages again and write ``front.json`` and MLflow's tags, from its study; returns the folder.
+        """Write ``report.html``, ``front.json`` and MLflow's tags again, from the sweep's study; returns the page's path.
 
         Raises:
             ConfigError: a driver is at work on the sweep, or its study is empty.
         """
+        from alast_tune.tracking.page import REPORT
         from alast_tune.tune.conclude import report
 
         report(self.folder, log_console())
-        return self.folder
+        return self.folder / REPORT
 
     def resume(
         self,

@@ -12,8 +12,9 @@ from typing import Any, Protocol
 from rich.console import Console
 
 from alast_tune.config import SweepConfig, TrialConfig
+from alast_tune.labels import method_label
 from alast_tune.plots import front_png, human_bytes, human_flops
-from alast_tune.results import BASELINES, FrontFile, FrontMember, TrialResult
+from alast_tune.results import FrontFile, FrontMember, TrialResult
 from alast_tune.text import safe
 
 PAUSE = 10.0
@@ -60,7 +61,7 @@ def front_as_html(
 
 def _cells(member: FrontMember, full: Mapping[str, float] | None) -> Iterator[str]:
     yield member.trial_id
-    yield BASELINES[member.baseline] if member.baseline else member.config.method.name
+    yield method_label(member.config, member.baseline, key=True)
     yield f"{member.objectives['accuracy']:.4f}"
     yield "-" if member.test_accuracy is None else f"{member.test_accuracy:.4f}"
     for name, words in (("train_flops", human_flops), ("peak_bytes", human_bytes)):
@@ -101,7 +102,7 @@ class NotebookProgress:
 
     def on_trial_start(self, number: int, config: TrialConfig) -> None:
         """One more runs."""
-        self._running[number] = f"{number:04d} {config.method.name}"
+        self._running[number] = f"{number:04d} {method_label(config)}"
         self._show()
 
     def on_epoch_end(self, number: int, record: Mapping[str, float]) -> None:

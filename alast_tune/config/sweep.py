@@ -155,6 +155,11 @@ class SweepConfig(Limits):
         description="where trials are recorded: sqlite, or journal for network drives, a file in the sweep's folder; "
         "or postgresql://USER@HOST/DATABASE, the password in PGPASSWORD or ~/.pgpass; default: sqlite, on s3 journal",
     )
+    experiment: str | None = Field(
+        None,
+        min_length=1,
+        description="MLflow's, one a project; unset: $MLFLOW_EXPERIMENT_NAME, else alast-tune",
+    )
     trials: int = Field(16, ge=1, description="how many trials beside the baselines; of a grid, all that there are")
     time_budget: Annotated[float, BeforeValidator(seconds_of)] | None = Field(
         None,

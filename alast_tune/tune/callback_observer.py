@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from alast_tune.callbacks import Callbacks
 from alast_tune.config import TrialConfig
@@ -23,9 +22,9 @@ class CallbackObserver:
         self._observer = observer
         self._callbacks = callbacks
 
-    def started(self, number: int, config: TrialConfig, *more: Any, **named: Any) -> None:
-        """A trial was handed to a worker; what else is said of it is for the sweep's own observer."""
-        self._observer.started(number, config, *more, **named)
+    def started(self, number: int, config: TrialConfig, params: Mapping[str, object], baseline: str | None) -> None:
+        """A trial was handed to a worker."""
+        self._observer.started(number, config, params, baseline)
         self._callbacks.tell("on_trial_start", number, config)
 
     def reported(self, number: int, metrics: Mapping[str, float]) -> None:

@@ -20,7 +20,7 @@ from alast_tune.lease import SweepLease
 from alast_tune.progress import SweepProgress
 from alast_tune.results import FrontFile, TrialResult
 from alast_tune.summary import FrontTracker, trial_id
-from alast_tune.tracking import Tracker, end_status
+from alast_tune.tracking import Tracker
 from alast_tune.tune.cluster import Stop
 from alast_tune.tune.schedule import last_line
 
@@ -71,7 +71,7 @@ class SweepObserver:
 
     def started(self, number: int, config: TrialConfig, params: Mapping[str, object], baseline: str | None) -> None:
         """Open the trial's MLflow run."""
-        self._tracker.start_trial(number, config, params)
+        self._tracker.start_trial(number, config, params, baseline)
         self._lease.save()  # or it could leave checkpoints under a number that nobody knows
         self.progress.started(number, config, params, baseline)
 
@@ -88,8 +88,7 @@ class SweepObserver:
 
     def ended(self, result: TrialResult) -> None:
         """End the trial's MLflow run; if it changes the front, say so."""
-        tags = {"alast.state": result.state} | ({"alast.reason": result.reason} if result.reason else {})
-        self._tracker.end_trial(result.number, end_status(result), tags)
+        self._tracker.end_result(result)
         changed = self._front.add(result)
         front = self.front
         if changed:

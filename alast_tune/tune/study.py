@@ -45,7 +45,14 @@ from alast_tune.tune.schedule import MoAsha
 from alast_tune.tune.search import StudySearcher
 from alast_tune.tune.storage_errors import as_storage_error
 from alast_tune.tune.trainable import AlastTrainable
-from alast_tune.tune.trials import baselines, enqueue_baselines, enqueue_failed, open_study, results
+from alast_tune.tune.trials import (
+    baselines,
+    enqueue_baselines,
+    enqueue_failed,
+    name_metrics,
+    open_study,
+    results,
+)
 from alast_tune.tune.warm_start import Earlier, earlier_results, feed
 
 MARGIN = 1.1
@@ -110,7 +117,7 @@ def run_sweep(
         as_storage_error(prepared.folder),
         exclusive_driver(prepared.folder, say=prepared.say) as lease,
         stopped_by_signals() as stop,
-        Tracker(prepared.uri, prepared.sweep.storage, say=prepared.say) as tracker,
+        Tracker(prepared.uri, prepared.sweep.storage, prepared.say, prepared.sweep.experiment) as tracker,
     ):
         try:
             with cluster():
@@ -181,7 +188,7 @@ def search(prepared: Prepared, lease: SweepLease, tracker: Tracker, stop: Stop, 
             "MLFLOW_TRACKING_URI", prepared.uri, "several nodes need a tracking server; set it to one's http address"
         )
     study = _begin(prepared)
-    tracker.start_sweep(sweep)
+    tracker.start_sweep(sweep, prepared.origin.data)
     before = results(study, sweep)
     tracker.reconcile_runs(before)
     total = sweep.trials + len(baselines(study))
@@ -227,6 +234,7 @@ def _begin(prepared: Prepared) -> optuna.Study:
     """Open the sweep's study; a new one begins with earlier results and the baselines."""
     sweep, folder = prepared.sweep, prepared.folder
     study = open_study(sweep, folder, new=not prepared.resume, must_exist=prepared.resume)
+    name_metrics(study)
     _keep(sweep, folder / "sweep.json")
     if "reference_point" not in study.user_attrs:
         study.set_user_attr("reference_point", prepared.reference)

@@ -43,6 +43,9 @@ FLAGS = [
     "--disable-sync",
 ]
 
+TRIAL = re.compile(r"^\d{4} \w")
+"""Names of trials' runs: number, method, settings."""
+
 pytestmark = [
     pytest.mark.e2e,
     pytest.mark.slow,
@@ -155,7 +158,7 @@ def test_run_list_shows_the_trials_and_its_filter_the_front(sweep: Sweep, browse
     search = browser.get_by_placeholder("metrics.rmse < 1")
     search.fill(sweep.filter)
     search.press("Enter")
-    trials = browser.get_by_role("link", name="trial-")
+    trials = browser.get_by_role("link", name=TRIAL)
     expect(trials).to_have_count(len(sweep.members))
     assert set(trials.all_inner_texts()) == sweep.members
     browser.screenshot(path=pictures / "mlflow-front-runs.png")
@@ -164,7 +167,7 @@ def test_run_list_shows_the_trials_and_its_filter_the_front(sweep: Sweep, browse
 def test_of_more_trials_than_mlflow_draws_ui_shows_the_front(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("alast_tune.tracking.view._CHARTED", len(sweep.children) - 1)
     client = mlflow.MlflowClient(sweep.address)
-    prepare_view(client, sweep.experiment, sweep.name)
+    prepare_view(client, sweep.parent.info.run_id)
     tags = client.get_experiment(sweep.experiment).tags
     packed = tags[f"mlflow.sharedViewState.front-{sweep.parent.info.run_id[:8]}"].removeprefix("deflate;")
     view = json.loads(zlib.decompress(base64.b64decode(packed)))
@@ -177,21 +180,33 @@ def test_ui_leads_to_the_sweeps_charts_and_table(sweep: Sweep, browser: Page, pi
     from playwright.sync_api import expect
 
     client = mlflow.MlflowClient(sweep.address)
-    page = prepare_view(client, sweep.experiment, sweep.name)
-    assert prepare_view(client, sweep.experiment) == page  # the one that began last
+    page = prepare_view(client, sweep.parent.info.run_id)
+    assert prepare_view(client) == page  # the one that began last
     browser.goto(sweep.address + page)
     expect(browser.get_by_text("Pareto front", exact=True)).to_be_visible()
-    complete = {run.info.run_name for run in sweep.children if run.data.tags["alast.state"] == "complete"}
+    complete = {run.info.run_name: run for run in sweep.children if run.data.tags["alast.state"] == "complete"}
     points = browser.locator(".scatterlayer .point")
     expect(points).to_have_count(2 * len(complete))  # accuracy against FLOPs, and against memory
+    for axis in ("flops_percent_of_full", "memory_percent_of_full"):
+        expect(browser.locator(".xtitle", has_text=axis)).to_be_visible()
     expect(browser.locator("canvas").first).to_be_visible()  # parallel coordinates
     browser.screenshot(path=pictures / "mlflow-view.png")
     browser.goto("about:blank")
     browser.goto(sweep.address + page.replace("&compareRunsMode=CHART", ""))
-    trials = browser.get_by_role("link", name="trial-")
+    trials = browser.get_by_role("link", name=TRIAL)
     expect(trials).to_have_count(len(complete))
-    for column in ("accuracy", "train_flops", "peak_bytes"):  # others may lie further to the right
-        expect(browser.locator(f"[role=columnheader][col-id*='{column}']")).to_be_visible()
+    assert set(trials.all_inner_texts()) == set(complete)
+    full = browser.get_by_role("link", name="0000 full", exact=True)
+    expect(full).to_be_visible()
+    columns = ("method/name", "accuracy", "test_accuracy", "flops_percent_of_full", "memory_percent_of_full", "pareto")
+    for column in columns:
+        expect(browser.locator(f"[role=columnheader][col-id*='`{column}`']")).to_be_visible()
+    row = browser.locator("[role=row]", has=full).get_attribute("row-index")
+    for column, text in (("method/name", "full"), ("flops_percent_of_full", "100"), ("memory_percent_of_full", "100")):
+        expect(browser.locator(f"[row-index='{row}'] [col-id*='`{column}`']")).to_have_text(text)
+    digits = [text for text in browser.locator("[role=gridcell]").all_inner_texts() if re.search(r"\d[\d.]{9}", text)]
+    assert not digits, "numbers that nobody reads"
+    browser.screenshot(path=pictures / "mlflow-table.png")
 
 
 def test_report_is_drawn_inside_mlflow(sweep: Sweep, browser: Page) -> None:
@@ -222,7 +237,7 @@ def test_chart_and_compare_views_work_on_the_front_alone(sweep: Sweep, browser: 
     browser.set_viewport_size({"width": 1500, "height": 950})
     browser.goto(sweep.url(f"runs?searchFilter={quote(sweep.filter)}&compareRunsMode=CHART"))
     unfold(browser, sweep.name)
-    trials = browser.get_by_role("link", name="trial-")
+    trials = browser.get_by_role("link", name=TRIAL)
     expect(trials).to_have_count(len(sweep.members))
     assert set(trials.all_inner_texts()) == sweep.members
     browser.get_by_placeholder("Search metric charts").fill("^(accuracy|train_flops|peak_bytes)$")

@@ -34,8 +34,8 @@ def trial_states(folder: Path) -> list[str]:
 def runs_in(storage: Path, kind: str) -> tuple[mlflow.MlflowClient, list[Run]]:
     """The runs of one kind, ``sweep`` or ``trial``, that a storage's store has."""
     client = mlflow.MlflowClient(f"sqlite:///{storage / 'mlflow.db'}")
-    (experiment,) = client.search_experiments(filter_string="name = 'alast-tune'")
-    return client, list(client.search_runs([experiment.experiment_id], f"tags.`alast.kind` = '{kind}'"))
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    return client, list(client.search_runs(experiments, f"tags.`alast.kind` = '{kind}'"))
 
 
 def logged_epochs(storage: Path) -> dict[int, tuple[int, ...]]:

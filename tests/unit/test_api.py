@@ -158,7 +158,7 @@ def test_a_sweep_says_what_it_is(sweep: Sweep, tmp_path: Path) -> None:
 def test_what_is_promoted_is_a_member(sweep: Sweep, tmp_path: Path) -> None:
     output = tmp_path / "best.yaml"
     theirs = sweep.best().model_copy(update={"objectives": {"accuracy": 1.0, "train_flops": 1.0, "peak_bytes": 1.0}})
-    with pytest.raises(ConfigError, match="pick = 0001: is a member of another sweep, not of s; promote it there"):
+    with pytest.raises(ConfigError, match="pick = 0001: is of another sweep, not of s; promote it there"):
         sweep.promote(theirs, output)
     for pick, line in ((9, "pick = 9: not on the front"), (sweep.best(), "pick = 0001: no checkpoint of it under")):
         with pytest.raises(ConfigError) as refused:

@@ -1,8 +1,12 @@
 """`alast-tune front | list | ui | train | doctor`, and what a person reads when something is wrong."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +16,7 @@ from PIL import Image
 
 from alast_tune import promote
 from alast_tune.cli import main
+from alast_tune.cli.ui import _OPEN
 from alast_tune.config import Limits, TrialConfig
 from alast_tune.results import TrialResult
 from alast_tune.summary import summarise, within
@@ -144,7 +149,7 @@ def test_a_front_that_is_none_is_refused(sweep: Path, capsys: pytest.CaptureFixt
 def test_doctor_names_versions_and_devices(capsys: pytest.CaptureFixture[str]) -> None:
     main(["doctor"])
     shown = capsys.readouterr().out
-    for word in ("python", "torch", "ray", "optuna", "mlflow", "GPUs", "memory"):
+    for word in ("python", "torch", "ray", "optuna", "mlflow", "GPUs", "memory", "food101"):
         assert word in shown
     assert torch.__version__.split("+")[0] in shown
 
@@ -241,16 +246,52 @@ def test_ui_prints_the_address_of_the_runs_and_becomes_the_server(
     storage: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     became: list[list[str]] = []
+    started: list[list[str]] = []
     monkeypatch.setattr("os.execv", lambda program, words: became.append(words))
+    monkeypatch.setattr("subprocess.Popen", lambda words, **how: started.append(words))
     main(["ui", "--storage", str(storage), "--port", "5001"])
-    page = "http://127.0.0.1:5001/#/experiments/1/runs?workflowType=machine_learning"
+    page = "http://127.0.0.1:5001/#/experiments?workflowType=machine_learning"
     assert capsys.readouterr().out == f"open {page}\n"
-    with pytest.raises(SystemExit):
-        main(["ui", "nope", "--storage", str(storage)])
-    assert capsys.readouterr().err.startswith(f"error: sweep = nope: not under {storage}; there are:")
     (words,) = became
     assert words[1:5] == ["-m", "mlflow", "server", "--backend-store-uri"] and words[-4:-2] == ["--port", "5001"]
     assert words[5] == f"sqlite:///{storage / 'mlflow.db'}"
+    assert not started  # nobody would see a browser
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("DISPLAY", ":0")
+    main(["ui", "--storage", str(storage), "--no-browser"])
+    assert not started
+    main(["ui", "--storage", str(storage), "--port", "5001"])
+    assert [words[-1] for words in started] == [page]
+
+
+def test_ui_says_what_it_cannot_show(storage: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (storage / "mine").mkdir()
+    (storage / "mine" / "sweep.json").write_text("{}")
+    for sweep, message in (
+        ("nope", f"not under {storage}; there are: mine"),
+        ("mine", f"MLflow does not have it yet; alast-tune sync {storage}/mine"),
+    ):
+        with pytest.raises(SystemExit):
+            main(["ui", sweep, "--storage", str(storage)])
+        assert capsys.readouterr().err == f"error: sweep = {sweep}: {message}\n"
+
+
+def test_ui_opens_the_browser_once_the_server_answers(tmp_path: Path) -> None:
+    program, opened = tmp_path / "browser", tmp_path / "opened"
+    program.write_text(f'#!/bin/sh\necho "$1" > {opened}\n')
+    program.chmod(0o755)
+    with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler, bind_and_activate=False) as server:
+        server.server_bind()
+        page = f"http://127.0.0.1:{server.server_port}/#/experiments"
+        environment = os.environ | {"BROWSER": str(program)}
+        with subprocess.Popen([sys.executable, "-c", _OPEN, page], env=environment) as waiting:
+            with pytest.raises(subprocess.TimeoutExpired):  # nobody answers yet
+                waiting.wait(1)
+            assert not opened.exists()
+            server.server_activate()
+            server.handle_request()
+            assert waiting.wait(60) == 0
+    assert opened.read_text() == f"{page}\n"
 
 
 def hostile(front: dict[str, Any], **member: Any) -> dict[str, Any]:

@@ -17,7 +17,10 @@ def result(number: int, *values: float, **more: Any) -> TrialResult:
 def test_a_front_is_a_table_with_costs_beside_full_fine_tuning() -> None:
     front = summarise("pets", [result(0, 0.9, 4e12, 8e8, baseline="full"), result(1, 0.8, 1e12, 2e8)], (0.0, 5e12, 1e9))
     page = front_as_html(front.front, front)
-    assert "<td>0001</td><td>alast</td><td>0.8000</td><td>-</td><td>1.00 TFLOP (25%)</td><td>191 MiB (25%)</td>" in page
+    assert (
+        "<td>0001</td><td>ALaST, K 9</td><td>0.8000</td><td>-</td><td>1.00 TFLOP (25%)</td><td>191 MiB (25%)</td>"
+        in page
+    )
     assert "<td>full fine-tuning</td>" in page and "<img" not in page
     assert "(25%)" not in front_as_html(front.front)
     assert "<script" not in page
@@ -45,9 +48,9 @@ def test_progress_is_shown_in_one_place_and_the_picture_drawn_now_and_then(monke
     space = {"train/learning_rate": {"type": "float", "low": 1e-4, "high": 1e-3}}
     progress.on_sweep_start(SweepConfig.model_validate({"name": "s", "space": space, "trials": 3}))
     progress.on_trial_start(0, TrialConfig())
-    assert "0 of 3 trials beside the baselines; 0000 alast" in shown[-1] and "picture" not in shown[-1]
+    assert "0 of 3 trials beside the baselines; 0000 ALaST" in shown[-1] and "picture" not in shown[-1]
     progress.on_epoch_end(0, {"epoch": 2.0})
-    assert "; 0000 alast, epoch 2</p>" in shown[-1]
+    assert "; 0000 ALaST, epoch 2</p>" in shown[-1]
     progress.on_trial_end(result(0, 0.9, 4e12, 8e8, baseline="full"))
     assert "0 of 3 trials" in shown[-1] and "picture 1" in shown[-1]
     progress.on_trial_end(result(1, 0.8, 1e12, 2e8))

@@ -78,7 +78,7 @@ def test_callbacks_hear_of_all_that_happens_and_of_a_front_only_when_it_changes(
     told = CallbackObserver(observer, callbacks)  # type: ignore[arg-type]
     callbacks.start(SWEEP, observer.front)
     for number, values in enumerate([(0.8, 2e12, 4e8), (0.7, 3e12, 5e8), (0.9, 1e12, 1e8)]):
-        told.started(number, TrialConfig(), {})
+        told.started(number, TrialConfig(), {}, None)
         told.reported(number, {"epoch": 1.0})
         told.ended(result(number, *values))
     callbacks.end(tmp_path / "front.json")  # a full disk: there is none
