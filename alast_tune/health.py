@@ -10,11 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alast_tune.config import Choice, Distribution, FloatRange, IntRange, Variants
+from alast_tune.near_full import NEAR
 from alast_tune.results import BASELINES, FrontFile, Reseeded, TrialResult
 from alast_tune.summary import trial_id
 
-REGION = 0.05
-"""Members within so much of full fine-tuning's accuracy are of interest."""
 EDGE = 0.05
 """A value in this share of its range, on the scale that is searched, lies at its edge."""
 LEAST_BEST, LEAST_TRIALS, MOST_TRIALS = 3, 20, 2000
@@ -57,10 +56,10 @@ def edge_of_the_range(
 ) -> Note | None:
     """Find parameters that half or more of the best trials have at the same edge of their range.
 
-    The best are the front's members within :data:`REGION` of full fine-tuning, or all members where those are too few;
+    The best are the front's members within ``NEAR`` of full fine-tuning, or all members where those are too few;
     baselines do not count, whose parameters nobody has searched.
     """
-    least = front.full["accuracy"] - REGION - 1e-9 if front.full else 0.0
+    least = front.full["accuracy"] - NEAR - 1e-9 if front.full else 0.0
     members = {member.trial_id: member.objectives["accuracy"] for member in front.front if not member.baseline}
     near = {name for name, accuracy in members.items() if accuracy >= least}
     chosen = near if len(near) >= LEAST_BEST else members.keys()

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from alast_tune.choices.settings import (
     LARGEST_SIDE,
     STEPS,
@@ -232,7 +230,7 @@ def median_side(splits: Splits) -> int:
     sides = []
     for index in indices[:: max(1, len(indices) // SAMPLED)]:
         try:
-            with Image.open(source.files[index]) as image:
+            with source.open(index) as image:
                 sides.append(min(image.size))
         except Exception:  # what is wrong with it is said when all are looked at
             continue

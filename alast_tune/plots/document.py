@@ -47,9 +47,10 @@ def document(title: str, lead: str, sections: Sequence[Section]) -> str:
         parts += [f"<p>{html.escape(section.text)}</p>"] if section.text else []
         parts.append(section.before)
         if section.figure is not None:
-            parts.append(
-                section.figure.to_html(full_html=False, include_plotlyjs=drawn == 0, div_id=section.name, config=config)
+            figure = section.figure.to_html(
+                full_html=False, include_plotlyjs=drawn == 0, div_id=section.name, config=config
             )
+            parts.append(f'<div class="figure">{figure}</div>')
             drawn += 1
         parts.append(section.after)
     return TEMPLATE.substitute(title=html.escape(title), lead=html.escape(lead), body="\n".join(parts))

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from alast_tune.health import REGION
+from alast_tune.near_full import NEAR, points
 from alast_tune.plots.cloud import (
     ACCURACY,
     BASELINE_COLOURS,
@@ -83,9 +83,9 @@ def front_figure(front: FrontFile, cloud: Cloud) -> tuple[Any, list[dict[str, An
     figure.update_xaxes(**AXIS, title_text=views[0]["title"], rangemode="tozero")
     figure.update_yaxes(**AXIS, title_text=cloud.labels[ACCURACY], range=[low - pad, high + pad])
     if front.full:
-        bottom = front.full["accuracy"] - REGION
+        bottom = front.full["accuracy"] - NEAR
         figure.add_hrect(bottom, high + 2 * pad, fillcolor="#009E73", opacity=0.09, line_width=0, layer="below")
-        words = f"within {100 * REGION:g} points of full fine-tuning"
+        words = f"within {points(NEAR)} of full fine-tuning"
         place = {"xref": "paper", "x": 0.005, "y": bottom, "xanchor": "left", "yanchor": "bottom"}
         figure.add_annotation(text=words, showarrow=False, font={"size": 12, "color": "#00684C"}, **place)
     legend = {"orientation": "h", "x": 0, "y": 1.01, "yanchor": "bottom", "itemsizing": "trace"}

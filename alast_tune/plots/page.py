@@ -10,7 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alast_tune.health import REGION, Note, health_notes
+from alast_tune.health import Note, health_notes
+from alast_tune.labels import method_label
+from alast_tune.near_full import NEAR, points, share_of_full, time_share
 from alast_tune.plots.blocks_figures import block_sections
 from alast_tune.plots.cloud import ACCURACY, NOBODY, Cloud, drawn, sampled
 from alast_tune.plots.document import Section, document
@@ -38,7 +40,7 @@ from alast_tune.summary import cheapest_within, trial_id
 if TYPE_CHECKING:
     from alast_tune.blocks import BlockReport
 
-TOLERANCES = (0.01, REGION)
+TOLERANCES = (0.01, NEAR)
 """The answer is the cheapest member within so much of full fine-tuning's accuracy."""
 OUTPUT = "-o best.yaml"
 """How the command to promote a trial ends."""
@@ -78,7 +80,7 @@ def report_html(
     notes = health_notes(front, results, search.space, memory, reseeded)
     command = shlex.join(["alast-tune", "promote", *(words or [front.sweep]), "--pick"])
     sections = [
-        Section("answer", before=f'<div class="cards">{"".join(_cards(front, results, command))}</div>'),
+        Section("answer", before=f'<div class="cards">{"".join(_cards(front, command))}</div>'),
         Section("health", heading="Health", before=_notes(notes)),
         _front(front, shown, command),
         *_search(front, results, shown, search),
@@ -100,32 +102,30 @@ def _lead(front: FrontFile) -> str:
     )
 
 
-def _cards(front: FrontFile, results: Sequence[TrialResult], command: str) -> Iterator[str]:
+def _cards(front: FrontFile, command: str) -> Iterator[str]:
     """Write the answers: the cheapest member near full fine-tuning, and the compromise."""
-    seconds = {trial_id(r.number): r.metrics["train_seconds"] for r in results if r.metrics.get("train_seconds")}
-    full_seconds = next((seconds.get(trial_id(r.number)) for r in results if r.baseline == "full"), None)
-    asked: list[tuple[str, FrontMember | None]] = []
-    for tolerance in TOLERANCES if front.full else ():
-        points = f"{100 * tolerance:g} point{'s' * (tolerance != 0.01)}"
-        asked.append((f"Cheapest within {points} of full fine-tuning", cheapest_within(front, tolerance)))
+    asked: list[tuple[str, FrontMember | None]] = [
+        (f"Cheapest within {points(tolerance)} of full fine-tuning", cheapest_within(front, tolerance))
+        for tolerance in (TOLERANCES if front.full else ())
+    ]
     knee = next((member for member in front.front if member.trial_id == front.knee), None)
     for heading, member in [*asked, ("Compromise (the knee)", knee)]:
         if member is None or member.baseline == "full":
             words = "Nothing that is cheaper" if member else "Nothing"
             yield f'<div class="card"><h3>{heading}</h3><div class="trial">{words}</div></div>'
             continue
-        shares = []
-        if front.full:
-            costs = (("FLOPs", "train_flops"), ("memory", "peak_bytes"))
-            shares = [(name, member.objectives[key], front.full[key]) for name, key in costs]
-            time, name = seconds.get(member.trial_id), "time"
-            shares += [(name, time, full_seconds)] if time and full_seconds else []
+        shares = {
+            "FLOPs": share_of_full(front, member, "train_flops"),
+            "memory": share_of_full(front, member, "peak_bytes"),
+            "time": time_share(front, member),
+        }
         bars = "".join(
-            f'<div class="share"><span>{value / whole:.0%} of the {name}</span>'
-            f'<div><div style="width: {min(1.0, value / whole):.1%}"></div></div></div>'
-            for name, value, whole in shares
+            f'<div class="share"><span>{share:.0%} of the {name}</span>'
+            f'<div><div style="width: {min(1.0, share):.1%}"></div></div></div>'
+            for name, share in shares.items()
+            if share is not None
         )
-        method = BASELINES[member.baseline] if member.baseline else member.config.method.name
+        method = method_label(member.config, member.baseline, key=True)
         test = "" if member.test_accuracy is None else f", test {member.test_accuracy:.4f}"
         yield (
             f'<div class="card" data-trial="{html.escape(member.trial_id)}" title="A click copies the command">'
@@ -158,7 +158,7 @@ def _front(front: FrontFile, shown: Sequence[TrialResult], command: str) -> Sect
         for n, view in enumerate(views)
     )
     if front.full:
-        low = front.full["accuracy"] - 1.5 * REGION
+        low = front.full["accuracy"] - 1.5 * NEAR
         buttons += '<span></span><button data-range="" aria-pressed="true">all trials</button>'
         buttons += f'<button data-range="{low}" aria-pressed="false">region of interest</button>'
     script = Path(__file__).with_name("report.js").read_text(encoding="utf-8")

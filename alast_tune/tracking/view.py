@@ -41,6 +41,15 @@ def prepare_view(client: MlflowClient, sweep: str | None = None) -> str:
     searched = some[0].data.tags["alast.searched"].split(", ") if some else []
     compared = any(FLOPS_PERCENT in run.data.metrics for run in some)
     costs = [FLOPS_PERCENT, MEMORY_PERCENT] if compared else [objective.name for objective in OBJECTIVES[1:]]
+    columns = {  # and their widths in pixels
+        "params.`method/name`": 110,
+        "metrics.`accuracy`": 100,
+        "metrics.`test_accuracy`": 120,
+        **{f"metrics.`{cost}`": 190 for cost in costs},
+        "tags.`pareto`": 80,
+        "attributes.`Models`": 130,
+        "attributes.`Dataset`": 150,
+    }
     title = "Pareto front"
     if len(some) > _CHARTED:  # MLflow would leave out the most expensive ones
         trials += " and tags.pareto = 'true'"
@@ -49,12 +58,10 @@ def prepare_view(client: MlflowClient, sweep: str | None = None) -> str:
         "searchFilter": trials,
         "orderByKey": "metrics.`train_flops`",
         "orderByAsc": True,
-        "selectedColumns": [
-            "params.`method/name`",
-            *(f"metrics.`{name}`" for name in ("accuracy", "test_accuracy", *costs)),
-            "tags.`pareto`",
-        ],
-        "runsHiddenMode": "SHOWALL",
+        "selectedColumns": list(columns),
+        "columnOrder": list(columns),
+        "columnWidths": columns,
+        "runsHiddenMode": "SHOW_ALL",
         "isAccordionReordered": True,  # else MLflow's own sections come before this one
         "compareRunSections": [_generated(uuid="front", name=title, display=True, isReordered=True)],
         "compareRunCharts": [

@@ -198,12 +198,19 @@ def test_ui_leads_to_the_sweeps_charts_and_table(sweep: Sweep, browser: Page, pi
     assert set(trials.all_inner_texts()) == set(complete)
     full = browser.get_by_role("link", name="0000 full", exact=True)
     expect(full).to_be_visible()
-    columns = ("method/name", "accuracy", "test_accuracy", "flops_percent_of_full", "memory_percent_of_full", "pareto")
+    columns = ["method/name", "accuracy", "test_accuracy", "flops_percent_of_full", "memory_percent_of_full", "pareto"]
+    places = []
     for column in columns:
-        expect(browser.locator(f"[role=columnheader][col-id*='`{column}`']")).to_be_visible()
+        header = browser.locator(f"[role=columnheader][col-id*='`{column}`']")
+        expect(header).to_be_visible()
+        places.append((header.bounding_box() or {"x": -1.0})["x"])
+    assert places == sorted(places)
     row = browser.locator("[role=row]", has=full).get_attribute("row-index")
-    for column, text in (("method/name", "full"), ("flops_percent_of_full", "100"), ("memory_percent_of_full", "100")):
-        expect(browser.locator(f"[row-index='{row}'] [col-id*='`{column}`']")).to_have_text(text)
+    (dataset,) = (one.dataset for one in sweep.parent.inputs.dataset_inputs)
+    seen = {"method/name": "full", "flops_percent_of_full": "100", "memory_percent_of_full": "100"}
+    seen |= {"Models": f"{sweep.name} 0000", "Dataset": dataset.name}
+    for column, text in seen.items():
+        expect(browser.locator(f"[row-index='{row}'] [col-id*='`{column}`']")).to_contain_text(text)
     digits = [text for text in browser.locator("[role=gridcell]").all_inner_texts() if re.search(r"\d[\d.]{9}", text)]
     assert not digits, "numbers that nobody reads"
     browser.screenshot(path=pictures / "mlflow-table.png")

@@ -147,11 +147,17 @@ def test_page_opens_offline_switches_axes_and_gives_the_command(folder: Path, pa
     expect(page.locator("#memory .scatterlayer .point")).to_have_count(front.trials.complete)
     expect(page.locator(f"#blocks-{int(knee.trial_id)} .barlayer .point")).to_have_count(2 * 12)
 
+    # So does an answer, unless full fine-tuning is the only one.
+    for answer in page.locator(".card[data-trial]").all()[:1]:
+        answer.click()
+        expect(picked).to_contain_text(f"--pick {answer.get_attribute('data-trial')} -o best.yaml")
+        expect(answer.locator(".command")).to_contain_text(re.compile("copied|Ctrl"))
+
     page.mouse.move(0, 0)
     page.evaluate("() => scrollTo(0, 0)")
     pictures = Path(os.environ.get("ALAST_SCREENSHOTS", tmp_path))
     page.set_viewport_size({"width": 1280, "height": 1500})
-    page.wait_for_timeout(1000)  # until figures have their new size
+    page.wait_for_timeout(3000)  # until figures have their new size, and no colour says that something was copied
     page.screenshot(path=pictures / "report.png")
 
 

@@ -155,8 +155,9 @@ def test_names_that_cannot_be_had(name, text):
 def test_a_name_that_nobody_has_registered():
     register_dataset("greys", Greys)
     assert refusal("graze") == (
-        "data.dataset = graze: no such data set; there are digits, cifar100, flowers102, food101, folder, hf:user/name, "
-        "greys; your own takes alast_tune.register_dataset, or an entry point of group alast_tune.datasets"
+        "data.dataset = graze: no such data set; there are digits, cifar100, flowers102, food101, folder, "
+        "hf:user/name, greys; your own takes alast_tune.register_dataset, or an entry point of group "
+        "alast_tune.datasets"
     )
 
 

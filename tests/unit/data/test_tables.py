@@ -24,8 +24,8 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "cache" / "alast-tune"
 
 
-def write(file, rows, header=("path", "label"), delimiter=","):
-    with file.open("w", newline="") as out:
+def write(file, rows, header=("path", "label"), delimiter=",", encoding="utf-8"):
+    with file.open("w", newline="", encoding=encoding) as out:
         csv.writer(out, delimiter=delimiter).writerows([header, *rows])
     return file
 
@@ -74,9 +74,11 @@ class TestPaths:
         after = keys_of(load("folder", root=write(flat / "again.csv", rows)))
         assert all(ours < theirs for ours, theirs in zip(before, after, strict=True))
 
-    @pytest.mark.parametrize(("delimiter", "name"), [(";", "all.csv"), ("\t", "all.tsv")])
-    def test_other_separators(self, flat, delimiter, name):
-        assert load("folder", root=write(flat / name, rows_of(flat), delimiter=delimiter)).num_classes == 3
+    @pytest.mark.parametrize(("name", "delimiter"), [("all.csv", ";"), ("all.tsv", "\t")])
+    @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+    def test_as_spreadsheets_write_it(self, flat, name, delimiter, encoding):
+        table = write(flat / name, rows_of(flat), delimiter=delimiter, encoding=encoding)
+        assert load("folder", root=table).num_classes == 3
 
     def test_parquet_of_paths(self, flat):
         paths, labels = zip(*rows_of(flat), strict=True)

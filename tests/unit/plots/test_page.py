@@ -58,13 +58,14 @@ def test_page_needs_no_network_and_holds_plotly_once():
 
 def test_answer_names_the_cheapest_near_full_fine_tuning_and_the_command():
     front, results = sweep(COMPLETE | FULL, baselines={0: "full"})
-    results[0] = replace(results[0], metrics={"train_seconds": 40.0})
-    results[1] = replace(results[1], metrics={"train_seconds": 10.0})
+    for number, seconds, device in ((0, 40.0, "a card"), (1, 10.0, "a card"), (2, 10.0, "another")):
+        results[number] = replace(results[number], metrics={"train_seconds": seconds}, device=device)
+    front = summarise("demo", results, REFERENCE)
     page = report_html(front, results, words=["/elsewhere/demo"])
     cards = re.findall(r'<div class="card".*?</code></div></div>', page)
     assert len(cards) == 3
     one = re.sub(r"<[^>]+>", "|", cards[0])
-    assert "Cheapest within 1 point of full fine-tuning" in one and "|trial 0001 |alast|" in one
+    assert "Cheapest within 1 point of full fine-tuning" in one and "|trial 0001 |ALaST, K 2|" in one
     assert "accuracy |0.9500|" in one and "71% of the FLOPs" in one and "85% of the memory" in one
     assert "25% of the time" in one
     assert "|alast-tune promote /elsewhere/demo --pick 0001 -o best.yaml|" in one
@@ -75,8 +76,8 @@ def test_answer_names_the_cheapest_near_full_fine_tuning_and_the_command():
 def test_where_nothing_is_cheaper_the_answer_says_so():
     front, results = sweep({0: (0.97, 2.8e12, 5.9e7), 1: (0.5, 1e12, 3e7)}, baselines={0: "full"})
     page = report_html(front, results)
-    assert page.count("Nothing that is cheaper") == 2
-    assert page.count('<div class="card" data-trial=') == 1
+    assert page.count("Nothing that is cheaper") == 3  # the knee is full fine-tuning: nobody else is near it
+    assert page.count('<div class="card" data-trial=') == 0
     without = report_html(*sweep(COMPLETE))
     assert without.count('<div class="card"') == 1 and "point of full" not in without
 
