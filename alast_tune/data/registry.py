@@ -70,7 +70,11 @@ def registered() -> dict[str, Factory]:
 
 def registration() -> Callable[[], None] | None:
     """Give what registers in another process what is registered in this one; None if that is nothing."""
-    return partial(_FACTORIES.update, dict(_FACTORIES)) if _FACTORIES else None
+    return partial(_register_all, dict(_FACTORIES)) if _FACTORIES else None
+
+
+def _register_all(factories: Mapping[str, Factory]) -> None:
+    _FACTORIES.update(factories)
 
 
 def _plugged(entry: EntryPoint, root: Path | None) -> MapDataset | Mapping[str, MapDataset]:
@@ -101,7 +105,9 @@ def open_registered(config: DataConfig, factory: Factory) -> Opened:
             raise ConfigError(*place, f"has the splits {', '.join(map(str, made))}; {remedy}")
         parts[role] = dataset
     labels = {part: _labels(place, dataset) for part, dataset in parts.items()}
-    values = sorted({label for found in labels.values() for label in found})
+    values = sorted(
+        {label for found in labels.values() for label in found}, key=lambda label: (str(type(label)), label)
+    )
     given = next((found for dataset in parts.values() if (found := getattr(dataset, "classes", None))), None)
     names = values if given is None else list(given)
     # Labels are numbers of the classes, or names of theirs.

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from ray import cloudpickle
 from torchvision.datasets import ImageFolder
 
 from alast_tune.config import DataConfig
@@ -159,6 +160,15 @@ def test_a_name_that_nobody_has_registered():
         "hf:user/name, greys; your own takes alast_tune.register_dataset, or an entry point of group "
         "alast_tune.datasets"
     )
+
+
+def test_workers_of_ray_register_what_their_driver_has(monkeypatch):
+    register_dataset("greys", lambda root: Greys())
+    sent = cloudpickle.dumps(registry.registration())
+    monkeypatch.setattr(registry, "_FACTORIES", {})
+    assert registry.registration() is None
+    cloudpickle.loads(sent)()
+    assert num_classes_of(DataConfig(dataset="greys", workers=1)) == 2
 
 
 def test_a_package_registers_it_for_every_process(tmp_path, monkeypatch):
