@@ -74,7 +74,7 @@ class AlastTune(BaseSettings):
     )
 
     sweep: CliSubCommand[Sweep] = Field(description="search for the front: /data/pets, or --preset demo")
-    submit: CliSubCommand[Submit] = Field(description="the same as a Ray job: --address http://head:8265 --preset demo")
+    submit: CliSubCommand[Submit] = Field(description="the same as a Ray job: --preset demo")
     ui: CliSubCommand[Ui] = Field(description="open MLflow on the sweeps")
     list: CliSubCommand[List] = Field(description="list the sweeps under --storage")
     front: CliSubCommand[Front] = Field(description="print a front: demo --max-memory 1GiB")
