@@ -131,6 +131,8 @@ def of(**attributes):
         (of(targets=[1] * 30), "has images of one class only to train on (1); it takes 2 or more"),
         (lambda root: {"training": Greys(), "train": Greys()},
          "has the splits training, train; give one data set, or a mapping of train, maybe validation, maybe test"),
+        (lambda root: {"train": Greys(classes=["a", "b"]), "test": Greys(classes=["b", "a"])},
+         "has other classes in test than in train; make them agree"),
         (lambda root: {"test": Greys()}, "has test and no image to train on; give a train split"),
         (lambda root: 1 / 0, "cannot be made of data.root = None (ZeroDivisionError: division by zero)"),
         (lambda root: Odd(torch.zeros(3, 8, 8), 0),
