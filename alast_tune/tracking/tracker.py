@@ -22,7 +22,7 @@ from alast_tune.plots import SearchReport
 from alast_tune.results import RESEEDED, FrontFile, Reseeded, TrialResult
 from alast_tune.summary import trial_id
 from alast_tune.tracking.kept import FILE, REFUSED, SWEEP, has_queue, refused_operations
-from alast_tune.tracking.page import FOLDER, REPORT, describe_front, fill_run_ids, with_run_ids, write_pages
+from alast_tune.tracking.page import FOLDER, describe_front, fill_run_ids, with_run_ids, write_pages
 from alast_tune.tracking.queue import Operation, Queue
 from alast_tune.tracking.store import experiment_of, open_store
 from alast_tune.tracking.writer import Writer
@@ -215,8 +215,6 @@ class Tracker:
         tags["mlflow.loggedArtifacts"] = json.dumps([{"path": "front_table.json", "type": "table"}])
         self._ask(SWEEP, "log", tags=tags)
         self._ask(SWEEP, "upload")
-        if REPORT in drawn:
-            self._ask(SWEEP, "upload", source=REPORT)
 
     def with_run_ids(self, front: FrontFile) -> FrontFile:
         """Fill in the MLflow runs of a front's members, as far as they are known yet."""

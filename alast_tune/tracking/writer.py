@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 
 from alast_tune.tracking.kept import REFUSED, SWEEP
-from alast_tune.tracking.page import FOLDER, fill_run_ids
+from alast_tune.tracking.page import FOLDER, REPORT, fill_run_ids
 from alast_tune.tracking.queue import Operation, Queue
 from alast_tune.tracking.store import is_outage, is_refusal, reason
 
@@ -239,6 +239,8 @@ class Writer:
         else:
             fill_run_ids(source, self._queue.run_ids())
             self._client.log_artifacts(run_id, str(source))
+            if (page := self._queue.folder / REPORT).exists():
+                self._client.log_artifact(run_id, str(page))
 
     def _open(self, key: int, operation: Operation) -> str:
         """Make a run, or mark it as running again; one made by a try whose answer was lost is found by its tags."""
