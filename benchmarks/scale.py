@@ -51,7 +51,8 @@ from alast_tune.results import OBJECTIVES
 from alast_tune.storage import STUDY, is_copy
 from alast_tune.summary import summarise
 from alast_tune.tracking import Tracker, default_uri
-from alast_tune.tracking.queue import Operation, Queue
+from alast_tune.tracking.operation import Operation
+from alast_tune.tracking.queue import Queue
 from alast_tune.train import load_trial
 from alast_tune.tune.cluster import Stop
 from alast_tune.tune.conclude import conclude

@@ -17,7 +17,10 @@ from alast_tune.terminal import describe
 
 
 class Doctor(BaseModel):
-    """Say what machine, devices and versions are seen."""
+    """Say what machine, devices and versions are seen.
+
+    Example: alast-tune doctor
+    """
 
     def cli_cmd(self) -> None:
         """Print a table."""

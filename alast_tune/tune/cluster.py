@@ -102,7 +102,7 @@ def check_address(address: str) -> None:
     else:
         place = address
     if address.startswith("ray://"):
-        remedy = "a driver runs on the cluster, not at the end of a line to it: send it there with `just submit`"
+        remedy = "a driver runs on the cluster, not at the end of a line to it: send it there with `alast-tune submit`"
         raise ConfigError("RAY_ADDRESS", address, remedy)
     parts = re.fullmatch(r"\[?([^\s/@\[\]]+?)\]?:([0-9]{1,5})", place)
     if parts is None or not 0 < int(parts[2]) < 65536:
