@@ -24,6 +24,8 @@ class Train(PromotedConfig):
     """Train one configuration for production; goes on in its output folder, whatever it was that ended it.
 
     Every setting of the file can be given here too (--train.learning-rate 5e-5), and goes before it.
+
+    Example: alast-tune train --config best.yaml --output runs/production --train.epochs 50
     """
 
     config: Path = Field(description="what to train, in YAML or JSON: what promote has written, or your own")

@@ -23,7 +23,10 @@ from alast_tune.text import safe
 
 
 class Ui(BaseModel):
-    """Start MLflow on the sweeps of a storage, and open one's trials and charts in the browser; Ctrl-C ends it."""
+    """Start MLflow on the sweeps of a storage, and open one's trials and charts in the browser; Ctrl-C ends it.
+
+    Example: alast-tune ui demo --port 5001
+    """
 
     sweep: CliPositionalArg[str | None] = Field(None, description="its name; default: the one that began last")
     storage: Place = Field(Path("runs"), description="where sweeps are")
@@ -100,7 +103,10 @@ def _has_display() -> bool:
 
 
 class List(BaseModel):
-    """List the sweeps of a storage: how many trials are complete, the best accuracy, and what was tuned."""
+    """List the sweeps of a storage: how many trials are complete, the best accuracy, and what was tuned.
+
+    Example: alast-tune list --storage /shared/runs
+    """
 
     storage: Place = Field(Path("runs"), description="where sweeps are")
 

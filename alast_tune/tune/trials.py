@@ -203,6 +203,7 @@ def to_result(trial: FrozenTrial, sweep: SweepConfig) -> TrialResult:
         origin=trial.user_attrs.get("origin"),
         launched=trial.user_attrs.get("launched", "origin" not in trial.user_attrs),
         metrics=trial.user_attrs.get("metrics", {}),
+        device=trial.user_attrs.get("device") or None,
     )
 
 

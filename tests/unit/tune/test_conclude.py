@@ -93,11 +93,11 @@ def test_a_sweep_is_reported_without_cluster_and_images_as_often_as_one_likes(st
     assert [member.trial_id for member in front.front] == ["0001", "0000"]
     assert {member.mlflow_run_id for member in front.front} != {None}
     assert statuses(storage) == DONE | {"s": ("FINISHED", None)}
-    assert {"front.html", "search.html", "front_table.json"} <= {file.name for file in (folder / "front").iterdir()}
-    for file in (folder / "front.json", folder / "front" / "front.html"):
+    assert {"front.png", "search-space.png", "front_table.json"} <= {file.name for file in (folder / "front").iterdir()}
+    for file in (folder / "front.json", folder / "report.html"):
         file.unlink()
     assert report(folder, quiet()) == front == FrontFile.read(folder / "front.json")
-    assert (folder / "front" / "front.html").exists()
+    assert (folder / "report.html").exists()
     assert statuses(storage) == DONE | {"s": ("FINISHED", None)}
 
 
