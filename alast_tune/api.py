@@ -248,7 +248,7 @@ class Sweep:
         )
 
     def report(self) -> Path:
-        """Write ``report.html``, ``front.json`` and MLflow's tags again, from the study; returns the page's path.
+        """Write ``report.html``, ``front.json`` and MLflow's tags again from the study; returns the page's path.
 
         Raises:
             ConfigError: a driver is at work on the sweep, or its study is empty.

@@ -226,9 +226,7 @@ def _divide(config: DataConfig, opened: Opened) -> dict[str, tuple[Source, Indic
     pieces |= {part: (source, indices) for part, indices in zip([*shares, "train"], drawn, strict=True)}
     for part, share in shares.items():
         if not len(pieces[part][1]):
-            remedy = (
-                f"leaves no {part} image of {len(source.labels)}; raise it, add images, or give train/, val/, test/"
-            )
+            remedy = f"leaves no {part} image of {len(source.labels)}; raise it, add images, or divide them yourself"
             raise ConfigError(f"data.{part}_fraction", share, remedy)
     return pieces
 

@@ -116,9 +116,13 @@ def _opened(config: DataConfig, place: Place, package: Any, found: Any) -> Opene
     notes = [f"not used, since no train, validation or test split: {', '.join(unused)}"] if unused else []
     first = next(iter(parts.values()))
     image, label = (_column(config, place, package, first, use) for use in ("image", "label"))
+    for part, dataset in parts.items():
+        if other := [name for name in (image, label) if dataset.features.get(name) != first.features[name]]:
+            agree = f"in {part} than in {next(iter(parts))}; make them agree"
+            raise ConfigError(*place, f"has another column {other[0]} {agree}")
     labels = {part: list(dataset.with_format(None)[label]) for part, dataset in parts.items()}
-    for part in {"validation", "test"} & parts.keys():
-        if all(value in {None, -1} for value in labels[part]):  # as the hub has those of competitions
+    for part in ("validation", "test"):
+        if part in parts and all(value in {None, -1} for value in labels[part]):  # as the hub has those of competitions
             notes.append(f"the {part} split has no labels, and is not used")
             del parts[part], labels[part]
     names = getattr(first.features[label], "names", None)

@@ -38,6 +38,12 @@ def known_datasets() -> list[str]:
 
 def _open(config: DataConfig) -> tuple[Place, Opened]:
     name, root = config.dataset, config.root
+    table = name == "folder" and root is not None and root.suffix.lower() in SUFFIXES and not root.is_dir()
+    package = name.startswith(PREFIX) or (name == "folder" and root is not None and is_saved(root))
+    for use, column in config.columns:
+        if column is not None and not (table or (package and use != "split")):
+            remedy = "is of a table" if use == "split" else "is of a table, or of a data set of Hugging Face"
+            raise ConfigError(f"data.columns.{use}", column, f"{remedy}; leave it out")
     place: Place = ("data.dataset", name)
     if name in CLASS_COUNTS:
         return place, open_download(config)
@@ -56,9 +62,9 @@ def _open(config: DataConfig) -> tuple[Place, Opened]:
             "folder, or write a Parquet file"
         )
         raise ConfigError(*place, remedy)
-    if root is not None and root.suffix.lower() in SUFFIXES and not root.is_dir():
+    if table:
         return place, open_table(config)
-    if root is not None and is_saved(root):
+    if package:
         return place, open_saved(config)
     return place, _open_folder(root)
 

@@ -70,7 +70,11 @@ def registered() -> dict[str, Factory]:
 
 def registration() -> Callable[[], None] | None:
     """Give what registers in another process what is registered in this one; None if that is nothing."""
-    return partial(_FACTORIES.update, dict(_FACTORIES)) if _FACTORIES else None
+    return partial(_register_all, dict(_FACTORIES)) if _FACTORIES else None
+
+
+def _register_all(factories: Mapping[str, Factory]) -> None:
+    _FACTORIES.update(factories)
 
 
 def _plugged(entry: EntryPoint, root: Path | None) -> MapDataset | Mapping[str, MapDataset]:
@@ -93,7 +97,7 @@ def open_registered(config: DataConfig, factory: Factory) -> Opened:
         raise ConfigError(*place, f"cannot be made of data.root = {config.root} ({_words(error)})") from error
     if not isinstance(made, Mapping):
         made = {"all": made}
-    parts: dict[str, MapDataset] = {}
+    parts: dict[str, Any] = {}
     for name, dataset in made.items():
         role = "all" if name == "all" and len(made) == 1 else role_of(str(name))
         if role is None or role in parts:
@@ -101,14 +105,17 @@ def open_registered(config: DataConfig, factory: Factory) -> Opened:
             raise ConfigError(*place, f"has the splits {', '.join(map(str, made))}; {remedy}")
         parts[role] = dataset
     labels = {part: _labels(place, dataset) for part, dataset in parts.items()}
-    values = sorted({label for found in labels.values() for label in found})
-    given = next((found for dataset in parts.values() if (found := getattr(dataset, "classes", None))), None)
-    names = values if given is None else list(given)
+    values = sorted({label for found in labels.values() for label in found}, key=lambda one: (str(type(one)), one))
+    named = {part: list(dataset.classes) for part, dataset in parts.items() if getattr(dataset, "classes", None)}
+    given = next(iter(named.values()), None)
+    if odd := [part for part, found in named.items() if found != given]:
+        raise ConfigError(*place, f"has other classes in {odd[0]} than in {next(iter(named))}; make them agree")
+    names = values if given is None else given
     # Labels are numbers of the classes, or names of theirs.
     numbered = given is not None and not any(isinstance(value, str) for value in values)
     order = {value: index for index, value in enumerate(range(len(names)) if numbered else names)}
-    if odd := [value for value in values if value not in order]:
-        what = f"has the label {odd[0]!r}, and the {len(names)} classes {shorten_list(map(str, names))}"
+    if unknown := [value for value in values if value not in order]:
+        what = f"has the label {unknown[0]!r}, and the {len(names)} classes {shorten_list(map(str, names))}"
         raise ConfigError(*place, f"{what}; make them agree, numbers count from 0")
     sources = {
         part: Source(

@@ -166,6 +166,8 @@ def _front(front: FrontFile, shown: Sequence[TrialResult], command: str) -> Sect
         "Dim: dominated in accuracy, FLOPs and memory together, so that a trial may be on the front without being on "
         "this line, which is what the front attains of the two quantities shown."
     ) + sampled(front, shown)
+    if len(views) == 3:
+        text += " Times compare only where trials ran on the same kind of device, as many at a time."
     return Section(
         "front",
         figure,

@@ -80,7 +80,11 @@ def models_of(front: FrontFile, weights: Mapping[str, str], queue: Queue) -> Ite
     for run in runs:
         name = f"{front.sweep.replace('.', '_')} {run}"  # MLflow takes no point in it
         promote = shlex.join(["alast-tune", "promote", front.sweep, "--pick", run])
+        note = (
+            f"The weights are not in MLflow: they are in `{weights[run]}`. `{promote}` makes a model that MLflow loads."
+        )
         tags = {"alast.trial": run, "alast.checkpoint": weights[run], "alast.promote": promote}
+        tags["mlflow.note.content"] = note
         yield Operation(run, "model", now, source=name, tags=tags)
     yield from (Operation(run, "model", now) for run in queue.fact(_MODELS) or [] if run not in runs)
     queue.note(_MODELS, runs)

@@ -92,6 +92,8 @@ def write_pages(
     for number, report in blocks.items():
         name = "knee" if trial_id(number) == front.knee else "paper"
         pages[f"blocks-{name}.png"] = partial(blocks_png, block_title(front, results, number), report)
+    for old in ("front.html", "search.html", "blocks.html"):  # pages of versions before report.html
+        (folder / old).unlink(missing_ok=True)
     written = ["front.json", "front_table.json"]
     for name, draw in pages.items():
         check()

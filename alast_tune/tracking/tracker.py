@@ -24,7 +24,7 @@ from alast_tune.tracking.kept import EXPERIMENT, SWEEP
 from alast_tune.tracking.members import CostMetrics, models_of
 from alast_tune.tracking.names import run_name
 from alast_tune.tracking.operation import Operation
-from alast_tune.tracking.page import FOLDER, REPORT, describe_front, with_run_ids, write_pages
+from alast_tune.tracking.page import FOLDER, describe_front, with_run_ids, write_pages
 from alast_tune.tracking.people import dataset_of, readable_metrics, readable_param, same_images
 from alast_tune.tracking.queue import Queue
 from alast_tune.tracking.store import experiment_of, open_store
@@ -258,8 +258,6 @@ class Tracker:
         tags["mlflow.loggedArtifacts"] = json.dumps([{"path": "front_table.json", "type": "table"}])
         self._ask(SWEEP, "log", tags=tags)
         self._ask(SWEEP, "upload")
-        if REPORT in drawn:
-            self._ask(SWEEP, "upload", source=REPORT)
 
     def with_run_ids(self, front: FrontFile) -> FrontFile:
         """Fill in the MLflow runs of a front's members, as far as they are known yet."""

@@ -16,6 +16,9 @@ from alast_tune.tracking.people import FLOPS_PERCENT, MEMORY_PERCENT
 
 _SIDE = {"workflowType": "machine_learning"}  # else the pages are those for language models
 
+_NAME = "attributes.`Run Name`"
+"""A column that is always there, and narrow."""
+
 _CHARTED = 100
 """MLflow draws so many runs at most."""
 
@@ -43,7 +46,7 @@ def prepare_view(client: MlflowClient, sweep: str | None = None) -> str:
     costs = [FLOPS_PERCENT, MEMORY_PERCENT] if compared else [objective.name for objective in OBJECTIVES[1:]]
     columns = {  # and their widths in pixels
         "params.`method/name`": 110,
-        "metrics.`accuracy`": 100,
+        "metrics.`accuracy`": 90,
         "metrics.`test_accuracy`": 120,
         **{f"metrics.`{cost}`": 190 for cost in costs},
         "tags.`pareto`": 80,
@@ -59,8 +62,8 @@ def prepare_view(client: MlflowClient, sweep: str | None = None) -> str:
         "orderByKey": "metrics.`train_flops`",
         "orderByAsc": True,
         "selectedColumns": list(columns),
-        "columnOrder": list(columns),
-        "columnWidths": columns,
+        "columnOrder": [_NAME, *columns],
+        "columnWidths": columns | {_NAME: 260},
         "runsHiddenMode": "SHOW_ALL",
         "isAccordionReordered": True,  # else MLflow's own sections come before this one
         "compareRunSections": [_generated(uuid="front", name=title, display=True, isReordered=True)],

@@ -16,7 +16,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelOutput, 
 
 from alast_tune.tracking.kept import REFUSED, SWEEP
 from alast_tune.tracking.operation import Operation
-from alast_tune.tracking.page import FOLDER, fill_run_ids
+from alast_tune.tracking.page import FOLDER, REPORT, fill_run_ids
 from alast_tune.tracking.queue import Queue
 from alast_tune.tracking.store import is_outage, is_refusal, reason
 
@@ -246,6 +246,8 @@ class Writer:
         else:
             fill_run_ids(source, self._queue.run_ids())
             self._client.log_artifacts(run_id, str(source))
+            if (page := self._queue.folder / REPORT).exists():
+                self._client.log_artifact(run_id, str(page))
 
     def _write_model(self, run_id: str, operation: Operation) -> None:
         """Let a run have a model of this name and these tags, or, without a name, none; one that is there is changed.

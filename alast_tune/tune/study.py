@@ -215,6 +215,7 @@ def search(prepared: Prepared, lease: SweepLease, tracker: Tracker, stop: Stop, 
         if searcher.waiting:
             them = ", ".join(map(trial_id, searcher.waiting))
             prepared.say(f"interrupted trials {them} fit no node now; --resume on a larger cluster goes on with them")
+        budget.keep()
         if searcher.remaining:
             why = "all that is left to propose was tried before, or is predicted to break a limit"
             if budget.over:

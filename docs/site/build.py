@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[2]
 BUILDER = ROOT / ".venv-docs"
 SITE = ROOT / ".site"
 PARTS = (
-    "*.md", "LICENSE", "docs/*.md", "docs/*.png", "docs/compare/*", "docs/ablate/*", "clusters/**/*.md",
+    "*.md", "LICENSE", "docs/*.md", "docs/*.png", "docs/*.svg", "docs/compare/*", "docs/ablate/*", "clusters/**/*.md",
     "alast_tune/embedded/*.md", "benchmarks/results/*.json*",
 )  # fmt: skip
 """What the site shows or links to."""

@@ -192,6 +192,7 @@ def test_ui_leads_to_the_sweeps_charts_and_table(sweep: Sweep, browser: Page, pi
     expect(browser.locator("canvas").first).to_be_visible()  # parallel coordinates
     browser.screenshot(path=pictures / "mlflow-view.png")
     browser.goto("about:blank")
+    browser.set_viewport_size({"width": 2000, "height": 950})  # columns beyond its edge are not there
     browser.goto(sweep.address + page.replace("&compareRunsMode=CHART", ""))
     trials = browser.get_by_role("link", name=TRIAL)
     expect(trials).to_have_count(len(complete))

@@ -6,21 +6,20 @@ ALAST_SCREENSHOTS: where the picture of the start page goes.
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.documents import ROOT
 from tests.e2e.test_mlflow_ui import CHROMIUM, FLAGS
+from tests.unit.test_site import NAV, pages
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
 HTML = ROOT / ".site/html"
-CONFIG = tomllib.loads((ROOT / "docs/site/zensical.toml").read_text())["project"]
 
 pytestmark = [
     pytest.mark.e2e,
@@ -28,12 +27,6 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine"),
     pytest.mark.skipif(not (HTML / "index.html").exists(), reason="`just docs` has not been run in this checkout"),
 ]
-
-
-def pages(nav: list[Any]) -> Iterator[str]:
-    for entry in nav:
-        for target in entry.values():
-            yield from pages(target) if isinstance(target, list) else [target]
 
 
 @pytest.fixture
@@ -50,7 +43,7 @@ def test_the_start_page_is_the_readme_with_its_picture_and_the_four_kinds(page: 
     elsewhere: list[str] = []
     page.on("request", lambda request: elsewhere.append(request.url) if request.url.startswith("http") else None)
     page.goto((HTML / "index.html").as_uri())
-    kinds = [name for entry in CONFIG["nav"] for name in entry]
+    kinds = [name for entry in NAV for name in entry]
     assert [" ".join(tab.split()) for tab in page.locator(".md-tabs__link").all_inner_texts()] == kinds
     assert page.locator("h1").inner_text().strip("¶ ") == "alast-tune"
     assert page.locator("article img").first.evaluate("image => image.complete && image.naturalWidth") > 500
@@ -60,7 +53,7 @@ def test_the_start_page_is_the_readme_with_its_picture_and_the_four_kinds(page: 
 
 
 def test_every_page_has_its_title_and_no_markdown_is_left_in_it(page: Page) -> None:
-    for name in pages(CONFIG["nav"]):
+    for name in pages(NAV):
         folder = Path(name).with_suffix("")
         folder = folder.parent if folder.name == "README" else folder
         page.goto((HTML / folder / "index.html").as_uri())

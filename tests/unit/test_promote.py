@@ -15,7 +15,7 @@ from alast_tune.summary import summarise, within
 
 TRIAL = TrialConfig.model_validate(
     {
-        "data": {"train_images": 64, "root": "/somewhere/else"},
+        "data": {"dataset": "digits", "train_images": 64, "root": "/somewhere/else"},
         "method": {"name": "alast", "reading": "paper", "alpha": 1e-5, "lora": {"rank": 2}},
         "train": {"epochs": 2, "device": "cpu", "seed": 3},
     }

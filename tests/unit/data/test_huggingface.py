@@ -136,6 +136,15 @@ def test_what_cannot_be_used_is_said_in_one_line(folder, tmp_path, change, text)
     assert refusal("folder", root=tmp_path / "saved") == f"data.root = {tmp_path / 'saved'}: {text}"
 
 
+def test_classes_that_differ_between_splits(folder, tmp_path):
+    """Their numbers would mean something else in each."""
+    splits = {"train": made(folder / "train"), "test": made(folder / "test", ("bee", "ant"))}
+    datasets.DatasetDict(splits).save_to_disk(tmp_path / "saved")
+    assert refusal("folder", root=tmp_path / "saved").endswith(
+        ": has another column breed in test than in train; make them agree"
+    )
+
+
 def test_a_folder_that_is_damaged(folder, tmp_path):
     made(folder / "train").save_to_disk(tmp_path / "saved")
     next((tmp_path / "saved").glob("*.arrow")).unlink()

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from ray import cloudpickle
 from torchvision.datasets import ImageFolder
 
 from alast_tune.config import DataConfig
@@ -130,6 +131,8 @@ def of(**attributes):
         (of(targets=[1] * 30), "has images of one class only to train on (1); it takes 2 or more"),
         (lambda root: {"training": Greys(), "train": Greys()},
          "has the splits training, train; give one data set, or a mapping of train, maybe validation, maybe test"),
+        (lambda root: {"train": Greys(classes=["a", "b"]), "test": Greys(classes=["b", "a"])},
+         "has other classes in test than in train; make them agree"),
         (lambda root: {"test": Greys()}, "has test and no image to train on; give a train split"),
         (lambda root: 1 / 0, "cannot be made of data.root = None (ZeroDivisionError: division by zero)"),
         (lambda root: Odd(torch.zeros(3, 8, 8), 0),
@@ -159,6 +162,15 @@ def test_a_name_that_nobody_has_registered():
         "hf:user/name, greys; your own takes alast_tune.register_dataset, or an entry point of group "
         "alast_tune.datasets"
     )
+
+
+def test_workers_of_ray_register_what_their_driver_has(monkeypatch):
+    register_dataset("greys", lambda root: Greys())
+    sent = cloudpickle.dumps(registry.registration())
+    monkeypatch.setattr(registry, "_FACTORIES", {})
+    assert registry.registration() is None
+    cloudpickle.loads(sent)()
+    assert num_classes_of(DataConfig(dataset="greys", workers=1)) == 2
 
 
 def test_a_package_registers_it_for_every_process(tmp_path, monkeypatch):

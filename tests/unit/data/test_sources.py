@@ -216,8 +216,8 @@ class TestFolder:
             write_images(tmp_path / name, 2)
         text = refusal("folder", root=tmp_path, validation_fraction=0.01)
         assert text == (
-            "data.validation_fraction = 0.01: leaves no validation image of 4; raise it, add images, or give train/, "
-            "val/, test/"
+            "data.validation_fraction = 0.01: leaves no validation image of 4; raise it, add images, or divide them "
+            "yourself"
         )
 
     def test_copies_in_two_splits_are_said(self, divided):

@@ -245,6 +245,12 @@ class TestRefused:
         assert "looks like WebDataset (.tar shards), which is read from front to back and has no length" in text
 
 
+@pytest.mark.parametrize("name", ["digits", "folder"])
+def test_columns_are_of_tables_only(flat, name):
+    text = "is of a table, or of a data set of Hugging Face; leave it out"
+    assert refusal(name, root=flat, columns={"label": "kind"}) == f"data.columns.label = kind: {text}"
+
+
 def test_labels_are_those_of_the_rows(flat):
     rows = rows_of(flat)
     table = write(flat / "all.csv", rows[::-1])

@@ -104,6 +104,7 @@ def test_members_have_test_accuracy_and_a_model_that_says_where_the_weights_are(
     }
     assert {model.tags["alast.checkpoint"] for model in models} == set(weights.values())
     assert "alast-tune promote s-1.0 --pick 0001" in {model.tags["alast.promote"] for model in models}
+    assert all(model.tags["alast.checkpoint"] in model.tags["mlflow.note.content"] for model in models)
     outputs = found[1].outputs
     assert outputs and len(outputs.model_outputs) == 1
 

@@ -95,6 +95,8 @@ def test_what_cannot_be_drawn_is_said_in_a_line_and_the_rest_is_written(tmp_path
     broken: Any = None  # no report at all
     folder = tmp_path / "front"
     (tmp_path / "report.html").write_text("of an earlier ending")
+    folder.mkdir()
+    (folder / "search.html").write_text("of an earlier version")
     lines: list[str] = []
     written = write_pages(front, results, search, {int(front.knee or 0): broken}, folder, lines.append)
     assert {path.name for path in folder.iterdir()} == set(written)
