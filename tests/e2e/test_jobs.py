@@ -31,9 +31,12 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 @pytest.fixture(scope="module")
 def head() -> Iterator[str]:
-    """A head of our own: its dashboard's address."""
-    with ray_head() as address:
-        yield address
+    """A head of our own: its dashboard's address. Jobs find this interpreter and this package as a cluster's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+        patch.setenv("PYTHONPATH", str(ROOT))
+        with ray_head() as address:
+            yield address
 
 
 def submit(
