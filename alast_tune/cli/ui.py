@@ -53,6 +53,7 @@ class Ui(BaseModel):
         if uri.startswith("http"):
             return
         server = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
+        os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")  # eight processes for jobs nobody gives it
         sys.stdout.flush()
         os.execv(sys.executable, [*server, "--host", self.host, "--port", str(self.port), "--workers", "1"])
 
