@@ -166,8 +166,9 @@ def _run(
     given: Sequence[_Flowing],
     ran: _Counts,
     dtype: torch.dtype | None,
+    stays: bool,
 ) -> _Part:
-    """Run a part forward and backward, on what flows into it."""
+    """Run a part forward and backward, on what flows into it, and what ``stays`` is held by somebody else too."""
     hollow = Hollow()
     log, marks = hollow.bytes, [0] * 5
 
@@ -177,7 +178,8 @@ def _run(
     with hollow:
         inputs = [arrive(shape, one.dtype, one.passes, mark(4)) for shape, one in zip(shapes, given, strict=True)]
         state = [tuple(inputs) if len(inputs) > 1 else inputs[0]]
-        del inputs
+        if not stays:
+            inputs.clear()
         mark(0)()
         with torch.autocast("cpu", dtype, enabled=dtype is not None):
             result = run(state.pop())
@@ -209,6 +211,9 @@ class Parts:
         self._images = (_Flowing((channels, image_size, image_size), torch.float32, False),)
         self._prefix = int(model.num_prefix_tokens)
         self._tokens = (image_size // model.patch_embed.patch_size[0]) ** 2 + self._prefix
+        others = {p.numel() for p in model.parameters()} | {self._tokens, self._tokens - self._prefix}
+        self._run_with = _distinct(frozenset(others), self._prefix)
+        self._labels_B = torch.empty(self._run_with[0], dtype=torch.int64)
         self._hollow: dict[object, HollowModel] = {}
         self._parts: dict[object, _Part] = {}
 
@@ -253,13 +258,16 @@ class Parts:
             cost = add((id(block), stage.kind, trains), stage, block, trains)
             peak, live = max(peak, live + cost.peak), live + cost.left
         leaving = stages[-1].leaving
-        cost = add("end", Stage(partial(_loss, model), leaving, leaving))
+        cost = add("end", Stage(partial(self._loss, model), leaving, leaving))
         peak, live = max(peak, live + cost.peak), live + cost.left
         held = live = live - sum(cost.copies for cost in costs)
         for part, cost in zip(reversed(parts), reversed(costs), strict=True):
             if any(one.passes for one in part.output):
                 peak, live = max(peak, live + cost.backward_peak), live + cost.backward_left
         return StepBytes(flops + sum(cost.flops for cost in costs), held, peak, live)
+
+    def _loss(self, model: VisionTransformer, x_BND: Tensor, leaving: int) -> Tensor:
+        return F.cross_entropy(classify(model, x_BND), self._labels_B)
 
     def calibration_flops(self, config: MethodConfig, batch: int) -> int:
         """Count what calibration needs of a micro-batch that is not the step's first: a forward without a loss."""
@@ -305,25 +313,20 @@ class Parts:
         tokens = drops if stage.scales else (stage.arriving, stage.leaving)
         key = id(hollow), kind, tokens, given, precision, accumulating
         if key not in self._parts:
-            others = {p.numel() for p in self._model.parameters()} | {self._tokens, self._tokens - self._prefix}
-            batch, arriving, leaving = _distinct(frozenset(others), self._prefix)
+            batch, arriving, leaving = self._run_with
             leaving = leaving if drops else arriving
             ran = self._counts(batch, arriving, leaving)
             ran = ran if drops else (*ran[:2], 1, ran[3], 1)
             if not stage.scales:
                 arriving, leaving, ran = stage.arriving, stage.leaving, (batch, 1, 1, 1, 1)
             hollow.prepare(block, trains, accumulating)
-            around = (batch,) if given is self._images else (batch, arriving)
+            first = given is self._images
+            around = (batch,) if first else (batch, arriving)
             shapes = [(*around, *one.shape) for one in given]
-            self._parts[key] = _run(lambda x: stage.run(x, leaving), shapes, given, ran, _DTYPES[precision])
+            self._parts[key] = _run(lambda x: stage.run(x, leaving), shapes, given, ran, _DTYPES[precision], first)
         return self._parts[key]
 
 
 def _whole(run: Callable[[Tensor], Any], tokens: int) -> Stage:
     """Make a stage of what always has all tokens."""
     return Stage(lambda x, leaving: run(x), tokens, tokens, scales=False)
-
-
-def _loss(model: VisionTransformer, x_BND: Tensor, leaving: int) -> Tensor:
-    labels_B = torch.empty(len(x_BND), dtype=torch.int64)
-    return F.cross_entropy(classify(model, x_BND), labels_B)
