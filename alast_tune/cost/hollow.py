@@ -36,7 +36,7 @@ class Hollow(TorchDispatchMode):
     """Leaves out the kernels of what runs inside; notes FLOPs (as torch's counter does), allocations and frees."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.bytes: list[int] = []
         """Of every storage, in order: positive as it is allocated, negative as it is freed."""
         self.flops: list[int] = []

@@ -138,7 +138,7 @@ class Constant:
         self.model = model
         self._parameters = trainable_parameters(config, model)
         self._plan = StepPlan(tuple(tokens_L or [token_count(model)] * len(model.blocks)), tuple(trainable_L))
-        self._stages = (flow or Flow(config, model)).stages(self._plan)
+        self._flow = flow or Flow(config, model)
         set_trainable(model.parameters(), False)
         set_trainable(self._parameters, True)
 
@@ -156,7 +156,7 @@ class Constant:
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Training forward: embedding, all stages, classifier."""
-        return classify(self.model, run_stages(self._stages, embed(self.model, images_BCHW)))
+        return classify(self.model, run_stages(self._flow.stages(self._plan), embed(self.model, images_BCHW)))
 
     def end_step(self) -> None:
         """Nothing to learn."""
