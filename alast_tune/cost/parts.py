@@ -27,7 +27,7 @@ from alast_tune.models import VisionTransformer
 Precision = Literal["fp32", "bf16", "fp16"]
 _DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-_SETTINGS = ("blocks", "merge", "target_flops", "train_embeddings", "frozen_backward", "budget_timing")
+_SETTINGS = ("blocks", "merge", "target_flops", "lora", "train_embeddings", "frozen_backward", "budget_timing")
 """Of a method: what decides who may train and how tokens flow."""
 
 _Counts = tuple[int, ...]
@@ -175,7 +175,7 @@ def _run(
     def mark(place: int) -> Callable[[], None]:
         return lambda: marks.__setitem__(place, len(log))
 
-    with hollow:
+    with hollow, torch.enable_grad():
         inputs = [arrive(shape, one.dtype, one.passes, mark(4)) for shape, one in zip(shapes, given, strict=True)]
         state = [tuple(inputs) if len(inputs) > 1 else inputs[0]]
         if not stays:
@@ -235,7 +235,7 @@ class Parts:
             accumulating: gradients are there already, new ones are added to them.
         """
         hollow = self._hollow_model(config)
-        model, first, leaving = hollow.model, plan.tokens_L[0], plan.tokens_L[-1]
+        model, first = hollow.model, plan.tokens_L[0]
         parts: list[_Part] = []
         costs: list[_Cost] = []
 
@@ -273,19 +273,23 @@ class Parts:
         """Count what calibration needs of a micro-batch that is not the step's first: a forward without a loss."""
         hollow = self._hollow_model(config)
         model = hollow.model
-        run = torch.no_grad()(lambda x: relative_magnitudes(model.blocks, embed(model, x)))
-        return self._forward(hollow, "look", run, batch, "fp32").flops
+
+        def look(x: Tensor) -> Tensor:
+            return relative_magnitudes(model.blocks, embed(model, x))
+
+        return self._forward(hollow, "look", look, batch, "fp32").flops
 
     def evaluation(self, config: MethodConfig, batch: int, precision: Precision = "fp32") -> tuple[int, int]:
         """Give FLOPs and peak of a forward as evaluation does it, the model's own on all tokens."""
         hollow = self._hollow_model(config)
-        cost = self._forward(hollow, "evaluate", torch.no_grad()(hollow.model), batch, precision)
+        cost = self._forward(hollow, "evaluate", hollow.model, batch, precision)
         return cost.flops, cost.peak
 
     def _forward(
         self, hollow: HollowModel, kind: str, run: Callable[[Tensor], Any], batch: int, precision: Precision
     ) -> _Cost:
-        part = self._part(hollow, kind, _whole(run, self._tokens), self._images, precision, False)
+        stage = _whole(torch.no_grad()(lambda x: run(x)), self._tokens)
+        part = self._part(hollow, kind, stage, self._images, precision, False)
         return part.cost(self._counts(batch, self._tokens, self._tokens))
 
     def _hollow_model(self, config: MethodConfig) -> HollowModel:
