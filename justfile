@@ -46,25 +46,10 @@ submit *args: setup
     set -euo pipefail
     export PATH="$PWD/.venv/bin:$PATH"
     if [ $# = 0 ]; then set -- --preset demo; fi
-    address="${RAY_API_SERVER_ADDRESS:-${RAY_ADDRESS:-}}"
+    if [ -n "${RAY_API_SERVER_ADDRESS:-${RAY_ADDRESS:-}}" ]; then exec python -m alast_tune.cli submit "$@"; fi
     # A job runs in a copy of this folder, which goes away: results belong elsewhere.
-    if [[ " $* " != *" --storage"* ]]; then
-        if [ -n "$address" ]; then
-            echo "error: storage = not given: give --storage, a folder or bucket that all nodes of $address see" >&2
-            exit 2
-        fi
-        set -- --storage "$PWD/runs" "$@"
-    fi
-    if [ -z "$address" ]; then address="$(python -m clusters.local.cluster up)"; fi
-    environment="$(python -c 'if True:
-        import json, os
-        names = ("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_DISABLE_TELEMETRY",
-                 "HF_HOME", "HF_HUB_OFFLINE", "AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION")
-        variables = {name: os.environ[name] for name in names if os.environ.get(name)}
-        variables["ALAST_TUNE_SUBMITTED_FROM"] = os.getcwd()  # what a relative path means
-        variables["RAY_JOB_STOP_WAIT_TIME_S"] = "30"  # a stopped driver closes its runs; Ray would give it 3 s
-        print(json.dumps({"excludes": ["/.git", "/.venv", "/runs", "/data"], "env_vars": variables}))')"
-    ray job submit --address "$address" --working-dir . --runtime-env-json "$environment" -- python sweeps/pareto.py "$@"
+    address="$(python -m clusters.local.cluster up)"
+    exec python -m alast_tune.cli submit --address "$address" --storage "$PWD/runs" "$@"
 
 # A Ray head, workers (just cluster-up 2) and MLflow on this machine
 cluster-up *args: setup
@@ -109,13 +94,17 @@ mutants *args: setup
 lint: setup
     {{ quote(python) }} -m ruff check .
     {{ quote(python) }} -m ruff format --check .
-    {{ quote(python) }} -m mypy --strict $(ls -d alast_tune sweeps benchmarks clusters/local 2>/dev/null)
+    {{ quote(python) }} -m mypy --strict $(ls -d alast_tune sweeps benchmarks clusters/local docs/site 2>/dev/null)
     .venv/bin/lint-imports --no-logo
 
 # Put the style right where that can be done mechanically
 fmt: setup
     {{ quote(python) }} -m ruff check --fix .
     {{ quote(python) }} -m ruff format .
+
+# Build the documents as a site, links checked (just docs serve: and show it)
+docs *args: setup
+    @{{ quote(python) }} docs/site/build.py "$@"
 
 # Time one training step of every method
 bench *args: setup

@@ -40,6 +40,10 @@ class WorkersError(RuntimeError):
     """The workers of a distributed run have failed for good, said in one line; it can be gone on with."""
 
 
+class VerificationError(RuntimeError):
+    """A member of a front, trained again, does not come out as it was measured; says in one line by what."""
+
+
 class NothingCompleteError(RuntimeError):
     """A sweep has ended, and none of its trials is complete; says the commonest reason in one line."""
 

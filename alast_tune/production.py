@@ -170,7 +170,9 @@ class Training:
 
 
 @contextmanager
-def training(config: PromotedConfig, folder: Path, say: Callable[[str], None]) -> Iterator[Training]:
+def training(
+    config: PromotedConfig, folder: Path, say: Callable[[str], None], experiment: str | None = None
+) -> Iterator[Training]:
     """Train in a folder, or go on there, with an MLflow run that ends with the context: killed, if by an exception.
 
     Once its epochs are through and :meth:`Training.finish` is called, the folder holds ``model.safetensors`` beside
@@ -181,6 +183,7 @@ def training(config: PromotedConfig, folder: Path, say: Callable[[str], None]) -
         config: what to train.
         folder: of the output.
         say: prints a line; called from other threads too.
+        experiment: MLflow's, of a new run; unset: that of ``MLFLOW_EXPERIMENT_NAME``, else ``alast-tune``.
 
     Raises:
         ConfigError: whatever cannot work, before any training; a folder that belongs to another configuration, to
@@ -197,9 +200,9 @@ def training(config: PromotedConfig, folder: Path, say: Callable[[str], None]) -
         found = fingerprints(splits, trial.model)
         keep_fingerprints(found, folder, "output", say, new=not (folder / checkpoint.FILE).exists())
         _warn_of_other_origin(config, found, input_spec(model), say)
-        tracker = Tracker(default_uri(folder.parent), folder.parent, say)
+        tracker = Tracker(default_uri(folder.parent), folder.parent, say, experiment)
         params = {**flatten(trial), "data_fingerprint": found.data, "weights_fingerprint": found.weights}
-        run_id = tracker.start_run(folder, "training", _links(config), params)
+        run_id = tracker.start_run(folder, "training", _links(config), params, (config.data, found.data))
         try:
             write_config(config, folder / CONFIG)
             yield Training(config, folder, splits, input_spec(model), tracker, run_id)

@@ -1,38 +1,103 @@
-"""From a member of a front to a configuration for production: chosen, told where it comes from, verified."""
+"""From a member of a front to a configuration for production: chosen, told where it comes from, registered."""
 
 from __future__ import annotations
 
-import math
 import platform
-import shutil
+import shlex
 import subprocess
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import torch
+from rich.console import Console
 
 from alast_tune import __version__, checkpoint
 from alast_tune.config import PromotedConfig, Provenance, stored_sweep, without_places
 from alast_tune.errors import ConfigError
 from alast_tune.fingerprints import Fingerprints, fingerprints, read_fingerprints
 from alast_tune.models import input_spec
-from alast_tune.plots import human_bytes
-from alast_tune.production import read_config
-from alast_tune.results import RESEEDED, EpochReport, FrontFile, FrontMember, Reseeded
+from alast_tune.production import CONFIG, read_config, write_config
+from alast_tune.results import FrontFile, FrontMember
 from alast_tune.storage import CHECKPOINTS, address_of, path_below
 from alast_tune.summary import trial_id
+from alast_tune.terminal import printer
 from alast_tune.text import without_passwords
-from alast_tune.train import fit, load_trial
+from alast_tune.tracking import RegistryError, check_names, default_uri, register
+from alast_tune.train import load_trial
 from alast_tune.tune.attempts import checkpoints
 from alast_tune.tune.trainable import finished_run
-
-PEAK_TOLERANCE = 0.05
-"""Share by which the peak memory of a repetition may differ: allocators and drivers do."""
+from alast_tune.verification import verify_member
 
 _PACKAGES = ("torch", "torchvision", "timm", "peft", "numpy", "pillow", "safetensors", "scikit-learn")
+
+
+@dataclass(frozen=True)
+class Promotion:
+    """What promoting a member leaves."""
+
+    config: PromotedConfig
+    """What it was trained with, and where it comes from."""
+    output: Path
+    """The file that has this, for ``alast-tune train --config``."""
+    model: Path
+    """Folder with the trained model as timm loads it."""
+    registered: str
+    """The model in MLflow's registry: ``models:/pets@champion``."""
+    version: int
+    """Of the registered model."""
+
+
+def promote_member(
+    member: FrontMember,
+    sweep: str,
+    folder: Path,
+    output: Path,
+    model_name: str,
+    alias: str,
+    verify: bool,
+    console: Console,
+) -> Promotion:
+    """Verify a member if asked to, write its configuration, export its model, and register that in MLflow.
+
+    Args:
+        member: of the front.
+        sweep: its name.
+        folder: of the sweep.
+        output: the configuration's file.
+        model_name: of the registered model.
+        alias: that the registered version gets.
+        verify: train it again first.
+        console: says what was written.
+
+    Raises:
+        ConfigError: what :func:`promoted_config`, :func:`check_output` and :func:`export_member` refuse.
+        VerificationError: trained again, it does not come out the same.
+        RegistryError: MLflow does not take it, in one line; all else is done, and this can be repeated.
+    """
+    uri, say = default_uri(folder.parent), printer(console)
+    check_names(model_name, alias)
+    check_output(output, sweep, member)
+    model = path_below(folder, "promoted", member.trial_id)
+    if verify:
+        verify_member(member, folder, console)
+    config = promoted_config(member, sweep, uri, model_name, verify, origin_of(member, folder))
+    write_config(config, output)
+    say(f"config: {output} (trial {member.trial_id} of {sweep})")
+    export_member(member, folder, model)
+    write_config(config, model / CONFIG)
+    assert config.provenance
+    tags = version_tags(config.provenance)
+    try:
+        if member.mlflow_run_id is None:
+            raise RegistryError(f"it lacks the trial's run; first: alast-tune sync {shlex.quote(str(folder))}")
+        version = register(uri, folder.parent, member.mlflow_run_id, model, model_name, alias, tags, [model / CONFIG])
+    except RegistryError as error:
+        line = f"not registered in MLflow at {uri} ({error}); {output} is written, repeat this for the rest"
+        raise RegistryError(line) from None
+    registered = f"models:/{model_name}@{alias}"
+    say(f"registered: {registered} (version {version})")
+    return Promotion(config, output, model, registered, version)
 
 
 def pick(front: FrontFile, choice: str) -> FrontMember:
@@ -168,84 +233,6 @@ def check_output(file: Path, sweep: str, member: FrontMember) -> None:
         origin = None
     if origin is None or (origin.sweep, origin.trial_id) != (sweep, member.trial_id):
         raise ConfigError("output", file, "exists, and is not of this trial; give another file, or remove it")
-
-
-@dataclass(frozen=True)
-class Check:
-    """One quantity of a repetition beside what the trial had measured."""
-
-    quantity: str
-    expected: str
-    got: str
-    allowed: str
-    passed: bool
-
-
-def spread_of(member: FrontMember, sweep: Path) -> float | None:
-    """Look up the standard deviation of a member's accuracy between seeds; None if it was not run again."""
-    file = sweep / RESEEDED
-    found = Reseeded.read(file).members if file.exists() else ()
-    return next((one.spread["accuracy"] for one in found if one.trial_id == member.trial_id), None)
-
-
-def repeat(member: FrontMember, sweep: Path, on_step: Callable[[int], None] | None = None) -> Iterator[EpochReport]:
-    """Train a member's configuration again from scratch, as the sweep did and ``train`` does.
-
-    Args:
-        member: of the front.
-        sweep: folder of the sweep; the repetition is left in its ``verify/<trial id>``.
-        on_step: called with the steps done in the running epoch.
-
-    Raises:
-        ConfigError: it cannot be trained here.
-    """
-    folder = path_below(sweep, "verify", member.trial_id)
-    shutil.rmtree(folder, ignore_errors=True)
-    torch.set_num_threads(stored_sweep(sweep, "sweep").cpus_per_trial)  # other numbers of threads round differently
-    yield from fit(member.config, folder, on_step)
-
-
-def compare(member: FrontMember, report: EpochReport, images: int, spread: float | None = None) -> list[Check]:
-    """Compare a repetition with the trial: training FLOPs exactly, accuracy within chance, peak memory within 5%.
-
-    On one machine a CPU repeats every bit; elsewhere sums come in another order, and accuracy may differ by what it
-    differs by between seeds: twice its standard deviation, or while that is not known what 95% of samples of as many
-    validation images do, 1.96 sqrt(p (1 - p) / n).
-
-    Args:
-        member: as measured by the sweep.
-        report: of the repetition's last epoch.
-        images: n, of the validation split.
-        spread: standard deviation of its accuracy between seeds, where ``--reseed`` has measured it.
-    """
-    accuracy, flops, peak = (member.objectives[name] for name in ("accuracy", "train_flops", "peak_bytes"))
-    sampling = 1.96 * math.sqrt(max(accuracy * (1 - accuracy), 1 / images) / images)
-    chance = 2 * spread if spread else sampling
-    apart = abs(report.accuracy - accuracy)
-    cost = report.cost
-    return [
-        Check(
-            "training FLOPs",
-            f"{flops:,.0f}",
-            f"{cost.train_flops:,}",
-            "equal",
-            float(cost.train_flops) == flops,
-        ),
-        Check(
-            "validation accuracy",
-            f"{accuracy:.4f}",
-            f"{report.accuracy:.4f}",
-            f"± {chance:.4f}",
-            apart <= chance,
-        ),
-        Check(
-            "peak memory",
-            human_bytes(peak),
-            human_bytes(cost.peak_bytes),
-            f"± {PEAK_TOLERANCE:.0%}",
-            abs(cost.peak_bytes - peak) <= PEAK_TOLERANCE * peak,
-        ),
-    ]
 
 
 def _git_commit(root: Path) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -121,6 +122,15 @@ class TrialResult:
     trials, and of this sweep's own."""
     test_accuracy: float | None = None
     """On the test images, which only members of the front and the trials of a grid are shown."""
+    device: str | None = None
+    """The kind of device it trained on; None if there were several, or nobody knows."""
+
+    @property
+    def timing(self) -> Timing | None:
+        """How long it trained, if it is complete and this sweep's own, and trained on one kind of device."""
+        seconds = self.metrics.get("train_seconds", 0.0)
+        known = self.device is not None and 0 < seconds < math.inf
+        return Timing(train_seconds=seconds, device=(self.device or "")[:200]) if known else None
 
     @property
     def searched(self) -> dict[str, Any]:
@@ -129,6 +139,14 @@ class TrialResult:
             return self.params
         own = flatten(self.config)
         return {path: own[path] for path in self.params if own.get(path) is not None}
+
+
+class Timing(Record):
+    """How long a trial trained, and on what kind of device: times of different kinds do not compare."""
+
+    train_seconds: FiniteFloat = Field(gt=0)
+    """In training steps, loading of their batches included."""
+    device: str = Field(max_length=200)
 
 
 class FrontMember(Record):
@@ -146,13 +164,15 @@ class FrontMember(Record):
     """``full`` or ``paper``, if it is one of the two that every sweep starts with."""
     origin: SweepName | None = None
     """Name of the earlier sweep that ran it; None for this sweep's own."""
+    timing: Timing | None = None
+    """None in older files, and for a trial that trained on several kinds of devices."""
 
     @model_validator(mode="before")
     @classmethod
     def _rename_baseline(cls, values: Any) -> Any:
-        """Read files of before ``baseline`` was called ``baseline``."""
-        if isinstance(values, dict) and "baseline" in values:
-            values = {"baseline": values["baseline"]} | {name: values[name] for name in values if name != "baseline"}
+        """Read files of before, in which ``baseline`` was called ``landmark``."""
+        if isinstance(values, dict) and "landmark" in values and "baseline" not in values:
+            values = {("baseline" if name == "landmark" else name): value for name, value in values.items()}
         return values
 
 
@@ -239,9 +259,12 @@ class FrontFile(Record):
     trials: TrialCounts
     knee: TrialId | None
     """Trial id of the compromise nearest the ideal."""
+    knee_within: float | None = Field(None, ge=0, le=1)
+    """The knee was chosen among members so little below full fine-tuning's accuracy, in [0, 1]; None: among all."""
     front: tuple[FrontMember, ...]
     full: ObjectiveValues | None = None
     """Of full fine-tuning, on the front or not; None before it has ended, and for several sweeps."""
+    full_timing: Timing | None = None
 
     @property
     def best_accuracy(self) -> float:

@@ -35,7 +35,7 @@ _LOCK = "driver.lock"
 LEASE = "driver.json"
 """In object storage: which driver holds a sweep; each renewal is another version of it."""
 SUBMITTED_FROM = "ALAST_TUNE_SUBMITTED_FROM"
-"""Environment variable of a job that ``just submit`` has made: the folder that it was given in."""
+"""Environment variable of a job that ``alast-tune submit`` has made: the folder that it was given in."""
 _VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})")
 ELSEWHERE = frozenset({CHECKPOINTS, _LOCK, LEASE, "promoted", "verify"})
 """What of a sweep's folder a copy does not share with the original."""

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from alast_tune.config import Limits
 from alast_tune.errors import ConfigError, NothingCompleteError
-from alast_tune.front import front_probability, hypervolume, hypervolume_share, knee, pareto_mask
+from alast_tune.front import front_probability, hypervolume, hypervolume_share, pareto_mask
+from alast_tune.near_full import NEAR, choose_knee, near_full
 from alast_tune.results import (
     DIRECTIONS,
     OBJECTIVES,
@@ -21,6 +22,7 @@ from alast_tune.results import (
     Reseeded,
     ReseededMember,
     SeedRun,
+    Timing,
     TrialCounts,
     TrialResult,
 )
@@ -55,6 +57,7 @@ class FrontTracker:
         self._states: Counter[str] = Counter()
         self._members: list[TrialResult] = []
         self._full: dict[str, float] | None = None
+        self._full_timing: Timing | None = None
         self._front: FrontFile | None = None
         self.launched = 0
         """Trials that a worker had, of those that have ended."""
@@ -66,7 +69,7 @@ class FrontTracker:
         self.launched += sum(result.launched for result in results)
         for result in results:
             if result.baseline == "full" and result.values:
-                self._full, self._front = _objectives(result), None
+                self._full, self._full_timing, self._front = _objectives(result), result.timing, None
         complete = [result for result in results if result.state == "complete"]
         if not complete:
             return False
@@ -96,7 +99,8 @@ class FrontTracker:
         if self._front is None:
             members = sorted(self._members, key=lambda result: result.values[1] if result.values else 0.0)
             them = tuple(_member(one) for one in members)
-            self._front = _front_file(self._sweep, self._reference, self._limits, self.counts, them, self._full)
+            full = self._full, self._full_timing
+            self._front = _front_file(self._sweep, self._reference, self._limits, self.counts, them, *full)
         return self._front.model_copy(update={"trials": self.counts})
 
 
@@ -134,15 +138,18 @@ def check_complete(sweep: str, results: Sequence[TrialResult]) -> None:
     raise NothingCompleteError(f"sweep {sweep} has no complete trial{why}")
 
 
-def within(front: FrontFile, limits: Limits) -> FrontFile:
+def within(front: FrontFile, limits: Limits, tolerance: float = NEAR) -> FrontFile:
     """Leave out the members that break limits: what is left is the front of all trials that keep them.
 
-    Nothing that was dominated comes back: whatever dominates it keeps every limit that it keeps.
+    Nothing that was dominated comes back: whatever dominates it keeps every limit that it keeps. The knee is chosen
+    anew, among members whose accuracy is at most ``tolerance`` below full fine-tuning's; see
+    :func:`~alast_tune.near_full.choose_knee`.
     """
     members = tuple(member for member in front.front if limits.allow(**member.objectives))
     given = {name: getattr(limits, name) for name in Limits.model_fields if getattr(limits, name) is not None}
     stricter = front.limits.model_copy(update=given)
-    return _front_file(front.sweep, front.reference_point, stricter, front.trials, members, front.full)
+    full = front.full, front.full_timing
+    return _front_file(front.sweep, front.reference_point, stricter, front.trials, members, *full, tolerance)
 
 
 def cheapest_within(front: FrontFile, tolerance: float) -> FrontMember | None:
@@ -155,10 +162,7 @@ def cheapest_within(front: FrontFile, tolerance: float) -> FrontMember | None:
     Returns:
         None where full fine-tuning has not ended, or nobody is that near.
     """
-    if front.full is None:
-        return None
-    least = front.full["accuracy"] - tolerance - 1e-9  # a point is a point, whatever its binary form
-    near = [member for member in front.front if member.objectives["accuracy"] >= least]
+    near = near_full(front.front, front.full, tolerance)
     return min(near, key=lambda member: member.objectives["train_flops"], default=None)
 
 
@@ -182,7 +186,8 @@ def joint_front(fronts: Sequence[FrontFile]) -> tuple[list[FrontFile], FrontFile
     losses = [objective.direction == "minimize" for objective in OBJECTIVES]
     reference = tuple(np.where(losses, references_SM.max(axis=0), references_SM.min(axis=0)).tolist())
     rescaled = [
-        _front_file(front.sweep, reference, front.limits, front.trials, front.front, front.full) for front in fronts
+        _front_file(front.sweep, reference, front.limits, front.trials, front.front, front.full, front.full_timing)
+        for front in fronts
     ]
     members: dict[tuple[object, ...], FrontMember] = {}
     for front in fronts:
@@ -266,8 +271,11 @@ def _front_file(
     counts: TrialCounts,
     members: tuple[FrontMember, ...],
     full: dict[str, float] | None,
+    full_timing: Timing | None = None,
+    tolerance: float = NEAR,
 ) -> FrontFile:
     values_FM = np.array([list(member.objectives.values()) for member in members]).reshape(-1, len(OBJECTIVES))
+    chosen, chosen_within = choose_knee(members, full, tolerance)
     return FrontFile(
         schema=1,
         sweep=sweep,
@@ -277,9 +285,11 @@ def _front_file(
         hypervolume_share=hypervolume_share(values_FM, reference, IDEAL, DIRECTIONS),
         limits=limits,
         trials=counts,
-        knee=members[knee(values_FM, DIRECTIONS)].trial_id if members else None,
+        knee=chosen,
+        knee_within=chosen_within,
         front=members,
         full=full,
+        full_timing=full_timing,
     )
 
 
@@ -294,6 +304,7 @@ def _member(result: TrialResult) -> FrontMember:
         params=result.params,
         baseline=result.baseline,
         origin=result.origin,
+        timing=result.timing,
     )
 
 

@@ -1,21 +1,23 @@
-"""What a person at the terminal sees: progress while a sweep runs, then the front as a table."""
+"""What a person at the terminal sees: a training's progress, what a sweep has found, and its front as a table."""
 
 from __future__ import annotations
 
 import shlex
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from statistics import fmean
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from alast_tune.config import TrialConfig, flatten
+from alast_tune.config import Limits, TrialConfig
+from alast_tune.labels import differing, member_settings, method_label, setting_labels
+from alast_tune.near_full import knee_words, points, share_of_full, time_share
 from alast_tune.plots import human_bytes, human_flops, short
-from alast_tune.results import BASELINES, EpochReport, FrontFile, Reseeded, TrialResult
+from alast_tune.results import EpochReport, FrontFile, FrontMember, Reseeded
 from alast_tune.summary import cheapest_within
 from alast_tune.text import safe
 
@@ -27,58 +29,6 @@ def printer(console: Console) -> Callable[[object], None]:
 
 def _title(text: str) -> Text:
     return Text(safe(text), "italic")
-
-
-class SweepProgress:
-    """Finished, running and failed trials, best accuracy, hypervolume, time left.
-
-    On a terminal one line that moves; elsewhere (the log of a job) one line a finished trial.
-    """
-
-    def __init__(self, total: int, finished: int, console: Console) -> None:
-        self._console = console
-        self.note = printer(console)
-        """Prints a line above the progress."""
-        self._total = total
-        self._already = finished
-        self._started = time.monotonic()
-        self._running = self._ended = 0
-        self._bar = Progress(
-            TextColumn("[bold]trials[/]"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.fields[line]}", markup=False),
-            TimeElapsedColumn(),
-            console=console,
-            disable=not console.is_terminal,
-        )
-        self._task = self._bar.add_task("trials", total=total, completed=finished, line="starting")
-        self._bar.start()
-
-    def started(self) -> None:
-        """One more trial runs."""
-        self._running += 1
-        self._bar.update(self._task, line=f"{self._already} of {self._total} finished, {self._running} running")
-
-    def ended(self, result: TrialResult, front: FrontFile, ran: bool = True) -> None:
-        """A trial has ended, which may never have begun; the front is that of all so far."""
-        self._running -= ran
-        self._ended += 1
-        done = self._already + self._ended
-        per_trial = (time.monotonic() - self._started) / self._ended
-        left = per_trial * (self._total - done)
-        line = (
-            f"{done}/{self._total} finished, {self._running} running, {front.trials.failed} failed | "
-            f"best accuracy {front.best_accuracy:.3f} | "
-            f"hypervolume {front.hypervolume_share:.3f} | {_duration(left)} left"
-        )
-        self._bar.update(self._task, completed=done, line=line)
-        if not self._console.is_terminal or result.state == "failed":
-            why = f" ({result.reason})" if result.reason else ""
-            self.note(f"trial {result.number:04d} {result.state}{why} | {line}")
-
-    def close(self) -> None:
-        """Leave the terminal as it is."""
-        self._bar.stop()
 
 
 class TrainingProgress:
@@ -128,69 +78,156 @@ class TrainingProgress:
         )
 
 
+_NEAR, _BEST = " of full fine-tuning", "best under your limits"
+
+
 def answers(front: FrontFile, words: Sequence[str], tolerances: Sequence[float] = (0.01, 0.05)) -> Iterator[str]:
-    """Say which member is the cheapest of those near full fine-tuning, what it costs beside it, and how to get it.
+    """Say what a sweep has found: who is cheapest near full fine-tuning, who is best under limits, and how to get it.
 
     Args:
         front: of one sweep.
         words: by which a command finds the sweep.
-        tolerances: how much less accuracy each answer allows, in [0, 1]; one that is as the one before is left out.
+        tolerances: how much less accuracy than full fine-tuning's each answer allows, in [0, 1].
+
+    Yields:
+        A line for each member that is an answer, with all that it is the answer to.
     """
-    last = None
-    for tolerance in tolerances if front.full else ():
-        member, full = cheapest_within(front, tolerance), front.full or {}
-        points = f"{100 * tolerance:g} point{'s' * (tolerance != 0.01)}"
-        lead = f"within {points} of full fine-tuning ({full['accuracy']:.4f}): "
-        if member is None or member.baseline == "full":
-            yield lead + ("nothing that is cheaper" if member else "nothing")
-        elif member.trial_id != last:
-            method = member.config.method
-            what = BASELINES[member.baseline] if member.baseline else method.name
-            shares = ", ".join(
-                f"{100 * member.objectives[name] / full[name]:.0f}% of the {cost}"
-                for name, cost in (("train_flops", "FLOPs"), ("peak_bytes", "memory"))
-            )
+    best = max(front.front, key=lambda member: member.objectives["accuracy"], default=None)
+    asked = [
+        (f"within {points(tolerance)}{_NEAR}", cheapest_within(front, tolerance))
+        for tolerance in (tolerances if front.full else ())
+    ]
+    asked += [] if front.limits == Limits() else [(_BEST, best)]
+    questions: dict[str | None, list[str]] = {}
+    for question, member in asked:
+        questions.setdefault(member.trial_id if member else None, []).append(question)
+    members = {member.trial_id: member for member in front.front}
+    for name, them in questions.items():
+        lead = ", also ".join([them[0], *(question.removesuffix(_NEAR) for question in them[1:])])
+        if name is None:
+            yield f"{lead}: nothing"
+            continue
+        member = members[name]
+        if member.baseline == "full" and _BEST not in them:
+            yield f"{lead}: nothing that is cheaper"
+        else:
             promote = shlex.join(["alast-tune", "promote", *words, "--pick", member.trial_id, "-o", "best.yaml"])
-            yield f"{lead}trial {member.trial_id} ({what}): {member.objectives['accuracy']:.4f}, {shares}; {promote}"
-        last = member.trial_id if member else None
+            yield f"{lead}: {_in_figures(front, member)}; {promote}"
 
 
-def front_table(front: FrontFile) -> Table:
-    """Lay the front out as a table, cheapest first: objectives, test accuracy, and what varies over it."""
-    counts = front.trials
-    table = Table(
-        title=_title(
-            f"{front.sweep}: {len(front.front)} of {front.candidates} on the front "
-            f"({counts.pruned} pruned, {counts.infeasible} infeasible, {counts.failed} failed), "
-            f"hypervolume {front.hypervolume_share:.4f}"
-        ),
-        title_justify="left",
-        box=SIMPLE_HEAD,
-        pad_edge=False,
-    )
-    for name in ("trial", "accuracy", "test", "training", "memory"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("settings that differ")
-    settings = [member.params or flatten(member.config) for member in front.front]
-    found = [values for member, values in zip(front.front, settings, strict=True) if not member.baseline]
-    varied = [path for path in (found[0] if found else {}) if len({str(one.get(path)) for one in found}) > 1]
-    for member, values in zip(front.front, settings, strict=True):
-        table.add_row(
-            member.trial_id + (" *" if member.trial_id == front.knee else "  "),
-            f"{member.objectives['accuracy']:.4f}",
-            "-" if member.test_accuracy is None else f"{member.test_accuracy:.4f}",
-            human_flops(member.objectives["train_flops"]),
-            human_bytes(member.objectives["peak_bytes"]),
-            Text(
-                BASELINES[member.baseline]
-                if member.baseline
-                else safe(", ".join(f"{path.rsplit('/', 1)[-1]} {short(values.get(path))}" for path in varied))
-            ),
-            style="bold" if member.trial_id == front.knee else None,
-        )
+def _in_figures(front: FrontFile, member: FrontMember) -> str:
+    """Name a member, its accuracy, and what it costs: beside full fine-tuning, or where that is not known, as it is."""
+    what = method_label(member.config, member.baseline, key=True)
+    costs = []
+    for cost, name, absolute in (("train_flops", "FLOPs", human_flops), ("peak_bytes", "memory", human_bytes)):
+        share = share_of_full(front, member, cost)
+        value = absolute(member.objectives[cost])
+        costs.append(f"{value} of {name}" if share is None else f"{share:.0%} of the {name}")
+    seconds = time_share(front, member)
+    costs += [] if seconds is None else [f"{seconds:.2f} of the time"]
+    costs = [] if member.baseline == "full" else costs
+    return ", ".join([f"trial {member.trial_id} ({what}): {member.objectives['accuracy']:.4f}", *costs])
+
+
+class FrontTable:
+    """Lays a front out in 80 columns, cheapest first: a row a member, and under it, dim, the settings that differ."""
+
+    def __init__(self, front: FrontFile) -> None:
+        self._front = front
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        front, width = self._front, max(40, options.max_width)
+        yield _title(_heading(front))
+        if not front.front:
+            return
+        rows = [_row(front, member) for member in front.front]
+        head = ("trial", "method", "accuracy", "test", "FLOPs", "memory")
+        widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+
+        def line(cells: Sequence[str], style: str = "") -> Text:
+            padded = [
+                cell.ljust(size) if place < 2 else cell.rjust(size)
+                for place, (cell, size) in enumerate(zip(cells, widths, strict=True))
+            ]
+            return Text("  ".join(padded).rstrip(), style, no_wrap=True, overflow="ignore")
+
+        yield line(head, "bold")
+        yield Text("\N{BOX DRAWINGS LIGHT HORIZONTAL}" * min(width, sum(widths) + 2 * len(widths) - 2))
+        paths = differing(front)
+        for member, cells in zip(front.front, rows, strict=True):
+            yield line(cells, "bold" if member.trial_id == front.knee else "")
+            own = member_settings(member)
+            labels = [] if member.baseline else setting_labels({path: own.get(path) for path in paths})
+            for text in joined(labels, width - 2):
+                yield Text("  " + text, "dim")
+        if front.full:
+            yield _title("%: of what full fine-tuning takes")
+        if front.knee:
+            yield _title(f"* the knee: the best compromise {knee_words(front)}")
+
+
+def front_table(front: FrontFile, *, wide: bool = False) -> RenderableType:
+    """Lay the front out as a table, cheapest first: in 80 columns, or ``wide``, a row a member with everything."""
+    if not wide:
+        return FrontTable(front)
+    paths = differing(front)
+    table = Table(title=_title(_heading(front)), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    names = ("trial", "method", "accuracy", "test", "FLOPs", "of full", "memory", "of full", "time", "epochs")
+    for name in (*names, *(path.removeprefix("method/") for path in paths)):
+        table.add_column(Text(safe(name)), justify="left" if name == "method" else "right", no_wrap=True)
+    for member in front.front:
+        trial, method, accuracy, test, *_ = _row(front, member)
+        flops, peak = (member.objectives[cost] for cost in ("train_flops", "peak_bytes"))
+        shares = [share_of_full(front, member, cost) for cost in ("train_flops", "peak_bytes")]
+        of_flops, of_peak = ("-" if share is None else f"{share:.1%}" for share in shares)
+        seconds = time_share(front, member)
+        time = "-" if seconds is None else f"{seconds:.2f}"
+        own = member_settings(member)
+        values = ("" if member.baseline else short(own.get(path)) for path in paths)
+        cells = (trial, method, accuracy, test, human_flops(flops), of_flops, human_bytes(peak), of_peak, time)
+        style = "bold" if member.trial_id == front.knee else None
+        table.add_row(*(Text(safe(cell)) for cell in (*cells, member.epochs, *values)), style=style)
     if front.knee:
-        table.caption = "* the knee: nearest to the best of every objective"
+        table.caption = _title(f"* the knee: the best compromise {knee_words(front)}")
+        table.caption_justify = "left"
     return table
+
+
+def _heading(front: FrontFile) -> str:
+    """Say whose front it is, of how many trials, and how good."""
+    counts = front.trials
+    others = [f"{getattr(counts, kind)} {kind}" for kind in ("pruned", "infeasible", "failed") if getattr(counts, kind)]
+    apart = f" ({', '.join(others)})" if others else ""
+    lead = f"{front.sweep}: {len(front.front)} of {front.candidates} on the front{apart}"
+    return f"{lead}, hypervolume {front.hypervolume_share:.4f}"
+
+
+def _row(front: FrontFile, member: FrontMember) -> tuple[str, ...]:
+    """Trial, method, accuracies and costs of a member, as percent of full fine-tuning's where those are known."""
+    flops, peak = (member.objectives[cost] for cost in ("train_flops", "peak_bytes"))
+    of_flops, of_peak = (share_of_full(front, member, cost) for cost in ("train_flops", "peak_bytes"))
+    return (
+        member.trial_id + (" *" if member.trial_id == front.knee else ""),
+        method_label(member.config, member.baseline),
+        f"{member.objectives['accuracy']:.4f}",
+        "-" if member.test_accuracy is None else f"{member.test_accuracy:.4f}",
+        human_flops(flops) if of_flops is None else f"{of_flops:.0%}",
+        human_bytes(peak) if of_peak is None else f"{of_peak:.0%} ({human_bytes(peak)})",
+    )
+
+
+def joined(labels: Sequence[str], width: int) -> Iterator[str]:
+    """Join labels by commas, in lines of at most so many columns as far as single labels allow that."""
+    line = ""
+    for place, label in enumerate(labels, start=1):
+        piece = label + "," * (place < len(labels))
+        longer = f"{line} {piece}".lstrip()
+        if line and cell_len(longer) > width:
+            yield line
+            longer = piece
+        line = longer
+    if line:
+        yield line
 
 
 def comparison_table(fronts: Sequence[FrontFile], joint: FrontFile) -> Table:
@@ -231,12 +268,6 @@ def reseeded_table(reseeded: Reseeded) -> Table:
         )
     table.caption = "on the front: probability that no other member is better in everything, whatever the seed"
     return table
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def describe(values: Mapping[str, object], title: str) -> Table:

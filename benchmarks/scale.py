@@ -3,11 +3,13 @@ r"""What a trial costs the driver when many have ended, and how long the end of 
     python benchmarks/scale.py
     python benchmarks/scale.py --models deit_small_patch16_224 vit_base_patch16_224 --storages local s3 \
         --finished 100 1000 10000 100000
+    python benchmarks/scale.py --at-once 64 1000 --models deit_small_patch16_224
 
 Searcher, forecast, scheduler, MLflow, front and the saving of the folder are a sweep's own; so is its end. Trials are
 made up (a smooth function and noise), and Ray has no part in it. Models have random weights, their images are the
 embedded digits; s3 is a server (moto) on this machine, and bytes are counted on the way to it. Each row is a process of
-its own, whose peak memory is the row's. Rows that --results has already are not measured again.
+its own, whose peak memory is the row's. Rows that --results has already are not measured again. With --at-once so many
+slots are free when a new sweep starts: how long until each has its trial.
 """
 
 import argparse
@@ -49,7 +51,8 @@ from alast_tune.results import OBJECTIVES
 from alast_tune.storage import STUDY, is_copy
 from alast_tune.summary import summarise
 from alast_tune.tracking import Tracker, default_uri
-from alast_tune.tracking.queue import Operation, Queue
+from alast_tune.tracking.operation import Operation
+from alast_tune.tracking.queue import Queue
 from alast_tune.train import load_trial
 from alast_tune.tune.cluster import Stop
 from alast_tune.tune.conclude import conclude
@@ -157,10 +160,10 @@ class Driver:
     Args:
         sweep: whose folder is empty.
         database: the study before.
-        hold: on the sweep's folder.
+        lease: on the sweep's folder.
     """
 
-    def __init__(self, sweep: SweepConfig, database: Path, hold: SweepLease) -> None:
+    def __init__(self, sweep: SweepConfig, database: Path, lease: SweepLease) -> None:
         self.draw = np.random.default_rng(0)
         self.sweep, own = sweep, sweep.storage / sweep.name
         shared = "://" in (sweep.study or "")
@@ -186,7 +189,7 @@ class Driver:
                     queue.done(queue.batch())
         self.tracker = Tracker(default_uri(sweep.storage), sweep.storage)
         self.tracker.start_sweep(sweep)
-        self.observer = SweepObserver(sweep, reference, before, self.tracker, hold, Console(quiet=True), sweep.trials)
+        self.observer = SweepObserver(sweep, reference, before, self.tracker, lease, Console(quiet=True), sweep.trials)
         for number in on_front:  # these have real runs, to be tagged once they leave the front
             self.tracker.start_trial(number, before[number].config, before[number].params)
             self.tracker.end_trial(number, "FINISHED")
@@ -248,10 +251,10 @@ def measure(sweep: SweepConfig, database: Path, trials: int, counter: str | None
     def sent() -> int:
         return int(urllib.request.urlopen(counter).read()) if counter else 0
 
-    with threadpool_limits(limits=1), exclusive_driver(sweep.storage / sweep.name) as hold:
-        driver = Driver(sweep, database, hold)
+    with threadpool_limits(limits=1), exclusive_driver(sweep.storage / sweep.name) as lease:
+        driver = Driver(sweep, database, lease)
         first = driver.run("first")
-        hold.save()  # of what was there before
+        lease.save()  # of what was there before
         driver.tracker._writer.flush(60)
         before, tracking, took = sent(), driver.timed.seconds, []
         for number in range(trials):
@@ -269,6 +272,17 @@ def measure(sweep: SweepConfig, database: Path, trials: int, counter: str | None
         "peak while searching, MiB": searched / 1024,
         "peak, MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
+
+
+def measure_at_once(sweep: SweepConfig, database: Path, slots: int) -> dict[str, Any]:
+    """Hand out so many trials one after another, none of which has ended; in a process of its own."""
+    with threadpool_limits(limits=1), exclusive_driver(sweep.storage / sweep.name) as lease:
+        driver = Driver(sweep, database, lease)
+        started, seconds = time.perf_counter(), list[float]()
+        while len(seconds) < slots:
+            if driver.ask(str(len(seconds))):
+                seconds.append(time.perf_counter() - started)
+    return {"first, s": seconds[0], "half of them, s": seconds[slots // 2 - 1], "all, s": seconds[-1]}
 
 
 @contextmanager
@@ -350,6 +364,21 @@ def rows(options: argparse.Namespace, scratch: Path) -> Iterator[dict[str, Any]]
                         yield key | pool.submit(measure, *asked).result()
 
 
+def rows_at_once(options: argparse.Namespace, scratch: Path) -> Iterator[dict[str, Any]]:
+    """Measure the start of a sweep with many free slots, by each kind of study that a folder may have."""
+    spawn = multiprocessing.get_context("spawn")
+    os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{scratch}/mlflow.db"
+    for model in options.models:
+        empty = studies(scratch / model, [0], model)[0]
+        for study in ("journal", "sqlite"):
+            for slots in options.at_once:
+                place = scratch / f"{model}-{study}-{slots}"
+                sweep = sweep_in(place, slots, model, sampler=options.sampler, study=study, concurrent=slots)
+                with ProcessPoolExecutor(1, mp_context=spawn) as pool:
+                    found = pool.submit(measure_at_once, sweep, empty, slots).result()
+                yield {"model": model, "study": study, "slots": slots} | found
+
+
 def _known(file: Path) -> list[dict[str, Any]]:
     return json.loads(file.read_text()) if file.exists() else []
 
@@ -364,7 +393,13 @@ def main() -> None:
     parser.add_argument("--sampler", default="ehvi")
     parser.add_argument("--trials", type=int, default=20, help="timed, a row")
     parser.add_argument("--results", type=Path, default=RESULTS, help="where rows are kept, as JSON")
+    parser.add_argument("--at-once", type=int, nargs="+", help="free slots of a new sweep; times nothing else")
     options = parser.parse_args()
+    if options.at_once:
+        with tempfile.TemporaryDirectory() as scratch:
+            for row in rows_at_once(options, Path(scratch)):
+                print(json.dumps(row), flush=True)
+        return
     with tempfile.TemporaryDirectory() as scratch:
         for row in rows(options, Path(scratch)):
             options.results.parent.mkdir(parents=True, exist_ok=True)

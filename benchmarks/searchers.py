@@ -129,7 +129,7 @@ class Moasha(Random):
 class Unheard:
     """Nobody who wants to know how trials fare."""
 
-    def started(self, number: int, config: TrialConfig, params: Mapping[str, object]) -> None:
+    def started(self, number: int, config: TrialConfig, params: Mapping[str, object], baseline: str | None) -> None:
         """Nothing."""
 
     def reported(self, number: int, metrics: Mapping[str, float]) -> None:

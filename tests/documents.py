@@ -34,6 +34,11 @@ class Block:
         return named[1] if named else None
 
     @property
+    def prints(self) -> list[str]:
+        """Lines that a program is said to print, each behind ``#:``."""
+        return re.findall(r"^#: (.*)$", self.text, re.MULTILINE)
+
+    @property
     def commands(self) -> list[str]:
         """Commands of a shell block, one a line of the shell, without comments."""
         lines = self.text.replace("\\\n", " ").splitlines()

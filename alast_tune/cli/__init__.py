@@ -1,7 +1,8 @@
 """``alast-tune``: one file a command, or two that belong together.
 
-``sweep`` searches; ``front`` prints a front, and brings MLflow up to date (``sync``); ``ui`` opens MLflow and ``list``
-names the sweeps; ``report`` draws a sweep's pages again; ``promote``
+``sweep`` searches, ``submit`` does so as a Ray job;
+``front`` prints a front, and brings MLflow up to date (``sync``);
+``ui`` opens MLflow and ``list`` names the sweeps; ``report`` draws a sweep's pages again; ``promote``
 chooses a member of one for production; ``clean`` deletes the checkpoints that nothing needs; ``train`` trains one
 configuration; ``doctor`` looks at the machine; ``guard`` is how all of them end when something is wrong.
 """
@@ -10,7 +11,8 @@ from __future__ import annotations
 
 import re
 import sys
-from typing import Any
+from inspect import cleandoc
+from typing import Any, get_args
 
 from pydantic import BaseModel, Field
 from pydantic_settings import (
@@ -21,6 +23,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from alast_tune.cli import submit
 from alast_tune.cli.clean import Clean
 from alast_tune.cli.doctor import Doctor
 from alast_tune.cli.front import Front, Sync
@@ -55,6 +58,10 @@ class Sweep(BaseModel):
     """See alast-tune sweep --help, which :mod:`alast_tune.cli.sweep` answers: it has the settings of a sweep."""
 
 
+class Submit(BaseModel):
+    """See alast-tune submit --help, which :mod:`alast_tune.cli.submit` answers."""
+
+
 class AlastTune(BaseSettings):
     """Fine-tune Vision Transformers with ALaST, and reuse what a sweep has found."""
 
@@ -66,16 +73,17 @@ class AlastTune(BaseSettings):
         cli_shortcuts={"train.epochs": "epochs", "data.all-data": "all-data", "output": "o"},
     )
 
-    sweep: CliSubCommand[Sweep] = Field(description="search for the front: --preset demo")
+    sweep: CliSubCommand[Sweep] = Field(description="search for the front: /data/pets, or --preset demo")
+    submit: CliSubCommand[Submit] = Field(description="the same as a Ray job: --preset demo")
     ui: CliSubCommand[Ui] = Field(description="open MLflow on the sweeps")
     list: CliSubCommand[List] = Field(description="list the sweeps under --storage")
-    front: CliSubCommand[Front] = Field(description="print a front, or what of it keeps limits: demo --max-memory 1GiB")
-    promote: CliSubCommand[Promote] = Field(description="choose a member for production: demo --pick knee -o best.yaml")
-    train: CliSubCommand[Train] = Field(description="train a configuration: --config best.yaml -o runs/production")
+    front: CliSubCommand[Front] = Field(description="print a front: demo --max-memory 1GiB")
+    promote: CliSubCommand[Promote] = Field(description="choose a member: demo --pick knee -o best.yaml")
+    train: CliSubCommand[Train] = Field(description="train a configuration: --config best.yaml")
     report: CliSubCommand[Report] = Field(description="draw a sweep's pages again: demo")
     sync: CliSubCommand[Sync] = Field(description="write to MLflow what it has missed: demo")
     clean: CliSubCommand[Clean] = Field(description="delete checkpoints that nothing needs: demo --dry-run")
-    doctor: CliSubCommand[Doctor] = Field(description="look at this machine, or at a model and data")
+    doctor: CliSubCommand[Doctor] = Field(description="look at this machine")
 
     @classmethod
     def settings_customise_sources(
@@ -89,6 +97,12 @@ class AlastTune(BaseSettings):
         CliApp.run_subcommand(self)
 
 
+for _field in AlastTune.model_fields.values():
+    for _command in get_args(_field.annotation):
+        if issubclass(_command, BaseModel):  # argparse prints a docstring as it stands, indents and all
+            _command.__doc__ = cleandoc(_command.__doc__ or "")
+
+
 @guarded
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of ``alast-tune``."""
@@ -97,6 +111,9 @@ def main(arguments: list[str] | None = None) -> None:
         from alast_tune.cli import sweep  # Ray and Optuna take seconds to import
 
         sweep.main(words[1:])
+        return
+    if words[:1] == ["submit"]:
+        submit.main(words[1:])
         return
     # Both spellings of a name are taken: --train.batch-size and --train.batch_size.
     words = [re.sub(r"^--[^=]+", lambda name: "--" + name[0][2:].replace("_", "-"), word) for word in words]

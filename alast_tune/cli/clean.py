@@ -14,7 +14,10 @@ from alast_tune.terminal import printer
 
 
 class Clean(BaseModel):
-    """Delete the checkpoints of sweeps but for the last ones of their fronts, and of trials that are to go on."""
+    """Delete the checkpoints of sweeps but for the last ones of their fronts, and of trials that are to go on.
+
+    Example: alast-tune clean demo --dry-run
+    """
 
     sweeps: CliPositionalArg[list[Place]] = Field(min_length=1, description="their folders, or names under --storage")
     storage: Place = Field(Path("runs"), description="where sweeps are")

@@ -10,13 +10,17 @@ import torch
 from pydantic import BaseModel
 from rich.console import Console
 
+from alast_tune.data import known_datasets
 from alast_tune.data.machine import available_bytes, cpu_count, limit_threads, memory_bytes
 from alast_tune.plots import human_bytes
 from alast_tune.terminal import describe
 
 
 class Doctor(BaseModel):
-    """Say what machine, devices and versions are seen."""
+    """Say what machine, devices and versions are seen.
+
+    Example: alast-tune doctor
+    """
 
     def cli_cmd(self) -> None:
         """Print a table."""
@@ -26,11 +30,12 @@ class Doctor(BaseModel):
 def machine() -> dict[str, object]:
     """Collect versions, processors, memory and devices, without starting or connecting to anything."""
     seen: dict[str, object] = {"python": platform.python_version(), "system": platform.platform()}
-    for package in ("alast-tune", "torch", "torchvision", "timm", "ray", "optuna", "mlflow"):
+    for package in ("alast-tune", "torch", "torchvision", "timm", "ray", "optuna", "mlflow", "datasets"):
         try:
             seen[package] = version(package)
         except PackageNotFoundError:
             seen[package] = "not installed"
+    seen["data sets"] = ", ".join(known_datasets())
     seen["CPUs"] = cpu_count()
     seen["torch threads"] = limit_threads()
     seen["memory"] = f"{human_bytes(memory_bytes())}, {human_bytes(available_bytes())} of it available"

@@ -15,6 +15,7 @@ from alast_tune.cli.guard import TRACKING_INCOMPLETE
 from alast_tune.config import Limits
 from alast_tune.errors import ConfigError
 from alast_tune.lease import exclusive_driver
+from alast_tune.near_full import NEAR
 from alast_tune.plots import fronts_html, fronts_png
 from alast_tune.results import FrontFile
 from alast_tune.storage import Place, display_path, fetch, is_copy, names_with
@@ -60,7 +61,10 @@ def find_sweep(sweep: Path, storage: Path) -> Path:
 
 
 class Front(Limits):
-    """Print the front of a sweep, or the part of it that keeps given limits; of several sweeps, how they compare."""
+    """Print the front of a sweep, or the part of it that keeps given limits; of several sweeps, how they compare.
+
+    Example: alast-tune front demo --max-memory 1GiB
+    """
 
     sweeps: CliPositionalArg[list[Place]] = Field(
         min_length=1, description="each its folder, its front.json, or its name under --storage"
@@ -70,8 +74,10 @@ class Front(Limits):
         None,
         ge=0,
         le=1,
-        description="name the cheapest member that is so near full fine-tuning's accuracy, as 0.01",
+        description="choose the knee among members so near full fine-tuning's accuracy, and name the cheapest of them; "
+        f"unset: {NEAR} for the knee, 0.01 and 0.05 for the cheapest",
     )
+    wide: CliImplicitFlag[bool] = Field(False, description="print one row a trial with everything, however wide it is")
     plot: Path | None = Field(None, description="draw the fronts over one another, into a .html or .png file")
     as_json: CliImplicitFlag[bool] = Field(
         False, alias="json", description="print front.json itself; of several sweeps, that of their joint front"
@@ -81,9 +87,10 @@ class Front(Limits):
         """Read each front.json; print and draw them."""
         if self.plot and self.plot.suffix not in {".html", ".png"}:
             raise ConfigError("plot", self.plot, "give a .html or a .png file")
-        if self.within is not None and (len(self.sweeps) > 1 or self.as_json):
-            raise ConfigError("within", self.within, "is asked of one sweep, and not answered in JSON")
-        fronts = [within(FrontFile.read(find_front(sweep, self.storage)), self) for sweep in self.sweeps]
+        if self.within is not None and len(self.sweeps) > 1:
+            raise ConfigError("within", self.within, "is asked of one sweep, beside its own full fine-tuning; name one")
+        near = NEAR if self.within is None else self.within
+        fronts = [within(FrontFile.read(find_front(sweep, self.storage)), self, near) for sweep in self.sweeps]
         names = [front.sweep for front in fronts]
         if len(set(names)) < len(names):  # the same name in two storages
             labels = [
@@ -108,13 +115,19 @@ class Front(Limits):
             words = [display_path(self.sweeps[0]), *words_for(self.storage)]
             for line in answers(front, words) if self.within is None else answers(front, words, [self.within]):
                 printer(console)(line)
-        console.print(front_table(front))
+        if self.wide:  # as wide as it is: a pager (less -S) shows it, a terminal breaks it
+            Console(width=10_000).print(front_table(front, wide=True))
+        else:
+            console.print(front_table(front))
         if self.plot:
             printer(console)(f"drawn: {self.plot}")
 
 
 class Sync(BaseModel):
-    """Write to MLflow what a sweep or a training could not, because its server was away or its disk full."""
+    """Write to MLflow what a sweep or a training could not, because its server was away or its disk full.
+
+    Example: alast-tune sync demo
+    """
 
     sweep: CliPositionalArg[Place] = Field(description="its folder, or its name under --storage")
     storage: Place = Field(Path("runs"), description="where sweeps are")

@@ -20,6 +20,7 @@ from alast_tune.errors import (
     DivergedError,
     NothingCompleteError,
     StorageError,
+    VerificationError,
     WorkersError,
     explain,
 )
@@ -88,7 +89,7 @@ def exit_line_and_code(error: BaseException) -> tuple[str, int]:
             return explain(error).removeprefix("train."), NOT_POSSIBLE  # settings of the subcommand, in its words
         case SettingsError():
             return f"{str(error).removeprefix('error parsing CLI: ')}; see --help", NOT_POSSIBLE
-        case DivergedError() | WorkersError():
+        case DivergedError() | VerificationError() | WorkersError():
             return str(error), FAILED
         case StorageError():
             return str(error), STORAGE_FAILED

@@ -1,12 +1,14 @@
 """Search for the Pareto front of accuracy, training FLOPs and peak memory.
 
+    alast-tune sweep /data/pets --max-memory 6GiB --time-budget 2h
     alast-tune sweep --list-presets
     alast-tune sweep --preset demo
     alast-tune sweep --preset deit-s-cifar100 --trials 64 --trial.train.epochs 10
     alast-tune sweep --resume demo
     alast-tune sweep --resume demo --reseed 3
 
-Every setting below can be given; what is not comes from the preset. `python sweeps/pareto.py` is the same.
+Every setting below can be given; what is not comes from the preset, or is chosen for the folder.
+`python sweeps/pareto.py` is the same.
 """
 
 from __future__ import annotations
@@ -19,12 +21,24 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import Field
-from pydantic_settings import BaseSettings, CliApp, CliImplicitFlag, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    CliApp,
+    CliImplicitFlag,
+    CliPositionalArg,
+    CliSuppress,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 from rich.console import Console
 
+from alast_tune.callbacks import callback_of
+from alast_tune.choices import model_settings, name_of, sweep_of_folder
 from alast_tune.cli.front import words_for
 from alast_tune.cli.guard import TRACKING_INCOMPLETE, guarded
-from alast_tune.config import SweepConfig, given_file, parse, read_mapping, stored_sweep
+from alast_tune.cli.plan import plan_of, yaml_of
+from alast_tune.cli.sweep_help import short_help
+from alast_tune.config import ModelConfig, SweepConfig, given_file, parse, read_mapping, stored_sweep
 from alast_tune.errors import ConfigError
 from alast_tune.results import FrontFile
 from alast_tune.storage import copy_of, display_path, listing, names_with
@@ -36,18 +50,28 @@ from alast_tune.tune.study import run_sweep
 
 PRESETS = Path(__file__).parents[1] / "presets"
 
+_UNLISTED = {"folder", "chosen", "trial", "help_all"}
+"""Settings that the short help has no option for, or names by itself."""
+_OF_WEIGHTS = {"name", "checkpoint", "checkpoint_key"}
+"""Settings of a preset's model that ``--model`` replaces."""
+
 
 class Preset(PydanticBaseSettingsSource):
-    """The settings of the preset, or of the sweep to resume: what the command line leaves open."""
+    """What the command line leaves open: of a folder as chosen, of a preset, or of the sweep to resume."""
 
     def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
         """Not asked for: the source gives all fields at once."""
         return None, field_name, False
 
     def __call__(self) -> dict[str, Any]:
-        """Read the file that ``--preset`` or ``--resume`` names."""
+        """Look at the folder, or read the file that ``--preset`` or ``--resume`` names."""
         given = self.current_state
-        preset, resume = given.get("preset"), given.get("resume")
+        folder, preset, resume, model = (given.get(name) for name in ("folder", "preset", "resume", "model"))
+        if folder and (preset or resume):
+            other = "--preset" if preset else "--resume"
+            raise ConfigError("folder", folder, f"{other} says which images; leave out the one or the other")
+        if resume and model:
+            raise ConfigError("model", model, "a resumed sweep keeps its own; leave it out")
         file, values = self._preset(preset) if preset is not None else (None, {})
         place = given.get("storage", values.get("storage", "runs"))
         try:
@@ -55,29 +79,64 @@ class Preset(PydanticBaseSettingsSource):
         except ValueError as error:
             raise ConfigError("storage", place, str(error)) from None
         if resume:
-            stored = stored_sweep(storage / resume).given_values()
-            return {name: value for name, value in stored.items() if name != "storage"} | {"storage": place}
+            return self._stored(storage / resume, place)
+        if folder:
+            return self._of_folder(folder, storage)
         if file is None:
-            raise ConfigError("preset", "not given", f"give --preset (one of {', '.join(presets())}) or --resume")
+            presets_are = f"give a folder of images, --preset (one of {', '.join(presets())}) or --resume"
+            raise ConfigError("folder", "not given", presets_are)
+        if model:
+            trial = values.setdefault("trial", {})
+            kept = {name: value for name, value in trial.get("model", {}).items() if name not in _OF_WEIGHTS}
+            trial["model"] = kept | model_settings(model, ModelConfig())
+        return {"name": self._name(storage, file.stem)} | values
+
+    def _name(self, storage: Path, wish: str) -> str:
+        given = self.current_state
         goes_on = "name" in given or str(given.get("go_on")).lower() == "true"
-        return {"name": file.stem if goes_on else free_name(storage, file.stem)} | values
+        return wish if goes_on else free_name(storage, wish)
+
+    def _stored(self, folder: Path, place: str) -> dict[str, Any]:
+        stored = stored_sweep(folder).given_values()
+        return {name: value for name, value in stored.items() if name != "storage"} | {"storage": place}
+
+    def _of_folder(self, folder: str, storage: Path) -> dict[str, Any]:
+        given = dict(self.current_state)
+        name = given.get("name") or self._name(storage, name_of(Path(folder)))
+        if str(given.get("go_on")).lower() == "true" and name in names_with(storage, "sweep.json"):
+            return self._stored(storage / name, given.get("storage", "runs"))
+        if not Path(folder).is_dir() and (folder in presets() or Path(folder).suffix in {".yaml", ".yml"}):
+            raise ConfigError("folder", folder, f"is a preset, not a folder of images; give it as --preset {folder}")
+        own = {name: value for name, value in given.items() if name in SweepConfig.model_fields}
+        choices = sweep_of_folder(given_file("folder", folder), model=given.get("model"), **own | {"name": name})
+        return choices.sweep.given_values() | {"chosen": [str(line) for line in choices.lines]}
 
     def _preset(self, preset: str) -> tuple[Path, dict[str, Any]]:
-        known = Path(preset).suffix not in {".yaml", ".yml", ".json"}
-        file = PRESETS / f"{preset}.yaml" if known else given_file("preset", preset)
-        if not file.exists():
-            raise ConfigError("preset", preset, f"not a file and none of {', '.join(presets())}")
+        file = preset_file(preset)
         return file, read_mapping(file)
 
 
 class Sweep(BaseSettings, SweepConfig):
     """The command line: every setting of a sweep, and where the others come from."""
 
-    __doc__ = __doc__  # --help shows the module's
     model_config = SettingsConfigDict(
         extra="forbid", frozen=True, cli_prog_name="alast-tune sweep", cli_exit_on_error=False
     )
 
+    folder: CliPositionalArg[str | None] = Field(
+        None,
+        description="of your images, <folder>/<class>/* or <folder>/{train,val,test}/<class>/*: what you leave open is "
+        "chosen, and said",
+    )
+    model: str | None = Field(
+        None,
+        description="a timm name (vit_base_patch16_224), local weights (a file or a folder), or embedded",
+    )
+    help_all: CliImplicitFlag[bool] = Field(False, description="print this: every setting, of a trial too")
+    dry_run: CliImplicitFlag[bool] = Field(
+        False, description="print what was chosen, the forecast, and the YAML that it amounts to; run nothing"
+    )
+    chosen: CliSuppress[list[str]] = Field([], description="what was chosen for the folder, a line each")
     preset: str | None = Field(None, description="a name, see --list-presets, or a YAML file")
     list_presets: CliImplicitFlag[bool] = Field(False, description="print the presets' names and what they are")
     resume: str | None = Field(
@@ -99,6 +158,10 @@ class Sweep(BaseSettings, SweepConfig):
         "means, spreads, and how likely each belongs there",
     )
 
+    callbacks: list[str] = Field(
+        [], description="told what happens, each as module:Class, say alast_tune.callbacks:TensorBoard"
+    )
+
     @classmethod
     def settings_customise_sources(
         cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, *others: Any, **named: Any
@@ -107,10 +170,26 @@ class Sweep(BaseSettings, SweepConfig):
         return init_settings, Preset(settings_cls)
 
 
+Sweep.__doc__ = __doc__  # which --help-all shows
+
+
 def free_name(storage: Path, wish: str) -> str:
     """Name a new sweep as its preset, with a number behind where that is taken."""
     names = (wish if number == 1 else f"{wish}-{number}" for number in count(1))
     return next(name for name in names if not listing(storage / name))
+
+
+def preset_file(preset: str) -> Path:
+    """Find a preset by its name, or by the path of a YAML file.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    known = Path(preset).suffix not in {".yaml", ".yml", ".json"}
+    file = PRESETS / f"{preset}.yaml" if known else given_file("preset", preset)
+    if not file.exists():
+        raise ConfigError("preset", preset, f"not a file and none of {', '.join(presets())}")
+    return file
 
 
 def is_begun(sweep: SweepConfig) -> bool:
@@ -129,6 +208,10 @@ def main(arguments: list[str] | None = None) -> None:
     given = sys.argv[1:] if arguments is None else arguments
     # Both spellings of a name are taken: --max-memory and --max_memory.
     words = [re.sub(r"^--[^=]+", lambda name: "--" + name[0][2:].replace("-", "_"), word) for word in given]
+    if {"--help", "-h"} & set(words):
+        print(short_help(name for name in Sweep.model_fields if name not in _UNLISTED), end="")
+        return
+    words = ["--help" if word == "--help_all" else word for word in words]
     if "--list_presets" in words:
         for name in presets():
             print(f"{name:20}{(PRESETS / f'{name}.yaml').read_text().splitlines()[0].removeprefix('# ')}")
@@ -137,12 +220,21 @@ def main(arguments: list[str] | None = None) -> None:
     sweep = parse(SweepConfig, options.given_values())
     console = Console(width=None if sys.stdout.isatty() else 120)
     resume = options.resume is not None or (options.go_on and is_begun(sweep))
+    say = printer(console)
+    if options.dry_run:
+        for line in plan_of(sweep, options.chosen):
+            print(f"# {line}")
+        print(yaml_of(sweep), end="")
+        return
+    if options.chosen and not resume:
+        for line in plan_of(sweep, options.chosen):
+            say(line)
     if options.retry_failed and not resume:
         raise ConfigError("retry_failed", True, "there is nothing yet that has failed; give --resume")
-    results = run_sweep(sweep, resume=resume, retry_failed=options.retry_failed, console=console)
+    callbacks = [callback_of(path) for path in options.callbacks]
+    results = run_sweep(sweep, resume=resume, retry_failed=options.retry_failed, console=console, callbacks=callbacks)
     file = sweep.storage / sweep.name / "front.json"
     front = FrontFile.read(file)
-    say = printer(console)
     storage = words_for(sweep.storage)
     for line in answers(front, [sweep.name, *storage]):
         say(line)

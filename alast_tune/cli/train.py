@@ -24,6 +24,8 @@ class Train(PromotedConfig):
     """Train one configuration for production; goes on in its output folder, whatever it was that ended it.
 
     Every setting of the file can be given here too (--train.learning-rate 5e-5), and goes before it.
+
+    Example: alast-tune train --config best.yaml --output runs/production --train.epochs 50
     """
 
     config: Path = Field(description="what to train, in YAML or JSON: what promote has written, or your own")
@@ -39,6 +41,9 @@ class Train(PromotedConfig):
         None, description="register the model under this name; unset: that of promotion, if the file has one"
     )
     alias: str = Field("champion", description="that the registered version gets")
+    experiment: str | None = Field(
+        None, min_length=1, description="MLflow's, of a new run; unset: $MLFLOW_EXPERIMENT_NAME, else alast-tune"
+    )
     provenance: CliSuppress[Provenance | None] = None
 
     def cli_cmd(self) -> None:
@@ -54,7 +59,7 @@ class Train(PromotedConfig):
         limit_threads()
         console = Console()
         say = printer(console)
-        with _terminated_by_signal(), training(config, self.output, say) as run:
+        with _terminated_by_signal(), training(config, self.output, say, self.experiment) as run:
             with TrainingProgress(console, run.trial, run.steps_per_epoch, run.epochs_before) as progress:
                 run.train(progress.epoch, progress.step, self.workers)
             outcome = run.finish()

@@ -73,9 +73,14 @@ def parse(kind: type[T], values: Any) -> T:
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        field, _, rest = explain(error).partition(" = ")
-        value, _, remedy = rest.partition(": ")
-        raise ConfigError(field, value, remedy) from None
+        raise as_config_error(error) from None
+
+
+def as_config_error(error: ValidationError) -> ConfigError:
+    """Make one line of what pydantic refuses."""
+    field, _, rest = explain(error).partition(" = ")
+    value, _, remedy = rest.partition(": ")
+    return ConfigError(field, value, remedy)
 
 
 def given_file(field: str, path: str) -> Path:
@@ -109,7 +114,10 @@ def read_mapping(path: Path) -> dict[str, Any]:
     return values
 
 
-def write_yaml(values: dict[str, Any]) -> str:
-    """Write a mapping as :func:`read_mapping` reads it."""
-    text: str = yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+def write_yaml(values: dict[str, Any], compact: bool = False) -> str:
+    """Write a mapping as :func:`read_mapping` reads it; ``compact``: the innermost ones in a line each."""
+    flow = None if compact else False
+    text: str = yaml.dump(
+        values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=flow, width=120
+    )
     return text

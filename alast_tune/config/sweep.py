@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import ByteSize, Field, JsonValue, field_validator, model_validator
+from pydantic import BeforeValidator, ByteSize, Field, JsonValue, field_validator, model_validator
 
 from alast_tune.config.record import Record, SweepName, flatten, parse, read_mapping
 from alast_tune.config.trial import TrialConfig, apply_params, without_places
@@ -119,8 +119,30 @@ class Limits(Record):
         return all(excess <= 0 for excess in self.excess(**objectives).values())
 
 
-_FREE = {"trials", "storage", "concurrent", "cpus_per_trial", "gpus_per_trial", "retries", "epoch_timeout", "keep"}
+_FREE = {"trials", "time_budget", "storage", "concurrent", "cpus_per_trial", "gpus_per_trial", "retries"}
+_FREE |= {"epoch_timeout", "keep"}
 """What may change when a sweep is resumed: it changes no result, save by how threads and cards round."""
+
+
+_DURATION = re.compile(r"(?:(?P<h>[\d.]+)h)?(?:(?P<min>[\d.]+)min)?(?:(?P<s>[\d.]+)s)?")
+
+
+def seconds_of(given: object) -> object:
+    """Read a duration as people write it (2h, 1.5h, 1h30min, 90s), seconds; a number stays as it is.
+
+    Raises:
+        ConfigError: text without a unit, or of another kind.
+    """
+    if not isinstance(given, str):
+        return given
+    found = _DURATION.fullmatch(given.replace(" ", ""))
+    try:
+        parts = [float(found[unit]) * size for unit, size in (("h", 3600), ("min", 60), ("s", 1)) if found[unit]]  # type: ignore[index]
+    except (TypeError, ValueError):
+        parts = []
+    if not parts:
+        raise ConfigError("time_budget", given, "is no duration; write 2h, 1h30min, 30min or 90s")
+    return sum(parts)
 
 
 class SweepConfig(Limits):
@@ -133,7 +155,19 @@ class SweepConfig(Limits):
         description="where trials are recorded: sqlite, or journal for network drives, a file in the sweep's folder; "
         "or postgresql://USER@HOST/DATABASE, the password in PGPASSWORD or ~/.pgpass; default: sqlite, on s3 journal",
     )
+    experiment: str | None = Field(
+        None,
+        min_length=1,
+        description="MLflow's, one a project; unset: $MLFLOW_EXPERIMENT_NAME, else alast-tune",
+    )
     trials: int = Field(16, ge=1, description="how many trials beside the baselines; of a grid, all that there are")
+    time_budget: Annotated[float, BeforeValidator(seconds_of)] | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="no trial starts after so long, as 2h or 30min; those that run are finished; a resumed sweep goes "
+        "on counting, so that it wants a larger one",
+    )
     seed: int = Field(0, ge=0, description="of the sampler")
     sampler: Literal["ehvi", "tpe", "nsga2", "gp", "random", "grid"] = Field(
         "ehvi",

@@ -12,18 +12,30 @@ from alast_tune.config.record import Record, parse
 from alast_tune.errors import ConfigError
 
 
+class Columns(Record):
+    """Which columns of a table, or of a data set of Hugging Face; unset: found by their usual names, or by type."""
+
+    image: str | None = Field(None, description="of paths in the table's folder, or of images")
+    label: str | None = None
+    split: str | None = Field(None, description="train, validation or test; a table need not have it")
+
+
 class DataConfig(Record):
     """Which images, and how they are split and augmented."""
 
-    dataset: Literal["digits", "cifar100", "flowers102", "food101", "folder"] = Field(
+    dataset: str = Field(
         "digits",
-        description="digits comes with scikit-learn; folder is any image folder (see root)",
+        description="digits comes with scikit-learn; cifar100, flowers102 and food101 are torchvision's; folder, which "
+        "is also meant where there is a root alone, is your own (see root); hf:user/name is on Hugging Face's hub; or "
+        "a name that is registered",
     )
     root: Path | None = Field(
         None,
         description="where the files lie, or are downloaded to; for folder: <root>/{train,val,test}/<class>/* "
-        "or <root>/<class>/*, which is then split by a hash of split_seed and each image's path",
+        "or <root>/<class>/*, which is then split by a hash of split_seed and each image's path; or a .csv or .parquet "
+        "file of paths or images and their labels; or a folder of Hugging Face's save_to_disk",
     )
+    columns: Columns = Field(default_factory=Columns)
     download: bool = Field(True, description="fetch a torchvision dataset that is not under root yet")
     augment: Literal["none", "paper"] = Field(
         "none", description="paper: two of horizontal flip, vertical flip and random crop (appendix E)"
@@ -52,6 +64,13 @@ class DataConfig(Record):
         "none: decode it whenever it is needed; auto: memory, if that takes at most a quarter of what is available",
     )
     workers: int = Field(0, ge=0, description="loader processes that decode; 0: threads of the training process do")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_what_lies_there(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("root") is not None and "dataset" not in values:
+            return values | {"dataset": "folder"}
+        return values
 
     @model_validator(mode="after")
     def _check_fractions(self) -> Self:

@@ -1,8 +1,9 @@
 """Images, split once into train, validation and test, and loaders over them.
 
-Here: putting it all together. ``folders.py`` reads image folders, ``sources.py`` all data sets, ``inspection.py``
-looks at every file once, ``splitting.py`` divides the images, ``rgb.py`` converts them, ``decoded.py`` keeps them,
-``images.py`` augments them, ``loading.py`` hands them out batch by batch.
+Here: putting it all together. ``sources.py`` says what a data set is: how to open image i, its label, and a name of it
+that stays. ``opening.py`` finds one, and ``folders.py``, ``tables.py``, ``huggingface.py``, ``downloads.py`` and
+``registry.py`` have a kind each. ``inspection.py`` looks at every image once, ``splitting.py`` divides them, ``rgb.py``
+converts them, ``decoded.py`` keeps them, ``images.py`` augments them, ``loading.py`` hands them out batch by batch.
 Whatever is wrong with them (a missing folder, a class without images, an unreadable file, a download without a network)
 is said in one line before anything trains; what is merely not used is said in ``Splits.notes``.
 """
@@ -24,9 +25,12 @@ from torchvision.transforms import v2
 
 from alast_tune.config import DataConfig, ModelConfig
 from alast_tune.data.decoded import Decoded, worth_keeping
+from alast_tune.data.downloads import CLASS_COUNTS
 from alast_tune.data.images import Images, paper_augmentation
 from alast_tune.data.loading import batch_count, eval_loader, train_loader
-from alast_tune.data.sources import Opened, Source, open_sources
+from alast_tune.data.opening import known_datasets, open_sources
+from alast_tune.data.registry import Factory, register
+from alast_tune.data.sources import Opened, Source
 from alast_tune.data.splitting import Indices, balanced_subset, by_hash, stratified
 from alast_tune.errors import ConfigError
 from alast_tune.models import InputSpec
@@ -39,14 +43,14 @@ __all__ = [
     "check_classes",
     "eval_loader",
     "fingerprint",
+    "known_datasets",
     "labels_of",
     "load_splits",
     "num_classes_of",
     "paper_augmentation",
+    "register_dataset",
     "train_loader",
 ]
-
-_CLASSES = {"digits": 10, "cifar100": 100, "flowers102": 102, "food101": 101}
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ class Splits:
     train: Images
     validation: Images
     test: Images | None
-    """None if an image folder has train/ but no test/, or data.test_fraction is 0."""
+    """None if there is a training split but no test split, or data.test_fraction is 0."""
     classes: tuple[str, ...]
     """Names, in the order of the labels."""
     notes: tuple[str, ...] = ()
@@ -71,17 +75,17 @@ class Splits:
 def load_splits(config: DataConfig, spec: InputSpec, verify: bool = True) -> Splits:
     """Load a data set as a model wants it, at most once in a process.
 
-    The images of an undivided folder go to a split by a hash of ``data.split_seed`` and their path in it, so that one
-    that is added moves no other. Digits and CIFAR-100, which never grow, are drawn by their positions, classes in
-    proportion.
+    Images that come undivided go to a split by a hash of ``data.split_seed`` and their key (the path in a folder, say),
+    so that one that is added moves no other. Digits and CIFAR-100, which never grow, are drawn by their positions,
+    classes in proportion.
 
     Args:
         config: which data set, and how to split it.
         spec: size and normalisation of the images.
-        verify: look at every image file first and note copies; a worker whose driver did may leave it out.
+        verify: look at every image first and note copies; a worker whose driver did may leave it out.
 
     Raises:
-        ConfigError: no such folder, no images, an empty split, splits with different classes,
+        ConfigError: no such data set, no images, an empty split, splits with different classes,
             an unreadable image, or an impossible download.
     """
     return _verified(config, spec) if verify else _load(config, spec)
@@ -91,9 +95,29 @@ def num_classes_of(config: DataConfig) -> int:
     """Count the classes of a data set, once in a process, without decoding an image.
 
     Raises:
-        ConfigError: data.root holds no image folder.
+        ConfigError: there is no such data set.
     """
-    return _CLASSES.get(config.dataset) or len(open_sources(config).classes)
+    return CLASS_COUNTS.get(config.dataset) or len(open_sources(config).classes)
+
+
+def register_dataset(name: str, factory: Factory) -> None:
+    """Give a data set of your own a name for ``data.dataset``, in this process.
+
+    A package does so for every process, Ray's workers too, by an entry point: group ``alast_tune.datasets``, the name,
+    the factory.
+
+    Args:
+        name: of the data set; one that was registered before is replaced.
+        factory: makes it of ``data.root`` (a Path, or None): an object with ``__len__``, ``__getitem__`` (an image of
+            Pillow and its label) and the labels as ``targets`` or ``labels``; ``classes`` may name them. Or one such
+            object a split: ``{"train": ..., "validation": ..., "test": ...}``.
+
+    Raises:
+        ConfigError: a name that is none, or that of a data set that comes with alast-tune.
+    """
+    register(name, factory)
+    for cached in (open_sources, _verified, _load):
+        cached.cache_clear()
 
 
 def check_apart(config: DataConfig, field: str, folder: Path) -> None:
@@ -129,7 +153,7 @@ def check_classes(data: DataConfig, model: ModelConfig) -> None:
 def fingerprint(splits: Splits) -> str:
     """Hash the content of the splits to 16 hexadecimal digits (of SHA-256), wherever the files lie.
 
-    Of class names, and of each image: its split, path within it, checksum, label. Files that no process of this user
+    Of class names, and of each image: its split, key within it, checksum, label. Files that no process of this user
     has read on this machine are read, not decoded.
 
     Raises:
@@ -152,7 +176,7 @@ def labels_of(split: Images) -> Indices:
 
 @lru_cache(maxsize=8)
 def _verified(config: DataConfig, spec: InputSpec) -> Splits:
-    found = [item for source in open_sources(config).parts.values() for item in source.inspect(config.verify).items()]
+    found = [item for source in open_sources(config).parts.values() for item in source.inspect(config.verify)]
     dark = [key for key, verdict in found if verdict.dark]
     notes = []
     if dark:
@@ -202,9 +226,7 @@ def _divide(config: DataConfig, opened: Opened) -> dict[str, tuple[Source, Indic
     pieces |= {part: (source, indices) for part, indices in zip([*shares, "train"], drawn, strict=True)}
     for part, share in shares.items():
         if not len(pieces[part][1]):
-            remedy = (
-                f"leaves no {part} image of {len(source.labels)}; raise it, add images, or give train/, val/, test/"
-            )
+            remedy = f"leaves no {part} image of {len(source.labels)}; raise it, add images, or divide them yourself"
             raise ConfigError(f"data.{part}_fraction", share, remedy)
     return pieces
 
@@ -220,7 +242,10 @@ def _images(config: DataConfig, spec: InputSpec, part: str, source: Source, indi
 
 def _digits(source: Source, indices: Indices, spec: InputSpec, batch: list[int]) -> Tensor:
     """Get some of the digits, enlarged and normalised, float32 (B, 3, S, S)."""
-    grey = torch.from_numpy(np.asarray(source.images)[indices[batch]]).float()[:, None] / 16
+    grey = (
+        torch.from_numpy(np.stack([np.asarray(source.item(int(index))) for index in indices[batch]])).float()[:, None]
+        / 16
+    )
     size = (spec.image_size, spec.image_size)
     images = F.interpolate(grey, size=size, mode="bilinear", align_corners=False)
     mean, std = torch.tensor(spec.mean)[:, None, None], torch.tensor(spec.std)[:, None, None]

@@ -111,14 +111,14 @@ class _Reader:
         """Say what was passed over, by kind and folder."""
         for kind in dict.fromkeys(kind for (kind, _), _ in self._passed.most_common()):
             counts = {where: count for (other, where), count in self._passed.items() if other == kind}
-            yield f"{sum(counts.values())} {kind} (in {_some(counts)})"
+            yield f"{sum(counts.values())} {kind} (in {shorten_list(counts)})"
 
     def _splits(self) -> tuple[dict[str, Path], list[Path]]:
         """Tell the folders that are splits, by name and content, from the others."""
         splits: dict[str, Path] = {}
         others = []
         for folder in self._list(self._root).folders:
-            role, inside = _role(folder.name), self._list(folder)
+            role, inside = role_of(folder.name), self._list(folder)
             if role is None or not inside.folders:
                 others.append(folder)
                 continue
@@ -131,18 +131,21 @@ class _Reader:
                 names = f"{splits[role].name}/ and {folder.name}/"
                 raise self._refuse(f"{names} both look like the {role} split; keep one, or rename the other")
             splits[role] = folder
-        unlike = [folder for folder in others if _role(folder.name) is None]
+        unlike = [folder for folder in others if role_of(folder.name) is None]
         if not splits:
             like = [folder.name for folder in others if folder not in unlike]
-            if len({_role(name) for name in like}) > 1 or (like and not unlike):
-                remedy = f"{_some(like)} look like splits, but hold no class folders; put images into <split>/<class>/"
-                raise self._refuse(remedy)
+            if len({role_of(name) for name in like}) > 1 or (like and not unlike):
+                names = shorten_list(like)
+                raise self._refuse(
+                    f"{names} look like splits, but hold no class folders; put images into <split>/<class>/"
+                )
             return {"all": self._root}, others
         if classes := [f"{folder.name}/" for folder in unlike if self._list(folder).images]:
             split = next(iter(splits.values())).name
             raise self._refuse(
-                f"{split}/ looks like a split (train, val, test), but {_some(classes)} like classes of an undivided "
-                f"folder; move these into a split, or if {split} is a class, put its images into {split}/ itself"
+                f"{split}/ looks like a split (train, val, test), but {shorten_list(classes)} like classes of an "
+                f"undivided folder; move these into a split, or if {split} is a class, put its images into {split}/ "
+                "itself"
             )
         if "train" not in splits:
             names = ", ".join(sorted(folder.name for folder in splits.values()))
@@ -158,7 +161,7 @@ class _Reader:
             found = self._list(inner)
             images = sorted(self._images_below(inner), key=part.key)
             if images and not found.images:
-                names = _some(deeper.name for deeper in found.folders)
+                names = shorten_list(deeper.name for deeper in found.folders)
                 raise self._refuse(
                     f"{self._where(inner)} holds only folders ({names}), and a class is one folder of images; "
                     "set data.root to the folder that holds the classes, or put the images of a class together"
@@ -173,7 +176,7 @@ class _Reader:
             odd = [name for name, files in part.classes.items() if files and name not in train.classes]
             if odd:
                 raise self._refuse(
-                    f"{part.folder.name}/ and train/ hold different classes ({_some(odd)}); make them agree"
+                    f"{part.folder.name}/ and train/ hold different classes ({shorten_list(odd)}); make them agree"
                 )
             if not any(part.classes.values()) and part is not train:
                 raise self._refuse(f"{part.folder.name}/ holds no image in a class folder; add some, or remove it")
@@ -186,7 +189,7 @@ class _Reader:
         if empty:
             place = self._where(part.folder / empty[0])
             kinds = [f"{count} {kind}" for (kind, found), count in self._passed.items() if found.startswith(place)]
-            but = f", but {_some(kinds)}" if kinds else ""
+            but = f", but {shorten_list(kinds)}" if kinds else ""
             raise self._refuse(f"{place} has no image that can be read{but}; add images, or remove the class")
         if len(part.classes) < 2:
             found = f"one class only ({next(iter(part.classes))})" if part.classes else "no class folders"
@@ -195,8 +198,10 @@ class _Reader:
     def _unused(self, folders: Iterable[Path]) -> list[str]:
         """Say which folders beside the splits hold images, or look like splits, and are not used."""
         counts = {folder: len(list(self._images_below(folder))) for folder in folders}
-        unused = [f"{folder.name}/ ({count} images)" for folder, count in counts.items() if count or _role(folder.name)]
-        return [f"not used, since no train, val or test folder of classes: {_some(unused)}"] if unused else []
+        unused = [
+            f"{folder.name}/ ({count} images)" for folder, count in counts.items() if count or role_of(folder.name)
+        ]
+        return [f"not used, since no train, val or test folder of classes: {shorten_list(unused)}"] if unused else []
 
     def _list(self, folder: Path) -> _Listing:
         """What a folder itself holds, looked at once."""
@@ -231,8 +236,8 @@ class _Reader:
         return ConfigError("data.root", self._root, remedy)
 
 
-def _role(name: str) -> str | None:
-    """Which split a folder looks like by its name."""
+def role_of(name: str) -> str | None:
+    """Which split something looks like by its name: "train", "validation", "test"; None: none."""
     match = _SPLIT_NAME.fullmatch(name)
     return match and match.lastgroup
 
@@ -259,7 +264,8 @@ def _is_image(file: Path) -> bool:
     return True
 
 
-def _some(names: Iterable[str]) -> str:
+def shorten_list(names: Iterable[str]) -> str:
+    """List the first few of many names."""
     names = list(names)
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import platform
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import lru_cache
 from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 def cpu_count(system: Path = Path("/")) -> int:
@@ -18,12 +25,46 @@ def cpu_count(system: Path = Path("/")) -> int:
     return max(1, min([own, *map(int, _quotas(system))]))
 
 
+def cpu_model(system: Path = Path("/")) -> str:
+    """Name the processors of this machine as their maker does; where the system does not say, their architecture."""
+    try:
+        found = re.search(r"^model name\s*: *(.+)$", (system / "proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    return found[1].strip() if found else platform.machine() or "CPU"
+
+
 def limit_threads() -> int:
     """Keep torch, in this process, to the processors that it may use; returns how many threads it has."""
     import torch  # seconds
 
     torch.set_num_threads(min(torch.get_num_threads(), cpu_count()))
     return torch.get_num_threads()
+
+
+def in_own_process(function: Callable[..., T], *arguments: object) -> T:
+    """Call a function of a module in a fresh process, which ends afterwards.
+
+    A process that has used a card keeps half a GiB of it until it ends: a driver shall not.
+    """
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+@lru_cache(maxsize=1)
+def smallest_card() -> tuple[int, bool]:
+    """Look up the memory of the smallest CUDA device, bytes, and whether it computes in bfloat16; (0, False): none."""
+    import torch  # seconds
+
+    return in_own_process(_smallest_card) if torch.cuda.is_available() else (0, False)
+
+
+def _smallest_card() -> tuple[int, bool]:
+    import torch
+
+    cards = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    card = min(cards, key=lambda card: card.total_memory)
+    return card.total_memory, card.major >= 8  # of Ampere on; older ones emulate it
 
 
 def cache_folder() -> Path:

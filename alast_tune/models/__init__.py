@@ -28,6 +28,7 @@ from alast_tune.config import ModelConfig
 from alast_tune.errors import ConfigError
 from alast_tune.models.checkpoints import file_fingerprint, read_checkpoint, shorten_list, weights_file
 from alast_tune.models.hub import cached, no_weights, weights_source
+from alast_tune.models.recognition import candidates, has_shapes_of, named_by, unknown
 
 __all__ = [
     "EMBEDDED_MEAN",
@@ -36,9 +37,12 @@ __all__ = [
     "InputSpec",
     "QuickGELU",
     "VisionTransformer",
+    "architecture_of",
+    "check_weights",
     "create_model",
     "embedded_vit",
     "input_spec",
+    "outline",
     "timm_arguments",
     "weights_fingerprint",
 ]
@@ -104,6 +108,50 @@ def create_model(config: ModelConfig) -> VisionTransformer:
     if weights is not None:
         _load_weights(model, config, weights)
     return model
+
+
+def architecture_of(checkpoint: Path, key: str | None = None) -> str:
+    """Name the architecture that a local checkpoint belongs to, as ``model.name`` takes it.
+
+    Args:
+        checkpoint: a file, or a folder that has one.
+        key: which of the weights in it, as ``model.checkpoint_key``.
+
+    Raises:
+        ConfigError: no weights there, or weights of no model that is known here.
+    """
+    if name := named_by(checkpoint):
+        return name
+    state = read_checkpoint(checkpoint, key)
+    if has_shapes_of(outline(ModelConfig(pretrained=False)), state):
+        return "embedded"
+    for name in candidates(state, TIMM_MODULES):
+        try:
+            if has_shapes_of(_skeleton(name), state):
+                return name
+        except ConfigError:  # one that cannot be fine-tuned here
+            continue
+    raise unknown(checkpoint, state)
+
+
+def outline(config: ModelConfig) -> VisionTransformer:
+    """Build a model on the meta device: its shapes, without memory or weights.
+
+    Raises:
+        ConfigError: an unknown or unsuitable model, or an impossible image size.
+    """
+    with torch.device("meta"):
+        return create_model(config.model_copy(update={"pretrained": False, "checkpoint": None}))
+
+
+def check_weights(config: ModelConfig) -> None:
+    """Refuse pretrained weights that are neither on this machine nor to be had from the hub, before anything is built.
+
+    Raises:
+        ConfigError: an unknown or unsuitable model, or one whose weights cannot be had.
+    """
+    if config.name != "embedded" and config.checkpoint is None and config.pretrained:
+        weights_source(config.name, _pretrained_cfg(_skeleton(config.name)))
 
 
 def weights_fingerprint(config: ModelConfig) -> str | None:

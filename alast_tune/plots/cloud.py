@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from alast_tune.front import pareto_mask
 from alast_tune.plots.units import byte_unit, flop_unit, human_bytes, human_flops, short
-from alast_tune.results import BASELINES, DIRECTIONS, FrontFile, TrialResult
+from alast_tune.results import BASELINES, DIRECTIONS, OBJECTIVES, FrontFile, TrialResult
 from alast_tune.summary import trial_id
 
 # Okabe and Ito's palette: told apart with any colour vision.
@@ -27,7 +27,7 @@ MOST = 5_000
 
 
 def drawn(front: FrontFile, results: Sequence[TrialResult], most: int = MOST) -> list[TrialResult]:
-    """Choose the complete trials that pages hold: all of the front, the baselines, and a sample of the others.
+    """Choose the complete trials that are drawn: all of the front, the baselines, and a sample of the others.
 
     Args:
         front: of the sweep.
@@ -68,7 +68,8 @@ class Cloud:
     baselines: dict[str, NDArray[np.bool_]]
     """Where those of :data:`~alast_tune.results.BASELINES` are that have completed, (T,) each."""
     labels: tuple[str, str, str]
-    units: tuple[str, str, str]
+    seconds_T: NDArray[np.float64]
+    """Of training; NaN for a trial of an earlier sweep."""
     hover: list[str]
     """Trial, objectives and what varied, with ``<br>`` between."""
 
@@ -89,8 +90,8 @@ class Cloud:
             knee_T=np.array([name == front.knee for name in ids], dtype=np.bool_),
             baselines={name: found == name for name in BASELINES if (found == name).any()},
             labels=("Validation accuracy", f"Training FLOPs ({flops_name})", f"Peak memory ({size_name})"),
-            units=("", flops_name, size_name),
-            hover=[_hover(result, values) for result, values in trials],
+            seconds_T=np.array([result.metrics.get("train_seconds", np.nan) for result, _ in trials]),
+            hover=[_hover(result, values, front.full) for result, values in trials],
         )
 
     def staircase(self, x: int, y: int) -> NDArray[np.float64]:
@@ -106,9 +107,12 @@ def staircase(values_FM: NDArray[np.float64], x: int, y: int) -> NDArray[np.floa
     return corners
 
 
-def _hover(result: TrialResult, values: tuple[float, ...]) -> str:
+def _hover(result: TrialResult, values: tuple[float, ...], full: Mapping[str, float] | None) -> str:
     lines = [f"<b>trial {trial_id(result.number)}</b>"]
     lines += [f"<b>{BASELINES[result.baseline]}</b>"] if result.baseline else []
-    lines += [f"accuracy {values[ACCURACY]:.4f}", human_flops(values[FLOPS]), human_bytes(values[BYTES])]
+    lines += [f"accuracy {values[ACCURACY]:.4f}"]
+    for place, write in ((FLOPS, human_flops), (BYTES, human_bytes)):
+        whole = full[OBJECTIVES[place].name] if full else 0.0
+        lines += [write(values[place]) + (f" ({values[place] / whole:.0%} of full)" if whole else "")]
     lines += [html.escape(f"{path} = {short(value)}") for path, value in result.searched.items()]
     return "<br>".join(lines)

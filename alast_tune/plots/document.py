@@ -22,28 +22,35 @@ LAYOUT = {
 
 @dataclass(frozen=True)
 class Section:
-    """A figure of plotly's, with what is said above it."""
+    """A part of a page: what is said, then HTML, then a figure, then more HTML."""
 
     name: str
-    """Id of its element in the page."""
-    figure: Any
+    """Id of the figure's element in the page."""
+    figure: Any = None
+    """Of plotly's, if the section has one."""
     heading: str = ""
     text: str = ""
+    before: str = ""
+    after: str = ""
 
 
-def document(title: str, lead: str, sections: Sequence[Section], before: str = "", after: str = "") -> str:
-    """Put figures one below the other, on a page of about 5 MB; title, lead, headings and texts are escaped.
+def document(title: str, lead: str, sections: Sequence[Section]) -> str:
+    """Put sections one below the other, on a page of about 5 MB; title, lead, headings and texts are escaped here.
 
-    ``before`` and ``after`` are HTML around the figures.
+    ``before`` and ``after`` of a section are HTML already.
     """
     # plotly 7 has a button that uploads the figure to its makers' cloud unless told otherwise.
     config = {"responsive": True, "displaylogo": False, "showSendToCloud": False}
-    parts = []
-    for index, section in enumerate(sections):
+    parts, drawn = [], 0
+    for section in sections:
         parts += [f"<h2>{html.escape(section.heading)}</h2>"] if section.heading else []
         parts += [f"<p>{html.escape(section.text)}</p>"] if section.text else []
-        parts += [
-            section.figure.to_html(full_html=False, include_plotlyjs=index == 0, div_id=section.name, config=config)
-        ]
-    body = "\n".join([before, *parts, after])
-    return TEMPLATE.substitute(title=html.escape(title), lead=html.escape(lead), body=body)
+        parts.append(section.before)
+        if section.figure is not None:
+            figure = section.figure.to_html(
+                full_html=False, include_plotlyjs=drawn == 0, div_id=section.name, config=config
+            )
+            parts.append(f'<div class="figure">{figure}</div>')
+            drawn += 1
+        parts.append(section.after)
+    return TEMPLATE.substitute(title=html.escape(title), lead=html.escape(lead), body="\n".join(parts))

@@ -1,215 +1,253 @@
-"""The front as an interactive page."""
+"""``report.html``: the answer of a sweep, how sure it is, and how the sweep came to it, on one page."""
 
 from __future__ import annotations
 
 import html
 import json
-from collections.abc import Mapping, Sequence
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from string import Template
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from alast_tune.plots.cloud import (
-    ACCURACY,
-    BASELINE_COLOURS,
-    BLUE,
-    BYTES,
-    FLOPS,
-    GREY,
-    INK,
-    NOBODY,
-    VERMILLION,
-    Cloud,
-    sampled,
+from alast_tune.health import Note, health_notes
+from alast_tune.labels import method_label
+from alast_tune.near_full import NEAR, points, share_of_full, time_share
+from alast_tune.plots.blocks_figures import block_sections
+from alast_tune.plots.cloud import ACCURACY, NOBODY, Cloud, drawn, sampled
+from alast_tune.plots.document import Section, document
+from alast_tune.plots.front_figure import front_figure
+from alast_tune.plots.search import (
+    SearchReport,
+    brief,
+    charted,
+    history,
+    measured_memory,
+    varying,
+    ways,
 )
-from alast_tune.plots.document import AXIS, LAYOUT, Section, document
-from alast_tune.plots.search import brief
+from alast_tune.plots.search_figures import (
+    convergence_figure,
+    history_figure,
+    importances_figure,
+    memory_figure,
+    space_figure,
+)
 from alast_tune.plots.units import human_bytes, human_flops, short
-from alast_tune.results import BASELINES, FrontFile, TrialResult
-from alast_tune.summary import trial_id
+from alast_tune.results import BASELINES, FrontFile, FrontMember, Reseeded, TrialResult
+from alast_tune.summary import cheapest_within, trial_id
 
-PANELS = ((FLOPS, ACCURACY), (BYTES, ACCURACY), (FLOPS, BYTES))
-"""Objective on the x and on the y axis of each projection."""
-SYMBOLS = {"full": "square-open", "paper": "diamond-open"}
-"""Frames around the baselines, which may be members of the front or dominated."""
-RUNS_BEGIN, RUNS_END = '<script type="application/json" id="runs">', "</script>"
+if TYPE_CHECKING:
+    from alast_tune.blocks import BlockReport
+
+TOLERANCES = (0.01, NEAR)
+"""The answer is the cheapest member within so much of full fine-tuning's accuracy."""
+OUTPUT = "-o best.yaml"
+"""How the command to promote a trial ends."""
+LINES = 12
+"""So many trials at most are named with the reason why they stopped at an epoch."""
+NOTHING = SearchReport(space={}, importances={}, curves={})
 
 
-def front_html(front: FrontFile, results: Sequence[TrialResult]) -> str:
-    """Draw three projections and a 3-D view of the trials, and a table of the front.
-
-    Projections zoom together where they share an axis; the trial under the pointer, in a projection or in the table,
-    is ringed in all four views, and a click copies its MLflow run id. Faint: dominated trials. Framed: baselines.
-    Steps: what the front attains.
+def report_html(
+    front: FrontFile,
+    results: Sequence[TrialResult],
+    search: SearchReport | None = None,
+    blocks: Mapping[int, BlockReport] | None = None,
+    reseeded: Reseeded | None = None,
+    words: Sequence[str] = (),
+) -> str:
+    """Put all that is known of a sweep onto one page.
 
     Args:
-        front: says which trials are members, and the knee.
-        results: every trial; those that are not complete are left out.
+        front: of the sweep.
+        results: of all its trials that have ended.
+        search: what the study tells about the search.
+        blocks: of the trials whose blocks are shown, by number.
+        reseeded: what the front's members come to over seeds, if that is known.
+        words: by which a command finds the sweep; its name by default.
 
     Returns:
-        A whole HTML page of about 5 MB; without a complete trial a small one that says so.
+        A whole HTML page of about 5 MB, which needs nothing else; a part of which there is nothing to show is left
+        out. Without a complete trial a small page that says so, and why trials ended.
     """
-    cloud = Cloud.of(front, results)
-    title = f"Pareto front of {front.sweep}"
-    if not cloud.ids:
-        return document(title, NOBODY, [])
-    script = Template(Path(__file__).with_name("front.js").read_text(encoding="utf-8")).substitute(
-        values=json.dumps(dict(zip(cloud.ids, cloud.values_TM.tolist(), strict=True))), panels=json.dumps(PANELS)
-    )
-    runs = {trial_id(one.number): one.mlflow_run_id for one in results if one.state == "complete"}
-    before = '<p id="picked">A click on a point or a row copies the id of its MLflow run.</p>'
-    after = [
-        f'<div id="table">{_table(front, results)}</div>',
-        RUNS_BEGIN + _in_script(runs) + RUNS_END,
-        f"<script>\n{script}</script>",
+    search = search or NOTHING
+    title = f"Sweep {front.sweep}"
+    shown = drawn(front, results)
+    if not shown:
+        return document(title, NOBODY, [_ends(results)])
+    memory = measured_memory(results, search)
+    notes = health_notes(front, results, search.space, memory, reseeded)
+    command = shlex.join(["alast-tune", "promote", *(words or [front.sweep]), "--pick"])
+    sections = [
+        Section("answer", before=f'<div class="cards">{"".join(_cards(front, command))}</div>'),
+        Section("health", heading="Health", before=_notes(notes)),
+        _front(front, shown, command),
+        *_search(front, results, shown, search),
+        _ends(results),
     ]
-    return document(
-        title, _lead(front) + sampled(front, results), [Section("front", _figure(cloud))], before, "\n".join(after)
-    )
-
-
-def with_runs(page: str, runs: Mapping[str, str]) -> str:
-    """Fill in the MLflow run of each trial where they were not known yet when the page was made.
-
-    Args:
-        page: of :func:`front_html`; one without trials comes back as it is.
-        runs: MLflow run ids by trial id; trials that are not in it keep what they have, those that the page does not
-            show are left out.
-    """
-    before, begin, rest = page.partition(RUNS_BEGIN)
-    known, end, after = rest.partition(RUNS_END)
-    filled = {name: runs.get(name, run) for name, run in json.loads(known or "{}").items()}
-    return before + begin + _in_script(filled) + end + after if begin else page
-
-
-def _in_script(values: Mapping[str, str | None]) -> str:
-    return json.dumps(values).replace("<", "\\u003c")
+    in_figure = {one.number: memory[one.number] for one in shown if one.number in memory}
+    if in_figure:
+        text = "What a trial was forecast to need before it was launched, and what it needed. Shaded: within 10%."
+        sections.append(Section("memory", memory_figure(in_figure), "Memory, forecast and measured", text))
+    sections += block_sections(front, results, blocks or {})
+    return document(title, _lead(front), sections)
 
 
 def _lead(front: FrontFile) -> str:
     counts = front.trials
-    lead = f"{len(front.front)} of {counts.complete} complete trials on the front"
-    if counts.pruned or counts.failed:
-        lead += f" ({counts.pruned} pruned, {counts.failed} failed)"
-    return f"{lead} · hypervolume share {front.hypervolume_share:.3f} · knee: trial {front.knee}"
-
-
-def _figure(cloud: Cloud) -> Any:
-    from plotly.subplots import make_subplots
-
-    specs: list[list[dict[str, str]]] = [[{}, {}], [{}, {"type": "scene"}]]
-    figure = make_subplots(rows=2, cols=2, specs=specs, horizontal_spacing=0.1, vertical_spacing=0.12)
-    for place, axes in enumerate([*PANELS, (FLOPS, BYTES, ACCURACY)]):
-        row, column = divmod(place, 2)
-        for trace in _traces(cloud, axes, legend=place == 0):
-            figure.add_trace(trace, row=row + 1, col=column + 1)
-    figure.update_xaxes(**AXIS)
-    figure.update_yaxes(**AXIS)
-    accuracy, flops, size = ({"title": {"text": label}} for label in cloud.labels)
-    figure.update_layout(
-        **LAYOUT,
-        height=900,
-        margin={"l": 70, "r": 20, "t": 80, "b": 60},
-        legend={"orientation": "h", "x": 0, "y": 1.01, "yanchor": "bottom", "itemsizing": "trace"},
-        xaxis=flops,
-        yaxis=accuracy,
-        xaxis2=size,
-        yaxis2=accuracy | {"matches": "y"},
-        xaxis3=flops | {"matches": "x"},
-        yaxis3=size,
-        scene={
-            # Titles of a scene are not moved out of one another's way: units alone, and the whole box kept in view.
-            "xaxis": {"title": {"text": cloud.units[FLOPS]}},
-            "yaxis": {"title": {"text": cloud.units[BYTES]}},
-            "zaxis": {"title": {"text": "Accuracy"}},
-            "camera": {"eye": {"x": 1.5, "y": -1.7, "z": 0.7}, "center": {"x": 0, "y": 0, "z": -0.12}},
-        },
+    return (
+        f"{len(front.front)} of {front.candidates} on the front ({counts.pruned} stopped early, {counts.infeasible} "
+        f"over a limit, {counts.failed} failed) · hypervolume {front.hypervolume_share:.4f}"
     )
-    return figure
 
 
-def _traces(cloud: Cloud, axes: tuple[int, ...], legend: bool) -> list[Any]:
-    """Make the traces of one view, from the back to the front: connection, dominated, members, knee, pointer."""
-    import plotly.graph_objects as go
+def _cards(front: FrontFile, command: str) -> Iterator[str]:
+    """Write the answers: the cheapest member near full fine-tuning, and the compromise."""
+    asked: list[tuple[str, FrontMember | None]] = [
+        (f"Cheapest within {points(tolerance)} of full fine-tuning", cheapest_within(front, tolerance))
+        for tolerance in (TOLERANCES if front.full else ())
+    ]
+    knee = next((member for member in front.front if member.trial_id == front.knee), None)
+    for heading, member in [*asked, ("Compromise (the knee)", knee)]:
+        if member is None or member.baseline == "full":
+            words = "Nothing that is cheaper" if member else "Nothing"
+            yield f'<div class="card"><h3>{heading}</h3><div class="trial">{words}</div></div>'
+            continue
+        shares = {
+            "FLOPs": share_of_full(front, member, "train_flops"),
+            "memory": share_of_full(front, member, "peak_bytes"),
+            "time": time_share(front, member),
+        }
+        bars = "".join(
+            f'<div class="share"><span>{share:.0%} of the {name}</span>'
+            f'<div><div style="width: {min(1.0, share):.1%}"></div></div></div>'
+            for name, share in shares.items()
+            if share is not None
+        )
+        method = method_label(member.config, member.baseline, key=True)
+        test = "" if member.test_accuracy is None else f", test {member.test_accuracy:.4f}"
+        yield (
+            f'<div class="card" data-trial="{html.escape(member.trial_id)}" title="A click copies the command">'
+            f"<h3>{heading}</h3>"
+            f'<div class="trial">trial {html.escape(member.trial_id)} <i>{html.escape(method)}</i></div>'
+            f"<div>accuracy <b>{member.objectives['accuracy']:.4f}</b>{test}</div>{bars}"
+            f'<div class="command"><code>{html.escape(f"{command} {member.trial_id} {OUTPUT}")}</code></div></div>'
+        )
 
-    flat = len(axes) == 2
-    kind = go.Scatter if flat else go.Scatter3d
-    quiet = {"hoverinfo": "skip", "showlegend": False}
-    if flat:
-        path, line = cloud.staircase(*axes), {"color": BLUE, "width": 1.5, "shape": "hv"}
-    else:
-        path, line = cloud.values_TM[cloud.member_T][:, list(axes)], {"color": BLUE, "width": 3}
-        path = path[np.argsort(path[:, 0], kind="stable")]
-    traces = [kind(**_columns(path), mode="lines", line=line, opacity=0.6, name="connection", **quiet)]
-    # WebGL draws the same size larger, and has no star.
-    size = 1.0 if flat else 0.5
-    edge = {"color": "white", "width": 1.5 if flat else 0}
-    styles = {
-        "dominated": (~cloud.member_T, {"color": GREY, "opacity": 0.4, "size": 9 * size}),
-        "front": (cloud.member_T & ~cloud.knee_T, {"color": BLUE, "size": 13 * size, "line": edge}),
-        "knee": (
-            cloud.knee_T,
-            {
-                "color": VERMILLION,
-                "symbol": "star" if flat else "diamond",
-                "size": 20 * size if flat else 6,
-                "line": edge,
-            },
-        ),
+
+def _notes(notes: Sequence[Note]) -> str:
+    if not notes:
+        return "<p>No check has found anything.</p>"
+    rows = (f"<li><b>{html.escape(note.heading)}.</b> {html.escape(note.text)}</li>" for note in notes)
+    return f'<ul class="notes">{"".join(rows)}</ul>'
+
+
+def _front(front: FrontFile, shown: Sequence[TrialResult], command: str) -> Section:
+    cloud = Cloud.of(front, shown)
+    figure, views = front_figure(front, cloud)
+    data = {
+        "views": views,
+        "trials": cloud.ids,
+        "accuracy": cloud.values_TM[:, ACCURACY].tolist(),
+        "members": [member.trial_id for member in front.front],
+        "promote": [command, OUTPUT],
     }
-    for name, (mask_T, marker) in styles.items():
-        chosen = np.flatnonzero(mask_T)
-        traces.append(
-            kind(
-                **_columns(cloud.values_TM[chosen][:, list(axes)]),
-                mode="markers",
-                marker=marker,
-                name=name,
-                legendgroup=name,
-                showlegend=legend and len(chosen) > 0,
-                customdata=[cloud.ids[index] for index in chosen],
-                text=[cloud.hover[index] for index in chosen],
-                hovertemplate="%{text}<extra></extra>",
-            )
-        )
-    for name, mask_T in cloud.baselines.items():
-        frame = {"symbol": SYMBOLS[name], "size": 21 if flat else 13, "color": BASELINE_COLOURS[name]}
-        traces.append(
-            kind(
-                **_columns(cloud.values_TM[mask_T][:, list(axes)]),
-                mode="markers",
-                marker=frame | {"line": {"color": BASELINE_COLOURS[name], "width": 2}},
-                name=BASELINES[name],
-                legendgroup=name,
-                showlegend=legend,
-                hoverinfo="skip",
-            )
-        )
-    ring = {"symbol": "circle-open", "size": 24 if flat else 18, "color": INK, "line": {"color": INK, "width": 2.5}}
-    nowhere = {axis: [None] for axis in "xyz"[: len(axes)]}
-    return [*traces, kind(**nowhere, mode="markers", marker=ring, name="pointer", **quiet)]
+    buttons = "".join(
+        f'<button data-axis="{view["name"]}" aria-pressed="{str(n == 0).lower()}">{view["name"]}</button>'
+        for n, view in enumerate(views)
+    )
+    if front.full:
+        low = front.full["accuracy"] - 1.5 * NEAR
+        buttons += '<span></span><button data-range="" aria-pressed="true">all trials</button>'
+        buttons += f'<button data-range="{low}" aria-pressed="false">region of interest</button>'
+    script = Path(__file__).with_name("report.js").read_text(encoding="utf-8")
+    text = (
+        "Dim: dominated in accuracy, FLOPs and memory together, so that a trial may be on the front without being on "
+        "this line, which is what the front attains of the two quantities shown."
+    ) + sampled(front, shown)
+    if len(views) == 3:
+        text += " Times compare only where trials ran on the same kind of device, as many at a time."
+    return Section(
+        "front",
+        figure,
+        "The front",
+        text,
+        f'<div class="switches">Accuracy against {buttons}</div>'
+        '<p id="picked">A click on a point or a row shows the command that promotes the trial, and copies it.</p>',
+        f'<div class="table">{_table(front, shown)}</div>'
+        f'<script type="application/json" id="data">{_in_script(data)}</script><script>\n{script}</script>',
+    )
 
 
-def _columns(points: np.ndarray[Any, np.dtype[np.float64]]) -> dict[str, list[float]]:
-    # Lists, since plotly packs arrays as base64, which nobody can read or search in the page.
-    return {axis: points[:, column].tolist() for column, axis in zip(range(points.shape[1]), "xyz", strict=False)}
+def _search(
+    front: FrontFile, results: Sequence[TrialResult], shown: Sequence[TrialResult], search: SearchReport
+) -> Iterator[Section]:
+    points = history(front, results, search)
+    if len(points) > 1:
+        text = (
+            "Share of the box between full fine-tuning's cost and the ideal that the front dominates. A line that is "
+            "still rising at its end asks for more trials."
+        )
+        yield Section("history", history_figure(points), "Hypervolume", text)
+    lines = charted(front, shown, search.space)
+    if lines and search.space:
+        constant = [path for path in search.space if path not in varying(search.space, lines)]
+        text = (
+            "A line is a complete trial that the search proposed, coloured by its rank: the front of these trials, the "
+            "front without that one, and so on. Drag along an axis to choose lines, click it to choose all."
+        )
+        text += f" The same in all, and not drawn: {', '.join(constant)}." if constant else ""
+        yield Section("space", space_figure(front, shown, search), "Search space", text)
+    if search.importances:
+        text = (
+            "Share of each parameter in what sets the trials best in an objective, a tenth or five, apart from all "
+            "that the search proposed (PED-ANOVA)."
+        )
+        yield Section("importances", importances_figure(search), "Importance of the parameters", text)
+    if ways(front, shown, search.curves)[0]:
+        text = "Validation accuracy after each epoch against what the run had cost so far: the front and the baselines."
+        yield Section("convergence", convergence_figure(front, shown, search), "Convergence", text)
+
+
+def _ends(results: Sequence[TrialResult]) -> Section:
+    """List how far trials went, and why those stopped that did not run their whole budget."""
+    own = [result for result in results if result.origin is None and result.state != "running"]
+    rows = []
+    for epochs in sorted({result.epochs for result in own}):
+        reached = sum(result.epochs >= epochs for result in own)
+        here = [result for result in own if result.epochs == epochs]
+        stopped = [result for result in here if result.state != "complete"]
+        lines = [f"trial {trial_id(one.number)}: {_why(one)}" for one in stopped[:LINES]]
+        lines += [f"and {len(stopped) - LINES} more"] if len(stopped) > LINES else []
+        done = len(here) - len(stopped)
+        lines += [f"{done} ran their whole budget"] if done else []
+        bar = f'<div class="share"><div><div style="width: {reached / len(own):.1%}"></div></div></div>'
+        cells = (str(epochs) if epochs else "not launched", str(reached), str(len(stopped)))
+        numbers = "".join(f"<td>{cell}</td>" for cell in cells)
+        rows.append(f"<tr>{numbers}<td>{bar}</td><td>{'<br>'.join(map(html.escape, lines))}</td></tr>")
+    head = "<tr><th>epochs</th><th>reached by</th><th>stopped here</th><th></th><th>stopped because</th></tr>"
+    return Section(
+        "ends",
+        heading="How far trials went",
+        text="A rung is an epoch after which trials are compared, and those that others outdo are stopped.",
+        before='<div class="table"><table class="ends">'
+        f"<thead>{head}</thead><tbody>{''.join(rows)}</tbody></table></div>",
+    )
+
+
+def _why(result: TrialResult) -> str:
+    reason = re.sub(r"^stopped after \d+ of \d+ epochs(: )?", "", result.reason or "")
+    return {"failed": "failed: ", "infeasible": "over a limit: "}.get(result.state, "") + (
+        reason or "others had more accuracy at less cost"
+    )
 
 
 def _table(front: FrontFile, results: Sequence[TrialResult]) -> str:
     chosen = {trial_id(result.number): result.searched for result in results}
     paths = list(dict.fromkeys(path for member in front.front for path in chosen.get(member.trial_id, {})))
     tested = any(member.test_accuracy is not None for member in front.front)
-    head = [
-        "trial",
-        "accuracy",
-        *(["test accuracy"] if tested else []),
-        "FLOPs",
-        "peak memory",
-        *brief(paths).values(),
-        "MLflow run",
-    ]
+    head = ["trial", "accuracy", *(["test accuracy"] if tested else []), "FLOPs", "peak memory", *brief(paths).values()]
     rows = []
     for member in front.front:
         values = chosen.get(member.trial_id, {})
@@ -223,12 +261,16 @@ def _table(front: FrontFile, results: Sequence[TrialResult]) -> str:
             *(short(values.get(path, "-")) for path in paths),
         ]
         kind = ' class="knee" title="knee"' if member.trial_id == front.knee else ""
-        rows.append(
-            f'<tr data-trial="{html.escape(member.trial_id)}"{kind}>{_cells(cells, "td")}<td><code></code></td></tr>'
-        )
+        rows.append(f'<tr data-trial="{html.escape(member.trial_id)}"{kind}>{_cells(cells, "td")}</tr>')
     return f"<table><thead><tr>{_cells(head, 'th')}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
 
 
 def _cells(values: Sequence[str], tag: str) -> str:
-    # A path may break after a slash, or a table of ten settings is three screens wide.
-    return "".join(f"<{tag}>{html.escape(value).replace('/', '/<wbr>')}</{tag}>" for value in values)
+    # A path may break after a slash or a dash, or a table of ten settings is three screens wide.
+    return "".join(
+        f"<{tag}>{html.escape(value).replace('/', '/<wbr>').replace('_', '_<wbr>')}</{tag}>" for value in values
+    )
+
+
+def _in_script(values: Any) -> str:
+    return json.dumps(values).replace("<", "\\u003c")

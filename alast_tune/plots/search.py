@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,7 @@ from alast_tune.config import Choice, Distribution, FloatRange, IntRange, Varian
 from alast_tune.plots.cloud import BASELINE_COLOURS, BLUE, VERMILLION
 from alast_tune.plots.units import byte_unit, flop_unit, short, time_unit
 from alast_tune.results import BASELINES, FrontFile, TrialResult
-from alast_tune.summary import trial_id
+from alast_tune.summary import FrontTracker, trial_id
 
 OBJECTIVE_NAMES = ("accuracy", "training FLOPs", "peak memory")
 NOT_TOLD = "too few trials, or all alike"
@@ -31,6 +31,11 @@ class SearchReport:
     curves: Mapping[int, NDArray[np.float64]]
     """Trial number -> (E, 4): accuracy, training FLOPs, peak bytes and training seconds after each epoch; seconds
     are NaN where they were not kept."""
+    ended_hours: Mapping[int, float] = field(default_factory=dict)
+    """Trial number -> hours from the first trial's start to this one's end, the time between two drivers included;
+    only of the sweep's own."""
+    predicted_bytes: Mapping[int, float] = field(default_factory=dict)
+    """Trial number -> peak memory that was forecast before it was launched; without trials of older versions."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,53 @@ def charted(front: FrontFile, results: Sequence[TrialResult], space: Mapping[str
         if result.state == "complete" and not result.baseline and space.keys() <= result.params.keys()
     ]
     return sorted(found, key=lambda result: standing(front, members, result))
+
+
+def varying(space: Mapping[str, Distribution], trials: Sequence[TrialResult]) -> dict[str, Distribution]:
+    """Leave out the parameters that are the same in all trials; of a single trial nothing is left out."""
+    seen = {path: {str(trial.params[path]) for trial in trials} for path in space}
+    return {path: item for path, item in space.items() if len(trials) < 2 or len(seen[path]) > 1}
+
+
+@dataclass(frozen=True)
+class Moment:
+    """How far a sweep was when a trial had ended."""
+
+    name: str
+    """Of the trial."""
+    flops: float
+    """Spent on all trials until then, stopped and failed ones included."""
+    hours: float
+    """Since the first trial began."""
+    share: float
+    """Hypervolume of the front so far, as a share of the box."""
+
+
+def history(front: FrontFile, results: Sequence[TrialResult], report: SearchReport, most: int = 200) -> list[Moment]:
+    """Follow the hypervolume from the sweep's beginning, trial by trial; at ``most`` even places of more trials."""
+    ended = [result for result in results if result.number in report.ended_hours]
+    ended.sort(key=lambda result: report.ended_hours[result.number])
+    earlier = [result for result in results if result.origin is not None]
+    tracker = FrontTracker(front.sweep, front.reference_point, front.limits, earlier)
+    points = [Moment("the beginning", 0.0, 0.0, tracker.front.hypervolume_share)]
+    size = -(-len(ended) // most)
+    for start in range(0, len(ended), size or 1):
+        part = ended[start : start + size]
+        tracker.add(*part)
+        spent = sum(float(report.curves[one.number][-1, 1]) for one in part if one.number in report.curves)
+        last = part[-1].number
+        moment = Moment(f"trial {trial_id(last)}", points[-1].flops + spent, report.ended_hours[last], 0.0)
+        points.append(replace(moment, share=tracker.front.hypervolume_share))
+    return points
+
+
+def measured_memory(results: Sequence[TrialResult], report: SearchReport) -> dict[int, tuple[float, float]]:
+    """Pair predicted and measured peak bytes of the trials that trained, by number."""
+    return {
+        result.number: (report.predicted_bytes[result.number], float(report.curves[result.number][-1, 2]))
+        for result in results
+        if report.predicted_bytes.get(result.number) and result.number in report.curves
+    }
 
 
 def colour_range(front: FrontFile, trials: Sequence[TrialResult]) -> tuple[float, float]:

@@ -20,6 +20,7 @@ from alast_tune.plots.search import (
     ranked,
     space_axes,
     standing,
+    varying,
     ways,
 )
 from alast_tune.results import OBJECTIVES, FrontFile, TrialResult
@@ -41,7 +42,7 @@ def space_png(front: FrontFile, results: Sequence[TrialResult], report: SearchRe
         say(figure, NOBODY)
         return png(figure)
     panel = figure.add_subplot()
-    axes = space_axes(report.space, trials)
+    axes = space_axes(varying(report.space, trials), trials)
     heights_TA = np.column_stack([axis.height(axis.places_T) for axis in axes])
     members = {member.trial_id for member in front.front}
     accuracy = np.array([trial.values[0] for trial in trials if trial.values])

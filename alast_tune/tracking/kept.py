@@ -16,6 +16,9 @@ ENDED = "mlflow-runs"
 SWEEP = "sweep"
 """Key of the parent run, or of a training that is none; those of the children are their trials' ids."""
 
+EXPERIMENT = "experiment"
+"""What the queue notes: the name of the experiment that was asked for, if any was."""
+
 ASKED, DONE = "mlflow-journal.jsonl", "mlflow-done.jsonl"
 """What the queue was up to version 0.1: read once, and removed."""
 
@@ -30,6 +33,11 @@ def run_ids(folder: Path) -> dict[int, str]:
         found |= {run: run_id for run, run_id, *_ in json.loads(file.read_text())}
     found |= dict(_read(folder, "select run, run_id from runs where run_id is not null"))
     return {int(run): run_id for run, run_id in found.items() if run != SWEEP}
+
+
+def sweep_run_id(folder: Path) -> str | None:
+    """Read which MLflow run a sweep itself has; None if there is none yet."""
+    return next((run_id for (run_id,) in _read(folder, f"select run_id from runs where run = '{SWEEP}'")), None)
 
 
 def pending(folder: Path) -> int:

@@ -1,4 +1,4 @@
-"""The front as MLflow shows it: a description, a table, pictures, interactive pages, the file itself."""
+"""The front as MLflow shows it: a description, a table, pictures, the page, the file itself."""
 
 from __future__ import annotations
 
@@ -9,37 +9,35 @@ from pathlib import Path
 from typing import Any
 
 from alast_tune.blocks import BlockReport
+from alast_tune.near_full import knee_words
 from alast_tune.plots import (
     SearchReport,
     block_title,
-    blocks_html,
     blocks_png,
     convergence_png,
     drawn,
-    front_html,
     front_png,
     human_bytes,
     human_flops,
     importances_png,
-    search_html,
+    report_html,
     space_png,
-    with_runs,
 )
-from alast_tune.results import BASELINES, FrontFile, FrontMember, TrialResult
+from alast_tune.results import BASELINES, RESEEDED, FrontFile, FrontMember, Reseeded, TrialResult
+from alast_tune.storage import display_path
 from alast_tune.summary import trial_id
-from alast_tune.tracking.kept import SWEEP
 
 FOLDER = "front"
 """In the sweep's folder: what is uploaded to the parent run."""
+REPORT = "report.html"
+"""In the sweep's folder, uploaded too: all that is known of the sweep, on one page."""
 
 _SHOWN = {
-    "front.html": ("front.png", "accuracy, FLOPs and memory of every complete trial; a click copies its run id"),
-    "search.html": ("search-*.png", "the search space, importance of its parameters, convergence of the front"),
-    "blocks.html": (
-        "blocks-*.png",
-        "the knee and the paper's configuration, block by block: training, tokens, budgets, magnitude, attention",
-    ),
-    "front.json": ("front_table.json", "the front with every member's whole configuration, and as a table"),
+    "report.html": "all of it on one page, which opens offline: answer, health, front, search, memory, blocks",
+    "front.png": "accuracy, FLOPs and memory of every complete trial",
+    "search-space.png": "the searched settings in parallel coordinates; search-importances.png, search-convergence.png",
+    "blocks-knee.png": "the knee block by block: training, tokens, budgets, magnitude, attention; blocks-paper.png",
+    "front.json": "the front with every member's whole configuration; front_table.json: as a table",
 }
 
 
@@ -61,9 +59,10 @@ def write_pages(
     Args:
         front: of the sweep.
         results: of all its trials.
-        search: what the study tells about the search; without it, its pages are left out.
+        search: what the study tells about the search; without it, its figures are left out.
         blocks: of the trials whose blocks are shown, by number.
-        folder: made if it is not there.
+        folder: :data:`FOLDER` in the sweep's, made if it is not there. :data:`REPORT` goes beside it, where
+            ``reseeded.json`` may be.
         say: prints a line.
         check: is called before each page, and may raise.
 
@@ -74,35 +73,38 @@ def write_pages(
         OSError: a full disk, say.
     """
     folder.mkdir(exist_ok=True)
-    results = drawn(front, results)
+    every, results = results, drawn(front, results)
+    sweep = folder.parent
+    reseeded = Reseeded.read(sweep / RESEEDED) if (sweep / RESEEDED).exists() else None
+    words = [front.sweep if sweep.parent.absolute() == Path("runs").absolute() else display_path(sweep)]
     front.write(folder / "front.json")
     (folder / "front_table.json").write_text(json.dumps(_table(front, results)), encoding="utf-8")
     pages: dict[str, Callable[[], str | bytes]] = {
-        "front.html": lambda: front_html(front, results),
+        REPORT: lambda: report_html(front, every, search, blocks, reseeded, words),
         "front.png": lambda: front_png(front, results),
     }
     if search:
         pages |= {
-            "search.html": lambda: search_html(front, results, search),
             "search-space.png": lambda: space_png(front, results, search),
             "search-importances.png": lambda: importances_png(front, search),
             "search-convergence.png": lambda: convergence_png(front, results, search),
         }
-    if blocks:
-        pages["blocks.html"] = lambda: blocks_html(front, results, blocks)
     for number, report in blocks.items():
         name = "knee" if trial_id(number) == front.knee else "paper"
         pages[f"blocks-{name}.png"] = partial(blocks_png, block_title(front, results, number), report)
+    for old in ("front.html", "search.html", "blocks.html"):  # pages of versions before report.html
+        (folder / old).unlink(missing_ok=True)
     written = ["front.json", "front_table.json"]
     for name, draw in pages.items():
         check()
-        (folder / name).unlink(missing_ok=True)  # of an earlier ending
+        file = (sweep if name == REPORT else folder) / name
+        file.unlink(missing_ok=True)  # of an earlier ending
         try:
             page = draw()
         except Exception as error:  # a sweep that is finished does not fail for a picture
             say(f"{name} cannot be drawn ({type(error).__name__}: {error})")
             continue
-        (folder / name).write_bytes(page.encode() if isinstance(page, str) else page)
+        file.write_bytes(page.encode() if isinstance(page, str) else page)
         written.append(name)
     return written
 
@@ -117,7 +119,7 @@ def with_run_ids(front: FrontFile, runs: Mapping[str, str | None]) -> FrontFile:
 
 
 def fill_run_ids(folder: Path, runs: Mapping[str, str]) -> None:
-    """Fill in the MLflow runs where they were not known yet when a folder's front, table and page were written."""
+    """Fill in the MLflow runs where they were not known yet when a folder's front and table were written."""
     file = folder / "front.json"
     if file.exists():
         with_run_ids(FrontFile.read(file), runs).write(file)
@@ -126,10 +128,6 @@ def fill_run_ids(folder: Path, runs: Mapping[str, str]) -> None:
         table = json.loads(file.read_text(encoding="utf-8"))
         table["data"] = [[*row[:-1], runs.get(row[0], row[-1])] for row in table["data"]]
         file.write_text(json.dumps(table), encoding="utf-8")
-    file = folder / "front.html"
-    if file.exists():
-        trials = {name: run for name, run in runs.items() if name != SWEEP}
-        file.write_text(with_runs(file.read_text(encoding="utf-8"), trials), encoding="utf-8")
 
 
 def describe_front(front: FrontFile, results: Sequence[TrialResult], pages: Collection[str] = ()) -> str:
@@ -180,7 +178,7 @@ def _described(front: FrontFile) -> list[FrontMember]:
 
 def _where(pages: Collection[str]) -> list[str]:
     """List what can be looked at, and how to filter."""
-    rows = [f"| {name}, {pictures} | {what} |" for name, (pictures, what) in _SHOWN.items() if name in pages]
+    rows = [f"| {name} | {what} |" for name, what in _SHOWN.items() if name in pages]
     filters = "`tags.pareto = 'true'` filters the runs to the front, `'false'` to those that were on it once."
     return ["| artifact | shows |", "| --- | --- |", *rows, "", filters]
 
@@ -196,8 +194,8 @@ def _why_knee(front: FrontFile, results: Sequence[TrialResult]) -> str:
     return (
         f"**Knee**: trial {front.knee} has {share:.0%} of the best accuracy ({knee['accuracy']:.4f} of "
         f"{best.objectives['accuracy']:.4f}) for {knee['train_flops'] / flops:.0%} of the training FLOPs and "
-        f"{knee['peak_bytes'] / peak:.0%} of the peak memory of {name}: of all members it lies nearest to the best of "
-        "every objective, each scaled to the front's span."
+        f"{knee['peak_bytes'] / peak:.0%} of the peak memory of {name}: it is the best compromise "
+        f"{knee_words(front)}: nearest to the best of every objective, each scaled to the span of these members."
     )
 
 

@@ -8,13 +8,13 @@ import sqlite3
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from alast_tune.errors import ConfigError
 from alast_tune.storage import atomic_write
 from alast_tune.tracking.kept import ASKED, DONE, ENDED, FILE, REFUSED, SWEEP, lines_of, refused_operations
+from alast_tune.tracking.operation import Operation, Run, after, read_operation
 
 _SCHEMA = """
 create table operations (id integer primary key autoincrement, run text not null, body text not null);
@@ -32,44 +32,6 @@ _AT_ONCE = 8
 
 _KEPT = 200
 """Once there are twice as many ended runs in the database, so many go into a file that never changes."""
-
-
-@dataclass(frozen=True)
-class Operation:
-    """One write to MLflow; carried out twice it leaves what it leaves once.
-
-    Runs go by keys of ours, since MLflow's ids are known only once it has made them.
-    """
-
-    run: str
-    do: Literal["open", "log", "end", "upload"]
-    time: int
-    """When it was asked for, in ms since 1970: what MLflow shows, whenever it is carried out."""
-    tags: Mapping[str, str] = field(default_factory=dict)
-    params: Mapping[str, str] = field(default_factory=dict)
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    step: int = 0
-    status: Literal["", "FINISHED", "FAILED", "KILLED"] = ""
-    source: str = ""
-    """What is uploaded, a file or folder in the queue's; unset: the front's pages."""
-
-    def body(self) -> str:
-        """Put into JSON, without what is empty."""
-        return json.dumps({name: value for name, value in asdict(self).items() if value}, separators=(",", ":"))
-
-
-@dataclass(frozen=True)
-class Run:
-    """What is known of a run."""
-
-    run_id: str | None = None
-    """MLflow's; None until it has been opened."""
-    status: str | None = None
-    """How the last operation asked for leaves it: empty for open; None if none opens or ends it."""
-    step: int = 0
-    """The last step that anything was logged at."""
-    place: str | None = None
-    """The tags that say how it stands to the front, as JSON; None if it was never on it."""
 
 
 class Queue:
@@ -144,7 +106,7 @@ class Queue:
             else:
                 query = "select id, body from operations where run = ? and id >= ? order by id limit ?"
                 values = (head[1], head[0], most)
-            rows = [(key, _operation(body)) for key, body in self._database.execute(query, values)]
+            rows = [(key, read_operation(body)) for key, body in self._database.execute(query, values)]
         if head[0] < 0:
             return rows
         found = rows[:1]
@@ -193,7 +155,7 @@ class Queue:
         """Ask again for all that was set aside."""
         with self._lock:
             for line in refused_operations(self.folder):
-                self.ask(_operation(json.dumps({name: value for name, value in line.items() if name != "why"})))
+                self.ask(read_operation(json.dumps({name: value for name, value in line.items() if name != "why"})))
             self._save()
             (self.folder / REFUSED).unlink(missing_ok=True)
 
@@ -220,7 +182,7 @@ class Queue:
             known = next((Run(*values) for values in row), None) or self._long_ended().get(run) or Run()
             for operation, _ in self._unsaved:
                 if operation.run == run:
-                    known = _after(known, operation)
+                    known = after(known, operation)
             return known
 
     def open_runs(self) -> list[str]:
@@ -234,7 +196,7 @@ class Queue:
         """Whether a run may be ended before all else that waits: it has been opened, and nothing reopens it."""
         query = "select body from operations where run = ? order by id"
         with self._lock:
-            waiting = [_operation(body) for (body,) in self._database.execute(query, (run,))]
+            waiting = [read_operation(body) for (body,) in self._database.execute(query, (run,))]
             return self.run(run).run_id is not None and all(operation.do != "open" for operation in waiting)
 
     def run_ids(self) -> dict[str, str]:
@@ -254,6 +216,17 @@ class Queue:
         with self._lock, suppress(sqlite3.OperationalError), self._database:  # else they are asked for again
             self._know(run, place=json.dumps(place))
 
+    def fact(self, name: str) -> Any:
+        """Read what :meth:`note` wrote down; None if there is nothing."""
+        with self._lock:
+            found = self._one("select (select value from facts where name = ?)", name)[0]
+            return None if found is None else json.loads(found)
+
+    def note(self, name: str, value: Any) -> None:
+        """Write down something about the sweep that later drivers have to know."""
+        with self._lock, suppress(sqlite3.OperationalError), self._database:  # else it is made up for again
+            self._database.execute("insert or replace into facts values (?, ?)", (name, json.dumps(value)))
+
     def _save(self) -> None:
         """Write down what is only in memory."""
         while self._unsaved:
@@ -262,11 +235,15 @@ class Queue:
                 where = "(select min(coalesce(min(id), 0), 0) - 1 from operations)" if first else "null"
                 insert = f"insert into operations (id, run, body) values ({where}, ?, ?)"
                 self._database.execute(insert, (operation.run, operation.body()))
-                after = _after(Run(), operation)
-                self._know(operation.run, status=after.status, step=after.step)
-                if sweep_id := operation.tags.get("alast.sweep_id"):
-                    self._database.execute("insert or ignore into facts values ('sweep_id', ?)", (sweep_id,))
+                self._know_of(operation)
             del self._unsaved[0]
+
+    def _know_of(self, operation: Operation) -> None:
+        """Add what an operation tells of its run and of the sweep, within a transaction."""
+        run = after(Run(), operation)
+        self._know(operation.run, status=run.status, step=run.step)
+        if sweep_id := operation.tags.get("alast.sweep_id"):
+            self._database.execute("insert or ignore into facts values ('sweep_id', ?)", (sweep_id,))
 
     def _know(self, run: str, **values: object) -> None:
         """Add to what is known of a run, within a transaction."""
@@ -304,7 +281,7 @@ class Queue:
         asked, done = self.folder / ASKED, self.folder / DONE
         if asked.exists() and not self._one("select count(*) from facts where name = 'adopted'")[0]:
             try:
-                operations = [_operation(line) for line in lines_of(asked)]
+                operations = [read_operation(line) for line in lines_of(asked)]
                 carried_out = [json.loads(line) for line in lines_of(done)] if done.exists() else []
                 runs = {line["run"]: line["run_id"] for line in carried_out if "run_id" in line}
                 if len(carried_out) > len(operations):
@@ -313,10 +290,7 @@ class Queue:
                 raise ConfigError("sweep", asked, f"is damaged; move it and {DONE} away") from None
             with self._database:
                 for place, operation in enumerate(operations):
-                    after = _after(Run(), operation)
-                    self._know(operation.run, status=after.status, step=after.step)
-                    if sweep_id := operation.tags.get("alast.sweep_id"):
-                        self._database.execute("insert or ignore into facts values ('sweep_id', ?)", (sweep_id,))
+                    self._know_of(operation)
                     if place >= len(carried_out):
                         row = (operation.run, operation.body())
                         self._database.execute("insert into operations (run, body) values (?, ?)", row)
@@ -329,13 +303,3 @@ class Queue:
     def _one(self, query: str, *values: object) -> tuple[Any, ...]:
         found: tuple[Any, ...] = self._database.execute(query, values).fetchone()
         return found
-
-
-def _operation(body: str) -> Operation:
-    return Operation(**json.loads(body))
-
-
-def _after(known: Run, operation: Operation) -> Run:
-    """Tell what an operation that is asked for makes of a run."""
-    status = operation.status if operation.do in {"open", "end"} else known.status
-    return Run(known.run_id, status, max(operation.step, known.step), known.place)

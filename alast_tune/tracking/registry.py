@@ -23,7 +23,7 @@ from mlflow.utils.validation import (
 
 from alast_tune.checkpoint import BEST, MODEL_CARD
 from alast_tune.errors import ConfigError
-from alast_tune.tracking.store import open_store, reason
+from alast_tune.tracking.store import connect, reason
 
 ARTIFACT = "model"
 """Where in its run a registered model lies."""
@@ -103,7 +103,7 @@ def register(
 
     Args:
         uri: of the store or server.
-        storage: folder of the sweeps, as :func:`open_store` takes it.
+        storage: folder of the sweeps, as :func:`connect` takes it.
         run_id: the run that has trained the model; gets the MLflow model as artifact ``model``.
         model: folder with ``model.safetensors`` and timm's ``config.json``.
         name: of the registered model, which is made if it is not there.
@@ -115,7 +115,7 @@ def register(
         RegistryError: the store is away, or refuses.
     """
     try:
-        client, _ = open_store(uri, storage)
+        client = connect(uri, storage)
         with TemporaryDirectory() as scratch:
             save_served(model, Path(scratch) / ARTIFACT)
             client.log_artifacts(run_id, scratch)

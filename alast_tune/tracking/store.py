@@ -6,6 +6,8 @@ import errno
 import logging
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -22,6 +24,7 @@ _PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRI
 """A silent server is asked for minutes by default; here it is asked anew, so that one knows soon that it is away."""
 
 _REFUSALS = {"INVALID_PARAMETER_VALUE", "INVALID_STATE", "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST"}
+_REFUSALS |= {"ENDPOINT_NOT_FOUND"}  # a server that is older than what it is asked for
 
 _OUTAGES = ("OperationalError", *map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EROFS)))
 """A database's errors that are not about what was to be written, in SQLAlchemy's words; and a disk's."""
@@ -39,38 +42,63 @@ def is_file_based(uri: str) -> bool:
     return urlparse(uri).scheme in {"", "file", "sqlite"} and uri not in {"databricks", "databricks-uc", "uc"}
 
 
-def open_store(uri: str, storage: Path) -> tuple[MlflowClient, str]:
-    """Connect to a store; returns its client and the id of the experiment, which is made if it is not there.
-
-    The experiment is that of ``MLFLOW_EXPERIMENT_NAME``, else ``alast-tune``.
+def connect(uri: str, storage: Path) -> MlflowClient:
+    """Connect to a store, and ask it something to see that it answers.
 
     Args:
         uri: of the store or server.
         storage: folder of the sweeps; artifacts of a SQLite store lie in its ``mlartifacts``.
 
     Raises:
-        ConfigError: no such store, a server that does not answer, or an experiment in the bin.
+        ConfigError: no such store, or a server that does not answer.
     """
-    experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
     logging.getLogger("alembic").setLevel(logging.WARNING)  # the schema's migration, step by step
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # that, and a traceback an outage
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # two lines a trial, into the progress
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     for name, value in _PATIENCE.items():
         os.environ.setdefault(name, value)
-    location = (storage.absolute() / "mlartifacts").as_uri() if is_file_based(uri) else None
-    try:
+    with _as_config_error(uri):
         storage.mkdir(parents=True, exist_ok=True)
         client = MlflowClient(uri)
-        found = client.get_experiment_by_name(experiment)
+        client.search_experiments(max_results=1)
+    return client
+
+
+def open_store(uri: str, storage: Path, experiment: str | None = None) -> tuple[MlflowClient, str]:
+    """Connect to a store; returns its client and the id of the experiment, which is made if it is not there.
+
+    Args:
+        uri: of the store or server.
+        storage: folder of the sweeps; artifacts of a SQLite store lie in its ``mlartifacts``.
+        experiment: its name; unset: that of ``MLFLOW_EXPERIMENT_NAME``, else ``alast-tune``.
+
+    Raises:
+        ConfigError: no such store, a server that does not answer, or an experiment in the bin.
+    """
+    name = experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
+    client = connect(uri, storage)
+    location = (storage.absolute() / "mlartifacts").as_uri() if is_file_based(uri) else None
+    with _as_config_error(uri):
+        found = client.get_experiment_by_name(name)
         if found is None:
             try:
-                client.create_experiment(experiment, artifact_location=location, tags=_EXPERIMENT)
+                client.create_experiment(name, artifact_location=location, tags=_EXPERIMENT)
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":  # by another sweep that begins just now
                     raise
-            found = client.get_experiment_by_name(experiment)
+            found = client.get_experiment_by_name(name)
             assert found
+    if found.lifecycle_stage == "deleted":
+        restore = f"mlflow experiments restore -x {found.experiment_id}"
+        raise ConfigError("MLFLOW_TRACKING_URI", uri, f"experiment {name} was deleted there; {restore}")
+    return client, str(found.experiment_id)
+
+
+@contextmanager
+def _as_config_error(uri: str) -> Iterator[None]:
+    try:
+        yield
     except Exception as error:
         why = reason(error)
         if why == _DENIED:
@@ -80,10 +108,6 @@ def open_store(uri: str, storage: Path) -> tuple[MlflowClient, str]:
         else:
             remedy = "give sqlite:///FILE or a server's address"
         raise ConfigError("MLFLOW_TRACKING_URI", uri, f"cannot be used ({why}); {remedy}, or unset it") from None
-    if found.lifecycle_stage == "deleted":
-        restore = f"mlflow experiments restore -x {found.experiment_id}"
-        raise ConfigError("MLFLOW_TRACKING_URI", uri, f"experiment {experiment} was deleted there; {restore}")
-    return client, str(found.experiment_id)
 
 
 def experiment_of(client: MlflowClient, uri: str, run_id: str) -> str:

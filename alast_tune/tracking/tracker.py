@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
-import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -16,22 +14,21 @@ from uuid import uuid4
 
 from alast_tune import __version__
 from alast_tune.blocks import BlockReport
-from alast_tune.config import SweepConfig, TrialConfig, flatten
+from alast_tune.config import DataConfig, SweepConfig, TrialConfig, flatten
 from alast_tune.errors import ConfigError
 from alast_tune.plots import SearchReport
-from alast_tune.results import RESEEDED, FrontFile, Reseeded, TrialResult
+from alast_tune.results import FrontFile, TrialResult
 from alast_tune.summary import trial_id
-from alast_tune.tracking.kept import FILE, REFUSED, SWEEP, has_queue, refused_operations
-from alast_tune.tracking.page import FOLDER, describe_front, fill_run_ids, with_run_ids, write_pages
-from alast_tune.tracking.queue import Operation, Queue
+from alast_tune.tracking.finish import finish
+from alast_tune.tracking.kept import EXPERIMENT, SWEEP
+from alast_tune.tracking.members import CostMetrics, models_of
+from alast_tune.tracking.names import run_name
+from alast_tune.tracking.operation import Operation
+from alast_tune.tracking.page import FOLDER, describe_front, with_run_ids, write_pages
+from alast_tune.tracking.people import dataset_of, readable_metrics, readable_param, same_images
+from alast_tune.tracking.queue import Queue
 from alast_tune.tracking.store import experiment_of, open_store
 from alast_tune.tracking.writer import Writer
-
-PATIENCE = 30.0
-"""So many seconds the end of a sweep waits for a store that is away: as long as a server takes to start again."""
-
-LONGEST_WAIT = 600.0
-"""So many seconds the end of a sweep waits at most, however slowly the store takes what it has missed."""
 
 LAST_MOMENT = 2.0
 """So many seconds a driver that is being stopped gives to what is not written yet: Ray kills it after 3."""
@@ -50,19 +47,25 @@ class Tracker:
         uri: of the store or server.
         storage: folder of the sweeps; artifacts of a SQLite store lie in its ``mlartifacts``.
         say: prints a line about an outage; called from another thread.
+        experiment: name of that of new runs; unset: that of ``MLFLOW_EXPERIMENT_NAME``, else ``alast-tune``.
 
     Raises:
         ConfigError: no such store, or a server that does not answer.
     """
 
-    def __init__(self, uri: str, storage: Path, say: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self, uri: str, storage: Path, say: Callable[[str], None] | None = None, experiment: str | None = None
+    ) -> None:
         self.uri = uri
         self._storage = storage
         self._say = say or logging.getLogger(__name__).warning
-        self._client, self._experiment = open_store(uri, storage)
+        self._wanted = experiment
+        self._client, self._experiment = open_store(uri, storage, experiment)
         self._queue: Queue
+        self._costs: CostMetrics
         self._writer: Writer
         self._started = False
+        self._images: tuple[DataConfig, str | None] = DataConfig(), None
 
     def __enter__(self) -> Tracker:
         """A sweep that ends with an error has its runs ended as KILLED."""
@@ -78,16 +81,30 @@ class Tracker:
         with closing(Queue(folder)) as queue:
             return queue.run(SWEEP).status == "FINISHED"
 
-    def start_sweep(self, sweep: SweepConfig) -> str:
+    def start_sweep(self, sweep: SweepConfig, fingerprint: str | None = None) -> str:
         """Open the parent run, or reopen that of a sweep that is resumed; returns its id.
+
+        Args:
+            sweep: its settings.
+            fingerprint: of its images, as new runs name their data set; None where no trial is to be run.
 
         Raises:
             ConfigError: the store cannot be written to, does not have that run, or has it in its bin.
         """
         note = f"Sweep `{sweep.name}`, {sweep.trials} trials: running."
-        return self.start_run(self._storage / sweep.name, "sweep", {"mlflow.note.content": note}, flatten(sweep))
+        images = sweep.trial.data, fingerprint
+        return self.start_run(
+            self._storage / sweep.name, "sweep", {"mlflow.note.content": note}, flatten(sweep), images
+        )
 
-    def start_run(self, folder: Path, kind: str, tags: Mapping[str, str], params: Mapping[str, Any]) -> str:
+    def start_run(
+        self,
+        folder: Path,
+        kind: str,
+        tags: Mapping[str, str],
+        params: Mapping[str, Any],
+        images: tuple[DataConfig, str | None],
+    ) -> str:
         """Open the run that a folder stands for, or reopen it; returns its id.
 
         Args:
@@ -95,12 +112,14 @@ class Tracker:
             kind: ``sweep``, or ``training`` for one on its own.
             tags: besides those that every such run has.
             params: of a new run; those of one that is reopened never change.
+            images: what it trains on, and their fingerprint, if that is known.
 
         Raises:
             ConfigError: the store cannot be written to, does not have that run, or has it in its bin.
         """
         folder.mkdir(parents=True, exist_ok=True)
         self._queue = Queue(folder)
+        self._costs = CostMetrics(self._queue, self._log_metrics)
         parent = self._queue.run(SWEEP).run_id
         if parent:
             self._experiment = experiment_of(self._client, self.uri, parent)
@@ -108,8 +127,11 @@ class Tracker:
         sweep_id = self._queue.sweep_id or uuid4().hex
         common = {"mlflow.runName": folder.name, "mlflow.user": _user(), "mlflow.source.name": "alast-tune"}
         common |= {"alast.kind": kind, "alast.version": __version__, "alast.sweep_id": sweep_id}
-        self._started = True
-        self._open(SWEEP, {**common, **tags}, {} if parent else params)  # a sweep's --trials may have changed
+        if self._wanted and not parent:
+            self._queue.note(EXPERIMENT, self._wanted)
+        self._started, self._images = True, images
+        dataset = {} if parent else dataset_of(*images)
+        self._open(SWEEP, {**common, **tags}, {} if parent else params, dataset)  # a sweep's --trials may have changed
         if parent:
             return parent
         self._writer.flush(patience=0)
@@ -119,21 +141,29 @@ class Tracker:
             raise ConfigError("MLFLOW_TRACKING_URI", self.uri, f"cannot be written to ({self._writer.trouble})")
         return opened
 
-    def start_trial(self, number: int, config: TrialConfig, params: Mapping[str, object]) -> None:
+    def start_trial(
+        self, number: int, config: TrialConfig, params: Mapping[str, object], baseline: str | None = None
+    ) -> None:
         """Open a trial's run under the parent, or reopen it; variants are parameters by their names.
 
-        Parameters of a run never change, though where its files lie may have.
+        Parameters of a run never change, though where its files lie may have. One on other images than the sweep's
+        has no data set, since nobody has taken their fingerprint.
         """
         run = trial_id(number)
         tags = {
-            "mlflow.runName": f"trial-{run}",
+            "mlflow.runName": run_name(number, config, params, baseline),
             "alast.kind": "trial",
             "alast.trial": run,
             "alast.searched": ", ".join(params),
             "alast.sweep_id": self._queue.sweep_id,
         }
+        if self._queue.run(run).status is not None:
+            self._open(run, tags)
+            return
         names = {name: value for name, value in params.items() if "/" not in name}
-        self._open(run, tags, {} if self._queue.run(run).status is not None else names | flatten(config))
+        data, fingerprint = self._images
+        dataset = dataset_of(config.data, fingerprint) if same_images(config.data, data) else {}
+        self._open(run, tags, names | flatten(config), dataset)
 
     def log_epoch(self, number: int, metrics: Mapping[str, float], step: int) -> None:
         """Log an epoch's metrics; those that are not finite numbers, which ruin MLflow's charts, are left out."""
@@ -153,13 +183,22 @@ class Tracker:
         self._ask(run, "end", status=status, tags={name: value[:_VALUE] for name, value in (tags or {}).items()})
         return True
 
+    def end_result(self, result: TrialResult) -> bool:
+        """End a trial's run as the study has it; returns whether there is one, which a trial that never started lacks.
+
+        Its costs are put in proportion to those of full fine-tuning, as soon as that has ended.
+        """
+        self._costs.ended([result])
+        tags = {"alast.state": result.state} | ({"alast.reason": result.reason} if result.reason else {})
+        return self.end_trial(result.number, end_status(result), tags)
+
     def reconcile_runs(self, results: Sequence[TrialResult]) -> None:
         """End the runs of trials that the study has as ended: a driver may have died between the two."""
+        self._costs.reconcile(results)
         for result in results:
             left = self._queue.run(trial_id(result.number)).status
             if result.state != "running" and left is not None and left != end_status(result):
-                tags = {"alast.state": result.state} | ({"alast.reason": result.reason} if result.reason else {})
-                self.end_trial(result.number, end_status(result), tags)
+                self.end_result(result)
 
     def log_progress(self, metrics: Mapping[str, float], step: int) -> None:
         """Log metrics of the parent against the number of finished trials, or of a training against its epochs."""
@@ -196,13 +235,17 @@ class Tracker:
         search: SearchReport | None = None,
         blocks: Mapping[int, BlockReport] | None = None,
         check: Callable[[], None] = lambda: None,
+        weights: Mapping[str, str] | None = None,
     ) -> None:
         """Tag trials by their place, and put the front on the parent: metrics, description, table, pages.
 
         What is not given of ``search`` and ``blocks`` (by trial number) is not drawn; ``check`` is called now and then,
-        and may raise.
+        and may raise. ``weights`` says by trial id where the checkpoints of members are.
         """
         self.tag_front([member.trial_id for member in front.front], front.knee)
+        self._costs.log_tested(results)
+        for operation in models_of(front, weights or {}, self._queue):
+            self._writer.ask(operation)
         metrics = {"hypervolume": front.hypervolume, "hypervolume_share": front.hypervolume_share}
         metrics |= {"best_accuracy": front.best_accuracy, "front_size": len(front.front)}
         self.log_progress(metrics, sum(result.launched and result.state != "running" for result in results))
@@ -230,7 +273,7 @@ class Tracker:
         """
         for run in self._queue.open_runs() if status == "KILLED" else [SWEEP]:
             self._ask(run, "end", status=status)
-        _finish(self._writer, self._queue, self.uri, self._say, check)
+        finish(self._writer, self._queue, self.uri, self._say, check)
         self._close()
 
     def _close(self) -> None:
@@ -249,89 +292,26 @@ class Tracker:
         )
         self._close()
 
-    def _open(self, run: str, tags: Mapping[str, str], params: Mapping[str, Any]) -> None:
-        self._ask(run, "open", tags=tags, params={name: str(value)[:_VALUE] for name, value in params.items()})
+    def _open(
+        self,
+        run: str,
+        tags: Mapping[str, str],
+        params: Mapping[str, Any] | None = None,
+        dataset: Mapping[str, str] | None = None,
+    ) -> None:
+        texts = {name: readable_param(value)[:_VALUE] for name, value in (params or {}).items()}
+        self._ask(run, "open", tags=tags, params=texts, dataset=dataset or {})
 
     def _log_metrics(self, run: str, metrics: Mapping[str, float], step: int) -> None:
-        finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
-        self._ask(run, "log", metrics=finite, step=step)
+        self._ask(run, "log", metrics=readable_metrics(metrics), step=step)
 
-    def _ask(self, run: str, do: Literal["open", "log", "end", "upload"], **values: Any) -> None:
+    def _ask(self, run: str, do: Literal["open", "log", "end", "upload", "model"], **values: Any) -> None:
         self._writer.ask(Operation(run, do, int(time.time() * 1000), **values))
-
-
-def sync(folder: Path, uri: str, say: Callable[[str], None]) -> int:
-    """Write to MLflow what a sweep could not; returns how many writes are left nevertheless.
-
-    Args:
-        folder: of the sweep, which no driver may be running.
-        uri: of the store in which the sweep began.
-        say: prints a line.
-
-    Raises:
-        ConfigError: not the folder of a sweep, or a store that does not answer or is another one.
-    """
-    if not has_queue(folder):
-        raise ConfigError("sweep", folder, f"has no {FILE}: nothing of it was ever to be written to MLflow")
-    client, experiment = open_store(uri, folder.parent)
-    queue = Queue(folder)
-    queue.retry()
-    if parent := queue.run(SWEEP).run_id:
-        experiment = experiment_of(client, uri, parent)
-    count = queue.waiting
-    left = _finish(Writer(client, experiment, queue, uri, say), queue, uri, say)
-    if not left:
-        say(f"MLflow at {uri} has all of {folder.name} ({count} writes)")
-    return left
-
-
-def log_reseeded(reseeded: Reseeded, folder: Path) -> None:
-    """Ask for what a front's members come to over seeds to be on their runs and the parent; :func:`sync` writes it."""
-    queue, now = Queue(folder), int(time.time() * 1000)
-    for member in reseeded.members:
-        metrics = {f"reseeded_{name}": value for name, value in member.mean.items()}
-        metrics |= {
-            "reseeded_accuracy_spread": member.spread["accuracy"],
-            "front_probability": member.front_probability,
-        }
-        if queue.run(member.trial_id).status is not None:  # else it is another sweep's
-            queue.ask(Operation(member.trial_id, "log", now, metrics=metrics))
-    reseeded.write(folder / FOLDER / RESEEDED)
-    queue.ask(Operation(SWEEP, "upload", now))
-    queue.close()
 
 
 def end_status(result: TrialResult) -> Literal["FINISHED", "FAILED"]:
     """MLflow's word for how a trial ended; a pruned one did what it was told."""
     return "FAILED" if result.state == "failed" else "FINISHED"
-
-
-def _finish(
-    writer: Writer,
-    queue: Queue,
-    uri: str,
-    say: Callable[[str], None],
-    check: Callable[[], None] = lambda: None,
-) -> int:
-    """Wait until all is written, or for as long as there is hope; returns how many writes are left."""
-    writer.flush(PATIENCE, LONGEST_WAIT, check)
-    writer.close()
-    fill_run_ids(queue.folder, queue.run_ids())
-    left, set_aside = queue.waiting, len(refused_operations(queue.folder))
-    command = f"alast-tune sync {shlex.quote(str(queue.folder))}"
-    if left:
-        why = writer.trouble or "it is slow"
-        say(
-            f"MLflow at {uri} lacks {left} writes ({why}), which are kept in {queue.folder / FILE}; "
-            f"once it is back: {command}"
-        )
-    if set_aside:
-        say(
-            f"MLflow at {uri} has refused {set_aside} writes, which are kept in {queue.folder / REFUSED} "
-            f"with the reasons; once it takes them: {command}"
-        )
-    queue.close()
-    return left + set_aside
 
 
 def _user() -> str:

@@ -9,34 +9,50 @@ from typing import Any
 from urllib.parse import urlencode
 
 from mlflow import MlflowClient
+from mlflow.entities import Run
 
 from alast_tune.results import OBJECTIVES
+from alast_tune.tracking.people import FLOPS_PERCENT, MEMORY_PERCENT
 
 _SIDE = {"workflowType": "machine_learning"}  # else the pages are those for language models
+
+_NAME = "attributes.`Run Name`"
+"""A column that is always there, and narrow."""
 
 _CHARTED = 100
 """MLflow draws so many runs at most."""
 
 
-def prepare_view(client: MlflowClient, experiment: str, sweep: str | None = None) -> str:
+def prepare_view(client: MlflowClient, sweep: str | None = None) -> str:
     """Prepare a sweep's complete trials, cheapest first, with charts of accuracy against costs; of many the front.
+
+    Costs are in percent of full fine-tuning where that has ended, else as they were measured.
 
     Args:
         client: of the store.
-        experiment: its id.
-        sweep: name; None for the one that began last.
+        sweep: id of its run; None for the one that began last, in whatever experiment.
 
     Returns:
-        Where on the server that is, from ``/#/`` on. Where there is no such sweep, the experiment's runs as they are.
+        Where on the server that is, from ``/#/`` on. Where there is no such sweep, the list of experiments.
     """
-    asked = "tags.`alast.kind` = 'sweep'" + (f" and attributes.run_name = '{sweep}'" if sweep else "")
-    latest = client.search_runs([experiment], asked, max_results=1, order_by=["attributes.start_time DESC"])
-    if not latest:
-        return f"/#/experiments/{experiment}/runs?{urlencode(_SIDE)}"
-    parent = latest[0].info.run_id
-    trials = f"tags.`mlflow.parentRunId` = '{parent}' and tags.`alast.state` = 'complete'"
+    parent = client.get_run(sweep) if sweep else _latest(client)
+    if parent is None:
+        return f"/#/experiments?{urlencode(_SIDE)}"
+    experiment, run_id = str(parent.info.experiment_id), str(parent.info.run_id)
+    trials = f"tags.`mlflow.parentRunId` = '{run_id}' and tags.`alast.state` = 'complete'"
     some = client.search_runs([experiment], trials, max_results=_CHARTED + 1)
     searched = some[0].data.tags["alast.searched"].split(", ") if some else []
+    compared = any(FLOPS_PERCENT in run.data.metrics for run in some)
+    costs = [FLOPS_PERCENT, MEMORY_PERCENT] if compared else [objective.name for objective in OBJECTIVES[1:]]
+    columns = {  # and their widths in pixels
+        "params.`method/name`": 110,
+        "metrics.`accuracy`": 90,
+        "metrics.`test_accuracy`": 120,
+        **{f"metrics.`{cost}`": 190 for cost in costs},
+        "tags.`pareto`": 80,
+        "attributes.`Models`": 130,
+        "attributes.`Dataset`": 150,
+    }
     title = "Pareto front"
     if len(some) > _CHARTED:  # MLflow would leave out the most expensive ones
         trials += " and tags.pareto = 'true'"
@@ -45,25 +61,28 @@ def prepare_view(client: MlflowClient, experiment: str, sweep: str | None = None
         "searchFilter": trials,
         "orderByKey": "metrics.`train_flops`",
         "orderByAsc": True,
-        "selectedColumns": [
-            "tags.`pareto`",
-            *(f"metrics.`{objective.name}`" for objective in OBJECTIVES),
-            "params.`method/name`",
-            *(f"params.`{path}`" for path in searched),
-        ],
-        "runsHiddenMode": "SHOWALL",
+        "selectedColumns": list(columns),
+        "columnOrder": [_NAME, *columns],
+        "columnWidths": columns | {_NAME: 260},
+        "runsHiddenMode": "SHOW_ALL",
         "isAccordionReordered": True,  # else MLflow's own sections come before this one
         "compareRunSections": [_generated(uuid="front", name=title, display=True, isReordered=True)],
         "compareRunCharts": [
-            *(_scatter(objective.name) for objective in OBJECTIVES[1:]),
+            *(_scatter(cost) for cost in costs),
             _chart("parallel", "PARALLEL", selectedParams=searched, selectedMetrics=["accuracy"]),
         ],
     }
     packed = base64.b64encode(zlib.compress(json.dumps(view).encode())).decode()
-    key = f"front-{parent[:8]}"
+    key = f"front-{run_id[:8]}"
     client.set_experiment_tag(experiment, f"mlflow.sharedViewState.{key}", f"deflate;{packed}")
     view_of = _SIDE | {"viewStateShareKey": key, "compareRunsMode": "CHART"}
     return f"/#/experiments/{experiment}/runs?{urlencode(view_of)}"
+
+
+def _latest(client: MlflowClient) -> Run | None:
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    asked, order = "tags.`alast.kind` = 'sweep'", ["attributes.start_time DESC"]
+    return next(iter(client.search_runs(experiments, asked, max_results=1, order_by=order)), None)
 
 
 def _generated(**values: Any) -> dict[str, Any]:

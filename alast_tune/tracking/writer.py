@@ -12,11 +12,12 @@ from contextlib import suppress
 from pathlib import Path
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelOutput, Metric, Param, RunTag
 
 from alast_tune.tracking.kept import REFUSED, SWEEP
-from alast_tune.tracking.page import FOLDER, fill_run_ids
-from alast_tune.tracking.queue import Operation, Queue
+from alast_tune.tracking.operation import Operation
+from alast_tune.tracking.page import FOLDER, REPORT, fill_run_ids
+from alast_tune.tracking.queue import Queue
 from alast_tune.tracking.store import is_outage, is_refusal, reason
 
 _FIRST_WAIT, _LONGEST_WAIT = 0.2, 5.0  # seconds between two tries; a server that is gone says so at once
@@ -165,7 +166,8 @@ class Writer:
             if operation.do == "open" and self._queue.run(operation.run).run_id is None:
                 why = reason(error)  # and so will be all that is asked for it
             kept = f"; it is kept in {REFUSED}, all else goes on" if why else ""
-            self._say(f"MLflow refuses to {operation.do} run {operation.run}: {reason(error)}{kept}")
+            what = {"model": "give a model to"}.get(operation.do, operation.do)
+            self._say(f"MLflow refuses to {what} run {operation.run}: {reason(error)}{kept}")
         with self._changed:
             if self._abandoned:
                 return True
@@ -220,7 +222,7 @@ class Writer:
             return
         metrics = {(name, value, o.time, o.step): None for o in operations for name, value in o.metrics.items()}
         params = {name: value for o in operations for name, value in o.params.items()}
-        tags = {name: value for o in operations if o.do != "open" for name, value in o.tags.items()}
+        tags = {name: value for o in operations if o.do not in {"open", "model"} for name, value in o.tags.items()}
         if metrics or params or tags:
             self._client.log_batch(
                 run_id,
@@ -228,7 +230,12 @@ class Writer:
                 [Param(*param) for param in params.items()],
                 [RunTag(*tag) for tag in tags.items()],
             )
-        if first.do == "upload":
+        if first.dataset:
+            context = InputTag("mlflow.data.context", "training")
+            self._client.log_inputs(run_id, [DatasetInput(Dataset(**first.dataset), [context])])
+        if first.do == "model":
+            self._write_model(run_id, first)
+        elif first.do == "upload":
             self._upload(run_id, self._queue.folder / (first.source or FOLDER))
         elif operations[-1].do == "end":
             self._client.set_terminated(run_id, operations[-1].status, operations[-1].time)
@@ -239,6 +246,31 @@ class Writer:
         else:
             fill_run_ids(source, self._queue.run_ids())
             self._client.log_artifacts(run_id, str(source))
+            if (page := self._queue.folder / REPORT).exists():
+                self._client.log_artifact(run_id, str(page))
+
+    def _write_model(self, run_id: str, operation: Operation) -> None:
+        """Let a run have a model of this name and these tags, or, without a name, none; one that is there is changed.
+
+        MLflow keeps a record of it and no weights. A try whose answer was lost may have left one that is not finished.
+        """
+        ours = f"source_run_id = '{run_id}' and tags.`alast.trial` = '{operation.run}'"
+        found = [model.model_id for model in self._client.search_logged_models([self._experiment], ours)]
+        tags = dict(operation.tags)
+        if not operation.source:
+            for model_id in found:
+                self._client.delete_logged_model(model_id)
+            return
+        if found:
+            self._client.set_logged_model_tags(found[0], tags)
+        else:
+            kind = "checkpoint"
+            model = self._client.create_logged_model(self._experiment, operation.source, run_id, tags, model_type=kind)
+            found = [model.model_id]
+        outputs = self._client.get_run(run_id).outputs
+        if found[0] not in {output.model_id for output in (outputs.model_outputs if outputs else ())}:
+            self._client.log_outputs(run_id, [LoggedModelOutput(found[0], operation.step)])
+        self._client.finalize_logged_model(found[0], "READY")
 
     def _open(self, key: int, operation: Operation) -> str:
         """Make a run, or mark it as running again; one made by a try whose answer was lost is found by its tags."""

@@ -21,6 +21,7 @@ import ray
 from ray._raylet import GcsClient  # type: ignore[attr-defined]  # as `ray health-check` does
 
 from alast_tune.data.machine import available_bytes, cpu_count, is_limited
+from alast_tune.data.registry import registration
 from alast_tune.errors import TRACEBACK, ConfigError
 from alast_tune.text import one_line
 
@@ -50,6 +51,8 @@ def cluster() -> Iterator[None]:
     started, folder = not ray.is_initialized(), None
     if started:
         quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+        if register := registration():
+            quiet["runtime_env"] = {"worker_process_setup_hook": register}
         address = os.environ.get("RAY_ADDRESS", "")
         if address in {"", "local"}:
             # Not left to Ray, which would look for the last head on this machine, and wait for it if that is gone.
@@ -99,7 +102,7 @@ def check_address(address: str) -> None:
     else:
         place = address
     if address.startswith("ray://"):
-        remedy = "a driver runs on the cluster, not at the end of a line to it: send it there with `just submit`"
+        remedy = "a driver runs on the cluster, not at the end of a line to it: send it there with `alast-tune submit`"
         raise ConfigError("RAY_ADDRESS", address, remedy)
     parts = re.fullmatch(r"\[?([^\s/@\[\]]+?)\]?:([0-9]{1,5})", place)
     if parts is None or not 0 < int(parts[2]) < 65536:

@@ -20,6 +20,7 @@ from alast_tune.results import FrontFile, TrialResult
 from alast_tune.storage import STUDY, display_path, fetch
 from alast_tune.summary import summarise, trial_id
 from alast_tune.tracking import Tracker, default_uri, run_ids
+from alast_tune.tune.attempts import checkpoints
 from alast_tune.tune.cluster import Stop, stopped_by_signals
 from alast_tune.tune.insight import report_search
 from alast_tune.tune.storage_errors import as_storage_error
@@ -56,7 +57,7 @@ def report(folder: Path, console: Console) -> FrontFile:
         as_storage_error(folder),
         exclusive_driver(folder, "sweep", say),
         stopped_by_signals() as stop,
-        Tracker(default_uri(sweep.storage), sweep.storage, say=say) as tracker,
+        Tracker(default_uri(sweep.storage), sweep.storage, say, sweep.experiment) as tracker,
     ):
         study = open_study(sweep, folder)
         if "reference_point" not in study.user_attrs:
@@ -98,7 +99,8 @@ def conclude(
     front.write(folder / "front.json")
     try:
         stop.check()
-        tracker.log_front(front, found, report_search(study, sweep), _blocks(folder, front, ended), stop.check)
+        drawings = report_search(study, sweep), _blocks(folder, front, ended)
+        tracker.log_front(front, found, *drawings, stop.check, _weights(folder, front))
         tracker.end_sweep(status, stop.check)
     except (SystemExit, KeyboardInterrupt):
         say(
@@ -120,6 +122,13 @@ def drawn(front: FrontFile, ended: Sequence[TrialResult]) -> list[TrialResult]:
     complete = [result for result in ended if result.state == "complete" and result.values]
     knee = [result for result in complete if trial_id(result.number) == front.knee]
     return knee + [result for result in complete if result.baseline == "paper" and result not in knee]
+
+
+def _weights(folder: Path, front: FrontFile) -> dict[str, str]:
+    """Find each member's last checkpoint, by trial id; a member of an earlier sweep has none here."""
+    own = [member.trial_id for member in front.front if member.origin is None]
+    newest = {name: next(iter(checkpoints(folder, int(name))), None) for name in own}
+    return {name: address for name, address in newest.items() if address is not None}
 
 
 def _blocks(folder: Path, front: FrontFile, ended: list[TrialResult]) -> dict[int, BlockReport]:

@@ -22,14 +22,23 @@ LEAST_TRIALS = 5
 
 
 def report_search(study: optuna.Study, sweep: SweepConfig) -> SearchReport:
-    """Collect what the pages about the search show."""
+    """Collect what the page shows of the search."""
     importances = [importance(study, sweep, place) for place in range(len(OBJECTIVES))]
     trials = study.get_trials(deepcopy=False)
     curves = {trial.number: curve(trial) for trial in trials}
+    own = [trial for trial in trials if "origin" not in trial.user_attrs]
+    begun = min((trial.datetime_start for trial in own if trial.datetime_start), default=None)
+    ended = {trial.number: trial.datetime_complete for trial in own if trial.datetime_complete}
     return SearchReport(
         space=sweep.space,
         importances={o.name: shares for o, shares in zip(OBJECTIVES, importances, strict=True) if shares},
         curves={number: points for number, points in curves.items() if len(points)},
+        ended_hours={n: (end - begun).total_seconds() / 3600 for n, end in ended.items()} if begun else {},
+        predicted_bytes={
+            trial.number: trial.user_attrs["predicted_bytes"]
+            for trial in trials
+            if "predicted_bytes" in trial.user_attrs
+        },
     )
 
 

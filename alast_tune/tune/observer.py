@@ -17,10 +17,10 @@ from rich.console import Console
 
 from alast_tune.config import SweepConfig, TrialConfig
 from alast_tune.lease import SweepLease
+from alast_tune.progress import SweepProgress
 from alast_tune.results import FrontFile, TrialResult
 from alast_tune.summary import FrontTracker, trial_id
-from alast_tune.terminal import SweepProgress
-from alast_tune.tracking import Tracker, end_status
+from alast_tune.tracking import Tracker
 from alast_tune.tune.cluster import Stop
 from alast_tune.tune.schedule import last_line
 
@@ -62,22 +62,23 @@ class SweepObserver:
         self._written = -math.inf
         self._changed = True
         finished = sum(_is_counted(result) and result.origin is None for result in ended)
-        self.progress = SweepProgress(total, finished, console)
+        self.progress = SweepProgress(sweep.name, total, finished, console)
 
     @property
     def front(self) -> FrontFile:
         """Of the trials that have ended."""
         return self._front.front
 
-    def started(self, number: int, config: TrialConfig, params: Mapping[str, object]) -> None:
+    def started(self, number: int, config: TrialConfig, params: Mapping[str, object], baseline: str | None) -> None:
         """Open the trial's MLflow run."""
-        self._tracker.start_trial(number, config, params)
+        self._tracker.start_trial(number, config, params, baseline)
         self._lease.save()  # or it could leave checkpoints under a number that nobody knows
-        self.progress.started()
+        self.progress.started(number, config, params, baseline)
 
     def reported(self, number: int, metrics: Mapping[str, float]) -> None:
         """Log an epoch."""
         self._tracker.log_epoch(number, metrics, int(metrics["epoch"]))
+        self.progress.reported(number, int(metrics["epoch"]))
 
     def moved(self, number: int, node: str) -> None:
         """Say which node a trial is on, if that is not known yet."""
@@ -87,8 +88,7 @@ class SweepObserver:
 
     def ended(self, result: TrialResult) -> None:
         """End the trial's MLflow run; if it changes the front, say so."""
-        tags = {"alast.state": result.state} | ({"alast.reason": result.reason} if result.reason else {})
-        ran = self._tracker.end_trial(result.number, end_status(result), tags)
+        self._tracker.end_result(result)
         changed = self._front.add(result)
         front = self.front
         if changed:
@@ -100,7 +100,7 @@ class SweepObserver:
             progress |= {"best_accuracy": front.best_accuracy, "failed": front.trials.failed}
             self._tracker.log_progress(progress, self._front.launched)
         if _is_counted(result):
-            self.progress.ended(result, front, ran)
+            self.progress.ended(result, front)
         else:
             self.progress.note(f"trial {trial_id(result.number)}: {result.reason}")
         self._lease.save()

@@ -134,6 +134,13 @@ class Packing:
         """Whether there is room for one more trial, if it is a small one."""
         return any(pool.load_with(self._request(pool, 0)) <= 1 for pool in self._pools)
 
+    def fits(self, peak_bytes: int) -> bool:
+        """Whether a trial of this predicted peak could start now."""
+        return any(
+            peak_bytes + self._overhead <= pool.most and pool.load_with(self._request(pool, peak_bytes)) <= 1
+            for pool in self._pools
+        )
+
     def place(self, peak_bytes: int) -> Request:
         """Take what a trial needs: of the smallest cards with room for it, else of those with the least load.
 

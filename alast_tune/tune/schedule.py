@@ -22,7 +22,7 @@ from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from alast_tune.config import Limits, SweepConfig
-from alast_tune.front import hypervolume_contributions, pareto_rank
+from alast_tune.front import hypervolume_contributions, pareto_mask, pareto_rank
 from alast_tune.results import DIRECTIONS, OBJECTIVES
 from alast_tune.storage import address_of
 from alast_tune.tune.storage_errors import storage_trouble
@@ -73,6 +73,14 @@ class Rungs:
         place, rank = place_by_front(list(rung.values()), list(rung).index(number))
         return rank == 0 or place < math.ceil(len(rung) / self._reduction)
 
+    def why(self, number: int, epoch: int) -> str:
+        """Say how a trial stands at a rung that it has reached, and which trials dominate it there."""
+        rung = self._rungs[epoch]
+        place, _ = place_by_front(list(rung.values()), list(rung).index(number))
+        ahead = [f"{n:04d}" for n, other in rung.items() if not pareto_mask([other, rung[number]], DIRECTIONS)[1]]
+        more = f" and {len(ahead) - 3} more" if len(ahead) > 3 else ""
+        return f"place {place + 1} of {len(rung)} there, dominated by {', '.join(ahead[:3])}{more}"
+
 
 def place_by_front(values_TM: Sequence[Sequence[float]], row: int) -> tuple[int, int]:
     """Place a trial among others by front (non-dominated sorting), and within its front by what it adds.
@@ -112,13 +120,18 @@ class MoAsha(FIFOScheduler):
         study: has the curves of an earlier driver's trials, so that a resumed sweep compares with them too.
         crashed: is told why a trial has failed for good: its number, a line, whether its worker was killed because the
             machine's memory ran out.
+        outdone: is told why a trial is stopped at a rung: its number, a few words.
     """
 
     def __init__(
-        self, sweep: SweepConfig, study: optuna.Study, crashed: Callable[[int, str, bool], None] = lambda *why: None
+        self,
+        sweep: SweepConfig,
+        study: optuna.Study,
+        crashed: Callable[[int, str, bool], None] = lambda *why: None,
+        outdone: Callable[[int, str], None] = lambda *why: None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._crashed = crashed
+        self._crashed, self._outdone = crashed, outdone
         self._storage = address_of(sweep.storage / sweep.name)
         self._limits: Limits = sweep.limits
         epochs = sweep.trial.train.epochs
@@ -141,6 +154,7 @@ class MoAsha(FIFOScheduler):
             if trial.config["baseline"]:
                 self._rungs.record(*report)  # it is compared with, and goes on whatever comes of it
             elif not self._rungs.report(*report):
+                self._outdone(report[0], self._rungs.why(*report[:2]))
                 return str(TrialScheduler.STOP)
         return str(TrialScheduler.CONTINUE)
 

@@ -29,6 +29,7 @@ from alast_tune.results import OBJECTIVES, TrialResult
 from alast_tune.storage import address_of
 from alast_tune.text import safe
 from alast_tune.tune.attributes import BASELINE, DUPLICATE_OF
+from alast_tune.tune.budget import TimeBudget
 from alast_tune.tune.forecast import GROWTH, Costs
 from alast_tune.tune.grid import GridSampler
 from alast_tune.tune.resources import Packing, Request
@@ -60,7 +61,7 @@ _STARVED = 1.0
 class Observer(Protocol):
     """Who wants to know how trials fare."""
 
-    def started(self, number: int, config: TrialConfig, params: Mapping[str, object]) -> None:
+    def started(self, number: int, config: TrialConfig, params: Mapping[str, object], baseline: str | None) -> None:
         """A trial was handed to a worker, for the first time or again."""
 
     def reported(self, number: int, metrics: Mapping[str, float]) -> None:
@@ -81,6 +82,8 @@ class _Live:
     """Begun by an earlier driver, whose checkpoints it goes on from."""
     epochs: list[list[float]] = field(default_factory=list)
     """Objectives after each, and seconds spent in training by then."""
+    device: str | None = None
+    """The kind of device that it trains on; empty if there were several."""
 
 
 class StudySearcher(Searcher):
@@ -93,6 +96,7 @@ class StudySearcher(Searcher):
         packing: says whether there is room for a trial, and what it takes.
         forecast: predicts a trial's costs, the second argument being how far class-token deltas grow in training.
         checkpoints: addresses of a trial's checkpoints, newest first.
+        budget: says whether new trials may still start; None: as long as there are any.
     """
 
     def __init__(
@@ -103,6 +107,7 @@ class StudySearcher(Searcher):
         packing: Packing,
         forecast: Callable[[TrialConfig, float], Costs],
         checkpoints: Callable[[int], Iterable[str]] = lambda number: (),
+        budget: TimeBudget | None = None,
     ) -> None:
         super().__init__()
         self._study = study
@@ -112,6 +117,7 @@ class StudySearcher(Searcher):
         self._forecast = forecast
         self._folder = address_of(sweep.storage / sweep.name)
         self._checkpoints = checkpoints
+        self._budget = budget or TimeBudget(study, None)
         self._space = to_optuna(sweep.space)
         self._grid = list(sweep.combinations()) if sweep.sampler == "grid" else None
         study.sampler = self._sampler()
@@ -134,6 +140,7 @@ class StudySearcher(Searcher):
         self._size = math.prod(_count(item) for item in self._space.values())
         self._in_a_row = 0
         self._crashes: dict[int, tuple[str, bool]] = {}
+        self._stops: dict[int, str] = {}
         self.waiting: list[int] = []
         """Orphans that fit no node now: left as they are, for a later driver on a larger cluster."""
 
@@ -166,7 +173,7 @@ class StudySearcher(Searcher):
             self._in_a_row = 0
             return None
         for _ in range(_PATIENCE):
-            if not self.remaining:
+            if not self.remaining or (self._budget.over and not self._orphans):
                 break
             if not self._orphans and self._used_up:
                 _LOG.info("all %d configurations of the space have been tried: the search ends", self._size)
@@ -177,10 +184,11 @@ class StudySearcher(Searcher):
             trial = live.trial
             self._in_a_row += 1
             self._live[trial_id] = live
-            self._observer.started(trial.number, live.config, trial.params)
+            baseline = trial.user_attrs.get(BASELINE)
+            self._observer.started(trial.number, live.config, trial.params, baseline)
             return {
                 "number": trial.number,
-                "baseline": trial.user_attrs.get(BASELINE),
+                "baseline": baseline,
                 "trial": live.config.model_dump(mode="json"),
                 "threads": self._sweep.cpus_per_trial,
                 "resources": live.request,
@@ -192,6 +200,7 @@ class StudySearcher(Searcher):
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Pass an epoch on, and keep it."""
         self._in_a_row = 0
+        self._see_device(self._live[trial_id], result.get("device"))
         self._take(self._live[trial_id], _metrics(result))
 
     def crashed(self, number: int, reason: str, starved: bool) -> None:
@@ -204,6 +213,10 @@ class StudySearcher(Searcher):
         """
         self._crashes.setdefault(number, (reason, starved))
 
+    def outdone(self, number: int, why: str) -> None:
+        """Hear why a trial is stopped at a rung."""
+        self._stops[number] = why
+
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tell the study, once, what the trial really was."""
         if trial_id not in self._live:
@@ -213,6 +226,7 @@ class StudySearcher(Searcher):
         self._packing.release(live.request)
         metrics, trouble = _metrics(result), (result or {}).get("trouble")
         if metrics and not trouble:
+            self._see_device(live, (result or {}).get("device"))
             self._take(live, metrics)
         epochs, budget = int(metrics.get("epoch", len(live.epochs))), live.config.train.epochs
         values = {objective.name: metrics.get(objective.name, math.nan) for objective in OBJECTIVES}
@@ -233,6 +247,7 @@ class StudySearcher(Searcher):
             self._tell(live.trial, TrialState.FAIL, f"not a finite number: {', '.join(unusable)}", epochs)
         elif epochs < budget:
             reason = [f"stopped after {epochs} of {budget} epochs"]
+            reason += [self._stops.pop(live.trial.number)] if live.trial.number in self._stops else []
             if metrics:  # costs only grow: a limit that is broken now stays so; accuracy may yet rise
                 reason += self._constrain(
                     live.trial, train_flops=values["train_flops"], peak_bytes=values["peak_bytes"]
@@ -296,6 +311,7 @@ class StudySearcher(Searcher):
         if live is not None:
             live.orphan = True
             live.epochs.extend(epochs_of(frozen.user_attrs))
+            live.device = frozen.user_attrs.get("device")
         return live
 
     def _propose(self) -> _Live | None:
@@ -333,6 +349,7 @@ class StudySearcher(Searcher):
         except ConfigError as error:  # two parameters, each fine, that contradict each other
             self._tell(trial, TrialState.FAIL, str(error), epochs=0)
             return None
+        trial.set_user_attr("predicted_bytes", costs.peak_bytes)
         learns = isinstance(config.method, AlastConfig) and config.method.alpha != 0
         foreseen = {"train_flops": costs.train_flops, "peak_bytes": float(costs.peak_bytes)}
         if self._sweep.allow(**foreseen | {"train_flops": costs.train_flops * (1 - _FLOPS_SLACK * learns)}):
@@ -370,6 +387,13 @@ class StudySearcher(Searcher):
             live.epochs[epoch - 1 :] = [[*values, metrics.get("train_seconds", math.nan)]]
             live.trial.set_user_attr(epoch_key(epoch), live.epochs[-1])
 
+    def _see_device(self, live: _Live, device: str | None) -> None:
+        """Keep the kind of device that a trial trains on, once; an empty one if a restart has moved it to another."""
+        if device is not None and device != live.device:
+            first = live.device is None and not live.epochs  # an older version has kept no device of its epochs
+            live.device = device if first else ""
+            live.trial.set_user_attr("device", live.device)
+
     def _constrain(self, trial: Trial, **objectives: float) -> list[str]:
         """Set Optuna's constraints from measured or predicted objectives; say which limits are broken."""
         excess = self._sweep.excess(**objectives)
@@ -385,6 +409,7 @@ class StudySearcher(Searcher):
             trial.set_user_attr("reason", safe(reason))
         told = self._study.tell(trial, values, state)
         failpoint("after-tell")
+        self._budget.keep()
         self._observer.ended(to_result(told, self._sweep))
 
 

@@ -15,6 +15,7 @@ from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig
 from rich.console import Console
 from threadpoolctl import threadpool_limits
 
+from alast_tune.callbacks import Callbacks
 from alast_tune.config import FullConfig, SweepConfig, TrialConfig, stored_sweep, with_absolute_paths
 from alast_tune.cost import step_flops, step_peak_bytes
 from alast_tune.data import Splits, check_apart
@@ -31,6 +32,8 @@ from alast_tune.terminal import printer
 from alast_tune.tracking import Tracker, default_uri, is_file_based
 from alast_tune.train import load_trial
 from alast_tune.tune.attempts import checkpoints, next_attempt
+from alast_tune.tune.budget import TimeBudget
+from alast_tune.tune.callback_observer import CallbackObserver
 from alast_tune.tune.cluster import Stop, check_cluster, cluster, stopped_by_signals
 from alast_tune.tune.conclude import SEARCHED, blocks_file, conclude
 from alast_tune.tune.forecast import Forecast
@@ -42,7 +45,14 @@ from alast_tune.tune.schedule import MoAsha
 from alast_tune.tune.search import StudySearcher
 from alast_tune.tune.storage_errors import as_storage_error
 from alast_tune.tune.trainable import AlastTrainable
-from alast_tune.tune.trials import baselines, enqueue_baselines, enqueue_failed, open_study, results
+from alast_tune.tune.trials import (
+    baselines,
+    enqueue_baselines,
+    enqueue_failed,
+    name_metrics,
+    open_study,
+    results,
+)
 from alast_tune.tune.warm_start import Earlier, earlier_results, feed
 
 MARGIN = 1.1
@@ -76,31 +86,48 @@ class Prepared:
 
 
 def run_sweep(
-    sweep: SweepConfig, *, resume: bool = False, retry_failed: bool = False, console: Console | None = None
+    sweep: SweepConfig,
+    *,
+    resume: bool = False,
+    retry_failed: bool = False,
+    console: Console | None = None,
+    callbacks: Sequence[object] = (),
 ) -> list[TrialResult]:
     """Run a sweep to its end, or go on with one that was interrupted in whatever way.
 
     Leaves ``front.json``, the study and the trials' checkpoints in ``<storage>/<name>``, and
     everything in MLflow. What changes results may not differ when resuming.
 
+    Args:
+        sweep: what to search, and where to keep it.
+        resume: go on with the sweep of this name.
+        retry_failed: run trials that have failed again.
+        console: for people; unset: standard error.
+        callbacks: told what happens, see :mod:`alast_tune.callbacks`.
+
     Raises:
         ConfigError: whatever cannot work, before any trial starts.
     """
-    prepared = prepare(sweep, resume=resume, retry_failed=retry_failed, console=console or Console(stderr=True))
+    console = console or Console(stderr=True)
+    told = Callbacks(callbacks, printer(console))
+    prepared = prepare(sweep, resume=resume, retry_failed=retry_failed, console=console)
     # One thread: on a busy machine those of one process wait for one another many times as long as they work.
     with (
         threadpool_limits(limits=1),
         as_storage_error(prepared.folder),
         exclusive_driver(prepared.folder, say=prepared.say) as lease,
         stopped_by_signals() as stop,
-        Tracker(prepared.uri, prepared.sweep.storage, say=prepared.say) as tracker,
+        Tracker(prepared.uri, prepared.sweep.storage, prepared.say, prepared.sweep.experiment) as tracker,
     ):
-        with cluster():
-            stop.listen()  # Ray has put its own handler in their place
-            study = search(prepared, lease, tracker, stop)
-        found = conclude(prepared.sweep, study, tracker, stop, prepared.say)
-        if prepared.sweep.keep == "front":
-            keep_front(prepared.folder, prepared.sweep, study, stop.check, prepared.say)
+        try:
+            with cluster():
+                stop.listen()  # Ray has put its own handler in their place
+                study = search(prepared, lease, tracker, stop, told)
+            found = conclude(prepared.sweep, study, tracker, stop, prepared.say)
+            if prepared.sweep.keep == "front":
+                keep_front(prepared.folder, prepared.sweep, study, stop.check, prepared.say)
+        finally:
+            told.end(prepared.folder / "front.json")
         return found
 
 
@@ -137,7 +164,7 @@ def prepare(sweep: SweepConfig, *, resume: bool, retry_failed: bool, console: Co
     return Prepared(sweep, resume, retry_failed, uri, reference, origin, earlier, console, say)
 
 
-def search(prepared: Prepared, lease: SweepLease, tracker: Tracker, stop: Stop) -> optuna.Study:
+def search(prepared: Prepared, lease: SweepLease, tracker: Tracker, stop: Stop, told: Callbacks) -> optuna.Study:
     """Run what remains of a sweep's trials on the cluster, and ask their checkpoints what only the cluster can tell.
 
     Args:
@@ -145,6 +172,7 @@ def search(prepared: Prepared, lease: SweepLease, tracker: Tracker, stop: Stop) 
         lease: on its folder.
         tracker: not started yet.
         stop: whether to stop.
+        told: callbacks, which hear of the trials.
 
     Returns:
         The sweep's study, which is all that :func:`~alast_tune.tune.conclude.conclude` needs.
@@ -160,35 +188,39 @@ def search(prepared: Prepared, lease: SweepLease, tracker: Tracker, stop: Stop) 
             "MLFLOW_TRACKING_URI", prepared.uri, "several nodes need a tracking server; set it to one's http address"
         )
     study = _begin(prepared)
-    tracker.start_sweep(sweep)
+    tracker.start_sweep(sweep, prepared.origin.data)
     before = results(study, sweep)
     tracker.reconcile_runs(before)
     total = sweep.trials + len(baselines(study))
     observer = SweepObserver(
         sweep, study.user_attrs["reference_point"], before, tracker, lease, prepared.console, total
     )
+    budget = TimeBudget(study, sweep.time_budget)
     try:
+        told.start(sweep, observer.front)
         searcher = StudySearcher(
             study,
             sweep,
-            observer,
+            CallbackObserver(observer, told),
             packing,
             Forecast().costs,
             lambda number: checkpoints(folder, number),
+            budget,
         )
         if searcher.remaining:
             study.set_user_attr(SEARCHED, False)
-            scheduler = MoAsha(sweep, study, searcher.crashed)
+            scheduler = MoAsha(sweep, study, searcher.crashed, searcher.outdone)
             _tune(sweep, folder, searcher, scheduler, TuneEvents(sweep, observer, stop, searcher.crashed))
         stop.check()
         if searcher.waiting:
             them = ", ".join(map(trial_id, searcher.waiting))
             prepared.say(f"interrupted trials {them} fit no node now; --resume on a larger cluster goes on with them")
+        budget.keep()
         if searcher.remaining:
-            prepared.say(
-                f"{searcher.remaining} of {total} trials were not run: "
-                "all that is left to propose was tried before, or is predicted to break a limit"
-            )
+            why = "all that is left to propose was tried before, or is predicted to break a limit"
+            if budget.over:
+                why = f"the time budget is used up; --resume {sweep.name} with a larger --time-budget goes on"
+            prepared.say(f"{searcher.remaining} of {total} trials were not run: {why}")
         study.set_user_attr(SEARCHED, not searcher.waiting)
         tasks, front = CheckpointTasks(sweep, folder, packing, stop), observer.front
         score(tasks, study, front, prepared.say)
@@ -203,6 +235,7 @@ def _begin(prepared: Prepared) -> optuna.Study:
     """Open the sweep's study; a new one begins with earlier results and the baselines."""
     sweep, folder = prepared.sweep, prepared.folder
     study = open_study(sweep, folder, new=not prepared.resume, must_exist=prepared.resume)
+    name_metrics(study)
     _keep(sweep, folder / "sweep.json")
     if "reference_point" not in study.user_attrs:
         study.set_user_attr("reference_point", prepared.reference)
@@ -273,6 +306,7 @@ def _tune(
             name=next_attempt(folder),
             storage_path=address_of(folder / CHECKPOINTS),
             verbose=0,
+            progress_reporter=tune.CLIReporter(),  # says nothing; the one for notebooks empties the cell first
             failure_config=FailureConfig(max_failures=sweep.retries),
             checkpoint_config=CheckpointConfig(num_to_keep=2, checkpoint_frequency=1),
             callbacks=[events],

@@ -14,6 +14,7 @@ from ray import tune
 
 from alast_tune.blocks import BlockReport, report_blocks
 from alast_tune.config import TrialConfig
+from alast_tune.data.machine import cpu_model
 from alast_tune.errors import ConfigError, DivergedError
 from alast_tune.failpoints import failpoint
 from alast_tune.storage import copy_of
@@ -30,7 +31,8 @@ class AlastTrainable(tune.Trainable):
     Config: ``number`` of the trial in the study, ``trial`` (a TrialConfig as plain values),
     ``threads`` for torch on a CPU, ``sweep`` (address of its folder), ``resume_from`` (addresses of checkpoints, newest
     first).
-    Each result holds the epoch's metrics under ``report``, and the ``node`` it ran on: host, beginning of Ray's id.
+    Each result holds the epoch's metrics under ``report``; the ``node`` it ran on: host, beginning of Ray's id; and the
+    kind of ``device`` that it trained on.
     """
 
     def setup(self, config: dict[str, Any]) -> None:
@@ -58,7 +60,8 @@ class AlastTrainable(tune.Trainable):
             return self._trouble
         assert self._run.report
         node = f"{socket.gethostname()} {ray.get_runtime_context().get_node_id()[:8]}"
-        return {"report": self._run.report.metrics(), "done": self._run.finished, "node": node}
+        where = {"node": node, "device": device_kind(self._run.device)}
+        return {"report": self._run.report.metrics(), "done": self._run.finished, **where}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Write everything the next epoch depends on."""
@@ -128,6 +131,13 @@ def stored(address: str) -> Iterator[Path]:
     """Have a checkpoint in a folder, fetched from where it is kept if need be."""
     with tune.Checkpoint(address).as_directory() as folder:
         yield Path(folder)
+
+
+def device_kind(device: torch.device) -> str:
+    """Name the kind of a device: training times compare between devices of one kind; of a CPU, with as many threads."""
+    if device.type == "cuda":
+        return str(torch.cuda.get_device_name(device))
+    return f"{cpu_model()}, {torch.get_num_threads()} threads"
 
 
 def out_of_memory(error: BaseException | None) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sqlite3
+import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -19,7 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from alast_tune.config import SweepConfig
 from alast_tune.errors import ConfigError
-from alast_tune.results import DIRECTIONS, TrialResult
+from alast_tune.results import DIRECTIONS, OBJECTIVES, TrialResult
 from alast_tune.storage import STUDY, STUDY_JOURNAL, address_of, atomic_write, is_copy
 from alast_tune.tune.attributes import BASELINE, DUPLICATE_OF
 from alast_tune.tune.space import baseline_params, begins_with, trial_config
@@ -70,6 +71,14 @@ def open_study(sweep: SweepConfig, folder: Path, *, new: bool = False, must_exis
         if url is None:
             raise  # what is wrong with a file is said elsewhere
         raise ConfigError("study", url, f"cannot be used ({database_said(error)})") from None
+
+
+def name_metrics(study: optuna.Study) -> None:
+    """Let a study say what its objectives are called, as ``optuna-dashboard`` shows them; older ones do not yet."""
+    if study.metric_names is None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            study.set_metric_names([objective.name for objective in OBJECTIVES])
 
 
 def database_said(error: BaseException) -> str:
@@ -194,6 +203,7 @@ def to_result(trial: FrozenTrial, sweep: SweepConfig) -> TrialResult:
         origin=trial.user_attrs.get("origin"),
         launched=trial.user_attrs.get("launched", "origin" not in trial.user_attrs),
         metrics=trial.user_attrs.get("metrics", {}),
+        device=trial.user_attrs.get("device") or None,
     )
 
 

@@ -2,12 +2,14 @@
 
 A copy of the checkout gets a `.venv` of its own that uses this interpreter's packages, so that nothing is installed.
 Files that the documents show (`# mine.yaml` in a block's first line) are written, diffs applied, Python run. What is
-run differently from what is written stands in one table, with the reason; all else must end with exit code 0. What
+run differently from what is written stands in one table, with the reason; all else must end with exit code 0, and print
+what stands behind ``#:``: the words exactly, the numbers within a tenth where the program is run as it is written. What
 another test runs as well is run here at night only; that it names what there is, is looked up nevertheless.
 
 Not covered: that the packages install (`just setup` finds them installed).
 """
 
+import io
 import os
 import re
 import shlex
@@ -21,7 +23,7 @@ import urllib.request
 import venv
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -77,7 +79,7 @@ TABLE = (
     Here(r".*--workers 2", r"\g<0>", "test_distributed.py", nightly=True),
     Here(r".*--reseed 2", r"\g<0>", "test_reseed.py", nightly=True),
     Here(r".*--preset ways.yaml", r"\g<0>", "test_grid.py; the file is parsed", nightly=True),
-    Here(r".*just cluster-up", r"\g<0>", "test_local_cluster.py, and `just submit` in the README", nightly=True),
+    Here(r".*just cluster-up", r"\g<0>", "test_local_cluster.py, and `just submit` in docs/jobs.md", nightly=True),
     Here(r".*just submit --preset demo --name here", r"\g<0>", "as above", nightly=True),
     Here(r".*just bench --model .*", r"\g<0>", "adding-a-method.md runs the benchmark", nightly=True),
     # Smaller: the same on less, in commands, files and the copy's own presets.
@@ -90,7 +92,8 @@ TABLE = (
     Here(r"(ablate.py --preset embedded)", r"\1 --only frozen", "six sweeps"),
     Here(r"workers: 4", "workers: 0", "a few images"),
     Here(r"/data/pets", "images", "made-up images, in the copy"),
-    Here(r'"train": {"epochs": 2}', '"train": {"epochs": 1}, "data": {"train_images": 64}', "half a minute"),
+    Here(r'"runs/demo', r"\g<0>", "the demo is smaller here, so that its numbers are others"),
+    Here(r'preset="demo"|alast_tune.open\("runs/python"\)', r"\g<0>", "as above"),
     Here(r"--train.epochs 50", "--train.epochs 2", "minutes"),
     Here(r"(just test)$", r"\1 tests/unit/test_front.py", "all of them are running"),
     Here(r"(just test tests/.*)", r"\1 -n 0", "other tests are running beside it"),
@@ -191,12 +194,15 @@ class Reader:
         elif block.file:
             (self.folder / block.file).write_text(here(block.text)[0])
         elif block.language == "python":
-            text = here(block.text)[0]
+            text, differences = here(block.text)
+            printed = io.StringIO()
             if self._by_itself(block.language):
-                self._shell(".venv/bin/python -", text)
+                printed.write(self._shell(".venv/bin/python - 2> errors.log || (cat errors.log; false)", text))
             else:
-                with self._here("python"):
+                with self._here("python"), redirect_stdout(printed):
                     exec(compile(text, "document", "exec"), {"__name__": "__main__"})
+            if block.prints:
+                compare(printed.getvalue().splitlines(), block.prints, numbers=not differences)
 
     def _by_itself(self, program: str) -> bool:
         """Whether a program runs in a process of its own: the first time, at night, and where it has been changed.
@@ -280,6 +286,27 @@ def here(text: str) -> tuple[str, list[Here]]:
     return text, used
 
 
+NUMBER = re.compile(r"\d+(?:\.\d+)?")
+
+
+def compare(printed: list[str], expected: list[str], numbers: bool) -> None:
+    """Compare what a program has printed with what its document says: the words, and numbers to a tenth."""
+    assert [NUMBER.sub("1", line).split() for line in printed] == [NUMBER.sub("1", line).split() for line in expected]
+    if numbers:
+        for line, other in zip(printed, expected, strict=True):
+            found, wanted = ([float(number) for number in NUMBER.findall(text)] for text in (line, other))
+            assert found == pytest.approx(wanted, rel=0.1), f"{line!r} is said to be {other!r}"
+
+
+def test_what_is_printed_is_compared() -> None:
+    compare(["trial 0003: 0.52, 12 GFLOP"], ["trial 0003: 0.50, 12 GFLOP"], numbers=True)
+    compare(["trial 0001: 0.10"], ["trial 0003: 0.50"], numbers=False)
+    with pytest.raises(AssertionError, match="is said to be"):
+        compare(["accuracy 0.60"], ["accuracy 0.50"], numbers=True)
+    with pytest.raises(AssertionError):
+        compare(["accurate 0.50"], ["accuracy 0.50"], numbers=False)
+
+
 def said(block: Block) -> list[str]:
     return block.commands if block.language == "sh" else [block.text]
 
@@ -321,6 +348,10 @@ PARTS = [
 """Blocks in which something is run, each with the files and changes before it."""
 
 
+FIRST = ("README.md", "docs/first-sweep.md", "docs/own-model-and-data.md", "docs/jobs.md")
+"""Which the other documents take for granted, in this order."""
+
+
 def changes_the_program(document: str) -> bool:
     return any(block.language == "diff" for block in blocks(document))
 
@@ -347,8 +378,9 @@ def readers(tmp_path_factory: pytest.TempPathFactory, empty_mlflow: Path) -> Ite
 @pytest.mark.parametrize(("document", "end"), PARTS)
 def test_every_command_works(document: str, end: int, readers: Callable[[str], Reader]) -> None:
     reader = readers(document)
-    if document != "README.md" and not changes_the_program(document):
-        reader.follow("README.md")  # which the other documents take for granted
+    if document not in FIRST and not changes_the_program(document):
+        for earlier in FIRST:
+            reader.follow(earlier)
     reader.follow(document, end)
 
 
@@ -359,6 +391,6 @@ def test_every_command_works(document: str, end: int, readers: Callable[[str], R
 def test_every_command_works_that_is_left_out_by_day(tmp_path: Path) -> None:
     with ExitStack() as at_the_end:
         reader = Reader(tmp_path / "alast-tune", at_the_end, nightly=True)
-        for document in DOCUMENTS:
+        for document in (*FIRST, *DOCUMENTS):
             if not changes_the_program(document):
                 reader.follow(document)

@@ -119,3 +119,31 @@ def test_a_job_is_stopped_and_resubmitted_and_no_log_has_the_token(head: str, pa
     files = [file for file in Path(os.environ["RAY_TMPDIR"]).glob("ray/*/logs/**/*") if file.is_file()]
     assert any(file.name.startswith("job-driver-") for file in files)
     assert [file for file in files if token.encode() in file.read_bytes()] == []
+
+
+def test_a_sweep_is_submitted_from_anywhere_and_its_exit_code_is_the_command_s(head: str, pareto: Pareto) -> None:
+    """By `alast-tune submit`, in a folder that is no checkout; the cluster has alast-tune."""
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "alast_tune.cli", "submit", "--address", head, *arguments],
+            capture_output=True, text=True, timeout=PATIENCE, cwd=pareto.folder,
+            env=os.environ | {"PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": ""},
+        )  # fmt: skip
+
+    preset = Path(pareto.preset(trials=3, epochs=1)).name
+    done = run("--preset", preset, "--name", "sent", "--storage", "runs")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.match(rf"job: raysubmit_\w+ at {head}; ray job stop --address {head} raysubmit_", done.stdout)
+    assert "3/3 finished" in done.stdout and "sent: " in done.stdout
+    assert trial_states(pareto.storage / "sent") == ["COMPLETE"] * 3  # a relative path means the submitter's folder
+    again = run("--preset", preset, "--name", "sent", "--storage", "runs")
+    assert again.returncode == 2, again.stdout + again.stderr  # Ray's own command would say 1
+    assert "error: name = sent: already exists" in again.stdout
+    refused = subprocess.run(
+        [sys.executable, "-m", "alast_tune.cli", "submit", "--address", head, "--preset", "demo", "--storage", "/s"],
+        capture_output=True, text=True, timeout=PATIENCE, cwd=pareto.folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "RAY_AUTH_TOKEN": "0" * 64},
+    )  # fmt: skip
+    assert refused.returncode == 2
+    assert refused.stderr.startswith(f"error: address = {head}: ") and refused.stderr.count("\n") == 1, refused.stderr

@@ -38,8 +38,10 @@ def test_a_comparison_goes_on_where_it_was_and_runs_nothing_twice(
     first, seeds = (storage / name for name in ("compare-tiny-digits", "compare-tiny-digits-seeds"))
     started = SweepObserver.started
 
-    def interrupt(observer: SweepObserver, number: int, config: TrialConfig, params: Mapping[str, object]) -> None:
-        started(observer, number, config, params)
+    def interrupt(
+        observer: SweepObserver, number: int, config: TrialConfig, params: Mapping[str, object], baseline: str | None
+    ) -> None:
+        started(observer, number, config, params, baseline)
         if params.get("train/seed"):
             raise KeyboardInterrupt
 

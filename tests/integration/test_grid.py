@@ -48,7 +48,7 @@ def test_a_grid_goes_on_after_a_signal_and_without_the_variant_that_cannot_run(
 
     with monkeypatch.context() as patch:
         patch.setattr(SweepObserver, "ended", stop)
-        pareto.here("--preset", str(preset), "--name", "grid", expect=128 + signal.SIGTERM)
+        pareto.here("--preset", str(preset), "--name", "grid", "--experiment", "pets", expect=128 + signal.SIGTERM)
     assert Counter(trial_states(folder)) <= Counter(COMPLETE=1, RUNNING=1)
     _, (parent,) = runs_in(pareto.storage, "sweep")
     assert parent.info.status == "KILLED"
@@ -70,5 +70,6 @@ def test_a_grid_goes_on_after_a_signal_and_without_the_variant_that_cannot_run(
     lora = [run for run in runs if run.data.params["way"] == "lora"]
     assert sorted(run.data.params["train/seed"] for run in lora) == ["0", "1"]
     assert {run.data.params["method/rank"] for run in lora} == {"4"}
-    _, (parent,) = runs_in(pareto.storage, "sweep")
+    client, (parent,) = runs_in(pareto.storage, "sweep")
     assert parent.info.status == "FINISHED"
+    assert {client.get_experiment(run.info.experiment_id).name for run in (parent, *runs)} == {"pets"}

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import mlflow
 import pytest
@@ -26,9 +26,11 @@ from alast_tune.config import SweepConfig, TrialConfig
 from alast_tune.errors import ConfigError
 from alast_tune.results import FrontFile, TrialResult
 from alast_tune.summary import summarise
-from alast_tune.tracking import Tracker, default_uri, pending, run_ids, sync, tracker, writer
+from alast_tune.tracking import Tracker, default_uri, pending, run_ids, sync, writer
+from alast_tune.tracking import finish as finish_module
 from alast_tune.tracking.kept import REFUSED, refused_operations
-from alast_tune.tracking.queue import Operation, Queue
+from alast_tune.tracking.operation import Operation
+from alast_tune.tracking.queue import Queue
 from tests.integration.harness import PATIENCE, ROOT, MlflowServer, Pareto, free_port
 
 if TYPE_CHECKING:
@@ -116,20 +118,25 @@ def trials(tracker: Tracker, numbers: range) -> list[TrialResult]:
     results = []
     for number in numbers:
         values = (0.5 + number / 20, (1 + number % 3) * 1e12, (1 + number % 2) * 1e8)
-        tracker.start_trial(number, TrialConfig(), {"method/alpha": 0.1})
+        baseline: Literal["full"] | None = "full" if number == 0 else None
+        tracker.start_trial(number, TrialConfig(), {"method/alpha": 0.1}, baseline)
         for epoch in (1, 2, 3):
             metrics = dict(zip(("accuracy", "train_flops", "peak_bytes"), values, strict=True))
             tracker.log_epoch(number, metrics | {"epoch": float(epoch), "lost": math.nan}, epoch)
-        tracker.end_trial(number, "FINISHED", {"alast.state": "complete"})
+        params, test = {"method/alpha": 0.1}, number / 10
+        result = TrialResult(
+            number, "complete", TrialConfig(), params, values, 3, baseline=baseline, test_accuracy=test
+        )
+        tracker.end_result(result)
         tracker.log_progress({"hypervolume": number / 10}, number + 1)
-        results.append(TrialResult(number, "complete", TrialConfig(), {"method/alpha": 0.1}, values, 3))
+        results.append(result)
     return results
 
 
 def finish(tracker: Tracker, results: list[TrialResult]) -> None:
     front = summarise("s", results, (0.0, 4e12, 8e8))
     front.write(tracker._queue.folder / "front.json")
-    tracker.log_front(front, results)
+    tracker.log_front(front, results, weights={member.trial_id: "checkpoint" for member in front.front})
     tracker.end_sweep("FINISHED")
 
 
@@ -158,6 +165,12 @@ def contents(uri: str, folder: Path, scratch: Path) -> dict[str, Any]:
         paths = {name: Path(client.download_artifacts(run.info.run_id, name, str(folder))) for name in files}
         return {name: plain(path.read_text()) if path.suffix == ".json" else "" for name, path in paths.items()}
 
+    def models(run: Run) -> list[tuple[str, str, bool]]:
+        found = client.search_logged_models([experiment.experiment_id], f"source_run_id = '{run.info.run_id}'")
+        outputs = client.get_run(run.info.run_id).outputs
+        shown = [output.model_id for output in (outputs.model_outputs if outputs else ())]
+        return [(str(one.name), one.status.value, shown == [one.model_id]) for one in found]
+
     return {
         names[run.info.run_id]: {
             "status": run.info.status,
@@ -168,6 +181,8 @@ def contents(uri: str, folder: Path, scratch: Path) -> dict[str, Any]:
                 for name in run.data.metrics
             },
             "artifacts": artifacts(run),
+            "datasets": [(one.dataset.name, one.dataset.digest) for one in run.inputs.dataset_inputs],
+            "models": models(run),
         }
         for run in runs
     }
@@ -178,7 +193,7 @@ def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is tried again is tried soon; what is given up is given up late, however slow the machine."""
     monkeypatch.setattr(writer, "_FIRST_WAIT", 0.002)
     monkeypatch.setattr(writer, "_LONGEST_WAIT", 0.1)
-    monkeypatch.setattr(tracker, "PATIENCE", float(PATIENCE))
+    monkeypatch.setattr(finish_module, "PATIENCE", float(PATIENCE))
 
 
 @pytest.fixture(scope="module")
@@ -187,14 +202,14 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, empty_mlflow: Path) ->
     storage = tmp_path_factory.mktemp("undisturbed")
     shutil.copy(empty_mlflow, storage)
     tracker = Tracker(default_uri(storage), storage)
-    tracker.start_sweep(SWEEP)
+    tracker.start_sweep(SWEEP, "0123456789abcdef")
     finish(tracker, trials(tracker, range(6)))
     return contents(tracker.uri, storage / "s", storage / "scratch")
 
 
 @pytest.fixture
 def short_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracker, "PATIENCE", 1.0)
+    monkeypatch.setattr(finish_module, "PATIENCE", 1.0)
 
 
 @pytest.mark.slow
@@ -203,7 +218,7 @@ def test_a_server_that_is_away_for_a_while_gets_everything_once(
 ) -> None:
     lines: queue.Queue[str] = queue.Queue()
     tracker = Tracker(server.address, tmp_path, lines.put)
-    tracker.start_sweep(SWEEP)
+    tracker.start_sweep(SWEEP, "0123456789abcdef")
     results = trials(tracker, range(2))
     server.stop()  # in the middle of the two trials' writes
     try:
@@ -229,7 +244,7 @@ def test_a_server_that_is_gone_for_good_gets_everything_by_sync(
 ) -> None:
     lines: list[str] = []
     tracker = Tracker(gate.address, storage, lines.append)
-    tracker.start_sweep(SWEEP)
+    tracker.start_sweep(SWEEP, "0123456789abcdef")
     gate.shut()
     finish(tracker, trials(tracker, range(6)))
     folder = storage / "s"
@@ -279,7 +294,7 @@ class Lossy:
 
 def test_answers_that_are_lost_make_nothing_twice(storage: Path, tmp_path: Path, undisturbed: dict[str, Any]) -> None:
     tracker = Tracker(default_uri(storage), storage, lambda line: None)
-    tracker.start_sweep(SWEEP)
+    tracker.start_sweep(SWEEP, "0123456789abcdef")
     tracker._writer._client = Lossy(tracker._client)  # type: ignore[assignment]
     finish(tracker, trials(tracker, range(6)))
     assert contents(tracker.uri, storage / "s", tmp_path / "scratch") == undisturbed
@@ -293,7 +308,7 @@ def test_what_is_carried_out_again_after_a_kill_leaves_what_it_left_once(
     tracker = Tracker(default_uri(storage), storage)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Operation, "body", lambda self, body=Operation.body: asked.append(self) or body(self))
-        tracker.start_sweep(SWEEP)
+        tracker.start_sweep(SWEEP, "0123456789abcdef")
         finish(tracker, trials(tracker, range(6)))
     with closing(Queue(storage / "s")) as queue:
         for operation in asked:
@@ -307,13 +322,14 @@ def test_what_is_carried_out_again_after_a_kill_leaves_what_it_left_once(
 def test_a_run_that_somebody_deletes_costs_only_its_own_writes(storage: Path) -> None:
     lines: list[str] = []
     tracker = Tracker(default_uri(storage), storage, lines.append)
-    tracker.start_sweep(SWEEP)
+    tracker.start_sweep(SWEEP, "0123456789abcdef")
     results = trials(tracker, range(2))
     assert tracker._writer.flush(patience=0)
     tracker._client.delete_run(run_ids(storage / "s")[0])
     finish(tracker, results)
     assert pending(storage / "s") == 0
-    assert len(lines) == 1 and lines[0].startswith("MLflow refuses to log run 0000: ")
+    refused = [line.partition(": ")[0].removeprefix("MLflow refuses to ") for line in lines]
+    assert refused == ["log run 0000", "log run 0000", "give a model to run 0000"]  # its place, test accuracy, model
 
 
 def test_another_store_that_answers_in_its_place_is_an_outage(
@@ -322,7 +338,7 @@ def test_another_store_that_answers_in_its_place_is_an_outage(
     """It has none of the runs, and says so; that is no refusal, after which a write is passed over."""
     lines: queue.Queue[str] = queue.Queue()
     tracker = Tracker(default_uri(storage), storage, lines.put)
-    tracker.start_sweep(SWEEP)
+    tracker.start_sweep(SWEEP, "0123456789abcdef")
     tracker._writer._client = mlflow.MlflowClient(default_uri(with_store(tmp_path / "other")))
     results = trials(tracker, range(6))
     assert "cannot be written to (" in lines.get(timeout=PATIENCE)
@@ -345,7 +361,7 @@ def test_a_kill_in_an_outage_does_not_wait_and_loses_nothing(server_gone: Tracke
 
 def test_runs_end_as_killed_before_a_backlog_is_written(storage: Path) -> None:
     tracker = Tracker(default_uri(storage), storage, lambda line: None)
-    tracker.start_sweep(SWEEP)
+    tracker.start_sweep(SWEEP, "0123456789abcdef")
     for number in range(20):
         tracker.start_trial(number, TrialConfig(), {})
     assert tracker._writer.flush(patience=0)
@@ -369,7 +385,7 @@ def test_runs_end_as_killed_before_a_backlog_is_written(storage: Path) -> None:
 @pytest.fixture
 def server_gone(storage: Path) -> Tracker:
     tracker = Tracker(default_uri(storage), storage, lambda line: None)
-    tracker.start_sweep(SWEEP)
+    tracker.start_sweep(SWEEP, "0123456789abcdef")
     tracker._writer._client = mlflow.MlflowClient("http://127.0.0.1:9")
     return tracker
 
@@ -379,7 +395,7 @@ def test_a_store_that_goes_away_before_a_sweep_has_begun_is_refused(storage: Pat
     tracker = Tracker(default_uri(storage), storage, lines.append)
     tracker._client = mlflow.MlflowClient("http://127.0.0.1:9")
     with pytest.raises(ConfigError, match=r"MLFLOW_TRACKING_URI = .*: cannot be written to \(no answer\)"):
-        tracker.start_sweep(SWEEP)
+        tracker.start_sweep(SWEEP, "0123456789abcdef")
     assert lines == []
 
 
@@ -388,7 +404,7 @@ def test_an_mlflow_disk_that_is_full_for_a_while_is_an_outage(
 ) -> None:
     lines: queue.Queue[str] = queue.Queue()
     tracker = Tracker(default_uri(storage), storage, lines.put)
-    tracker.start_sweep(SWEEP)
+    tracker.start_sweep(SWEEP, "0123456789abcdef")
     assert tracker._writer.flush(patience=0)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
@@ -409,7 +425,7 @@ def test_a_write_that_the_store_cannot_take_is_set_aside_and_all_behind_it_goes_
     """SQLite has no integers of 80 bits: MLflow has an error of its own for them, each time."""
     lines: list[str] = []
     tracker = Tracker(default_uri(storage), storage, lines.append)
-    tracker.start_sweep(SWEEP)
+    tracker.start_sweep(SWEEP, "0123456789abcdef")
     results = trials(tracker, range(3))
     tracker.start_trial(3, TrialConfig(), {"method/alpha": 0.1})
     tracker._writer.ask(Operation("0003", "log", time=2**80, metrics={"poison": 1.0}))
@@ -434,7 +450,7 @@ def test_artifacts_that_cannot_be_written_are_kept_for_sync(
     (storage / "mlartifacts").write_text("a file where a folder should be")
     lines: list[str] = []
     tracker = Tracker(default_uri(storage), storage, lines.append)
-    tracker.start_sweep(SWEEP)
+    tracker.start_sweep(SWEEP, "0123456789abcdef")
     finish(tracker, trials(tracker, range(6)))
     assert pending(storage / "s") == 1  # the upload; the end of the sweep behind it was written
     assert "MLflow refuses to upload run sweep: " in lines[0] and "mlartifacts" in lines[0]

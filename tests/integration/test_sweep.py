@@ -14,7 +14,7 @@ from mlflow.entities import Run
 from ray.cluster_utils import Cluster
 
 from alast_tune.cli import main
-from alast_tune.config import TrialConfig
+from alast_tune.config import TrialConfig, stored_sweep
 from alast_tune.lease import exclusive_driver
 from alast_tune.results import FrontFile
 from tests.integration.harness import Pareto, kill, wait_for
@@ -34,8 +34,8 @@ def trial_states(folder: Path) -> list[str]:
 def runs_in(storage: Path, kind: str) -> tuple[mlflow.MlflowClient, list[Run]]:
     """The runs of one kind, ``sweep`` or ``trial``, that a storage's store has."""
     client = mlflow.MlflowClient(f"sqlite:///{storage / 'mlflow.db'}")
-    (experiment,) = client.search_experiments(filter_string="name = 'alast-tune'")
-    return client, list(client.search_runs([experiment.experiment_id], f"tags.`alast.kind` = '{kind}'"))
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    return client, list(client.search_runs(experiments, f"tags.`alast.kind` = '{kind}'"))
 
 
 def logged_epochs(storage: Path) -> dict[int, tuple[int, ...]]:
@@ -52,12 +52,25 @@ def logged_epochs(storage: Path) -> dict[int, tuple[int, ...]]:
 
 
 @pytest.mark.slow
+def test_a_folder_is_a_whole_sweep(ray_here: Cluster, pareto: Pareto) -> None:
+    words = ("--model", "embedded", "--trials", "1", "--trial.train.epochs", "1", "--concurrent", "1")
+    out = pareto.here(str(pareto.pictures), *words, "--sampler", "random")
+    assert out.index("settings chosen for") < out.index("forecast") < out.index("trial 0000 complete")
+    assert "1 of 3 trials, 2 baselines among them" in out
+    (folder,) = (file.parent for file in pareto.storage.glob("*/front.json"))
+    assert folder.name == pareto.pictures.name
+    assert trial_states(folder) == ["COMPLETE"] * 3
+    assert stored_sweep(folder).trial.train.batch_size == 8
+
+
+@pytest.mark.slow
 def test_a_sweep_leaves_its_front_on_disk_and_in_mlflow(
     ray_here: Cluster, pareto: Pareto, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = pareto.here("--preset", pareto.preset(trials=4), "--name", "small", "--sampler", "ehvi", draw=True)
-    assert re.search(r"trial 0003 complete \| 4/4 finished", out)
-    assert "within 1 point of full fine-tuning (" in out and "front: " in out and "alast-tune ui" in out
+    line = r"trial 0003 complete \(ALaST, .*\): accuracy [\d.]+, \d+% of the FLOPs, .* \| 4 of 4 trials done"
+    assert re.search(line, out)
+    assert "within 1 point of full fine-tuning" in out and "front: " in out and "alast-tune ui" in out
     assert "drawn" not in out
 
     folder = pareto.storage / "small"
@@ -86,7 +99,7 @@ def test_a_sweep_leaves_its_front_on_disk_and_in_mlflow(
     assert [metric.step for metric in history][:4] == [1, 2, 3, 4]
     assert all(child.data.metrics["train_flops"] > 0 for child in children)
     names = {file.path for file in client.list_artifacts(parent.info.run_id)}
-    assert {"front.json", "front.html", "front.png", "search.html", "search-space.png", "blocks.html"} <= names
+    assert {"front.json", "front.png", "search-space.png", "blocks-knee.png", "report.html"} <= names
     assert {"search-importances.png", "search-convergence.png", "blocks-knee.png"} <= names
 
     main(["front", "small", "--storage", str(pareto.storage)])
@@ -167,7 +180,7 @@ def test_a_second_driver_of_the_same_sweep_is_refused(pareto: Pareto) -> None:
     [
         (["--preset", "nope"], "error: preset = nope: not a file and none of"),
         (["--resume", "nope"], "error: resume = nope: "),
-        ([], "error: preset = not given: give --preset"),
+        ([], "error: folder = not given: give a folder of images, --preset"),
         (["--preset", "demo", "--nonsense", "1"], "error: unrecognized arguments: --nonsense 1"),
         (["--preset", "demo", "--trials", "0"], "error: trials = 0: "),
         (

@@ -91,9 +91,9 @@ def test_a_sweep_is_a_parent_its_trials_children_and_its_front_findable(
     uploaded = FrontFile.read(Path(client.download_artifacts(parent, "front.json", str(tmp_path))))
     assert {member.mlflow_run_id for member in uploaded.front} == {runs[0], runs[1]}
     files = {file.path for file in client.list_artifacts(parent)}
-    assert files == {"front.json", "front.html", "front.png", "front_table.json"}
-    page = Path(client.download_artifacts(parent, "front.html", str(tmp_path))).read_text(encoding="utf-8")
-    assert json.dumps({f"{number:04d}": run for number, run in runs.items()}) in page
+    assert files == {"front.json", "report.html", "front.png", "front_table.json"}
+    page = Path(client.download_artifacts(parent, "report.html", str(tmp_path))).read_text(encoding="utf-8")
+    assert f"alast-tune promote {tmp_path / 's'} --pick" in page
     table = json.loads(Path(client.download_artifacts(parent, "front_table.json", str(tmp_path))).read_text())
     assert "accuracy" in table["columns"] and len(table["data"]) == 2
 
@@ -171,8 +171,8 @@ def test_a_front_logged_again_replaces_the_earlier_one(storage: Path, tmp_path: 
     assert json.loads(client.get_run(parent).data.tags["mlflow.loggedArtifacts"]) == [
         {"path": "front_table.json", "type": "table"}
     ]
-    page = Path(client.download_artifacts(parent, "front.html", str(tmp_path))).read_text(encoding="utf-8")
-    assert json.dumps({f"{number:04d}": run for number, run in runs.items()}) in page
+    page = Path(client.download_artifacts(parent, "report.html", str(tmp_path))).read_text(encoding="utf-8")
+    assert f"alast-tune promote {storage / 's'} --pick 0003 -o best.yaml" in page
     table = json.loads(Path(client.download_artifacts(parent, "front_table.json", str(tmp_path))).read_text())
     assert table["columns"] == [
         "trial",
@@ -249,4 +249,4 @@ def test_a_folder_with_a_blank_and_a_user_without_a_name_work(
     tracker = Tracker(default_uri(storage), storage)
     write_sweep(tracker)
     assert (storage / "mlflow.db").exists()
-    assert list((storage / "mlartifacts").glob("*/artifacts/front.html"))
+    assert list((storage / "mlartifacts").glob("*/artifacts/report.html"))

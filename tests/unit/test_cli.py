@@ -1,8 +1,12 @@
 """`alast-tune front | list | ui | train | doctor`, and what a person reads when something is wrong."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +14,12 @@ import pytest
 import torch
 from PIL import Image
 
+from alast_tune import promote
 from alast_tune.cli import main
-from alast_tune.config import TrialConfig
+from alast_tune.cli.ui import _OPEN
+from alast_tune.config import Limits, TrialConfig
 from alast_tune.results import TrialResult
-from alast_tune.summary import summarise
+from alast_tune.summary import summarise, within
 
 
 def result(number: int, *values: float) -> TrialResult:
@@ -143,7 +149,7 @@ def test_a_front_that_is_none_is_refused(sweep: Path, capsys: pytest.CaptureFixt
 def test_doctor_names_versions_and_devices(capsys: pytest.CaptureFixture[str]) -> None:
     main(["doctor"])
     shown = capsys.readouterr().out
-    for word in ("python", "torch", "ray", "optuna", "mlflow", "GPUs", "memory"):
+    for word in ("python", "torch", "ray", "optuna", "mlflow", "GPUs", "memory", "food101"):
         assert word in shown
     assert torch.__version__.split("+")[0] in shown
 
@@ -165,21 +171,53 @@ def test_front_says_what_is_near_full_fine_tuning(tmp_path: Path, capsys: pytest
         return [line for line in out.splitlines() if line.startswith("within ")]
 
     one, five = said("mine")
-    lead = "of full fine-tuning (0.9000): trial"
-    promote = f"alast-tune promote mine --storage {tmp_path} --pick"
-    costs = f"0.8900, 50% of the FLOPs, 75% of the memory; {promote} 0001 -o best.yaml"
-    assert one == f"within 1 point {lead} 0001 (alast): {costs}"
-    costs = f"0.8600, 25% of the FLOPs, 25% of the memory; {promote} 0002 -o best.yaml"
+    lead = "of full fine-tuning: trial"
+    command = f"alast-tune promote mine --storage {tmp_path} --pick"
+    costs = f"0.8900, 50% of the FLOPs, 75% of the memory; {command} 0001 -o best.yaml"
+    assert one == f"within 1 point {lead} 0001 (ALaST, K 2): {costs}"
+    costs = f"0.8600, 25% of the FLOPs, 25% of the memory; {command} 0002 -o best.yaml"
     assert five == f"within 5 points {lead} 0002 (ALaST as in the paper): {costs}"
-    assert said("mine", "--within", "0.002") == [
-        "within 0.2 points of full fine-tuning (0.9000): nothing that is cheaper"
-    ]
-    assert said("mine", "--max-memory", "200MB", "--within", "0.01") == [
-        "within 1 point of full fine-tuning (0.9000): nothing"
-    ]
+    assert said("mine", "--within", "0.002") == ["within 0.2 points of full fine-tuning: nothing that is cheaper"]
+    assert said("mine", "--max-memory", "200MB", "--within", "0.01") == ["within 1 point of full fine-tuning: nothing"]
     (line,) = said("beaten")  # full fine-tuning is not on the front
-    assert "trial 0001 (alast): 0.9100, 50% of the FLOPs, 25% of the memory" in line
+    assert "within 1 point of full fine-tuning, also within 5 points: trial 0001" in line
+    assert "(ALaST, K 2): 0.9100, 50% of the FLOPs, 25% of the memory" in line
     assert said("no") == []
+
+
+def test_the_knee_is_near_full_fine_tuning_wherever_it_is_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = [
+        replace(result(0, 0.90, 2e12, 4e8), baseline="full"),
+        result(1, 0.89, 1.9e12, 3.9e8),
+        result(2, 0.86, 1e12, 2e8),
+        result(3, 0.70, 1e11, 1e7),
+    ]
+    front = summarise("mine", results, (0.0, 4e12, 8e8))
+    assert front.knee == promote.pick(within(front, Limits()), "knee").trial_id == "0002"
+    front.model_copy(update={"knee": "0003", "knee_within": None}).write(tmp_path / "front.json")  # as before
+
+    def knee(*options: str) -> tuple[str, float | None]:
+        main(["front", str(tmp_path), "--json", *options])
+        values = json.loads(capsys.readouterr().out)
+        return values["knee"], values["knee_within"]
+
+    assert knee() == ("0002", 0.05)
+    assert knee("--within", "0.01") == ("0001", 0.01)
+    assert knee("--within", "1") == ("0002", 1.0)
+    assert knee("--max-memory", "10MB") == ("0003", None)
+    main(["front", str(tmp_path), "--within", "0.01"])
+    assert "\n0001 *" in capsys.readouterr().out
+
+
+def test_the_wide_front_has_a_column_a_setting_however_narrow_the_terminal(
+    sweep: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["front", str(sweep), "--wide"])
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.strip()]
+    (head,) = (number for number, words in enumerate(lines) if words[0] == "trial")
+    assert lines[head][-1] == "trainable_blocks" and [row[-1] for row in lines[head + 2 : head + 4]] == ["2", "1"]
 
 
 def test_list_has_a_line_for_every_sweep(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -208,16 +246,52 @@ def test_ui_prints_the_address_of_the_runs_and_becomes_the_server(
     storage: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     became: list[list[str]] = []
+    started: list[list[str]] = []
     monkeypatch.setattr("os.execv", lambda program, words: became.append(words))
+    monkeypatch.setattr("subprocess.Popen", lambda words, **how: started.append(words))
     main(["ui", "--storage", str(storage), "--port", "5001"])
-    page = "http://127.0.0.1:5001/#/experiments/1/runs?workflowType=machine_learning"
+    page = "http://127.0.0.1:5001/#/experiments?workflowType=machine_learning"
     assert capsys.readouterr().out == f"open {page}\n"
-    with pytest.raises(SystemExit):
-        main(["ui", "nope", "--storage", str(storage)])
-    assert capsys.readouterr().err.startswith(f"error: sweep = nope: not under {storage}; there are:")
     (words,) = became
     assert words[1:5] == ["-m", "mlflow", "server", "--backend-store-uri"] and words[-4:-2] == ["--port", "5001"]
     assert words[5] == f"sqlite:///{storage / 'mlflow.db'}"
+    assert not started  # nobody would see a browser
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("DISPLAY", ":0")
+    main(["ui", "--storage", str(storage), "--no-browser"])
+    assert not started
+    main(["ui", "--storage", str(storage), "--port", "5001"])
+    assert [words[-1] for words in started] == [page]
+
+
+def test_ui_says_what_it_cannot_show(storage: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (storage / "mine").mkdir()
+    (storage / "mine" / "sweep.json").write_text("{}")
+    for sweep, message in (
+        ("nope", f"not under {storage}; there are: mine"),
+        ("mine", f"MLflow does not have it yet; alast-tune sync {storage}/mine"),
+    ):
+        with pytest.raises(SystemExit):
+            main(["ui", sweep, "--storage", str(storage)])
+        assert capsys.readouterr().err == f"error: sweep = {sweep}: {message}\n"
+
+
+def test_ui_opens_the_browser_once_the_server_answers(tmp_path: Path) -> None:
+    program, opened = tmp_path / "browser", tmp_path / "opened"
+    program.write_text(f'#!/bin/sh\necho "$1" > {opened}\n')
+    program.chmod(0o755)
+    with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler, bind_and_activate=False) as server:
+        server.server_bind()
+        page = f"http://127.0.0.1:{server.server_port}/#/experiments"
+        environment = os.environ | {"BROWSER": str(program)}
+        with subprocess.Popen([sys.executable, "-c", _OPEN, page], env=environment) as waiting:
+            with pytest.raises(subprocess.TimeoutExpired):  # nobody answers yet
+                waiting.wait(1)
+            assert not opened.exists()
+            server.server_activate()
+            server.handle_request()
+            assert waiting.wait(60) == 0
+    assert opened.read_text() == f"{page}\n"
 
 
 def hostile(front: dict[str, Any], **member: Any) -> dict[str, Any]:
@@ -242,6 +316,9 @@ def hostile(front: dict[str, Any], **member: Any) -> dict[str, Any]:
         (lambda f: f | {"sweep": "\x1b]0;x\x07"}, "sweep"),
         (lambda f: f | {"knee": "/tmp"}, "knee"),
         (lambda f: f | {"reference_point": [0.0]}, "reference_point"),
+        (lambda f: f | {"knee_within": "NaN"}, "knee_within"),
+        (lambda f: f | {"full_timing": {"train_seconds": 0, "device": "x"}}, "full_timing.train_seconds"),
+        (lambda f: hostile(f, timing={"train_seconds": 1, "device": "x" * 201}), "front.0.timing.device"),
     ],
 )
 def test_a_front_that_leads_elsewhere_is_refused_by_all_who_read_it(

@@ -19,7 +19,7 @@ from tests.unit.test_house import recipes
 
 METHODS = get_args(get_args(MethodConfig)[0])
 SECTIONS = {name: field.annotation for name, field in TrialConfig.model_fields.items() if name != "method"}
-OTHERS = {"labels", "no-deps", "print", "help", "file", "generate"}
+OTHERS = {"labels", "no-deps", "print", "help", "file", "generate", "logdir"}
 """Options of other people's programs, and --help."""
 
 
@@ -31,7 +31,7 @@ def options() -> set[str]:
     """Every option of our programs."""
     commands = [get_args(field.annotation)[0] for field in AlastTune.model_fields.values()]
     names = [field.alias or name for kind in (Sweep, *commands) for name, field in kind.model_fields.items()]
-    folders = ("benchmarks", "sweeps", "alast_tune/reports")
+    folders = ("alast_tune/cli", "alast_tune/reports", "benchmarks", "sweeps")
     scripts = [path.read_text() for folder in folders for path in (ROOT / folder).glob("*.py")]
     found = {name.replace("_", "-") for name in names} | set(AlastTune.model_config["cli_shortcuts"].values())
     found |= {name for text in scripts for name in re.findall(r'"--([a-z-]+)"', text)}

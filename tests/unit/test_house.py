@@ -6,6 +6,7 @@ import sys
 import threading
 import tomllib
 from importlib import import_module
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def test_no_file_names_a_home_or_an_index() -> None:
 def test_lock_pins_what_pyproject_asks_for() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     locked = pins()
-    for line in project["dependencies"] + project["optional-dependencies"]["dev"]:
+    for line in chain(project["dependencies"], *project["optional-dependencies"].values()):
         wanted = Requirement(line)
         of_it = locked.get(canonicalize_name(wanted.name), [])
         assert of_it, f"requirements.lock lacks {wanted}"
@@ -94,7 +95,7 @@ def test_lock_has_a_hash_for_every_pin() -> None:
 
 
 def test_recipes_are_those_promised_and_described() -> None:
-    names = "setup demo sweep submit cluster-up cluster-down ui lint fmt bench coverage mutants"
+    names = "setup demo sweep submit cluster-up cluster-down ui lint fmt docs bench coverage mutants"
     names += " test test-all test-nightly test-gpu"
     assert sorted(recipes()) == sorted(names.split())
     for name, above in recipes().items():

@@ -248,10 +248,12 @@ def test_runs_go_into_the_experiment_that_the_environment_names_and_stay_there(
         train(storage / "run", config(), stop_after=1)
     monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME")
     train(storage / "run", config())
+    kept = json.loads((storage / "run" / "fingerprints.json").read_text())
     client = mlflow.MlflowClient(default_uri(storage))
     (team,) = client.search_experiments(filter_string="name = 'team-x'")
     (run,) = client.search_runs([team.experiment_id])
     assert run.info.run_name == "run"
+    assert [one.dataset.digest for one in run.inputs.dataset_inputs] == [kept["data"]]
     assert [point.step for point in client.get_metric_history(run.info.run_id, "accuracy")] == [1, 2]
 
 

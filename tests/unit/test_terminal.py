@@ -1,36 +1,120 @@
-"""What a person sees: lines of progress, and the front."""
+"""What a person sees: what a sweep has found, and its front as a table."""
 
 import io
 
+import pytest
 from rich.console import Console
 
 from alast_tune.config import TrialConfig, apply_params
-from alast_tune.results import TrialResult
-from alast_tune.summary import summarise
-from alast_tune.terminal import SweepProgress, describe, front_table
+from alast_tune.results import FrontFile, TrialResult
+from alast_tune.summary import summarise, within
+from alast_tune.terminal import answers, describe, front_table
+from tests.unit import fronts
 
 
-def shown(thing: object) -> str:
-    console = Console(file=io.StringIO(), width=200)
+def shown(thing: object, width: int = 200) -> str:
+    console = Console(file=io.StringIO(), width=width)
     console.print(thing)
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 
-def test_progress_counts_trials_and_says_why_one_failed() -> None:
-    console = Console(file=io.StringIO(), width=200)
-    progress = SweepProgress(3, 0, console)
-    complete = TrialResult(0, "complete", TrialConfig(), {}, (0.75, 1e12, 1e8), 3)
-    failed = TrialResult(1, "failed", TrialConfig(), {}, None, 1, reason="crashed")
-    progress.started()
-    progress.started()
-    progress.ended(complete, summarise("s", [complete], (0.0, 2e12, 2e8)))
-    progress.ended(failed, summarise("s", [complete, failed], (0.0, 2e12, 2e8)))
-    progress.close()
-    first, second = console.file.getvalue().strip().splitlines()  # type: ignore[attr-defined]
-    assert first.startswith(
-        "trial 0000 complete | 1/3 finished, 1 running, 0 failed | best accuracy 0.750 | hypervolume"
-    )
-    assert second.startswith("trial 0001 failed (crashed) | 2/3 finished, 0 running, 1 failed")
+PROMOTE = "alast-tune promote demo --pick {} -o best.yaml"
+NEAR = "trial 0013 (ALaST, K 11): 0.9300, 51% of the FLOPs, 57% of the memory, 0.55 of the time"
+CHEAP = "trial 0014 (ALaST, K 12): 0.9000, 40% of the FLOPs, 50% of the memory, 0.40 of the time"
+
+
+def test_the_answers_are_the_cheapest_near_full_fine_tuning_with_what_they_take() -> None:
+    assert list(answers(fronts.front(), ["demo"])) == [
+        f"within 1 point of full fine-tuning: {NEAR}; {PROMOTE.format('0013')}",
+        f"within 5 points of full fine-tuning: {CHEAP}; {PROMOTE.format('0014')}",
+    ]
+
+
+def test_a_trial_that_is_two_answers_is_said_once() -> None:
+    lead = "within 1 point of full fine-tuning, also within 2 points"
+    assert list(answers(fronts.front(), ["demo"], [0.01, 0.02])) == [f"{lead}: {NEAR}; {PROMOTE.format('0013')}"]
+
+
+def test_under_limits_the_most_accurate_trial_that_keeps_them_is_an_answer() -> None:
+    small = within(fronts.front(), fronts.front(max_memory="60MiB").limits)
+    best, cheap = answers(small, ["demo"])
+    assert best.startswith("within 1 point of full fine-tuning, also best under your limits: trial 0013 (ALaST, K 11)")
+    assert cheap.startswith("within 5 points of full fine-tuning: trial 0014")
+    smaller = within(fronts.front(), fronts.front(max_memory="50MiB").limits)
+    near, best = answers(smaller, ["demo"])
+    assert near == "within 1 point of full fine-tuning: nothing"
+    assert best.startswith("within 5 points of full fine-tuning, also best under your limits: trial 0014")
+    (nothing,) = answers(within(smaller, fronts.front(max_flops=1.0).limits), ["demo"], [0.01])
+    assert nothing == "within 1 point of full fine-tuning, also best under your limits: nothing"
+
+
+def test_where_full_fine_tuning_is_unknown_costs_are_said_as_they_are() -> None:
+    alone = summarise("s", fronts.trials()[2:], fronts.REFERENCE, limits=fronts.front(min_accuracy=0.5).limits)
+    (line,) = answers(alone, ["s"])
+    lead = "best under your limits: trial 0013 (ALaST, K 11): 0.9300, 510 GFLOP of FLOPs, 57.0 MiB of memory;"
+    assert line.startswith(lead)
+    assert list(answers(alone.model_copy(update={"limits": fronts.front().limits}), ["s"])) == []
+
+
+def test_times_of_other_devices_are_left_out() -> None:
+    full, near = fronts.trials()[0], fronts.trial(13, (0.93, 5.1e11, 57), device="another")
+    (line,) = answers(summarise("s", [full, near], fronts.REFERENCE), ["s"], [0.01])
+    assert "57% of the memory; alast-tune" in line and "time" not in line
+
+
+@pytest.mark.parametrize("beside", [True, False], ids=["of full", "absolute"])
+def test_the_table_fits_eighty_columns_and_loses_nothing(beside: bool) -> None:
+    front = fronts.front() if beside else summarise("demo", fronts.trials()[1:], fronts.REFERENCE)
+    lines = shown(front_table(front), 80).splitlines()
+    assert max(map(len, lines)) <= 80 and "\N{HORIZONTAL ELLIPSIS}" not in "".join(lines)
+    head = next(number for number, line in enumerate(lines) if line.startswith("trial"))
+    assert lines[head].split() == ["trial", "method", "accuracy", "test", "FLOPs", "memory"]
+    rows = lines[head + 2 :]
+    (place,) = (number for number, row in enumerate(rows) if row.startswith("0013"))
+    costs = ["51%", "57%", "(57.0", "MiB)"] if beside else ["510", "GFLOP", "57.0", "MiB"]
+    star = ["*"] if beside else []  # of the whole front another is the knee
+    assert rows[place].split() == ["0013", *star, "ALaST", "0.9300", "0.9300", *costs]
+    words = "alpha 0.00014, K 11, floors 0.12/0.46/0.79, budget 0.54, residual, lr 0.00083"
+    assert rows[place + 1] == f"  {words}" and len(rows[place + 1]) == 79
+    paper = next(row for row in rows if row.startswith("0001"))
+    assert paper.split()[1:6] == ["ALaST", "as", "in", "the", "paper"]
+    assert not rows[rows.index(paper) + 1].startswith(" ")  # it has no settings of the search
+
+
+def test_settings_that_are_longer_than_a_line_go_on_in_the_next() -> None:
+    results = [
+        TrialResult(n, "complete", TrialConfig(), {f"a-rather-long-name-{place}": n + place for place in range(6)},
+                    (0.5 + n / 10, 1e12 + n, 1e8), 3)
+        for n in range(2)
+    ]  # fmt: skip
+    lines = shown(front_table(summarise("s", results, (0.0, 2e12, 2e8))), 80).splitlines()
+    assert max(map(len, lines)) <= 80
+    text = "\n".join(lines)
+    for place in range(6):
+        assert f"a-rather-long-name-{place} {place}" in text
+
+
+def test_the_wide_table_has_a_row_a_trial_with_everything() -> None:
+    lines = shown(front_table(fronts.front(), wide=True), 10_000).splitlines()
+    (row,) = (line.split() for line in lines if line.startswith(" 0013 *"))
+    values = ["0.000136", "11", "0.123", "0.457", "0.789", "0.543", "residual", "0.000825"]
+    costs = ["510", "GFLOP", "51.0%", "57.0", "MiB", "57.0%", "0.55", "2"]
+    assert row == ["0013", "*", "ALaST", "0.9300", "0.9300", *costs, *values]
+    assert "train/learning_rate" in "".join(lines) and "floors/early" in "".join(lines)
+
+
+def caption(front: FrontFile) -> str:
+    return shown(front_table(front), 80).splitlines()[-1]
+
+
+def test_the_table_says_among_whom_the_knee_was_chosen() -> None:
+    front = fronts.front()
+    assert caption(front) == "* the knee: the best compromise within 5 points of full fine-tuning"
+    none = within(front, fronts.front(max_memory="30MiB").limits)
+    assert none.knee == "0015"
+    assert caption(none) == "* the knee: the best compromise of all; none is so near full fine-tuning"
+    alone = summarise("s", fronts.trials()[1:], fronts.REFERENCE)
+    assert caption(alone) == "* the knee: the best compromise of all; full fine-tuning is not known"
 
 
 def test_table_names_only_the_settings_that_differ() -> None:
@@ -41,47 +125,26 @@ def test_table_names_only_the_settings_that_differ() -> None:
         for n in (1, 2)
     ]
     text = shown(front_table(summarise("s", results, (0.0, 9.0, 9.0))))
-    assert "trainable_blocks 2" in text and "trainable_blocks 3" in text
+    assert "\n  K 2\n" in text and "\n  K 3\n" in text
     assert "alpha" not in text and "epochs" not in text
 
 
 def test_an_empty_front_says_so() -> None:
-    assert "0 of 0 complete trials" in shown(front_table(summarise("s", [], (0.0, 1.0, 1.0))))
+    empty = summarise("s", [], (0.0, 1.0, 1.0))
+    assert "0 of 0 complete trials" in shown(front_table(empty))
+    assert "0 of 0 complete trials" in shown(front_table(empty, wide=True))
 
 
-def test_no_text_of_a_trial_is_markup_or_moves_the_cursor() -> None:
-    console = Console(file=io.StringIO(), width=200)
-    progress = SweepProgress(3, 0, console)
-    for text in (
-        "cannot open [/data/pets/a.jpg]",
-        "[enforce fail at alloc.cpp:117]",
-        ":smile: \x1b[2J at http://me:pw@h",
-    ):
-        failed = TrialResult(1, "failed", TrialConfig(), {}, None, 1, reason=text)
-        progress.note(text)
-        progress.ended(failed, summarise("s", [failed], (0.0, 2e12, 2e8)))
-    progress.close()
-    out = console.file.getvalue()  # type: ignore[attr-defined]
-    for line in ("cannot open [/data/pets/a.jpg]", "[enforce fail at alloc.cpp:117]", ":smile: \ufffd[2J at http://h"):
-        assert out.count(line) == 2
+def test_no_text_of_a_description_is_markup_or_moves_the_cursor() -> None:
     table = shown(describe({"[b]a": "[/] \x1b]0;x\x07 sqlite://me:pw@h"}, "[red]title"))
     assert "[b]a" in table and "[/] \ufffd]0;x\ufffd sqlite://me:...@h" in table and "[red]title" in table
 
 
-def test_values_of_a_front_are_shown_as_they_are() -> None:
+@pytest.mark.parametrize("wide", [False, True])
+def test_values_of_a_front_are_shown_as_they_are(wide: bool) -> None:
     results = [
         TrialResult(n, "complete", TrialConfig(), {"way": way}, (0.5 + n / 10, 1e12 + n, 1e8), 3)
         for n, way in enumerate(("[/red]", "\x1b[31mb"))
     ]
-    text = shown(front_table(summarise("s", results, (0.0, 2e12, 2e8))))
-    assert "way [/red]" in text and "way \ufffd[31mb" in text
-
-
-def test_a_trial_that_never_began_is_not_one_that_ran() -> None:
-    console = Console(file=io.StringIO(), width=200)
-    progress = SweepProgress(3, 1, console)
-    progress.started()
-    failed = TrialResult(1, "failed", TrialConfig(), {}, None, 0, reason="contradicts itself")
-    progress.ended(failed, summarise("s", [failed], (0.0, 2e12, 2e8)), ran=False)
-    progress.close()
-    assert "| 2/3 finished, 1 running" in console.file.getvalue()  # type: ignore[attr-defined]
+    text = shown(front_table(summarise("s", results, (0.0, 2e12, 2e8)), wide=wide))
+    assert "[/red]" in text and "\ufffd[31mb" in text

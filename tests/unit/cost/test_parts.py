@@ -1,4 +1,4 @@
-"""A step composed of its parts: each is run once, whatever the images and tokens, and nothing of the model is touched."""
+"""A step composed of its parts: each is run once, for all images and tokens, and the model is not touched."""
 
 import random
 from typing import Any
@@ -8,7 +8,7 @@ import torch
 
 from alast_tune.config import TrialConfig
 from alast_tune.cost import parts
-from alast_tune.cost.parts import Parts
+from alast_tune.cost.parts import Parts, Precision
 from alast_tune.methods import StepPlan, build_method
 from tests.unit.every_method import DEPTH, MODELS, vit
 
@@ -41,11 +41,12 @@ def test_it_does_not_matter_on_how_many_images_and_tokens_a_part_was_run(values:
     again._run_with = (59, 2 * 41 + prefix, 43)
     assert once._run_with != again._run_with
     again._labels_B = torch.empty(59, dtype=torch.int64)
-    for precision in ("fp32", "bf16"):
+    precisions: tuple[Precision, ...] = ("fp32", "bf16")
+    for precision in precisions:
         plan = drawn_plan(draw, 64 + prefix, prefix + 1) if config.name == "alast" else method.plan
         for accumulating in (False, True):
-            step = again.step(config, plan, 6, precision, accumulating)  # type: ignore[arg-type]
-            assert once.step(config, plan, 6, precision, accumulating) == step  # type: ignore[arg-type]
+            step = again.step(config, plan, 6, precision, accumulating)
+            assert once.step(config, plan, 6, precision, accumulating) == step
 
 
 def test_sizes_are_taken_apart() -> None:

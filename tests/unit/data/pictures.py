@@ -18,6 +18,10 @@ def all_of(split):
     return split.__getitems__(list(range(len(split))))[0]
 
 
+def files_of(split):
+    return [split.source.item(index) for index in split.indices]
+
+
 def refusal(dataset, **fields):
     with pytest.raises(ConfigError) as caught:
         load(dataset, **fields)

@@ -16,7 +16,8 @@ from tests.unit.data.pictures import SPEC, load, refusal
 
 
 def checksums(root, files, decode=False):
-    return [verdict.checksum for verdict in inspect(root, files, decode)]
+    found = inspect(("data.root", root), files.__getitem__, lambda index: str(files[index]), range(len(files)), decode)
+    return [verdict.checksum for verdict in found]
 
 
 @pytest.fixture(autouse=True)

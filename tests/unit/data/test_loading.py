@@ -16,7 +16,7 @@ from torchvision.transforms import v2
 from alast_tune.data import eval_loader, labels_of, loading, train_loader
 from alast_tune.errors import ConfigError
 from tests.pictures import write_images
-from tests.unit.data.pictures import SPEC, all_of, load
+from tests.unit.data.pictures import SPEC, all_of, files_of, load
 
 
 class TestLoaders:
@@ -71,7 +71,7 @@ class TestKept:
         split = load("folder", root=divided, cache=cache).validation
         steps = [v2.Resize((16, 16)), v2.ToImage(), v2.ToDtype(torch.float32, True), v2.Normalize(SPEC.mean, SPEC.std)]
         transform = v2.Compose(steps)
-        expected = [transform(Image.open(file).convert("RGB")) for file in split.pixels.source.files]
+        expected = [transform(Image.open(file).convert("RGB")) for file in files_of(split)]
         for _ in range(2):  # decoded, then from memory
             (images, labels), *more = eval_loader(split, 100, 0)
             assert not more
@@ -96,7 +96,7 @@ class TestKept:
         shutil.rmtree(divided / "train")
         assert same(batches_of(splits.train), first)
         with pytest.raises(FileNotFoundError):
-            Image.open(splits.train.pixels.source.files[0])
+            Image.open(files_of(splits.train)[0])
 
     def test_without_it_they_are_read_again(self, divided):
         train = load("folder", root=divided, cache="none").train
@@ -135,7 +135,7 @@ class TestThreads:
 
     @pytest.mark.parametrize("damage", ["removed", "rubbish"])
     def test_a_fault_is_one_line(self, train, damage):
-        bad = train.pixels.source.files[7]
+        bad = files_of(train)[7]
         bad.unlink()
         if damage == "rubbish":
             bad.write_bytes(b"rubbish")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import alast_tune
-from alast_tune.data.machine import available_bytes, cpu_count, is_limited, memory_bytes
+from alast_tune.data.machine import available_bytes, cpu_count, cpu_model, is_limited, memory_bytes
 
 MEMINFO = "MemTotal: 64000000 kB\nMemFree: 100 kB\nMemAvailable: 8000000 kB\n"
 V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file 30\ntotal_active_file 7")
@@ -26,6 +26,13 @@ def group(system, place, kind, limit, usage=1000):
     folder.mkdir(parents=True)
     for name, value in ((kind[0], limit), (kind[1], usage), ("memory.stat", kind[2])):
         (folder / name).write_text(f"{value}\n")
+
+
+def test_processors_are_named_as_their_maker_does(system):
+    (system / "proc/cpuinfo").write_text("processor\t: 0\nmodel name\t: Any CPU @ 2GHz\nmodel name\t: Any CPU @ 2GHz\n")
+    assert cpu_model(system) == "Any CPU @ 2GHz"
+    (system / "proc/cpuinfo").unlink()
+    assert cpu_model(system)  # its architecture
 
 
 def test_without_groups_it_is_what_the_machine_has(system):

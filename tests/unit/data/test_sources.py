@@ -30,7 +30,7 @@ from alast_tune.data import (
 from alast_tune.errors import ConfigError
 from alast_tune.models import InputSpec
 from tests.pictures import write_images
-from tests.unit.data.pictures import SPEC, all_of, load, refusal
+from tests.unit.data.pictures import SPEC, all_of, files_of, load, refusal
 
 SHARED = Path(os.environ.get("ALAST_TUNE_SHARED", Path(__file__).parents[4] / "shared"))
 EMOJI = SHARED / "data" / "emoji57.tar"
@@ -216,8 +216,8 @@ class TestFolder:
             write_images(tmp_path / name, 2)
         text = refusal("folder", root=tmp_path, validation_fraction=0.01)
         assert text == (
-            "data.validation_fraction = 0.01: leaves no validation image of 4; raise it, add images, or give train/, "
-            "val/, test/"
+            "data.validation_fraction = 0.01: leaves no validation image of 4; raise it, add images, or divide them "
+            "yourself"
         )
 
     def test_copies_in_two_splits_are_said(self, divided):
@@ -252,7 +252,7 @@ class TestFolder:
     def test_a_divided_one_is_taken_as_it_is(self, divided):
         splits = load("folder", root=divided)
         assert [len(split) for split in (splits.train, splits.validation, splits.test)] == [12, 6, 4]
-        assert {file.parent.parent.name for file in splits.test.pixels.source.files} == {"test"}
+        assert {file.parent.parent.name for file in files_of(splits.test)} == {"test"}
 
     def test_validation_may_have_its_long_name(self, divided):
         (divided / "val").rename(divided / "validation")

@@ -2,16 +2,16 @@
 
 import pytest
 
-from alast_tune.plots import blocks_html, blocks_png
+from alast_tune.plots import blocks_png, report_html
 from tests.unit.plots.figures import COMPLETE, blocks, sweep, traces
 
 
-def test_blocks_page_shows_each_trials_blocks_by_its_title():
+def test_page_shows_each_trials_blocks_by_its_title():
     front, results = sweep(COMPLETE, baselines={1: "paper"})
     report = blocks()
-    page = blocks_html(front, results, {int(front.knee): report, 1: report})
-    assert f"<h2>Trial {front.knee} of demo: the knee</h2>" in page
-    assert "<h2>Trial 0001 of demo: ALaST as in the paper</h2>" in page
+    page = report_html(front, results, blocks={int(front.knee): report, 1: report})
+    assert f"Trial {front.knee} of demo: the knee</h2>" in page
+    assert "Trial 0001 of demo: ALaST as in the paper</h2>" in page
     by_name = {trace["name"]: trace for trace in traces(page, "blocks-1")}
     assert by_name["trained"]["y"] == report.trained_L.tolist()
     assert by_name["tokens"]["y"] == report.tokens_L.tolist()
@@ -50,7 +50,7 @@ def test_picture_shows_what_the_page_does(pictures):
 @pytest.mark.parametrize("report", [blocks(budgets=False), blocks(depth=1, steps=1, images=1), blocks(depth=40)])
 def test_blocks_of_other_methods_and_sizes_are_drawn(report, pictures):
     front, results = sweep(COMPLETE)
-    names = [trace["name"] for trace in traces(blocks_html(front, results, {0: report}), "blocks-0")]
+    names = [trace["name"] for trace in traces(report_html(front, results, blocks={0: report}), "blocks-0")]
     assert ("budgets" in names) == (report.budgets_SL.size > 0)
     figure = pictures.of(blocks_png("one", report))
     assert len(figure.axes) == 3 + 2 * (report.budgets_SL.size > 0) + 3 * len(report.images_IHWC)

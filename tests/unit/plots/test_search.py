@@ -6,25 +6,25 @@ import numpy as np
 import pytest
 
 from alast_tune.config import Choice, FloatRange, IntRange, TrialConfig
-from alast_tune.plots import convergence_png, importances_png, search_html, space_png
+from alast_tune.plots import convergence_png, importances_png, report_html, space_png
 from alast_tune.plots.cloud import NOBODY
-from alast_tune.plots.search import NOT_TOLD, brief, space_axes, ways
+from alast_tune.plots.search import NOT_TOLD, Moment, brief, history, measured_memory, space_axes, ways
+from alast_tune.plots.search_figures import RANKS
 from alast_tune.results import TrialResult
 from tests.unit.plots.figures import COMPLETE, CURVE, REPORT, sweep, traces, words
 
 
-def test_space_has_a_line_a_proposed_trial_and_selects_the_front(pictures):
+def test_space_has_a_line_a_proposed_trial_and_its_rank(pictures):
     front, results = sweep(COMPLETE, baselines={1: "full"})
-    (lines,) = traces(search_html(front, results, REPORT), "space")
+    (lines,) = traces(report_html(front, results, REPORT), "space")
     labels = [dimension["label"] for dimension in lines["dimensions"]]
-    assert labels[:2] == ["alpha", "trainable_<br>blocks"] and labels[-1] == "standing"
+    assert labels[:2] == ["alpha", "trainable_<br>blocks"] and labels[-1] == "rank"
     assert all(len(dimension["values"]) == 3 for dimension in lines["dimensions"])  # without full and the failed one
     assert lines["dimensions"][0]["values"] == pytest.approx(np.log10([0.05, 0.03, 0.01]).tolist())
-    standing = lines["dimensions"][-1]
-    assert standing["values"] == [0, 1, 2]  # dominated ones are drawn first
-    assert standing["constraintrange"][0] > 0
-    assert lines["line"]["color"] == [0.70, 0.80, 0.90]
-    assert (lines["line"]["cmin"], lines["line"]["cmax"]) == (0.80, 0.90)
+    ranks = lines["dimensions"][-1]
+    assert ranks["values"] == lines["line"]["color"] == [1, 0, 0]  # those of a worse rank are drawn first
+    assert ranks["ticktext"] == list(RANKS)
+    assert dict(lines["line"]["colorscale"])[0] == RANKS["front"]
     figure = pictures.of(space_png(front, results, REPORT))
     panel, scale = figure.axes
     polylines = [line for line in panel.lines if len(line.get_ydata()) == 5]
@@ -37,6 +37,52 @@ def test_space_has_a_line_a_proposed_trial_and_selects_the_front(pictures):
     assert labels[:2] == ["alpha", "trainable_\nblocks"] and len(labels) == 5
     assert [text.get_text() for text in panel.get_legend().texts] == ["knee", "dominated"]
     assert scale.get_ylim() == (0.80, 0.90) and figure.pixels == (2100, 750)
+
+
+def test_a_parameter_that_is_the_same_in_all_trials_is_named_and_not_drawn(pictures):
+    front, results = sweep(COMPLETE)
+    for result in results:
+        result.params["method/trainable_blocks"] = 4
+    page = report_html(front, results, REPORT)
+    (lines,) = traces(page, "space")
+    assert [dimension["label"] for dimension in lines["dimensions"]][:2] == ["alpha", "accuracy"]
+    assert "The same in all, and not drawn: method/trainable_blocks." in page
+    panel = pictures.of(space_png(front, results, REPORT)).axes[0]
+    assert [tick.get_text() for tick in panel.get_xticklabels()][:2] == ["alpha", "accuracy"]
+
+
+def test_hypervolume_is_followed_in_the_order_in_which_trials_ended():
+    front, results = sweep(COMPLETE)
+    hours = {1: 0.5, 0: 1.0, 3: 1.5, 4: 2.0, 2: 4.0}
+    points = history(front, results, replace(REPORT, ended_hours=hours))
+    assert [point.name for point in points] == ["the beginning", *(f"trial {number:04d}" for number in hours)]
+    assert [point.hours for point in points] == [0.0, 0.5, 1.0, 1.5, 2.0, 4.0]
+    assert [point.flops for point in points] == [0, 1e12, 2e12, 2e12, 3e12, 4e12]  # the failed one has no curve
+    shares = [point.share for point in points]
+    assert shares[0] == 0 and shares == sorted(shares) and shares[-1] == front.hypervolume_share
+    assert shares[2] == shares[3] == shares[4]  # a failed and a dominated trial add nothing
+    few = history(front, results, replace(REPORT, ended_hours=hours), most=2)
+    assert few == [points[0], points[3], points[5]]
+    first, second = traces(report_html(front, results, replace(REPORT, ended_hours=hours)), "history")
+    assert first["y"] == second["y"] == shares
+    assert first["x"] == [0, 1, 2, 2, 3, 4] and second["x"] == [point.hours for point in points]
+    carried = [replace(results[0], origin="before"), *results[1:]]
+    own = replace(REPORT, ended_hours={1: 0.5})
+    alone = history(front, carried, own)
+    assert alone[0] == Moment("the beginning", 0.0, 0.0, alone[0].share) and 0 < alone[0].share < alone[1].share
+
+
+def test_memory_is_drawn_beside_its_forecast():
+    front, results = sweep(COMPLETE)
+    report = replace(REPORT, predicted_bytes={0: 4.1e7, 1: 2e7, 3: 4e7})
+    assert measured_memory(results, report) == {0: (4.1e7, 4e7), 1: (2e7, 4e7)}  # the failed one has no curve
+    page = report_html(front, results, report)
+    drawn = {trace.get("name"): trace for trace in traces(page, "memory")}
+    near, off = drawn["trial"], drawn["more than 10% off"]
+    assert (near["text"], off["text"]) == (["0000"], ["0001"])
+    assert (off["x"], off["y"]) == (pytest.approx([2e7 / 2**20]), pytest.approx([4e7 / 2**20]))
+    assert "The memory forecast was off" in page
+    assert '"memory"' not in report_html(front, results, REPORT)
 
 
 def test_axes_hold_every_kind_of_parameter_and_those_that_do_not_vary():
@@ -61,7 +107,7 @@ def test_axes_hold_every_kind_of_parameter_and_those_that_do_not_vary():
 
 def test_importances_are_bars_and_what_cannot_be_told_is_said(pictures):
     front, results = sweep(COMPLETE)
-    page = search_html(front, results, REPORT)
+    page = report_html(front, results, REPORT)
     accuracy, flops = traces(page, "importances")
     assert accuracy["y"] == flops["y"] == ["trainable_blocks", "alpha"]  # by importance
     assert (accuracy["x"], flops["x"]) == ([0.75, 0.25], [0.9, 0.1])
@@ -73,12 +119,12 @@ def test_importances_are_bars_and_what_cannot_be_told_is_said(pictures):
     assert figure.axes[0].yaxis_inverted() and figure.pixels == (1650, 450)
     untold = pictures.of(importances_png(front, replace(REPORT, importances={})))
     assert words(untold) == [f"Not to be told: {NOT_TOLD}."] and not untold.axes
-    assert '"importances"' not in search_html(front, results, replace(REPORT, importances={}))
+    assert '"importances"' not in report_html(front, results, replace(REPORT, importances={}))
 
 
 def test_convergence_has_the_front_and_the_baselines_against_each_cost(pictures):
     front, results = sweep(COMPLETE | {0: (0.60, 2.8e12, 5.9e7)}, baselines={0: "full"})
-    lines = traces(search_html(front, results, REPORT), "convergence")
+    lines = traces(report_html(front, results, REPORT), "convergence")
     names = [line["name"] for line in lines]
     assert names == ["front"] * 3 + ["full fine-tuning"] * 3 + ["knee"] * 3
     full = [line for line in lines if line["name"] == "full fine-tuning"]
@@ -100,7 +146,7 @@ def test_a_study_that_kept_no_times_has_two_panels(pictures):
     untimed[:, 3] = np.nan
     front, results = sweep(COMPLETE)
     old = replace(REPORT, curves=dict.fromkeys(COMPLETE, untimed))
-    assert len(traces(search_html(front, results, old), "convergence")) == 2 * len(front.front)
+    assert len(traces(report_html(front, results, old), "convergence")) == 2 * len(front.front)
     assert ways(front, results, old.curves)[1] == ("Training (TFLOP)", "Peak memory (MiB)", "")
     assert [panel.get_xlabel() for panel in pictures.of(convergence_png(front, results, old)).axes] == [
         "Training (TFLOP)",
@@ -108,7 +154,7 @@ def test_a_study_that_kept_no_times_has_two_panels(pictures):
     ]
     resumed = replace(REPORT, curves=old.curves | {0: np.vstack([untimed[:1], CURVE[1:]])})
     points = [
-        line["x"] for line in traces(search_html(front, results, resumed), "convergence") if line["xaxis"] == "x3"
+        line["x"] for line in traces(report_html(front, results, resumed), "convergence") if line["xaxis"] == "x3"
     ]
     assert [None, 20.0] in points  # an epoch of before the update, one of after it
 
@@ -119,7 +165,7 @@ def test_a_study_that_kept_no_times_has_two_panels(pictures):
 def test_no_trial_one_trial_and_equal_trials_are_drawn(values, pictures):
     front, results = sweep(values)
     report = replace(REPORT, importances={}, curves=dict.fromkeys(values, CURVE[:1] * 0))
-    page = search_html(front, results, report)
+    page = report_html(front, results, report)
     assert (NOBODY in page) == (not values)
     if values:
         assert len(traces(page, "space")[0]["line"]["color"]) == len(values)

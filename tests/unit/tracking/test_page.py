@@ -8,8 +8,8 @@ import pytest
 
 from alast_tune.config import FloatRange, SweepConfig, TrialConfig
 from alast_tune.plots import SearchReport
-from alast_tune.results import FrontFile, TrialResult
-from alast_tune.summary import summarise
+from alast_tune.results import FrontFile, SeedRun, TrialResult
+from alast_tune.summary import reseeded, summarise
 from alast_tune.tracking.page import describe_front, fill_run_ids, write_pages
 from alast_tune.tune.space import trial_config
 from tests.unit.plots.figures import Pictures
@@ -69,7 +69,7 @@ def test_a_description_of_a_long_front_keeps_its_last_lines() -> None:
         TrialResult(n, "complete", TrialConfig(), {}, (0.5 + n / 1000, (1 + n) * 1e11, 2e8), 2) for n in range(300)
     ]
     front = summarise("s", results, REFERENCE)
-    text = describe_front(front, results, ["front.html", "front.json"])
+    text = describe_front(front, results, ["report.html", "front.json"])
     rows = [line for line in text.splitlines() if line.startswith("| 0")]
     assert len(front.front) == 300 and 20 < len(rows) <= 30
     assert f"{300 - len(rows)} more in front_table.json." in text
@@ -85,22 +85,49 @@ def test_an_accuracy_of_zero_is_described() -> None:
 
 def test_description_lists_the_artifacts_that_there_are() -> None:
     front, results = sweep()
-    assert "search.html" not in describe_front(front, results, ["front.html", "front.json"])
-    assert "| search.html, search-*.png |" in describe_front(front, results, ["front.html", "search.html"])
+    assert "report.html" not in describe_front(front, results, ["front.png", "front.json"])
+    assert "| report.html |" in describe_front(front, results, ["front.png", "report.html"])
 
 
 def test_what_cannot_be_drawn_is_said_in_a_line_and_the_rest_is_written(tmp_path: Path) -> None:
     front, results = sweep()
     search = SearchReport(space={}, importances={}, curves={})
     broken: Any = None  # no report at all
-    (tmp_path / "blocks.html").write_text("of an earlier ending")
+    folder = tmp_path / "front"
+    (tmp_path / "report.html").write_text("of an earlier ending")
+    folder.mkdir()
+    (folder / "search.html").write_text("of an earlier version")
     lines: list[str] = []
-    written = write_pages(front, results, search, {int(front.knee or 0): broken}, tmp_path, lines.append)
-    assert {path.name for path in tmp_path.iterdir()} == set(written)
-    assert "front.html" in written and "search.html" in written
-    assert [line.split(" (")[0] for line in lines] == ["blocks.html cannot be drawn", "blocks-knee.png cannot be drawn"]
+    written = write_pages(front, results, search, {int(front.knee or 0): broken}, folder, lines.append)
+    assert {path.name for path in folder.iterdir()} == set(written)
+    assert "front.png" in written and "search-space.png" in written
+    assert not (tmp_path / "report.html").exists()
+    assert [line.split(" (")[0] for line in lines] == ["report.html cannot be drawn", "blocks-knee.png cannot be drawn"]
     assert all("\n" not in line for line in lines)
-    assert FrontFile.read(tmp_path / "front.json") == front
+    assert FrontFile.read(folder / "front.json") == front
+
+
+def test_the_page_lies_in_the_sweeps_folder_and_its_command_finds_the_sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    front, results = sweep()
+    runs = {
+        member.trial_id: [
+            SeedRun(seed=seed, objectives=member.objectives | {"accuracy": accuracy}, test_accuracy=None)
+            for seed, accuracy in enumerate((0.1, 0.9))
+        ]
+        for member in front.front
+    }
+    folder = tmp_path / "runs" / "s"
+    folder.mkdir(parents=True)
+    reseeded(front, runs).write(folder / "reseeded.json")
+    assert "report.html" in write_pages(front, results, None, {}, folder / "front", print)
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert f"alast-tune promote {folder} --pick {front.knee} -o best.yaml" in page
+    assert "Seeds differ more than members" in page
+    monkeypatch.chdir(tmp_path)  # where a command looks in runs
+    write_pages(front, results, None, {}, folder / "front", print)
+    assert f"alast-tune promote s --pick {front.knee}" in (folder / "report.html").read_text(encoding="utf-8")
 
 
 def test_a_full_disk_is_not_taken_for_a_picture_that_fails(tmp_path: Path) -> None:
@@ -110,11 +137,10 @@ def test_a_full_disk_is_not_taken_for_a_picture_that_fails(tmp_path: Path) -> No
         write_pages(front, results, None, {}, tmp_path, print)
 
 
-def test_run_ids_reach_front_table_and_page(tmp_path: Path) -> None:
+def test_run_ids_reach_front_and_table(tmp_path: Path) -> None:
     front, results = sweep()
     write_pages(front, results, None, {}, tmp_path, print)
     fill_run_ids(tmp_path, {"sweep": "parent", "0000": "a", "0001": "b", "0002": "c"})
     assert [member.mlflow_run_id for member in FrontFile.read(tmp_path / "front.json").front] == ["b", "a"]
     table = json.loads((tmp_path / "front_table.json").read_text())
     assert [row[-1] for row in table["data"]] == ["b", "a"]
-    assert '{"0000": "a", "0001": "b", "0002": "c"}' in (tmp_path / "front.html").read_text(encoding="utf-8")

@@ -11,7 +11,8 @@ import pytest
 from alast_tune.errors import ConfigError
 from alast_tune.tracking import pending, queue, run_ids
 from alast_tune.tracking.kept import ENDED, FILE, refused_operations
-from alast_tune.tracking.queue import Operation, Queue
+from alast_tune.tracking.operation import Operation
+from alast_tune.tracking.queue import Queue
 
 
 def opening(number: int) -> Operation:

@@ -15,7 +15,7 @@ from alast_tune.tune.cluster import _short_folder, _this_machine, check_address
 @pytest.mark.parametrize(
     ("address", "line"),
     [
-        ("ray://127.0.0.1:10001", "a driver runs on the cluster, .+: send it there with `just submit`"),
+        ("ray://127.0.0.1:10001", "a driver runs on the cluster, .+: send it there with `alast-tune submit`"),
         ("ray://me:hunter2@head:10001", "a driver runs on the cluster"),
         ("http://127.0.0.1:8265", "is no address; give HOST:PORT"),
         ("head", "is no address"),

@@ -77,7 +77,11 @@ def quiet() -> Console:
     return Console(file=io.StringIO())
 
 
-DONE = {"trial-0000": ("FINISHED", "true"), "trial-0001": ("FINISHED", "true"), "trial-0002": ("FINISHED", None)}
+DONE = {
+    "0000 alast K9 keep .6": ("FINISHED", "true"),
+    "0001 alast K9 keep .6": ("FINISHED", "true"),
+    "0002 alast K9 keep .6": ("FINISHED", None),
+}
 
 
 def test_a_sweep_is_reported_without_cluster_and_images_as_often_as_one_likes(storage: Path) -> None:
@@ -89,11 +93,11 @@ def test_a_sweep_is_reported_without_cluster_and_images_as_often_as_one_likes(st
     assert [member.trial_id for member in front.front] == ["0001", "0000"]
     assert {member.mlflow_run_id for member in front.front} != {None}
     assert statuses(storage) == DONE | {"s": ("FINISHED", None)}
-    assert {"front.html", "search.html", "front_table.json"} <= {file.name for file in (folder / "front").iterdir()}
-    for file in (folder / "front.json", folder / "front" / "front.html"):
+    assert {"front.png", "search-space.png", "front_table.json"} <= {file.name for file in (folder / "front").iterdir()}
+    for file in (folder / "front.json", folder / "report.html"):
         file.unlink()
     assert report(folder, quiet()) == front == FrontFile.read(folder / "front.json")
-    assert (folder / "front" / "front.html").exists()
+    assert (folder / "report.html").exists()
     assert statuses(storage) == DONE | {"s": ("FINISHED", None)}
 
 
@@ -102,7 +106,7 @@ def test_a_half_finished_sweep_is_reported_and_keeps_what_is_left_to_run(storage
     tracker._writer.flush(60)
     tracker._close()
     assert report(storage / "s", quiet()).trials.total == 3
-    assert statuses(storage) == DONE | {"s": ("KILLED", None), "trial-0003": ("KILLED", None)}
+    assert statuses(storage) == DONE | {"s": ("KILLED", None), "0003 alast K9 keep .6": ("KILLED", None)}
     assert [trial.state.name for trial in open_study(sweep, storage / "s").trials] == ["COMPLETE"] * 3 + ["RUNNING"]
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from datetime import datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -82,3 +83,21 @@ def test_curves_have_times_where_they_were_kept() -> None:
     assert curves.keys() == {0, 1}
     assert curves[0].tolist() == [[0.1, 1, 2, 3], [0.2, 2, 2, 4]]
     assert curves[1][0, :3].tolist() == [0.1, 1, 2] and math.isnan(curves[1][0, 3])
+
+
+def test_ends_are_counted_from_the_first_start_and_forecasts_are_those_that_were_kept() -> None:
+    found = study(0, by_floor_and_choice)
+    begun = datetime(2026, 1, 1, 12)
+    for after, minutes, attributes in (
+        (30, 60, {"predicted_bytes": 5e7}),
+        (0, 30, {}),
+        (-1000, 1, {"origin": "before", "predicted_bytes": 4e7}),
+    ):
+        trial = create_trial(values=[0.5, 1.0, 2.0], user_attrs=attributes)
+        trial.datetime_start = begun + timedelta(minutes=after)
+        trial.datetime_complete = trial.datetime_start + timedelta(minutes=minutes)
+        found.add_trial(trial)
+    report = report_search(found, SWEEP)
+    assert report.ended_hours == {0: 1.5, 1: 0.5}  # without the one of an earlier sweep
+    assert report.predicted_bytes == {0: 5e7, 2: 4e7}
+    assert report_search(study(0, by_floor_and_choice), SWEEP).ended_hours == {}

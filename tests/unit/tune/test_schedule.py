@@ -152,6 +152,21 @@ def test_a_failed_trial_is_compared_with_nobody(state: optuna.trial.TrialState, 
     assert decide(nobody, 1, 1, (0.5, 1.5, 1.5)) == CONTINUE
 
 
+def test_why_a_trial_is_stopped_at_a_rung_is_handed_on() -> None:
+    told: list[tuple[int, str]] = []
+    scheduler = MoAsha(sweep(), study(), outdone=lambda *why: told.append(why))
+    for number, accuracy in enumerate((0.9, 0.8, 0.7, 0.6, 0.5)):
+        decide(scheduler, number, 1, (accuracy, 1.0 + number, 1.0))
+    assert told == [
+        (1, "place 2 of 2 there, dominated by 0000"),
+        (2, "place 3 of 3 there, dominated by 0000, 0001"),
+        (3, "place 4 of 4 there, dominated by 0000, 0001, 0002"),
+        (4, "place 5 of 5 there, dominated by 0000, 0001, 0002 and 1 more"),
+    ]
+    decide(scheduler, 5, 1, (math.nan, 1.0, 1.0))
+    assert len(told) == 4  # no rung has stopped it
+
+
 def test_why_a_trial_has_failed_is_handed_on(tmp_path: Path) -> None:
     told: list[tuple[int, str, bool]] = []
     scheduler = MoAsha(sweep(), study(), lambda *why: told.append(why))

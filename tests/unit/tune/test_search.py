@@ -12,7 +12,7 @@ from optuna.trial import TrialState
 
 from alast_tune.config import SweepConfig, TrialConfig
 from alast_tune.errors import ConfigError
-from alast_tune.results import TrialResult
+from alast_tune.results import Timing, TrialResult
 from alast_tune.tune import search as module
 from alast_tune.tune import trials
 from alast_tune.tune.attributes import BASELINE, DUPLICATE_OF
@@ -39,7 +39,7 @@ class Recorder:
         self.epochs: list[tuple[int, float]] = []
         self.ends: list[TrialResult] = []
 
-    def started(self, number: int, config: TrialConfig, params: Mapping[str, object]) -> None:
+    def started(self, number: int, config: TrialConfig, params: Mapping[str, object], baseline: str | None) -> None:
         self.starts.append(number)
 
     def reported(self, number: int, metrics: Mapping[str, float]) -> None:
@@ -145,6 +145,21 @@ def test_what_did_not_finish_soundly_is_never_complete(
     assert observer.ends[0].values is None
 
 
+def test_the_study_keeps_why_a_rung_stopped_a_trial_and_the_memory_that_was_forecast(tmp_path: Path) -> None:
+    search, study, observer = searcher(tmp_path)
+    for name, why in (("a", "place 2 of 2 there, dominated by 0000"), ("b", "")):
+        search.suggest(name)
+        if why:
+            search.outdone(0, why)
+        search.on_trial_complete(name, report(1))
+    assert [trial.user_attrs["reason"] for trial in study.trials] == [
+        "stopped after 1 of 3 epochs: place 2 of 2 there, dominated by 0000",
+        "stopped after 1 of 3 epochs",
+    ]
+    assert [end.reason for end in observer.ends] == [trial.user_attrs["reason"] for trial in study.trials]
+    assert {trial.user_attrs["predicted_bytes"] for trial in study.trials} == {10**8}
+
+
 def test_truncated_trials_never_reach_the_front_however_cheap(tmp_path: Path) -> None:
     """Early stopping on one metric puts 1-epoch trials on the front of Ray's own searcher."""
     search, study, _ = searcher(tmp_path)
@@ -152,6 +167,30 @@ def test_truncated_trials_never_reach_the_front_however_cheap(tmp_path: Path) ->
         search.suggest(str(number))
         search.on_trial_complete(str(number), report(3 if number % 2 else 1, train_flops=1e12 if number % 2 else 1.0))
     assert {trial.number for trial in study.best_trials} == {1, 3, 5}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "resumed", "kept"),
+    [
+        ("H100", "H100", "H100", "H100"),
+        ("H100", "A100", "H100", None),
+        ("H100", "H100", "A100", None),
+        (None, "H100", "H100", None),  # nobody knows of the first epoch
+    ],
+)
+def test_times_are_of_one_kind_of_device_or_of_none(
+    tmp_path: Path, first: str | None, second: str, resumed: str, kept: str | None
+) -> None:
+    search, _, _ = searcher(tmp_path)
+    search.suggest("a")
+    for epoch, device in ((1, first), (2, second)):
+        search.on_trial_result("a", report(epoch) | ({"device": device} if device else {}))
+    search, study, observer = searcher(tmp_path)  # after the driver was killed
+    search.suggest("b")
+    search.on_trial_complete("b", report(3, train_seconds=7.0) | {"device": resumed})
+    (end,) = observer.ends
+    assert end.device == results(study, sweep())[0].device == kept
+    assert end.timing == (Timing(train_seconds=7.0, device=kept) if kept else None)
 
 
 def test_a_trial_is_told_once(tmp_path: Path) -> None:

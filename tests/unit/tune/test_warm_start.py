@@ -130,10 +130,10 @@ def test_a_front_of_an_earlier_version_is_read(before: SweepConfig, tmp_path: Pa
     plain = front.model_dump(mode="json", by_alias=True, exclude={"limits"})
     plain["trials"].pop("infeasible")
     for member in plain["front"]:
-        member["baseline"] = member.pop("baseline")
+        member["landmark"] = member.pop("baseline")
     assert FrontFile.model_validate(plain).front == front.front
     for member in plain["front"]:
-        member.pop("baseline"), member.pop("origin")
+        member.pop("landmark"), member.pop("origin")
     assert FrontFile.model_validate(plain).front[0].baseline is None
 
 

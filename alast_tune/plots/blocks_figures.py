@@ -1,4 +1,4 @@
-"""What runs did with their blocks, as an interactive page."""
+"""What runs did with their blocks, as figures of plotly's."""
 
 from __future__ import annotations
 
@@ -10,14 +10,12 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from alast_tune.plots.cloud import BLUE, GREY, VERMILLION
-from alast_tune.plots.document import AXIS, LAYOUT, Section, document
+from alast_tune.plots.document import AXIS, LAYOUT, Section
 from alast_tune.results import BASELINES, FrontFile, TrialResult
 from alast_tune.summary import trial_id
 
 if TYPE_CHECKING:
     from alast_tune.blocks import BlockReport
-
-NOTHING = "No checkpoint of the knee could be read, so there is nothing to show of its blocks."
 
 
 def block_title(front: FrontFile, results: Sequence[TrialResult], number: int) -> str:
@@ -27,16 +25,15 @@ def block_title(front: FrontFile, results: Sequence[TrialResult], number: int) -
     return ": ".join([f"Trial {trial_id(number)} of {front.sweep}", *([", ".join(said)] if said else [])])
 
 
-def blocks_html(front: FrontFile, results: Sequence[TrialResult], reports: Mapping[int, BlockReport]) -> str:
+def block_sections(
+    front: FrontFile, results: Sequence[TrialResult], reports: Mapping[int, BlockReport]
+) -> list[Section]:
     """Draw budgets, training frequency, tokens, relative magnitude and attention, block by block, of some trials.
 
     Args:
         front: names the knee.
         results: name the baselines.
         reports: by trial number.
-
-    Returns:
-        A whole HTML page of about 5 MB.
     """
     sections = []
     for number, report in reports.items():
@@ -46,13 +43,13 @@ def blocks_html(front: FrontFile, results: Sequence[TrialResult], reports: Mappi
         )
         text += "; and each block's compute budget, step by step." if report.budgets_SL.size else "."
         title = block_title(front, results, number)
-        sections.append(Section(f"blocks-{number}", _training(report), title, text))
+        sections.append(Section(f"blocks-{number}", _training(report), f"Block by block · {title}", text))
         text = (
             "Attention of the class token to the patches of validation images after fine-tuning, mean over the heads; "
             "each map has its own scale, from dark to bright."
         )
         sections.append(Section(f"attention-{number}", _attention(report), "", text))
-    return document(f"Blocks of {front.sweep}", "" if sections else NOTHING, sections)
+    return sections
 
 
 def _training(report: BlockReport) -> Any:

@@ -1,0 +1,73 @@
+"""How a trial is named to people: its method, and the settings by which it differs from others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from alast_tune.config import AlastConfig, TrialConfig, flatten
+from alast_tune.results import BASELINES, FrontFile, FrontMember
+from alast_tune.text import safe
+
+_METHODS = {
+    "alast": "ALaST",
+    "full": "full fine-tuning",
+    "head": "classifier only",
+    "top_k": "top-k blocks",
+    "bsr": "BSR",
+    "tome": "ToMe",
+    "lora": "LoRA",
+    "apla": "APLA",
+}
+
+_KEY = {"alast": "trainable_blocks", "tome": "merge", "bsr": "keep", "lora": "rank", "apla": "columns"}
+"""The setting that tells most of a method."""
+
+_SHORT = {"trainable_blocks": "K", "learning_rate": "lr", "target_budget": "budget"}
+
+
+def method_label(config: TrialConfig, baseline: str | None = None, *, key: bool = False) -> str:
+    """Name a trial's method: ``ALaST``, ``full fine-tuning``; with ``key`` and its foremost setting, ``ALaST, K 9``."""
+    if baseline:
+        return BASELINES[baseline]
+    method = config.method
+    label = _METHODS.get(method.name, method.name)
+    if isinstance(method, AlastConfig) and method.lora:
+        label += " with LoRA"
+    setting = _KEY.get(method.name, "")
+    value = getattr(method, setting, None) if key else None
+    return safe(label if value is None else f"{label}, {_SHORT.get(setting, setting)} {_digits(value)}")
+
+
+def setting_labels(settings: Mapping[str, object]) -> list[str]:
+    """Name settings, given by path, in a few words each: ``K 9``, ``lr 0.001``, ``floors 0.1/0.3/0.5``, ``residual``.
+
+    A number has two digits, which is enough to tell trials apart; a text stands for itself.
+    """
+    found: list[str] = []
+    floors = [path for path in settings if path.startswith("method/floors/")]
+    together = len(floors) == 3
+    for path, value in settings.items():
+        if together and path in floors:
+            if path == floors[0]:
+                values = [settings[f"method/floors/{part}"] for part in ("early", "middle", "late")]
+                found.append(f"floors {'/'.join(map(_digits, values))}")
+            continue
+        name = path.rsplit("/", 1)[-1]
+        name = f"{name} floor" if path in floors else _SHORT.get(name, name)
+        found.append(value if isinstance(value, str) else f"{name} {_digits(value)}")
+    return [safe(label) for label in found]
+
+
+def _digits(value: object) -> str:
+    return f"{value:.2g}" if isinstance(value, float) else str(value)
+
+
+def member_settings(member: FrontMember) -> Mapping[str, object]:
+    """Settings of a member by path: those that its sweep varied; of version 0.1's files, all."""
+    return member.params or flatten(member.config)
+
+
+def differing(front: FrontFile) -> Sequence[str]:
+    """Paths of the settings that differ over a front's members, baselines left out."""
+    found = [member_settings(member) for member in front.front if not member.baseline]
+    return [path for path in (found[0] if found else {}) if len({str(one.get(path)) for one in found}) > 1]

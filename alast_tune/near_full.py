@@ -1,0 +1,62 @@
+"""Who on a front is near full fine-tuning, which of them is the knee, and what it takes beside that."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from alast_tune.front import knee
+from alast_tune.results import DIRECTIONS, FrontFile, FrontMember
+
+NEAR = 0.05
+"""How far below full fine-tuning's accuracy the knee may lie, unless asked otherwise."""
+
+
+def near_full(members: Sequence[FrontMember], full: Mapping[str, float] | None, tolerance: float) -> list[FrontMember]:
+    """Members whose accuracy is at most ``tolerance`` below full fine-tuning's; none if that is not known."""
+    least = full["accuracy"] - tolerance - 1e-9 if full else math.inf  # a point is a point, whatever its binary form
+    return [member for member in members if member.objectives["accuracy"] >= least]
+
+
+def choose_knee(
+    members: Sequence[FrontMember], full: Mapping[str, float] | None, tolerance: float = NEAR
+) -> tuple[str | None, float | None]:
+    """Choose the compromise among the members of a front that are near full fine-tuning, or of all where none is.
+
+    Args:
+        members: of the front.
+        full: objectives of full fine-tuning; None if they are not known.
+        tolerance: how much less than its accuracy a member's may be, in [0, 1].
+
+    Returns:
+        The knee's trial id, None without members; and ``tolerance``, or None if the knee was chosen among all members.
+    """
+    near = near_full(members, full, tolerance)
+    chosen = near or members
+    values_FM = [list(member.objectives.values()) for member in chosen]
+    return chosen[knee(values_FM, DIRECTIONS)].trial_id if chosen else None, tolerance if near else None
+
+
+def knee_words(front: FrontFile) -> str:
+    """Say among which members the knee of a front was chosen, after "the best compromise"."""
+    if front.knee_within is not None:
+        return f"within {points(front.knee_within)} of full fine-tuning"
+    why = "full fine-tuning is not known" if front.full is None else "none is so near full fine-tuning"
+    return f"of all; {why}"
+
+
+def points(tolerance: float) -> str:
+    """Write a difference in accuracy for people: ``points(0.01) == "1 point"``."""
+    return f"{100 * tolerance:g} point{'s' * (tolerance != 0.01)}"
+
+
+def share_of_full(front: FrontFile, member: FrontMember, cost: str) -> float | None:
+    """Divide a member's ``train_flops`` or ``peak_bytes`` by full fine-tuning's; None if that is not known."""
+    full = front.full[cost] if front.full else 0.0
+    return member.objectives[cost] / full if full > 0 else None
+
+
+def time_share(front: FrontFile, member: FrontMember) -> float | None:
+    """Divide a member's training time by full fine-tuning's; None unless both trained on the same kind of device."""
+    own, full = member.timing, front.full_timing
+    return own.train_seconds / full.train_seconds if own and full and own.device == full.device else None

@@ -1,0 +1,134 @@
+"""A member of a front trained again from scratch, and its numbers set beside those that the sweep has measured."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from alast_tune.config import stored_sweep
+from alast_tune.data import batch_count
+from alast_tune.errors import VerificationError
+from alast_tune.plots import human_bytes
+from alast_tune.results import RESEEDED, EpochReport, FrontMember, Reseeded
+from alast_tune.storage import path_below
+from alast_tune.terminal import TrainingProgress
+from alast_tune.train import fit, load_trial
+
+PEAK_TOLERANCE = 0.05
+"""Share by which the peak memory of a repetition may differ: allocators and drivers do."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One quantity of a repetition beside what the trial had measured."""
+
+    quantity: str
+    expected: str
+    got: str
+    allowed: str
+    passed: bool
+
+
+def spread_of(member: FrontMember, sweep: Path) -> float | None:
+    """Look up the standard deviation of a member's accuracy between seeds; None if it was not run again."""
+    file = sweep / RESEEDED
+    found = Reseeded.read(file).members if file.exists() else ()
+    return next((one.spread["accuracy"] for one in found if one.trial_id == member.trial_id), None)
+
+
+def repeat(member: FrontMember, sweep: Path, on_step: Callable[[int], None] | None = None) -> Iterator[EpochReport]:
+    """Train a member's configuration again from scratch, as the sweep did and ``train`` does.
+
+    Args:
+        member: of the front.
+        sweep: folder of the sweep; the repetition is left in its ``verify/<trial id>``.
+        on_step: called with the steps done in the running epoch.
+
+    Raises:
+        ConfigError: it cannot be trained here.
+    """
+    folder = path_below(sweep, "verify", member.trial_id)
+    shutil.rmtree(folder, ignore_errors=True)
+    torch.set_num_threads(stored_sweep(sweep, "sweep").cpus_per_trial)  # other numbers of threads round differently
+    yield from fit(member.config, folder, on_step)
+
+
+def compare(member: FrontMember, report: EpochReport, images: int, spread: float | None = None) -> list[Check]:
+    """Compare a repetition with the trial: training FLOPs exactly, accuracy within chance, peak memory within 5%.
+
+    On one machine a CPU repeats every bit; elsewhere sums come in another order, and accuracy may differ by what it
+    differs by between seeds: twice its standard deviation, or while that is not known what 95% of samples of as many
+    validation images do, 1.96 sqrt(p (1 - p) / n).
+
+    Args:
+        member: as measured by the sweep.
+        report: of the repetition's last epoch.
+        images: n, of the validation split.
+        spread: standard deviation of its accuracy between seeds, where ``--reseed`` has measured it.
+    """
+    accuracy, flops, peak = (member.objectives[name] for name in ("accuracy", "train_flops", "peak_bytes"))
+    sampling = 1.96 * math.sqrt(max(accuracy * (1 - accuracy), 1 / images) / images)
+    chance = 2 * spread if spread else sampling
+    apart = abs(report.accuracy - accuracy)
+    cost = report.cost
+    return [
+        Check(
+            "training FLOPs",
+            f"{flops:,.0f}",
+            f"{cost.train_flops:,}",
+            "equal",
+            float(cost.train_flops) == flops,
+        ),
+        Check(
+            "validation accuracy",
+            f"{accuracy:.4f}",
+            f"{report.accuracy:.4f}",
+            f"± {chance:.4f}",
+            apart <= chance,
+        ),
+        Check(
+            "peak memory",
+            human_bytes(peak),
+            human_bytes(cost.peak_bytes),
+            f"± {PEAK_TOLERANCE:.0%}",
+            abs(cost.peak_bytes - peak) <= PEAK_TOLERANCE * peak,
+        ),
+    ]
+
+
+def verify_member(member: FrontMember, folder: Path, console: Console) -> None:
+    """Train a member again, and show what comes out.
+
+    Args:
+        member: of the front.
+        folder: of the sweep.
+        console: shows progress, and the comparison as a table.
+
+    Raises:
+        VerificationError: FLOPs, accuracy or memory are others.
+    """
+    _, splits = load_trial(member.config)
+    train, report = member.config.train, None
+    with TrainingProgress(console, member.config, batch_count(len(splits.train), train.batch_size)) as progress:
+        for report in repeat(member, folder, progress.step):
+            progress.epoch(report)
+    assert report is not None
+    checks = compare(member, report, len(splits.validation), spread_of(member, folder))
+    table = Table(title=f"trial {member.trial_id}, repeated", title_justify="left", box=SIMPLE_HEAD)
+    for column in ("quantity", "expected", "got", "allowed", "verdict"):
+        table.add_column(column)
+    for check in checks:
+        table.add_row(check.quantity, check.expected, check.got, check.allowed, "ok" if check.passed else "FAILED")
+    console.print(table)
+    failed = [f"{check.quantity} {check.got}, not {check.expected}" for check in checks if not check.passed]
+    if failed:
+        line = f"trial {member.trial_id} cannot be verified, and is not promoted: {'; '.join(failed)}"
+        raise VerificationError(line)

@@ -1,0 +1,62 @@
+"""Who is near full fine-tuning, and which of them is the knee."""
+
+import json
+
+import pytest
+
+from alast_tune.near_full import choose_knee, near_full, share_of_full, time_share
+from alast_tune.results import FrontFile, TrialResult
+from alast_tune.summary import joint_front, summarise, within
+from tests.unit import fronts
+
+
+def test_the_knee_is_chosen_among_members_near_full_fine_tuning() -> None:
+    front = fronts.front()
+    assert (front.knee, front.knee_within) == ("0013", 0.05)
+    # Over the whole front another is nearer to the best of everything.
+    assert choose_knee(front.front, None) == ("0014", None)
+    assert choose_knee(front.front, front.full, 0.0) == ("0000", 0.0)  # full fine-tuning itself
+    assert within(front, front.limits, 0.005).knee == "0001"
+    assert choose_knee(front.front[:1], front.full) == ("0015", None)  # nobody is near
+    assert choose_knee((), front.full) == (None, None)
+
+
+def test_a_point_is_a_point_whatever_its_binary_form() -> None:
+    front = summarise("s", [fronts.trials()[0], fronts.trial(2, (0.94 - 0.01, 1e11, 20))], fronts.REFERENCE)
+    assert [member.trial_id for member in near_full(front.front, front.full, 0.01)] == ["0002", "0000"]
+    assert [member.trial_id for member in near_full(front.front, front.full, 0.0099)] == ["0000"]
+
+
+def test_shares_are_of_what_is_known() -> None:
+    front = fronts.front()
+    member = next(one for one in front.front if one.trial_id == "0013")
+    assert share_of_full(front, member, "train_flops") == pytest.approx(0.51)
+    assert time_share(front, member) == pytest.approx(0.55)
+    nothing = front.model_copy(update={"full": None, "full_timing": None})
+    assert share_of_full(nothing, member, "train_flops") is None and time_share(nothing, member) is None
+    free = front.model_copy(update={"full": {"accuracy": 1.0, "train_flops": 0.0, "peak_bytes": -1.0}})
+    assert share_of_full(free, member, "train_flops") is share_of_full(free, member, "peak_bytes") is None
+
+
+@pytest.mark.parametrize(
+    ("device", "seconds"), [(None, 1.0), ("one", 0.0), ("one", float("nan")), ("one", float("inf"))]
+)
+def test_a_time_that_nobody_knows_is_none(device: str | None, seconds: float) -> None:
+    assert fronts.trial(1, (0.5, 1.0, 1.0), device=device, seconds=seconds).timing is None
+
+
+def test_files_of_before_are_read_and_get_the_knee_of_today() -> None:
+    values = json.loads(fronts.front().model_dump_json(by_alias=True))
+    for added in ("knee_within", "full_timing"):
+        del values[added]
+    for member in values["front"]:
+        del member["timing"]
+    old = FrontFile.model_validate(values | {"knee": "0014"})
+    assert (old.knee, old.knee_within, old.full_timing) == ("0014", None, None)
+    assert (within(old, old.limits).knee, within(old, old.limits).knee_within) == ("0013", 0.05)
+
+
+def test_a_joint_front_has_no_full_fine_tuning_to_be_near() -> None:
+    others: list[TrialResult] = [fronts.trial(0, (0.95, 2e12, 150), "full")]
+    _, joint = joint_front([fronts.front(), summarise("other", others, fronts.REFERENCE)])
+    assert joint.knee_within is None and joint.full is None and joint.knee is not None

@@ -1,0 +1,62 @@
+"""When a repetition of a front's member counts as one."""
+
+from pathlib import Path
+
+import pytest
+
+from alast_tune.config import TrialConfig
+from alast_tune.promote import pick
+from alast_tune.results import RESEEDED, EpochReport, FrontFile, FrontMember, Measurements, SeedRun, TrialResult
+from alast_tune.summary import reseeded, summarise
+from alast_tune.verification import compare, spread_of
+
+TRIAL = TrialConfig.model_validate({"train": {"epochs": 2, "device": "cpu"}})
+
+
+@pytest.fixture
+def front() -> FrontFile:
+    values = [(0.9, 4e12, 9e8), (0.85, 2e12, 4e8), (0.5, 1e12, 2e8)]
+    results = [TrialResult(n, "complete", TRIAL, {}, v, 2) for n, v in enumerate(values)]
+    return summarise("mine", results, (0.0, 5e12, 1e9))
+
+
+@pytest.fixture
+def member(front: FrontFile) -> FrontMember:
+    return pick(front, "1")
+
+
+@pytest.mark.parametrize(
+    ("spread", "accuracy", "flops", "peak", "failed"),
+    [
+        (None, 0.85, 2_000_000_000_000, 400_000_000, []),
+        (None, 0.85, 2_000_000_000_000, 420_000_000, []),
+        (None, 0.85, 2_000_000_000_000, 379_999_999, ["peak memory"]),
+        (None, 0.85, 2_000_000_000_001, 400_000_000, ["training FLOPs"]),
+        (None, 0.7801, 2_000_000_000_000, 400_000_000, []),  # 1.96 sqrt(0.85 * 0.15 / 100) = 0.06999
+        (None, 0.93, 1_999_999_999_999, 430_000_000, ["training FLOPs", "validation accuracy", "peak memory"]),
+        (0.02, 0.811, 2_000_000_000_000, 400_000_000, []),
+        (0.02, 0.809, 2_000_000_000_000, 400_000_000, ["validation accuracy"]),
+    ],
+)
+def test_a_repetition_must_come_out_the_same(
+    member: FrontMember, spread: float | None, accuracy: float, flops: int, peak: int, failed: list[str]
+) -> None:
+    report = EpochReport(2, 1.0, 1.0, accuracy, Measurements(flops, peak, peak, 1.0, 1.0))
+    checks = compare(member, report, 100, spread)
+    assert [check.quantity for check in checks if not check.passed] == failed
+
+
+def test_accuracy_one_leaves_room_for_an_image(member: FrontMember) -> None:
+    perfect = member.model_copy(update={"objectives": {"accuracy": 1.0, "train_flops": 1, "peak_bytes": 1}})
+    report = EpochReport(2, 1.0, 1.0, 0.99, Measurements(1, 1, 1, 1.0, 1.0))
+    assert [check.passed for check in compare(perfect, report, 100)] == [True] * 3
+
+
+def test_the_spread_is_that_of_the_reseeded_member(front: FrontFile, member: FrontMember, tmp_path: Path) -> None:
+    assert spread_of(member, tmp_path) is None
+    again = [SeedRun(seed=1 + n, objectives={"accuracy": a, "train_flops": 1.0, "peak_bytes": 1.0}, test_accuracy=None)
+             for n, a in enumerate((0.7, 0.8))]  # fmt: skip
+    reseeded(front, {member.trial_id: again}).write(tmp_path / RESEEDED)
+    assert spread_of(member, tmp_path) == pytest.approx(0.005**0.5)
+    other = next(one for one in front.front if one.trial_id != member.trial_id)
+    assert spread_of(other, tmp_path) is None
