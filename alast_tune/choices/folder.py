@@ -23,8 +23,8 @@ from alast_tune.choices.settings import (
 from alast_tune.config import AlastConfig, DataConfig, FullConfig, Limits, ModelConfig, SweepConfig, TrialConfig, parse
 from alast_tune.cost import step_peak_bytes
 from alast_tune.data import Splits, load_splits
-from alast_tune.data.folders import open_folder
 from alast_tune.data.machine import available_bytes, cpu_count, smallest_card
+from alast_tune.data.opening import open_sources
 from alast_tune.errors import ConfigError
 from alast_tune.methods import build_method
 from alast_tune.models import VisionTransformer, architecture_of, check_weights, input_spec, outline
@@ -111,10 +111,10 @@ def _check_weights(model: ModelConfig) -> None:
 def sweep_of_folder(
     folder: str | Path, *, model: str | Path | None = None, machine: Machine | None = None, **settings: Any
 ) -> Choices:
-    """Make a whole sweep on an image folder, choosing what is left open.
+    """Make a whole sweep on an image folder or a table, choosing what is left open.
 
     Args:
-        folder: ``<folder>/{train,val,test}/<class>/*`` or ``<folder>/<class>/*``.
+        folder: ``<folder>/{train,val,test}/<class>/*``, ``<folder>/<class>/*``, or whatever else ``data.root`` may be.
         model: a timm name, ``embedded``, or a local checkpoint; None: :data:`MODEL`.
         machine: what trials run on; None: this one.
         settings: of :class:`~alast_tune.config.SweepConfig`, as plain values (``trials=8``,
@@ -129,7 +129,7 @@ def sweep_of_folder(
     if "method" in trial:
         trial["method"] = {"name": "alast"} | trial["method"]
     own = parse(TrialConfig, trial)
-    open_folder(own.data.root)  # says what is wrong with it before anything else is looked at
+    open_sources(own.data)  # says what is wrong with it before anything else is looked at
     limit_bytes = _bytes(settings.get("max_memory"))
     trial = _merged(trial, {"model": model_settings(model, own.model)})
     own = parse(TrialConfig, trial)
@@ -241,7 +241,7 @@ def _images_lines(splits: Splits, data: DataConfig) -> list[Chosen]:
     parts = {"to train on": splits.train, "to validate": splits.validation, "to test": splits.test}
     counts = ", ".join(f"{len(part)} {use}" for use, part in parts.items() if part)
     drawn = splits.validation.source is splits.train.source
-    why = "divided by a hash of each path" if drawn else "as the folders divide them"
+    why = "divided by a hash of each path" if drawn else "as they come divided"
     names = ", ".join(splits.classes[:3]) + (", ..." if len(splits.classes) > 3 else "")
     return [Chosen("classes", str(splits.num_classes), names), Chosen("images", counts, why)]
 

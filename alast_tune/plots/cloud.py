@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -69,7 +70,7 @@ class Cloud:
     """Where those of :data:`~alast_tune.results.BASELINES` are that have completed, (T,) each."""
     labels: tuple[str, str, str]
     seconds_T: NDArray[np.float64]
-    """Of training; NaN for a trial of an earlier sweep."""
+    """Of training, on the commonest kind of device; NaN where that is not known, or was another."""
     hover: list[str]
     """Trial, objectives and what varied, with ``<br>`` between."""
 
@@ -90,7 +91,7 @@ class Cloud:
             knee_T=np.array([name == front.knee for name in ids], dtype=np.bool_),
             baselines={name: found == name for name in BASELINES if (found == name).any()},
             labels=("Validation accuracy", f"Training FLOPs ({flops_name})", f"Peak memory ({size_name})"),
-            seconds_T=np.array([result.metrics.get("train_seconds", np.nan) for result, _ in trials]),
+            seconds_T=_seconds([result for result, _ in trials]),
             hover=[_hover(result, values, front.full) for result, values in trials],
         )
 
@@ -105,6 +106,14 @@ def staircase(values_FM: NDArray[np.float64], x: int, y: int) -> NDArray[np.floa
     points_F2 = points_F2[pareto_mask(points_F2, (DIRECTIONS[x], DIRECTIONS[y]))]
     corners: NDArray[np.float64] = points_F2[np.argsort(points_F2[:, 0], kind="stable")]
     return corners
+
+
+def _seconds(trials: Sequence[TrialResult]) -> NDArray[np.float64]:
+    """Give times of the commonest kind of device, (T,): those of other kinds do not compare, and are NaN."""
+    timings = [trial.timing for trial in trials]
+    kinds = Counter(timing.device for timing in timings if timing)
+    kind = max(kinds, key=lambda device: kinds[device], default=None)
+    return np.array([one.train_seconds if one and one.device == kind else np.nan for one in timings], dtype=np.float64)
 
 
 def _hover(result: TrialResult, values: tuple[float, ...], full: Mapping[str, float] | None) -> str:

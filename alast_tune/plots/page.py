@@ -167,7 +167,7 @@ def _front(front: FrontFile, shown: Sequence[TrialResult], command: str) -> Sect
         "this line, which is what the front attains of the two quantities shown."
     ) + sampled(front, shown)
     if len(views) == 3:
-        text += " Times compare only where trials ran on the same kind of device, as many at a time."
+        text += " Times are those of one kind of device, and compare only where as many trials ran at a time."
     return Section(
         "front",
         figure,

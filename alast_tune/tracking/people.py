@@ -17,7 +17,16 @@ _DIGITS = 6
 _LONGEST = 10
 """A number that takes more characters is written with ``_DIGITS``."""
 
-_IMAGES = ("dataset", "root", "split_seed", "test_fraction", "train_images", "validation_fraction", "all_data")
+_IMAGES = (
+    "dataset",
+    "root",
+    "columns",
+    "split_seed",
+    "test_fraction",
+    "train_images",
+    "validation_fraction",
+    "all_data",
+)
 """Settings that say which images there are, and which of them are trained on."""
 
 
@@ -61,7 +70,7 @@ def dataset_of(data: DataConfig, fingerprint: str | None) -> dict[str, str]:
         return {}
     found = {"name": data.root.name if data.dataset == "folder" and data.root else data.dataset, "digest": fingerprint}
     if data.root is None:
-        package = "scikit-learn" if data.dataset == "digits" else "torchvision"
+        package = {"digits": "scikit-learn"}.get(data.dataset, data.dataset)  # torchvision's have a root
         return found | {"source_type": "code", "source": json.dumps({"tags": {"mlflow.source.name": package}})}
     return found | {"source_type": "local", "source": json.dumps({"uri": display_path(data.root)})}
 

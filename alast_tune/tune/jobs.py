@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import shlex
 import time
@@ -60,6 +61,7 @@ class Job:
     """
 
     def __init__(self, address: str, words: Sequence[str], folder: Path | None) -> None:
+        logging.getLogger("ray.dashboard.modules").setLevel(logging.WARNING)  # the log that is shown is the sweep's
         try:
             self._client = JobSubmissionClient(address)
             self.id: str = self._client.submit_job(

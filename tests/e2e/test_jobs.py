@@ -31,9 +31,12 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 @pytest.fixture(scope="module")
 def head() -> Iterator[str]:
-    """A head of our own: its dashboard's address."""
-    with ray_head() as address:
-        yield address
+    """A head of our own: its dashboard's address. Jobs find this interpreter and this package as a cluster's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+        patch.setenv("PYTHONPATH", str(ROOT))
+        with ray_head() as address:
+            yield address
 
 
 def submit(
@@ -106,7 +109,7 @@ def test_a_job_is_stopped_and_resubmitted_and_no_log_has_the_token(head: str, pa
     second = job_id(submit(head, "--resume", "job", *storage))
     assert wait(jobs, second) == "SUCCEEDED", jobs.get_job_logs(second)
     assert trial_states(pareto.storage / "job") == ["COMPLETE"] * 3
-    assert "3/3 finished" in jobs.get_job_logs(second)
+    assert "3 of 3 trials done" in jobs.get_job_logs(second)
     statuses = Counter(run.info.status for run in client.search_runs([experiment.experiment_id]))
     assert statuses == {"FINISHED": 4}
 
@@ -135,7 +138,7 @@ def test_a_sweep_is_submitted_from_anywhere_and_its_exit_code_is_the_command_s(h
     done = run("--preset", preset, "--name", "sent", "--storage", "runs")
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.match(rf"job: raysubmit_\w+ at {head}; ray job stop --address {head} raysubmit_", done.stdout)
-    assert "3/3 finished" in done.stdout and "sent: " in done.stdout
+    assert "3 of 3 trials done" in done.stdout and "sent: " in done.stdout
     assert trial_states(pareto.storage / "sent") == ["COMPLETE"] * 3  # a relative path means the submitter's folder
     again = run("--preset", preset, "--name", "sent", "--storage", "runs")
     assert again.returncode == 2, again.stdout + again.stderr  # Ray's own command would say 1

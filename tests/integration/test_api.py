@@ -51,7 +51,7 @@ def test_a_sweep_from_python_is_that_of_the_command_line(
     preset = pareto.preset(trials=3, epochs=1)
     sweep = alast_tune.sweep(preset=preset, name="py", storage=pareto.storage, callbacks=[heard, TensorBoard()])
     out = capsys.readouterr().err  # a program's own output stays its own
-    assert "3/3 finished" in out
+    assert "3 of 3 trials done" in out
     assert out.count("callback Heard.on_trial_end failed (RuntimeError: wrong); the sweep goes on") == 1
     trials = sweep.trials()
     order = [f"{event} {n}" for n in range(3) for event in ("trial", "epoch 1 of", "complete")]
@@ -103,7 +103,7 @@ def test_a_notebook_draws_a_sweep_while_it_runs_and_its_front(
 
     (progress,) = pages(ran)  # one place, drawn again and again
     assert "1 of 1 trials beside the baselines; ended" in progress and "data:image/png;base64," in progress
-    assert "3/3 finished" in "".join(output.text for output in ran if output.output_type == "stream")
+    assert "3 of 3 trials done" in "".join(output.text for output in ran if output.output_type == "stream")
     (page,) = pages(drawn)
     assert "on the front</p><table>" in page and "data:image/png;base64," in page
     assert "<td>" in pages(front)[0] and "(3, " in shape[0].data["text/plain"]

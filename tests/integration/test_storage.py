@@ -119,7 +119,9 @@ def test_a_sweep_goes_on_after_its_cluster_and_its_disk_are_gone(
         out = pareto.run(*command)
         second = copy_of("s3://bucket/sweeps/moved")
         assert (
-            "its last driver" in out and "3/3 finished" in out and "front: s3://bucket/sweeps/moved/front.json" in out
+            "its last driver" in out
+            and "3 of 3 trials done" in out
+            and "front: s3://bucket/sweeps/moved/front.json" in out
         )
         assert trial_states(second) == ["COMPLETE"] * 3
         assert FrontFile.read(second / "front.json").trials.complete == 3

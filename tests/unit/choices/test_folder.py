@@ -1,6 +1,7 @@
 """A sweep is made of a folder: what it says it chose is what it has, and what was given stays."""
 
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def test_what_is_open_is_chosen_and_said(two_classes: Path) -> None:
     assert (trial.train.batch_size, trial.train.epochs, trial.train.precision) == (8, 20, "fp32")
     lines = said(found)
     assert lines["classes"].endswith("2: dark, light")
-    assert "32 to train on, 16 to validate, 8 to test: as the folders divide them" in lines["images"]
+    assert "32 to train on, 16 to validate, 8 to test: as they come divided" in lines["images"]
     assert lines["image size"].endswith("16 pixels: the model's own is 32, the images are 16")
     assert lines["epochs"].endswith("20: 80 training steps a trial")
     assert all("\n" not in line for line in lines.values())
@@ -71,6 +72,16 @@ def test_a_folder_that_nobody_has_split_is_divided(tmp_path: Path) -> None:
     for name in "ab":
         write_images(tmp_path / "flat" / name, 20)
     assert "divided by a hash of each path" in said(choices(tmp_path / "flat"))["images"]
+
+
+def test_a_table_serves_as_well(two_classes: Path, tmp_path: Path) -> None:
+    shutil.copytree(two_classes / "train", tmp_path / "in")
+    rows = [f"in/{file.parent.name}/{file.name},{file.parent.name}" for file in (tmp_path / "in").rglob("*.png")]
+    (tmp_path / "pets.csv").write_text("\n".join(["path,label", *rows]))
+    found = choices(tmp_path / "pets.csv")
+    assert (found.sweep.name, found.sweep.trial.data.root) == ("pets.csv", tmp_path / "pets.csv")
+    assert said(found)["classes"].endswith("2: dark, light")
+    assert "the images are 16" in said(found)["image size"]
 
 
 def test_a_method_that_was_given_is_the_only_one(two_classes: Path) -> None:

@@ -112,7 +112,8 @@ def test_front_has_an_axis_a_cost_and_time_where_it_is_known():
     assert flops["x"] == [trace["x"] for trace in (steps, dominated, others, knee, full)]
     assert memory["x"][4] == pytest.approx([5.9e7 / 2**20])
     assert len(memory["x"]) == len(memory["y"]) == 5 and 'data-axis="time"' not in page
-    timed = [replace(one, metrics={"train_seconds": 30.0 + one.number}) if one.number else one for one in results]
+    timed = [replace(one, metrics={"train_seconds": 30.0 + one.number}, device="cpu") for one in results]
+    timed[0] = replace(timed[0], device="cuda")  # another kind's times do not compare
     time = data(report_html(front, timed))["views"][2]
     assert time["title"] == "Training time (s)" and time["all"] == [None, 31.0, 32.0, 34.0, 35.0]
     assert time["x"][0] == [31.0]  # of the front whose time is known the quickest is the best
