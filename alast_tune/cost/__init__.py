@@ -1,6 +1,6 @@
 """What training costs: one meter for every method.
 
-``prediction.py`` says what a step will cost, from its plan alone: composed of parts (``parts.py``) that were run
+``prediction.py`` says what a step will cost, from its plan alone: composed (``parts.py``) of parts (``part.py``) run
 without data (``hollow.py``); ``memory.py`` and ``clock.py`` measure; ``ledger.py`` keeps a line a step.
 """
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from alast_tune.config import TrialConfig
-from alast_tune.cost import parts
+from alast_tune.cost import part, parts
 from alast_tune.cost.parts import Parts, Precision
 from alast_tune.methods import StepPlan, build_method
 from tests.unit.every_method import DEPTH, MODELS, vit
@@ -50,8 +50,8 @@ def test_it_does_not_matter_on_how_many_images_and_tokens_a_part_was_run(values:
 
 
 def test_sizes_are_taken_apart() -> None:
-    assert parts._powers(59 * 84 * 84 * 12, (59, 84, 43, 83, 42 * 17)) == ((1, 2, 0, 0, 0), 12)
-    assert parts._powers(4 * 768 * 768, (59, 84, 1, 83, 1)) == ((0, 0, 0, 0, 0), 4 * 768 * 768)
+    assert part.split_size(59 * 84 * 84 * 12, (59, 84, 43, 83, 42 * 17)) == ((1, 2, 0, 0, 0), 12)
+    assert part.split_size(4 * 768 * 768, (59, 84, 1, 83, 1)) == ((0, 0, 0, 0, 0), 4 * 768 * 768)
 
 
 def test_a_new_plan_needs_no_run_once_its_kinds_of_blocks_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,7 +61,7 @@ def test_a_new_plan_needs_no_run_once_its_kinds_of_blocks_are_known(monkeypatch:
     known = Parts(model, 32)
     for _ in range(60):
         known.step(config, drawn_plan(draw, 65, 2), 8)
-    monkeypatch.setattr(parts, "_run", None)
+    monkeypatch.setattr(parts, "run_part", None)
     costs = {known.step(config, drawn_plan(draw, 65, 2), 8) for _ in range(20)}
     assert len(costs) > 15
 
