@@ -172,6 +172,7 @@ KINDS = (
     "vit_base_patch16_radio_v3",  # no final norm, layer scale, registers
     "vit_huge_patch16_radio_v3",  # no final norm, registers
     "vit_intern300m_patch14_448",  # no final norm, layer scale
+    "vit_giant_patch14_dinov2",  # a gated MLP, layer scale
     "vit_giant_patch14_reg4_dinov2",  # a gated MLP, layer scale, registers
 )
 
