@@ -1,7 +1,7 @@
 """What training costs: one meter for every method.
 
-``prediction.py`` says what a step will cost, from its plan alone: composed (``composed.py``) of parts that are walked
-(``step.py``) on sizes (``tape.py``); ``memory.py`` and ``clock.py`` measure; ``ledger.py`` keeps a line a step.
+``prediction.py`` says what a step will cost, from its plan alone: composed (``parts.py``) of parts (``part.py``) run
+without data (``hollow.py``); ``memory.py`` and ``clock.py`` measure; ``ledger.py`` keeps a line a step.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class Meter:
 
     def add_forward(self, image_size: int, images: int) -> None:
         """Count forwards, all tokens, that a method needed beside its steps; ``images`` are all ranks'."""
-        self._flops += forward_flops(self._model, image_size, images)
+        self._flops += self._costs(image_size).forward_flops(images)
 
     def end_exploration(self) -> None:
         """Remember what has been spent so far as the price of exploration."""

@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from torch.distributed._tools.mem_tracker import MemTracker
 from torch.optim import Optimizer
 
-from alast_tune.cost.prediction import moments
-from alast_tune.cost.tape import FLOAT
+from alast_tune.cost.prediction import FLOAT, moments
 
 _HEAVIER = 1.02  # a plan predicted heavier by less is not worth another probe
 

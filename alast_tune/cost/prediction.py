@@ -9,26 +9,23 @@ attention of width A, a plain block costs an image
     backward, trained  4 N W + 10 N^2 A     and reach the weights
     class-token row    2 N A                where tokens are dropped after the block
 
-What adapters, cut layers and merged tokens change comes out of the same walk over the step's operations,
-and so does the memory.
+Nobody adds this up, though: real modules are run without data, part by part (``parts.py``).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch.optim import Optimizer
 
 from alast_tune.config import HeadConfig, MethodConfig
-from alast_tune.cost.composed import Parts
-from alast_tune.cost.step import StepOnTape
-from alast_tune.cost.tape import FLOAT
+from alast_tune.cost.parts import Parts, Precision
 from alast_tune.methods.base import StepPlan
 from alast_tune.models import VisionTransformer
 
-Precision = Literal["fp32", "bf16", "fp16"]
+FLOAT = 4
+"""Bytes of a single-precision number."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +52,6 @@ class StepCosts:
         self.model = model
         self.image_size = image_size
         self._parts = Parts(model, image_size)
-        self._evaluations: dict[tuple[int, Precision], int] = {}
         self._weight_bytes = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
 
     def step(
@@ -77,17 +73,15 @@ class StepCosts:
             precision: of matrix products; other than ``fp32`` under autocast.
             accumulate: micro-batches that the batch is split into.
         """
-        width = _width(precision)
         micro = -(-batch // accumulate)
-        first = self._parts.step(config, plan, micro, width)
+        first = self._parts.step(config, plan, micro, precision)
         working, flops = first.peak, first.flops
         if micro < batch:
-            again = self._parts.step(config, replace(plan, calibrated=False), micro, width, accumulating=True)
+            again = self._parts.step(config, replace(plan, calibrated=False), micro, precision, accumulating=True)
             working = max(working, first.gradients + again.peak)
             flops += again.flops * (batch - micro) // micro
             if plan.calibrated:  # on all micro-batches, before the first one's forward
-                looked = StepOnTape(self.model, config, plan, self.image_size, micro, width).calibrate()
-                flops += looked.flops * (batch - micro) // micro
+                flops += self._parts.calibration_flops(config, batch - micro)
         update = first.gradients + _update_bytes(optimizer, first.gradients)
         return StepCost(flops, first.held, self._there(batch, optimizer) + max(working, update))
 
@@ -111,12 +105,11 @@ class StepCosts:
 
     def evaluation_peak_bytes(self, batch: int, optimizer: Optimizer, precision: Precision = "fp32") -> int:
         """Predict the peak of live tensor bytes of an evaluation, ``batch`` images at a time."""
-        if (batch, precision) not in self._evaluations:
-            forward = _plain_forward(self.model, self.image_size, batch, _width(precision))
-            with forward.tape.no_grad():
-                forward.forward()
-            self._evaluations[batch, precision] = forward.tape.peak_bytes
-        return self._there(batch, optimizer) + self._evaluations[batch, precision]
+        return self._there(batch, optimizer) + self._parts.evaluation(HeadConfig(), batch, precision)[1]
+
+    def forward_flops(self, batch: int) -> int:
+        """Count one forward with every token, as evaluation does it."""
+        return self._parts.evaluation(HeadConfig(), batch)[0]
 
     def _there(self, batch: int, optimizer: Optimizer) -> int:
         """Bytes that are live from beginning to end: weights, moments and a batch of images."""
@@ -160,7 +153,7 @@ def step_peak_bytes(
 
 def forward_flops(model: VisionTransformer, image_size: int, batch: int) -> int:
     """Count one forward with every token, as evaluation does it."""
-    return _plain_forward(model, image_size, batch, FLOAT).forward().tape.flops
+    return StepCosts(model, image_size).forward_flops(batch)
 
 
 def evaluation_peak_bytes(
@@ -174,17 +167,6 @@ def moments(optimizer: Optimizer) -> int:
     """Numbers that the optimizer keeps once every parameter has been updated."""
     updated = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
     return int(updated if isinstance(optimizer, torch.optim.SGD) else 2 * updated)
-
-
-def _width(precision: Precision) -> int:
-    """Bytes of a number in matrix products."""
-    return FLOAT if precision == "fp32" else 2
-
-
-def _plain_forward(model: VisionTransformer, image_size: int, batch: int, width: int) -> StepOnTape:
-    tokens = (image_size // model.patch_embed.patch_size[0]) ** 2 + int(model.num_prefix_tokens)
-    plan = StepPlan((tokens,) * len(model.blocks), (False,) * len(model.blocks))
-    return StepOnTape(model, HeadConfig(), plan, image_size, batch, width)
 
 
 def _update_bytes(optimizer: Optimizer, gradients: int) -> int:

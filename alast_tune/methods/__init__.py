@@ -15,13 +15,14 @@ from alast_tune.config import (
     TrainConfig,
 )
 from alast_tune.errors import ConfigError
-from alast_tune.methods.alast import Alast, drawable_blocks
+from alast_tune.methods.alast import Alast, AlastFlow, drawable_blocks
 from alast_tune.methods.apla import Apla
-from alast_tune.methods.base import Method, StepPlan, blocks_of
+from alast_tune.methods.base import Flow, Method, StepPlan, blocks_of
 from alast_tune.methods.bsr import Bsr
+from alast_tune.methods.dropping import Dropping
 from alast_tune.methods.freezing import Full, Head, TopK, most_influential, with_blocks_chosen
 from alast_tune.methods.lora import Lora
-from alast_tune.methods.tome import Tome
+from alast_tune.methods.tome import Merging, Tome
 
 __all__ = [
     "Alast",
@@ -38,6 +39,7 @@ __all__ = [
     "build_method",
     "compile_blocks",
     "drawable_blocks",
+    "flow_of",
     "most_influential",
     "with_blocks_chosen",
 ]
@@ -68,6 +70,19 @@ def build_method(config: MethodConfig, model: VisionTransformer, train: TrainCon
             return Lora(config, model)
         case AplaConfig():
             return Apla(config, model, train.seed)
+
+
+def flow_of(config: MethodConfig, model: VisionTransformer) -> Flow:
+    """Give the training forward of a method on a model that the method has prepared."""
+    match config:
+        case AlastConfig():
+            return AlastFlow(config, model)
+        case BsrConfig():
+            return Dropping(config, model)
+        case TomeConfig():
+            return Merging(config, model)
+        case _:
+            return Flow(config, model)
 
 
 def budget_rate(config: AlastConfig, train: TrainConfig) -> float:

@@ -11,13 +11,12 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from alast_tune.config import AlastConfig
-from alast_tune.methods.base import StepPlan, blocks_of, classify, embed
+from alast_tune.methods.base import StepPlan, classify, embed
 from alast_tune.methods.budgets import class_delta, relative_magnitudes
+from alast_tune.methods.dropping import Dropping
 from alast_tune.methods.lora import adapted_blocks, add_adapters, merge_adapters
 from alast_tune.methods.parameters import set_trainable, trainable_parameters
 from alast_tune.methods.planner import Planner
-from alast_tune.methods.tap import QkvTap
-from alast_tune.methods.tokens import keep_tokens
 from alast_tune.parallel import total_over_ranks
 
 _ANY_LENGTH = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
@@ -62,7 +61,7 @@ class Alast:
         set_trainable(self._parameters, True)
         chosen = {id(p) for p in self._parameters}
         self._of_block = [[p for p in block.parameters() if id(p) in chosen] for block in model.blocks]
-        self._tap = QkvTap(model)
+        self._flow = AlastFlow(config, model)
 
     @property
     def plan(self) -> StepPlan:
@@ -106,25 +105,27 @@ class Alast:
         learning = first and self.config.budget_timing == "same_step"
         plan = self.plan
         planned = None if learning else plan.tokens_L
-        prefix = int(self.model.num_prefix_tokens)
         tokens: list[int] = []
         deltas: list[Tensor] = []
-        last = len(self.model.blocks) - 1
-        for index, block in enumerate(blocks_of(self.model)):
-            tokens.append(x_BND.shape[1])
-            arriving = x_BND.shape[1] - prefix
-            before_BD = x_BND[:, 0].detach()
-            self._tap.listening = index < last and (planned is None or planned[index + 1] < tokens[-1])
-            x_BND = self._run(block, plan.trainable_L[index], x_BND)
-            deltas.append(class_delta(before_BD, x_BND[:, 0].detach(), "batch_sum"))
+
+        def choose(before_BND: Tensor, after_BND: Tensor) -> int:
+            index, arriving = len(deltas), before_BND.shape[1]
+            tokens.append(arriving)
+            deltas.append(_delta(before_BND, after_BND))
             if learning:
                 self._planner.learn(index, deltas[-1], len(images_BCHW))
-            if index < last:
-                flow_on = self._planner.keep(index, arriving) if planned is None else planned[index + 1] - prefix
-                if flow_on < arriving:
-                    scores_BN = self._tap.class_scores(block.attn)[:, prefix - 1 :]
-                    x_BND, _ = keep_tokens(x_BND, scores_BN, flow_on)
-            self._tap.forget()
+            if index == last:
+                return arriving
+            if planned is not None:
+                return planned[index + 1]
+            prefix = int(self.model.num_prefix_tokens)
+            return prefix + self._planner.keep(index, arriving - prefix)
+
+        last = len(self.model.blocks) - 1
+        for index, trains in enumerate(plan.trainable_L):
+            drops = planned is not None and index < last and planned[index + 1] < planned[index]
+            listens = drops or (learning and index < last)
+            x_BND = self._flow.run(index, trains, listens, x_BND, choose)
         if first:
             self._planner.plan = StepPlan(tuple(tokens), plan.trainable_L, calibrated)
         self._deltas.append(torch.stack(deltas))
@@ -172,29 +173,31 @@ class Alast:
         sums_L, images = total_over_ranks(sums_L, seen)
         self._planner.calibrate(sums_L.cpu() / images)
 
-    def _run(self, block: nn.Module, trains: bool, x_BND: Tensor) -> Tensor:
-        """Run a block; frozen and ``residual``: without a graph, gradients pass by the skip connection."""
-        if trains or self.config.frozen_backward == "exact" or not x_BND.requires_grad:
-            y_BND: Tensor = block(x_BND)
-            return y_BND
-        with torch.no_grad():
-            y_BND = block(x_BND)
-        passed: Tensor = _PassGradient.apply(x_BND, y_BND)
-        return passed
+
+class AlastFlow(Dropping):
+    """Blocks of which each looks how much it has moved the class token, and drops tokens."""
+
+    def __init__(self, config: AlastConfig, model: VisionTransformer) -> None:
+        super().__init__(config, model, residual=config.frozen_backward == "residual")
+        self._learns = config.budget_timing == "same_step"
+
+    def listens(self, index: int, drops: bool) -> bool:
+        """Say whether a block's attention may be looked at: where budgets learn, nobody knows before it has run."""
+        return drops or (self._learns and index < len(self.model.blocks) - 1)
+
+    def _stage(self, index: int, trains: bool, listens: bool, x_BND: Tensor, leaving: int) -> Tensor:
+        def choose(before_BND: Tensor, after_BND: Tensor) -> int:
+            _delta(before_BND, after_BND)
+            return leaving
+
+        return self.run(index, trains, listens, x_BND, choose)
+
+
+def _delta(before_BND: Tensor, after_BND: Tensor) -> Tensor:
+    """How much a block has moved the class token, summed over the batch."""
+    return class_delta(before_BND[:, 0].detach(), after_BND[:, 0].detach(), "batch_sum")
 
 
 def drawable_blocks(config: AlastConfig, model: VisionTransformer) -> list[bool]:
     """Say which blocks may be drawn, (L,): those with adapters, or all."""
     return [True] * len(model.blocks) if config.lora is None else adapted_blocks(config.lora, model)
-
-
-class _PassGradient(torch.autograd.Function):
-    """Forward: y. Backward: the gradient goes to x unchanged, as if y were x + constant."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
-        return y.view_as(y)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return gradients[0], None

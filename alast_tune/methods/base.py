@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -24,6 +24,50 @@ class StepPlan:
     """Which blocks get gradients."""
     calibrated: bool = False
     """Whether the step began with one no-grad pass of its images, all tokens, to set the budgets."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a training forward does at one block; the method runs it, and so does the meter, without data."""
+
+    run: Callable[[Any, int], Any]
+    """Takes what flows, tokens (B, N, D) or a tuple that begins with them, and how many tokens are to leave."""
+    arriving: int
+    """Tokens, class token and registers counted."""
+    leaving: int
+    kind: Hashable = None
+    """What decides the cost besides the block, whether it trains, and the tokens."""
+    scales: bool = True
+    """Whether every tensor's size is a product with token counts (or patch counts) for factors."""
+
+
+class Flow:
+    """A method's training forward between embedding and classifier; by default every block as it is.
+
+    Args:
+        config: of the method.
+        model: as the method has prepared it.
+    """
+
+    def __init__(self, config: MethodConfig, model: VisionTransformer) -> None:
+        self.config = config
+        self.model = model
+
+    def stages(self, plan: StepPlan) -> list[Stage]:
+        """Give a plan's stages, one a block."""
+
+        def run(block: nn.Module) -> Callable[[Tensor, int], Tensor]:
+            return lambda x_BND, leaving: block(x_BND)
+
+        counts = plan.tokens_L
+        return [Stage(run(block), count, count) for block, count in zip(blocks_of(self.model), counts, strict=True)]
+
+
+def run_stages(stages: Iterable[Stage], tokens: Any) -> Any:
+    """Run stages one after the other; nothing but the next one has what a stage has made."""
+    for stage in stages:
+        tokens = stage.run(tokens, stage.leaving)
+    return tokens
 
 
 class Method(Protocol):
@@ -79,6 +123,7 @@ class Constant:
         model: any timm Vision Transformer with a class token.
         trainable_L: the blocks in which something trains.
         tokens_L: what each block receives; unset: all tokens.
+        flow: how they receive it; unset: as the model's own forward has it.
     """
 
     def __init__(
@@ -87,11 +132,13 @@ class Constant:
         model: VisionTransformer,
         trainable_L: Sequence[bool],
         tokens_L: Sequence[int] | None = None,
+        flow: Flow | None = None,
     ) -> None:
         self.config: MethodConfig = config
         self.model = model
         self._parameters = trainable_parameters(config, model)
         self._plan = StepPlan(tuple(tokens_L or [token_count(model)] * len(model.blocks)), tuple(trainable_L))
+        self._flow = flow or Flow(config, model)
         set_trainable(model.parameters(), False)
         set_trainable(self._parameters, True)
 
@@ -108,9 +155,8 @@ class Constant:
         """Nothing to decide."""
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        """timm's forward."""
-        logits: Tensor = self.model(images_BCHW)
-        return logits
+        """Training forward: embedding, all stages, classifier."""
+        return classify(self.model, run_stages(self._flow.stages(self._plan), embed(self.model, images_BCHW)))
 
     def end_step(self) -> None:
         """Nothing to learn."""

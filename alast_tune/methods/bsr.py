@@ -10,14 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor
 
 from alast_tune.config import BsrConfig
 from alast_tune.errors import ConfigError
-from alast_tune.methods.base import Constant, blocks_of, check_blocks, classify, embed, token_count
+from alast_tune.methods.base import Constant, check_blocks, token_count
+from alast_tune.methods.dropping import Dropping
 from alast_tune.methods.freezing import chosen_blocks
-from alast_tune.methods.tap import QkvTap
-from alast_tune.methods.tokens import keep_count, keep_tokens
+from alast_tune.methods.tokens import keep_count
 
 
 class Bsr(Constant):
@@ -42,21 +41,7 @@ class Bsr(Constant):
             patches = tokens[-1] - prefix
             kept = keep_count(config.keep, patches, patches, prefix, "image") if block in drop_after else patches
             tokens.append(prefix + kept)
-        super().__init__(config, model, mask_L, tokens)
-        self._tap = QkvTap(model)
-
-    def forward(self, images_BCHW: Tensor) -> Tensor:
-        """Training forward: tokens go after the blocks that drop."""
-        tokens_L, prefix = self.plan.tokens_L, int(self.model.num_prefix_tokens)
-        x_BND = embed(self.model, images_BCHW)
-        for index, block in enumerate(blocks_of(self.model)):
-            drops = index + 1 < len(tokens_L) and tokens_L[index + 1] < tokens_L[index]
-            self._tap.listening = drops
-            x_BND = block(x_BND)
-            if drops:
-                scores_BN = self._tap.class_scores(block.attn)[:, prefix - 1 :]
-                x_BND, _ = keep_tokens(x_BND, scores_BN, tokens_L[index + 1] - prefix)
-        return classify(self.model, x_BND)
+        super().__init__(config, model, mask_L, tokens, Dropping(config, model))
 
 
 def default_drops(mask_L: Sequence[bool]) -> tuple[int, ...]:

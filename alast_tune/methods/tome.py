@@ -8,7 +8,8 @@ how many patches each stands for. Later attention counts a token that stands for
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
@@ -17,7 +18,7 @@ from torch.nn import functional as F
 
 from alast_tune.config import TomeConfig
 from alast_tune.errors import ConfigError
-from alast_tune.methods.base import Constant, blocks_of, classify, embed, token_count
+from alast_tune.methods.base import Constant, Flow, Stage, StepPlan, blocks_of, token_count
 from alast_tune.methods.tap import QkvTap
 
 
@@ -79,26 +80,50 @@ class Tome(Constant):
 
     def __init__(self, config: TomeConfig, model: VisionTransformer) -> None:
         depth = len(model.blocks)
-        self.merges_L = merges(config, model)
+        flow = Merging(config, model)
+        self.merges_L = flow.merges_L
         tokens_L = tokens_after(self.merges_L, token_count(model), int(model.num_prefix_tokens))[:depth]
-        super().__init__(config, model, [True] * depth, tokens_L)
+        super().__init__(config, model, [True] * depth, tokens_L, flow)
+
+
+class Merging(Flow):
+    """Every block with merged tokens between its attention and its MLP.
+
+    Raises:
+        ConfigError: as :func:`merges`.
+    """
+
+    def __init__(self, config: TomeConfig, model: VisionTransformer) -> None:
+        super().__init__(config, model)
+        self.merges_L = merges(config, model)
         self._tap = QkvTap(model)
 
-    def forward(self, images_BCHW: Tensor) -> Tensor:
-        """Training forward: tokens merge between each block's attention and its MLP."""
-        prefix = int(self.model.num_prefix_tokens)
-        x_BND = embed(self.model, images_BCHW)
-        size_BN1: Tensor | None = None  # all 1: attention needs no weights yet
-        for block, r in zip(blocks_of(self.model), self.merges_L, strict=True):
-            r = merged_count(r, x_BND.shape[1], prefix)
-            self._tap.listening = r > 0
-            weights = None if size_BN1 is None else size_BN1.log().transpose(1, 2)[:, None].to(_dtype(x_BND))
-            x_BND = x_BND + block.drop_path1(block.ls1(block.attn(block.norm1(x_BND), attn_mask=weights)))
-            if r > 0:
-                size = x_BND.new_ones(*x_BND.shape[:2], 1) if size_BN1 is None else size_BN1
-                x_BND, size_BN1 = bipartite_merge(x_BND, self._tap.mean_keys(block.attn), size, r, prefix)
-            x_BND = x_BND + block.drop_path2(block.ls2(block.mlp(block.norm2(x_BND))))
-        return classify(self.model, x_BND)
+    def stages(self, plan: StepPlan) -> list[Stage]:
+        """Give a plan's stages, one a block; tokens come with how many patches each stands for, once some merged."""
+        prefix, last = int(self.model.num_prefix_tokens), len(self.model.blocks) - 1
+        counts = tokens_after(self.merges_L, plan.tokens_L[0], prefix)
+
+        def run(index: int, block: Any) -> Callable[[Any, int], Any]:
+            return lambda tokens, leaving: self._run(block, tokens, leaving, index == last)
+
+        return [
+            Stage(run(index, block), counts[index], counts[index + 1], index == last, scales=False)
+            for index, block in enumerate(blocks_of(self.model))
+        ]
+
+    def _run(self, block: Any, tokens: Any, leaving: int, last: bool) -> Any:
+        """Run a block; tokens come alone as long as each stands for one patch, and when they leave the last one."""
+        x_BND, size_BN1 = tokens if isinstance(tokens, tuple) else (tokens, None)
+        r = x_BND.shape[1] - leaving
+        self._tap.listening = r > 0
+        weights = None if size_BN1 is None else size_BN1.log().transpose(1, 2)[:, None].to(_dtype(x_BND))
+        x_BND = x_BND + block.drop_path1(block.ls1(block.attn(block.norm1(x_BND), attn_mask=weights)))
+        if r > 0:
+            size = x_BND.new_ones(*x_BND.shape[:2], 1) if size_BN1 is None else size_BN1
+            prefix = int(self.model.num_prefix_tokens)
+            x_BND, size_BN1 = bipartite_merge(x_BND, self._tap.mean_keys(block.attn), size, r, prefix)
+        x_BND = x_BND + block.drop_path2(block.ls2(block.mlp(block.norm2(x_BND))))
+        return x_BND if last or size_BN1 is None else (x_BND, size_BN1)
 
 
 def merges(config: TomeConfig, model: VisionTransformer) -> tuple[int, ...]:

@@ -15,9 +15,7 @@ from typing import Any
 import timm
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers.activations import QuickGELU
 from timm.layers.attention import Attention
-from timm.layers.mlp import Mlp
 from timm.layers.patch_embed import PatchEmbed
 from timm.models import is_model_in_modules
 from timm.models.deit import VisionTransformerDistilled
@@ -35,7 +33,6 @@ __all__ = [
     "EMBEDDED_STD",
     "EMBEDDED_WEIGHTS",
     "InputSpec",
-    "QuickGELU",
     "VisionTransformer",
     "architecture_of",
     "check_weights",
@@ -245,32 +242,9 @@ def _skeleton(name: str) -> VisionTransformer:
     )
     if not plain:
         raise refuse(f"is built of {type(blocks[0]).__name__}, not of timm's plain Block", "vit_base_patch16_224, say")
-    if unknown := _unknown_to_the_meter(model):
-        raise refuse(f"has {unknown}, whose cost is not known here", "vit_base_patch16_224 or a smaller DINOv2, say")
+    if not all(isinstance(getattr(block.mlp, layer, None), nn.Linear) for block in blocks for layer in ("fc1", "fc2")):
+        raise refuse(f"has {type(blocks[0].mlp).__name__} for an MLP, without fc1 and fc2", "vit_base_patch16_224, say")
     return model
-
-
-def _unknown_to_the_meter(model: VisionTransformer) -> str | None:
-    """Name a part whose FLOPs or memory the meter (``cost/step.py``) would get wrong."""
-    norms = [model.norm_pre, model.norm]
-    for block in model.blocks:
-        mlp: Any = block.mlp
-        if type(mlp) is not Mlp:
-            return f"a gated or otherwise special MLP ({type(mlp).__name__})"
-        if type(mlp.act) not in {nn.GELU, QuickGELU}:
-            return f"{type(mlp.act).__name__} for an activation"
-        attention: Any = block.attn
-        norms += [block.norm1, block.norm2, attention.q_norm, attention.k_norm]
-        inner = [layer for layer in (mlp.norm, attention.norm) if not isinstance(layer, nn.Identity)]
-        if inner:
-            return f"a norm inside of its blocks ({type(inner[0]).__name__})"
-    for norm in norms:
-        if not isinstance(norm, nn.LayerNorm | nn.Identity):
-            return f"{type(norm).__name__} for a norm"
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Dropout) and module.p:
-            return f"dropout ({name})"
-    return None
 
 
 def _check_image_size(size: int, patch_size: int) -> None:

@@ -418,8 +418,6 @@ class TestSuitableModel:
             ("deit_tiny_distilled_patch16_224", "and two classifiers; take deit_tiny_patch16_224"),
             ("vit_base_patch16_siglip_224", "has no class token, by which tokens are ranked; take deit_small"),
             ("vit_base_patch16_reg4_gap_256", "has no class token, by which tokens are ranked; take deit_small"),
-            ("vit_giant_patch14_dinov2", "has a gated or otherwise special MLP (GluMlp), whose cost is not known"),
-            ("vit_giant_patch14_reg4_dinov2", "has a gated or otherwise special MLP (GluMlp), whose cost is not known"),
             (
                 "beit3_base_patch16_224",
                 "classifies by avg pooling, not from the class token; take vit_base_patch16_224",

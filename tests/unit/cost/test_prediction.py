@@ -78,7 +78,8 @@ def steps(
         tracking = track_live_bytes(model, optimizer, images) if number == 1 else nullcontext([0])
         held = 0
         method.begin_step(number, images.tensor_split(accumulate))
-        with tracking as peak, FlopCounterMode(display=False) as counter:
+        # The counter takes some operations apart (SiLU's backward): the tracker, entered later, sees them whole.
+        with FlopCounterMode(display=False) as counter, tracking as peak:
             for part, truth in zip(images.tensor_split(accumulate), labels.tensor_split(accumulate), strict=True):
                 with watch(model, part, truth) if number == 0 else nullcontext() as kept:
                     loss = forward(method, part, truth, precision)
@@ -103,9 +104,7 @@ def peak_errors(of: Sequence[Case]) -> list[float]:
         first, second = steps(vit(MODELS[case.model] | {"patch_size": 4}), case.config, case.batch, case.precision)
         assert first.predicted.flops == first.flops, case
         assert second.predicted.flops == second.flops, case
-        # Merged tokens' sums are the part that is estimated; autocast keeps a few copies as it likes.
-        at_most = {"fp32": 0.05, "bf16": 0.07} if case.config.name == "tome" else {"fp32": 0.001, "bf16": 0.03}
-        assert first.held_error <= at_most[case.precision], case
+        assert first.held_error <= 0.01, case  # of a few kilobytes where nothing but the classifier waits
         assert second.peak_error <= 0.08, case
         errors.append(second.peak_error)
     return errors
@@ -117,7 +116,7 @@ def test_flops_are_exact_and_peaks_within_3_percent_at_the_median_and_8_at_worst
     errors = peak_errors([case for case in cases(name) if case.precision == precision])
     print(f"\n{name}, {precision}: median {statistics.median(errors):.4f}, worst {max(errors):.4f}")
     assert statistics.median(errors) <= 0.03
-    assert name == "tome" or max(errors) <= {"fp32": 0.005, "bf16": 0.02}[precision]
+    assert max(errors) <= 0.005
 
 
 @pytest.mark.nightly
@@ -148,8 +147,8 @@ def test_micro_batches_are_predicted_too(values: dict[str, Any]) -> None:
     first, second = steps(model, config, batch=8, accumulate=3)
     assert first.predicted.flops == first.flops
     assert second.predicted.flops == second.flops
-    assert first.held_error <= (0.05 if config.name == "tome" else 0.001)
-    assert second.peak_error <= 0.08
+    assert first.held_error <= 0.001
+    assert second.peak_error <= 0.005
 
 
 def test_what_the_tap_holds_counts_where_nothing_waits_for_the_backward() -> None:
@@ -173,6 +172,8 @@ KINDS = (
     "vit_base_patch16_radio_v3",  # no final norm, layer scale, registers
     "vit_huge_patch16_radio_v3",  # no final norm, registers
     "vit_intern300m_patch14_448",  # no final norm, layer scale
+    "vit_giant_patch14_dinov2",  # a gated MLP, layer scale
+    "vit_giant_patch14_reg4_dinov2",  # a gated MLP, layer scale, registers
 )
 
 
@@ -199,8 +200,8 @@ def test_every_structural_kind_costs_what_is_predicted(name: str, values: dict[s
     first, second = steps(small(name), setting(values), batch=24)
     assert first.predicted.flops == first.flops
     assert second.predicted.flops == second.flops
-    assert first.held_error <= (0.05 if "merge" in values else 0.001)
-    assert second.peak_error <= (0.03 if "merge" in values else 0.005)
+    assert first.held_error <= 0.001
+    assert second.peak_error <= 0.005
 
 
 def test_a_model_without_positions_costs_what_is_predicted() -> None:

@@ -8,7 +8,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 from alast_tune.config import AlastConfig, TrainConfig
 from alast_tune.errors import ConfigError
-from alast_tune.methods import Alast, build_method
+from alast_tune.methods import Alast, StepPlan, build_method
 
 DEPTH = 6
 
@@ -55,10 +55,11 @@ def test_gradients_reach_below_frozen_blocks(backward: str) -> None:
 
 def test_residual_frozen_block_computes_the_same_and_passes_the_gradient_unchanged() -> None:
     model = vit()
-    exact = alast(model, reading="paper", trainable_blocks=1)._run(model.blocks[3], False, x := torch.randn(2, 17, 32))
+    exact = model.blocks[3](x := torch.randn(2, 17, 32))
     method = alast(model, reading="paper", trainable_blocks=1, frozen_backward="residual")
     x.requires_grad_(True)
-    y = method._run(model.blocks[3], False, x)
+    (stage,) = method._flow.stages(StepPlan((17,) * DEPTH, (False,) * DEPTH))[3:4]
+    y = stage.run(x, 17)
     assert torch.equal(y, exact)
     weight = torch.randn_like(y)
     (y * weight).sum().backward()

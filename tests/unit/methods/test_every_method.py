@@ -232,7 +232,8 @@ def test_evaluation_is_that_of_the_plain_model_that_comes_out(name: str) -> None
             logits, expected = method.model.eval()(batch()[0]), plain.eval()(batch()[0])
         assert torch.equal(logits, expected) or changed, config  # every token, since the model is timm's
         torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
-        assert getattr(method, "_tap", None) is None or method._tap._qkv is None, config  # type: ignore[attr-defined]
+        tap = getattr(method._flow, "_tap", None)  # type: ignore[attr-defined]
+        assert tap is None or tap._qkv is None, config
 
 
 @pytest.mark.parametrize("name", METHODS)
