@@ -374,6 +374,7 @@ def readers(tmp_path_factory: pytest.TempPathFactory, empty_mlflow: Path) -> Ite
 
 @pytest.mark.e2e
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # the first of them follows README and the first sweep before its own document
 @NEEDS_JUST
 @pytest.mark.parametrize(("document", "end"), PARTS)
 def test_every_command_works(document: str, end: int, readers: Callable[[str], Reader]) -> None:
