@@ -69,6 +69,8 @@ def explain(error: ValidationError) -> str:
     field = ".".join(path) or "configuration"
     if first["type"] == "extra_forbidden":
         return f"{field} = {_shortened(first['input'])}: no such setting; see --help for those there are"
+    if first["type"] == "missing":
+        return f"{field} = not given: it has no default; see --help"
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     value = first["input"] if not isinstance(first["input"], dict) else "{...}"
     return f"{field} = {_shortened(value)}: {first['msg'].removeprefix('Value error, ')}{more}"

@@ -23,6 +23,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from alast_tune import __version__
 from alast_tune.cli import submit
 from alast_tune.cli.clean import Clean
 from alast_tune.cli.doctor import Doctor
@@ -114,6 +115,9 @@ def main(arguments: list[str] | None = None) -> None:
         return
     if words[:1] == ["submit"]:
         submit.main(words[1:])
+        return
+    if words == ["--version"]:
+        print(f"alast-tune {__version__}")
         return
     # Both spellings of a name are taken: --train.batch-size and --train.batch_size.
     words = [re.sub(r"^--[^=]+", lambda name: "--" + name[0][2:].replace("_", "-"), word) for word in words]

@@ -56,7 +56,9 @@ def find_sweep(sweep: Path, storage: Path) -> Path:
     fetch(storage / sweep)
     folder = next((path for path in (sweep, storage / sweep) if path.is_dir()), None)
     if folder is None:
-        raise ConfigError("sweep", display_path(sweep), f"neither a folder nor a sweep under {display_path(storage)}")
+        there = ", ".join(names_with(storage, "sweep.json")) or "none"
+        remedy = f"neither a folder nor a sweep under {display_path(storage)}; there are: {there}"
+        raise ConfigError("sweep", display_path(sweep), remedy)
     return folder.absolute()
 
 

@@ -44,7 +44,7 @@ from alast_tune.results import FrontFile
 from alast_tune.storage import copy_of, display_path, listing, names_with
 from alast_tune.summary import check_complete
 from alast_tune.terminal import answers, front_table, printer, reseeded_table
-from alast_tune.tracking import pending
+from alast_tune.tracking import REPORT, pending
 from alast_tune.tune.reseed import reseed
 from alast_tune.tune.study import run_sweep
 
@@ -242,6 +242,8 @@ def main(arguments: list[str] | None = None) -> None:
     if options.reseed is not None and any(result.state == "complete" for result in results):
         console.print(reseeded_table(reseed(file.parent, options.reseed, console)))
     say(f"front: {display_path(file)}")
+    if (page := file.with_name(REPORT)).exists():
+        say(f"report: {display_path(page)}")
     say(f"MLflow: {shlex.join(['alast-tune', 'ui', *storage])}")
     check_complete(sweep.name, results)
     if pending(file.parent):  # the tracker has said so

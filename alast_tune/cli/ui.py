@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -46,6 +47,8 @@ class Ui(BaseModel):
             raise ConfigError("storage", display_path(self.storage), remedy)
         run_id = self._run_id()
         address = uri if uri.startswith("http") else f"http://{self.host}:{self.port}"
+        if not uri.startswith("http"):
+            _check_free(self.host, self.port)
         page = f"{address.rstrip('/')}{prepare_view(connect(uri, self.storage), run_id)}"
         say(f"open {page}")
         if self.browser and _has_display():
@@ -95,6 +98,22 @@ for _ in range(120):
 webbrowser.open(sys.argv[1])
 """
 """Opens a page once its server answers: a process of its own, since this one becomes the server."""
+
+
+def _check_free(host: str, port: int) -> None:
+    """Refuse an address at which no server can be started: another program's page would be shown there.
+
+    Raises:
+        ConfigError: it is taken, or not this machine's.
+    """
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a server that has just ended is no hindrance
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ConfigError(
+                "port", port, f"no server can listen at {host}:{port} ({error.strerror}); give another --port"
+            ) from None
 
 
 def _has_display() -> bool:

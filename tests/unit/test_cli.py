@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+import alast_tune
 from alast_tune import promote
 from alast_tune.cli import main
 from alast_tune.cli.ui import _OPEN
@@ -348,3 +350,32 @@ def test_nothing_is_deleted_or_written_through_a_link_in_a_sweep(
         main(["promote", str(sweep), "-o", str(tmp_path / "c.yaml"), "--pick", "1", "--verify"])
     assert "verify/0001 leads out of it, by a link; remove that" in capsys.readouterr().err
     assert kept.exists() and not (tmp_path / "c.yaml").exists()
+
+
+def test_the_version_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--version"])
+    assert capsys.readouterr().out == f"alast-tune {alast_tune.__version__}\n"
+
+
+def test_an_option_that_has_no_default_is_asked_for_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["promote", "demo"])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "error: promote.output = not given: it has no default; see --help\n"
+
+
+def test_ui_leaves_alone_a_port_at_which_another_program_listens(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (tmp_path / "mlflow.db").touch()
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(SystemExit) as ended:
+            main(["ui", "--storage", str(tmp_path), "--port", str(port)])
+    assert ended.value.code == 2
+    said = capsys.readouterr()
+    assert said.err.startswith(
+        f"error: port = {port}: no server can listen at 127.0.0.1:{port} (Address already in use)"
+    )
+    assert not said.out
