@@ -161,4 +161,5 @@ def _columns(folder: Path) -> tuple[str, str, str, str]:
     if not file.exists():
         return "0", "-", "-", what
     front = FrontFile.read(file)
-    return str(front.trials.complete), str(len(front.front)), f"{front.best_accuracy:.4f}", what
+    best = f"{front.best_accuracy:.4f}" if front.front else "-"
+    return str(front.trials.complete), str(len(front.front)), best, what
