@@ -100,4 +100,7 @@ class _Ahead(Sampler[list[int]]):
                     yield ahead.popleft()
             yield from ahead
         finally:  # also where the consumer breaks off; without waiting, which a thread of the pool itself could not
-            pool.shutdown(wait=False, cancel_futures=True)
+            try:  # noqa: SIM105 contextlib may be gone as well
+                pool.shutdown(wait=False, cancel_futures=True)
+            except AttributeError:  # the interpreter ends, and modules have lost their names
+                pass

@@ -27,7 +27,7 @@ from alast_tune.tracking import prepare_view
 from tests.integration.harness import Pareto, mlflow_server
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, Locator, Page
 
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
@@ -206,12 +206,18 @@ def test_ui_leads_to_the_sweeps_charts_and_table(sweep: Sweep, browser: Page, pi
         expect(header).to_be_visible()
         places.append((header.bounding_box() or {"x": -1.0})["x"])
     assert places == sorted(places)
-    row = browser.locator("[role=row]", has=full).get_attribute("row-index")
+
+    def cell(run: str, column: str) -> Locator:
+        link = browser.get_by_role("link", name=run, exact=True)
+        row = browser.locator("[role=row]", has=link).get_attribute("row-index")
+        return browser.locator(f"[row-index='{row}'] [col-id*='`{column}`']")
+
     (dataset,) = (one.dataset for one in sweep.parent.inputs.dataset_inputs)
     seen = {"method/name": "full", "flops_percent_of_full": "100", "memory_percent_of_full": "100"}
-    seen |= {"Models": f"{sweep.name} 0000", "Dataset": dataset.name}
-    for column, text in seen.items():
-        expect(browser.locator(f"[row-index='{row}'] [col-id*='`{column}`']")).to_contain_text(text)
+    for column, text in (seen | {"Dataset": dataset.name}).items():
+        expect(cell("0000 full", column)).to_contain_text(text)
+    member = min(sweep.members)
+    expect(cell(member, "Models")).to_contain_text(f"{sweep.name} {member[:4]}")
     digits = [text for text in browser.locator("[role=gridcell]").all_inner_texts() if re.search(r"\d[\d.]{9}", text)]
     assert not digits, "numbers that nobody reads"
     browser.screenshot(path=pictures / "mlflow-table.png")

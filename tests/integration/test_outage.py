@@ -489,7 +489,7 @@ def test_a_driver_killed_in_an_outage_is_resumed_and_its_sweep_ends_whole_withou
     for name, run in stored.items():
         if run["tags"]["alast.kind"] == "trial" and run["tags"]["alast.state"] == "complete":
             assert {step for step, _ in run["metrics"]["accuracy"]} == {1, 2}, name
-    on_front = {name.removeprefix("trial-") for name, run in stored.items() if run["tags"].get("pareto") == "true"}
+    on_front = {run["tags"]["alast.trial"] for run in stored.values() if run["tags"].get("pareto") == "true"}
     assert on_front == {member.trial_id for member in front.front}
     parent = next(run for run in stored.values() if run["tags"]["alast.kind"] == "sweep")
     assert json.loads(parent["artifacts"]["front.json"])["knee"] == front.knee

@@ -181,7 +181,7 @@ def test_a_second_driver_of_the_same_sweep_is_refused(pareto: Pareto) -> None:
         (["--preset", "nope"], "error: preset = nope: not a file and none of"),
         (["--resume", "nope"], "error: resume = nope: "),
         ([], "error: folder = not given: give a folder of images, --preset"),
-        (["--preset", "demo", "--nonsense", "1"], "error: unrecognized arguments: --nonsense 1"),
+        (["--preset", "demo", "--nonsense", "1"], "error: unrecognized arguments: --nonsense; see --help"),
         (["--preset", "demo", "--trials", "0"], "error: trials = 0: "),
         (
             ["--preset", "demo", "--trial.method.trainable_blocks", "13"],
