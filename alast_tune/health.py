@@ -17,7 +17,7 @@ from alast_tune.summary import trial_id
 EDGE = 0.05
 """A value in this share of its range, on the scale that is searched, lies at its edge."""
 LEAST_BEST, LEAST_TRIALS, MOST_TRIALS = 3, 20, 2000
-"""Fewer good trials say nothing about edges, fewer trials nothing about what explains accuracy; of more, so many do."""
+"""Good trials that the check of edges needs; trials that the check of parameters needs, and the most it looks at."""
 ALIKE = 0.01
 """A trial whose accuracy is less than a baseline's by at most this may replace the baseline."""
 FORECAST_ERROR = 0.1

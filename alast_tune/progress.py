@@ -189,7 +189,7 @@ class SweepProgress:
         self._state = replace(self._state, running=MappingProxyType(running), at_a_time=most)
 
     def reported(self, number: int, epoch: int) -> None:
-        """A trial has done so many epochs."""
+        """Note that a trial has finished ``epoch`` epochs."""
         trial = self._state.running.get(number)
         if trial is not None:
             running = {**self._state.running, number: replace(trial, epoch=epoch)}

@@ -217,7 +217,7 @@ def _row(front: FrontFile, member: FrontMember) -> tuple[str, ...]:
 
 
 def joined(labels: Sequence[str], width: int) -> Iterator[str]:
-    """Join labels by commas, in lines of at most so many columns as far as single labels allow that."""
+    """Join labels by commas into lines of at most ``width`` columns; a longer label has a line of its own."""
     line = ""
     for place, label in enumerate(labels, start=1):
         piece = label + "," * (place < len(labels))

@@ -17,7 +17,7 @@ LEAST_PATCHES = 4
 BATCHES = (8, 128)
 """The smallest and the largest batch; the largest is the paper's."""
 STEPS_PER_EPOCH = 32
-"""A batch is so small that an epoch has so many, if it may be so small."""
+"""Training steps that an epoch should have: the batch is made small enough, down to the smallest allowed."""
 
 EPOCHS = (4, 20)
 """The fewest, from which on trials are stopped early, and the most, which is the paper's."""
@@ -81,7 +81,7 @@ def batch_size(images: int, peak_bytes: Callable[[int], float], limit_bytes: flo
 
 
 def epoch_count(images: int, batch: int, steps: int) -> int:
-    """Choose how many epochs make about so many steps."""
+    """Choose the number of epochs whose training steps come to about ``steps``."""
     least, most = EPOCHS
     return min(most, max(least, -(-steps // -(-images // batch))))
 

@@ -77,7 +77,7 @@ class Part:
         self._costs: dict[Counts, PartCost] = {}
 
     def cost(self, counts: Counts) -> PartCost:
-        """Read what the part costs for so many images and tokens."""
+        """Compute the cost of the part for a number of images and tokens."""
         if counts not in self._costs:
             values = (np.array(counts, np.int64) ** self._powers).prod(axis=1)
             live = self._live @ values

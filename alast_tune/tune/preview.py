@@ -28,10 +28,10 @@ POINTS = 48
 """Of the space, whose costs are forecast."""
 
 TIMED_IMAGES = 4
-"""On a CPU a step is timed with so many images, which take as long each as those of a whole batch."""
+"""Images of a step that is timed on a CPU, where an image takes as long as in a whole batch."""
 
 TIMED_STEPS = 3
-"""The fastest of so many counts; one before them does not."""
+"""Steps that are timed, after one that is not; the fastest of them counts."""
 
 TIMED_SECONDS = 5.0
 """After so long no more are timed, so that the first may be the only one."""
