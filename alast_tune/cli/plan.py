@@ -87,7 +87,9 @@ def _time(sweep: SweepConfig, seen: Preview) -> str:
         one, whole = hours_of(seen, pace(sweep), images, sweep.trial.train.epochs)
     except RuntimeError as error:  # memory that others have, say: the trials will tell
         return f"said once the first trial has ended; a step could not be timed here ({one_line(error)}){limit}"
-    return f"{_duration(3600 * one)} full fine-tuning, timed here; {_duration(3600 * whole)} all trials, by FLOPs{limit}"
+    return (
+        f"{_duration(3600 * one)} full fine-tuning, timed here; {_duration(3600 * whole)} all trials, by FLOPs{limit}"
+    )
 
 
 def _duration(seconds: float) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
@@ -39,14 +39,6 @@ def trainable_parameters(config: MethodConfig, model: VisionTransformer) -> list
             if config.lora is None:
                 return _outputs(model) + list(model.blocks.parameters()) + embeddings
             return _adapters(model) + list(model.head.parameters()) + embeddings
-
-
-def trained_parameters(config: MethodConfig, model: VisionTransformer, trainable_L: Sequence[bool]) -> set[int]:
-    """Give the ids of the parameters that train at a step: those that may, but for frozen blocks'."""
-    frozen = {
-        id(p) for block, trains in zip(model.blocks, trainable_L, strict=True) if not trains for p in block.parameters()
-    }
-    return {id(p) for p in trainable_parameters(config, model)} - frozen
 
 
 def set_trainable(parameters: Iterable[nn.Parameter], trainable: bool) -> None:
