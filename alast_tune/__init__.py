@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from alast_tune.api import Sweep, open_sweep, sweep
-    from alast_tune.config import SweepConfig, TrialConfig
+    from alast_tune.config import MethodConfig, SweepConfig, TrialConfig, register_method
     from alast_tune.data import register_dataset
     from alast_tune.methods import build_method
     from alast_tune.models import create_model
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "MethodConfig": "config.MethodConfig",
     "Sweep": "api.Sweep",
     "SweepConfig": "config.SweepConfig",
     "TrialConfig": "config.TrialConfig",
@@ -31,6 +32,7 @@ _HOMES = {
     "fit": "train.fit",
     "open": "api.open_sweep",
     "register_dataset": "data.register_dataset",
+    "register_method": "config.register_method",
     "run_sweep": "tune.study.run_sweep",
     "sweep": "api.sweep",
 }
@@ -38,6 +40,7 @@ _HOMES = {
 
 # Without open: `from alast_tune import *` would take the place of Python's own.
 __all__ = [
+    "MethodConfig",
     "Sweep",
     "SweepConfig",
     "TrialConfig",
@@ -45,6 +48,7 @@ __all__ = [
     "create_model",
     "fit",
     "register_dataset",
+    "register_method",
     "run_sweep",
     "sweep",
 ]

@@ -58,14 +58,9 @@ def explain(error: ValidationError) -> str:
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, ConfigError):
         return str(cause)
-    # pydantic puts the tag of a tagged union (method.alast.alpha) into the location; people do not write it.
-    place = [str(part) for part in first["loc"]]
+    # pydantic puts the tag of a tagged union (space.method/alpha.float.low) into the location; people do not write it.
     tags = {"float", "int", "categorical", "variants"}
-    path = [
-        part
-        for before, part in zip(["", *place], place, strict=False)
-        if before != "method" and (part not in tags or first["type"] == "extra_forbidden")
-    ]
+    path = [part for part in map(str, first["loc"]) if part not in tags or first["type"] == "extra_forbidden"]
     field = ".".join(path) or "configuration"
     if first["type"] == "extra_forbidden":
         return f"{field} = {_shortened(first['input'])}: no such setting; see --help for those there are"

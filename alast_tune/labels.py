@@ -4,23 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from alast_tune.config import AlastConfig, TrialConfig, flatten
+from alast_tune.config import TrialConfig, flatten
 from alast_tune.results import BASELINES, FrontFile, FrontMember
 from alast_tune.text import safe
-
-_METHODS = {
-    "alast": "ALaST",
-    "full": "full fine-tuning",
-    "head": "classifier only",
-    "top_k": "top-k blocks",
-    "bsr": "BSR",
-    "tome": "ToMe",
-    "lora": "LoRA",
-    "apla": "APLA",
-}
-
-_KEY = {"alast": "trainable_blocks", "tome": "merge", "bsr": "keep", "lora": "rank", "apla": "columns"}
-"""The setting that tells most of a method."""
 
 _SHORT = {"trainable_blocks": "K", "learning_rate": "lr", "target_budget": "budget"}
 
@@ -30,12 +16,9 @@ def method_label(config: TrialConfig, baseline: str | None = None, *, key: bool 
     if baseline:
         return BASELINES[baseline]
     method = config.method
-    label = _METHODS.get(method.name, method.name)
-    if isinstance(method, AlastConfig) and method.lora:
-        label += " with LoRA"
-    setting = _KEY.get(method.name, "")
-    value = getattr(method, setting, None) if key else None
-    return safe(label if value is None else f"{label}, {_SHORT.get(setting, setting)} {_digits(value)}")
+    label, setting = method.full_label(), method.foremost
+    value = getattr(method, setting) if key and setting else None
+    return safe(label if value is None else f"{label}, {_SHORT.get(str(setting), setting)} {_digits(value)}")
 
 
 def setting_labels(settings: Mapping[str, object]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from typing import Any
 
 _SECRETS = r"password|passwd|pwd|secret|secret_?key|token|api_?key|access_?key|access_?key_?id|signature|credential"
 
@@ -60,3 +61,14 @@ def one_line(error: BaseException) -> str:
     traced = any(line.startswith(("Traceback ", 'File "')) or "ray::" in line for line in lines)
     found = safe(lines[-1] if traced else lines[0])
     return found if traced else f"{type(error).__name__}: {found}"
+
+
+def short_number(value: Any) -> str:
+    """Write a number with two digits, no zero before the point: ``.6``, ``3e-4``."""
+    if not isinstance(value, float):
+        return str(value)
+    if value and abs(value) < 1e-3:
+        digits, _, exponent = f"{value:.1e}".partition("e")
+        return f"{digits.removesuffix('.0')}e{int(exponent)}"
+    text = f"{value:.2g}"
+    return text.removeprefix("0") if text.startswith("0.") else text

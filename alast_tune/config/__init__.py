@@ -4,21 +4,10 @@ YAML or JSON in, JSON out. A path into a record, as the command line (``--trial.
 and the search space (``method/alpha``) write it, is the chain of field names.
 """
 
-from alast_tune.config.methods import (
-    READINGS,
-    Adapters,
-    AlastConfig,
-    AplaConfig,
-    BlockChoice,
-    BsrConfig,
-    Floors,
-    FullConfig,
-    HeadConfig,
-    LoraConfig,
-    MethodConfig,
-    TomeConfig,
-    TopKConfig,
-)
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from alast_tune.config.methods import MethodConfig, find_method, known_methods, method_names, register_method
 from alast_tune.config.promoted import PromotedConfig, Provenance
 from alast_tune.config.record import (
     FrontName,
@@ -27,6 +16,7 @@ from alast_tune.config.record import (
     SweepName,
     TrialId,
     as_config_error,
+    as_plain_values,
     flatten,
     given_file,
     parse,
@@ -54,6 +44,14 @@ from alast_tune.config.trial import (
     with_absolute_paths,
     without_places,
 )
+
+if TYPE_CHECKING:
+    from alast_tune.methods.alast import READINGS, AlastConfig, Floors
+    from alast_tune.methods.apla import AplaConfig
+    from alast_tune.methods.bsr import BsrConfig
+    from alast_tune.methods.freezing import BlockChoice, FullConfig, HeadConfig, TopKConfig
+    from alast_tune.methods.lora import Adapters, LoraConfig
+    from alast_tune.methods.tome import TomeConfig
 
 __all__ = [
     "PLACES",
@@ -90,13 +88,35 @@ __all__ = [
     "Variants",
     "apply_params",
     "as_config_error",
+    "as_plain_values",
     "choices_of",
+    "find_method",
     "flatten",
     "given_file",
+    "known_methods",
+    "method_names",
     "parse",
     "read_mapping",
+    "register_method",
     "stored_sweep",
     "with_absolute_paths",
     "without_places",
     "write_yaml",
 ]
+
+_OF_METHODS = {
+    "alast": ("READINGS", "AlastConfig", "Floors"),
+    "apla": ("AplaConfig",),
+    "bsr": ("BsrConfig",),
+    "freezing": ("BlockChoice", "FullConfig", "HeadConfig", "TopKConfig"),
+    "lora": ("Adapters", "LoraConfig"),
+    "tome": ("TomeConfig",),
+}
+"""Our methods' files, which import torch -> what of theirs can be had here, once somebody asks for it."""
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _OF_METHODS.items():
+        if name in names:
+            return getattr(import_module(f"alast_tune.methods.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

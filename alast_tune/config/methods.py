@@ -1,195 +1,234 @@
-"""Every fine-tuning method's settings, one record each."""
+"""What a fine-tuning method says of itself, and how it is found by its name.
+
+A method is one file: its settings, a :class:`MethodConfig` that says what may train, how the training forward goes and
+what people call it. It is found by an entry point of group ``alast_tune.methods``, or is registered in this process.
+The file is imported when its name is first met, so that this module needs no torch.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+import re
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
+from importlib.metadata import EntryPoint
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Self, TypeVar
 
-from pydantic import Field, ModelWrapValidatorHandler, model_validator
+from pydantic import ModelWrapValidatorHandler, ValidationError, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from alast_tune.config.record import Record, as_plain_values
+from alast_tune.config.record import Record
+from alast_tune.errors import ConfigError
+from alast_tune.plugins import entries_of, registered_here
+from alast_tune.text import short_number
 
+if TYPE_CHECKING:
+    from torch import nn
 
-class Floors(Record):
-    """Smallest share of patch tokens that may be kept, one for each third of the depth, in (0, 1]."""
+    from alast_tune.config.trial import TrainConfig
+    from alast_tune.methods.base import FirstLook, Flow, Foreseen, Method, StepPlan
+    from alast_tune.models import VisionTransformer
 
-    early: float = Field(0.1, gt=0, le=1)
-    middle: float = Field(0.1, gt=0, le=1)
-    late: float = Field(0.1, gt=0, le=1)
+GROUP = "alast_tune.methods"
 
-
-class FullConfig(Record):
-    """Fine-tune everything."""
-
-    name: Literal["full"] = "full"
-
-
-class HeadConfig(Record):
-    """Train the classifier alone (linear probe)."""
-
-    name: Literal["head"] = "head"
-
-
-class BlockChoice(Record):
-    """Which blocks train, the same from the first step to the last."""
-
-    blocks: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
-        None,
-        min_length=1,
-        description="numbers of the blocks that train, from 0; unset: found by a short probe of each",
-    )
-    count: int = Field(3, ge=1, description="how many to find; the paper takes three")
-    probe_steps: int = Field(
-        8, ge=1, description="steps of training and batches of scoring that each block's probe gets"
-    )
+# Entry points that need no metadata: in a checkout that nobody has installed there are none.
+_OURS = tuple(
+    EntryPoint(name, f"{GROUP}.{place}", GROUP)
+    for name, place in {
+        "alast": "alast:AlastConfig",
+        "full": "freezing:FullConfig",
+        "head": "freezing:HeadConfig",
+        "top_k": "freezing:TopKConfig",
+        "bsr": "bsr:BsrConfig",
+        "tome": "tome:TomeConfig",
+        "lora": "lora:LoraConfig",
+        "apla": "apla:AplaConfig",
+    }.items()
+)
 
 
-class TopKConfig(BlockChoice):
-    """Train only the most influential blocks, the final norm and the classifier (the paper's FT top-3)."""
+class MethodConfig(Record):
+    """A fine-tuning method's settings, recognised by ``name``, and all that the program asks the method for.
 
-    name: Literal["top_k"] = "top_k"
+    A subclass has its name as ``name: Literal["mine"] = "mine"``, its options as further fields, and
+    :meth:`trainable_parameters`; the rest has defaults. Values of fields can be hashed: tuples, no lists.
+    """
 
+    name: str
 
-class BsrConfig(BlockChoice):
-    """Block Selective Reprogramming (Sarkar et al. 2024): few blocks train, frozen ones drop tokens."""
+    label: ClassVar[str | None] = None
+    """What people call it (``ALaST``, ``full fine-tuning``); unset: its name."""
+    foremost: ClassVar[str | None] = None
+    """The setting that tells most of the method: a front's table shows it."""
+    splits_blocks: ClassVar[bool] = False
+    """Whether the forward goes between a block's attention and its MLP, which are then compiled one by one."""
 
-    name: Literal["bsr"] = "bsr"
-    keep: float = Field(0.7, gt=0, le=1, description="share of the arriving patch tokens that a dropping block lets on")
-    drop_after: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
-        None, description="frozen blocks that drop; unset: those nearest to a quarter, half and three quarters"
-    )
+    def trainable_parameters(self, model: VisionTransformer) -> list[nn.Parameter]:
+        """List what may ever train, on a model that the method has prepared: the optimizer's, and the meter's."""
+        raise NotImplementedError
 
+    def build(self, model: VisionTransformer, train: TrainConfig) -> Method:
+        """Wrap a model for training; by default the same at every step, in the model's own forward (``Constant``)."""
+        from alast_tune.methods.base import Constant
 
-class TomeConfig(Record):
-    """Token Merging (Bolya et al. 2023) during training: every block merges similar tokens."""
+        return Constant(self, model)
 
-    name: Literal["tome"] = "tome"
-    merge: Annotated[int, Field(ge=0)] | tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
-        None, description="r, tokens merged away in each block; one number or one a block"
-    )
-    target_flops: float | None = Field(
-        None,
-        gt=0,
-        le=1,
-        description="instead of r: share of full fine-tuning's FLOPs in the blocks; r is the least that reaches it",
-    )
+    def flow(self, model: VisionTransformer) -> Flow:
+        """Give the training forward on a model that the method has prepared; by default the model's own."""
+        from alast_tune.methods.base import Flow
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if (self.merge is None) == (self.target_flops is None):
-            raise ValueError("give either merge (8, say) or target_flops (0.6, say)")
+        return Flow(self, model)
+
+    def full_label(self) -> str:
+        """Name the method as people do."""
+        return self.label or self.name
+
+    def words(self) -> Iterator[tuple[str, str]]:
+        """Say the settings that matter most in short words, for names of runs: ``("rank", "r8")``.
+
+        A setting whose words are empty goes without saying. By default the foremost one is said.
+        """
+        if self.foremost is not None and (value := getattr(self, self.foremost)) is not None:
+            yield self.foremost, f"{self.foremost} {short_number(value)}"
+
+    def default_learning_rate(self) -> float | None:
+        """Give the learning rate where none is set; None: that of all methods."""
+        return None
+
+    def learns(self) -> bool:
+        """Say whether what a step costs changes while training, in ways that nobody foresees."""
+        return False
+
+    def cost_settings(self) -> MethodConfig:
+        """Give settings of the same costs in place of these, for plans alike; fewer of them means fewer measurements.
+
+        They prepare a model as these do, and let the same train and tokens flow in the same way.
+        """
         return self
 
+    def foresee(self, look: FirstLook, plan: StepPlan, train: TrainConfig, batch: int, growth: float) -> Foreseen:
+        """Say which plans steps will have, before any is run; by default that of the first step.
 
-class Adapters(Record):
-    """Low-rank adapters (Hu et al. 2022) on every block's linear layers, through peft."""
+        Args:
+            look: at the model, untouched, and a few images.
+            plan: of the method when it has prepared the model.
+            train: the training loop.
+            batch: images in a step.
+            growth: by how much what the method learns from grows in training, in multiples of what it is at first.
+        """
+        from alast_tune.methods.base import Foreseen
 
-    rank: int = Field(8, ge=1)
-    lora_alpha: float = Field(16.0, gt=0, description="the update is scaled by lora_alpha / rank")
-    targets: tuple[Literal["qkv", "proj", "fc1", "fc2"], ...] = Field(("qkv", "proj", "fc1", "fc2"), min_length=1)
-    blocks: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
-        None, min_length=1, description="numbers of the blocks that get adapters, from 0; unset: all"
-    )
-
-
-class LoraConfig(Adapters):
-    """Train low-rank adapters and the classifier; every other weight is frozen."""
-
-    name: Literal["lora"] = "lora"
-
-
-class AplaConfig(Record):
-    """APLA (Sorkhei et al. 2025): train attention's output projections and the classifier."""
-
-    name: Literal["apla"] = "apla"
-    columns: int | None = Field(
-        None, ge=1, description="train so many of each projection's outputs, drawn once; unset: all"
-    )
-
-
-READINGS: dict[str, dict[str, Any]] = {
-    "paper": {"floors": {"early": 0.01, "middle": 0.01, "late": 0.01}},
-    "authors": {
-        "delta_reduction": "batch_sum",
-        "initial_budget": 0.9,
-        "floors": {"early": 0.5, "middle": 0.5, "late": 0.5},
-        "keep_reference": "incoming",
-        "selection": "softmax",
-        "first_delta": "zero",
-        "train_embeddings": True,
-    },
-    "fast": {
-        "initial_budget": "calibrate",
-        "budget_timing": "next_step",
-        "keep_multiple": 8,
-    },
-}
-"""What each reading sets; everything it leaves out is the field's default."""
-
-
-class AlastConfig(Record):
-    """ALaST (Devoto et al. 2024), every ambiguity of the paper an option, three readings over them."""
-
-    name: Literal["alast"] = "alast"
-    reading: Literal["paper", "authors", "fast"] = Field(
-        "fast", description="defaults of the options below: the paper's text, a co-author's code, or ours"
-    )
-    trainable_blocks: int = Field(9, ge=0, description="K, blocks that train at a step")
-    alpha: float | None = Field(None, ge=0, description="budget learning rate; unset: the learning rate, as the paper")
-    floors: Floors = Field(default_factory=Floors, description="token-keep floors: early, middle, late third")
-    max_budget: float = Field(1.0, gt=0, le=1, description="budgets are clipped to [floor, max_budget]")
-    initial_budget: Annotated[float, Field(gt=0, le=1)] | Literal["calibrate"] = Field(
-        1.0, description="calibrate: from the relative magnitude of each block's class-token update"
-    )
-    target_budget: float = Field(0.6, gt=0, le=1, description="mean budget that calibrate aims at")
-    delta_reduction: Literal["batch_mean", "batch_sum"] = Field(
-        "batch_mean", description="class-token delta, equation 5"
-    )
-    first_delta: Literal["skip", "zero"] = Field(
-        "skip", description="before the first step: no update, or a delta of 0"
-    )
-    budget_timing: Literal["same_step", "next_step"] = Field(
-        "same_step", description="when a new budget counts; next_step needs no host synchronisation in the forward"
-    )
-    keep_reference: Literal["image", "incoming"] = Field(
-        "image", description="share of the image's patch tokens, or of those that arrive (compounds over blocks)"
-    )
-    keep_multiple: int = Field(1, ge=1, description="round the number kept up to a multiple of this")
-    selection: Literal["proportional", "softmax", "top_k"] = Field(
-        "proportional", description="how the K blocks are drawn"
-    )
-    train_embeddings: bool = Field(False, description="train patch and position embeddings as well")
-    frozen_backward: Literal["exact", "residual"] = Field(
-        "exact", description="residual: gradients pass a frozen block by its skip connection alone (approximation)"
-    )
-    lora: Adapters | None = Field(
-        None,
-        description="train adapters in place of the blocks' weights: budgets and freezing act on them (appendix C)",
-    )
+        return Foreseen((plan,), frozenset({plan}))
 
     @model_validator(mode="wrap")
     @classmethod
-    def _fill_reading(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        if not isinstance(values, dict):
+    def _find(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Take plain values as the settings of the method that they name."""
+        if cls is not MethodConfig or not isinstance(values, Mapping):
             return handler(values)
-        preset = READINGS.get(values.get("reading", "fast"), {})
-        own = as_plain_values(values.get("floors", {}))
-        floors = {**preset.get("floors", {}), **own} if isinstance(own, dict) else own
-        config = handler({**preset, **values, "floors": floors})
-        # What the reading filled in is not "set": another reading may still replace it (apply_params).
-        config.model_fields_set.intersection_update(values)
-        config.floors.model_fields_set.intersection_update(own)
-        return config
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        for third, floor in self.floors.model_dump().items():
-            if floor > self.max_budget:
-                raise ValueError(f"floors.{third} = {floor} is above max_budget = {self.max_budget}")
-        return self
+        name = values.get("name")
+        if name is None:
+            _refuse("not given", f"name a method: {', '.join(method_names())}")
+        if name not in method_names():
+            near = get_close_matches(str(name), method_names(), 1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            own = f"your own takes alast_tune.register_method, or an entry point of group {GROUP}"
+            _refuse(name, f"no such method; {hint}known are {', '.join(method_names())}; {own}")
+        found = find_method(str(name)).model_validate(values)
+        return found  # type: ignore[return-value]  # of a subclass, and cls is the base
 
 
-MethodConfig = Annotated[
-    AlastConfig | FullConfig | HeadConfig | TopKConfig | BsrConfig | TomeConfig | LoraConfig | AplaConfig,
-    Field(discriminator="name"),
-]
-"""One fine-tuning method, tagged by ``name``."""
+def _refuse(name: object, remedy: str) -> NoReturn:
+    """Refuse a method's name, where it stands in the whole configuration."""
+    error = PydanticCustomError("method", "{remedy}", {"remedy": remedy})
+    raise ValidationError.from_exception_data("method", [InitErrorDetails(type=error, loc=("name",), input=name)])
+
+
+M = TypeVar("M", bound=type[MethodConfig])
+
+
+def register_method(settings: M) -> M:
+    """Make a method known by its settings' ``name``, in this process and in the trials that it starts.
+
+    Also a decorator of the class. The same class may be registered again, as a notebook does.
+
+    Raises:
+        ConfigError: no settings of a method, or a name that another method has.
+    """
+    name = _name_of(settings, "register_method")
+    others = _places(name) - {_place(settings)}
+    if others:
+        raise ConfigError("register_method", name, f"is the name of {' and '.join(sorted(others))}; choose another")
+    registered_here(GROUP)[name] = settings
+    return settings
+
+
+def method_names() -> list[str]:
+    """Name all methods: ours, those of packages that are installed, those that are registered here."""
+    entries = (*_OURS, *entries_of(GROUP))
+    return list(dict.fromkeys([*(entry.name for entry in entries), *registered_here(GROUP)]))
+
+
+def find_method(name: str) -> type[MethodConfig]:
+    """Get the settings' class of one of :func:`method_names`.
+
+    Raises:
+        ConfigError: two methods of this name, or one that cannot be imported, or is none.
+    """
+    if len(places := _places(name)) > 1:
+        remedy = f"is the name of two methods, {' and '.join(sorted(places))}; rename or uninstall one"
+        raise ConfigError("method.name", name, remedy)
+    if name in registered_here(GROUP):
+        here: type[MethodConfig] = registered_here(GROUP)[name]
+        return here
+    entry = next(entry for entry in (*_OURS, *entries_of(GROUP)) if entry.name == name)
+    try:
+        settings = entry.load()
+    except Exception as error:  # anybody's code
+        remedy = f"cannot be imported from {entry.value} ({type(error).__name__}: {error})"
+        raise ConfigError("method.name", name, remedy) from error
+    if _name_of(settings, f"entry point {entry.value}") != name:
+        raise ConfigError(
+            "method.name", name, f"is called {_name_of(settings, name)} in {entry.value}; make them agree"
+        )
+    found: type[MethodConfig] = settings
+    return found
+
+
+def known_methods() -> dict[str, type[MethodConfig]]:
+    """Import every method that can be imported, by name."""
+    found = {}
+    for name in method_names():
+        try:
+            found[name] = find_method(name)
+        except ConfigError:  # said to whoever asks for that one
+            continue
+    return found
+
+
+def _places(name: str) -> set[str]:
+    """Say where methods of a name are: ``package.module:Class``."""
+    found = {entry.value for entry in (*_OURS, *entries_of(GROUP)) if entry.name == name}
+    here = registered_here(GROUP)
+    return found | ({_place(here[name])} if name in here else set())
+
+
+def _place(settings: type[MethodConfig]) -> str:
+    return f"{settings.__module__}:{settings.__qualname__}"
+
+
+def _name_of(settings: Any, field: str) -> str:
+    """Get the name of a method from its settings' class.
+
+    Raises:
+        ConfigError: this is no such class, or it lacks what it needs.
+    """
+    if not (isinstance(settings, type) and issubclass(settings, MethodConfig)):
+        raise ConfigError(field, settings, "is no class of alast_tune.MethodConfig")
+    name = settings.model_fields["name"].default
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z][\w-]*", name):
+        remedy = 'has no name; write name: Literal["mine"] = "mine", letters, digits, _ and -'
+        raise ConfigError(field, settings.__name__, remedy)
+    plain = MethodConfig
+    if (settings.trainable_parameters, settings.build) == (plain.trainable_parameters, plain.build):
+        raise ConfigError(field, settings.__name__, "does not say what trains; give it trainable_parameters(model)")
+    return name

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, Field, ModelWrapValidatorHandler, model_validator
+from pydantic import BaseModel, Field, ModelWrapValidatorHandler, SerializeAsAny, model_validator
 
-from alast_tune.config.methods import AlastConfig, LoraConfig, MethodConfig
+from alast_tune.config.methods import MethodConfig, find_method
 from alast_tune.config.record import Record, parse
 from alast_tune.errors import ConfigError
 
@@ -135,12 +135,16 @@ class TrainConfig(Record):
         return self
 
 
+def _alast() -> MethodConfig:
+    return find_method("alast").model_validate({})
+
+
 class TrialConfig(Record):
     """Everything that determines one fine-tuning run."""
 
     data: DataConfig = Field(default_factory=DataConfig)
     model: ModelConfig = Field(default_factory=ModelConfig)
-    method: MethodConfig = Field(default_factory=AlastConfig)
+    method: SerializeAsAny[MethodConfig] = Field(default_factory=_alast)
     train: TrainConfig = Field(default_factory=TrainConfig)
 
     def given_values(self) -> dict[str, Any]:
@@ -152,10 +156,10 @@ class TrialConfig(Record):
     @classmethod
     def _fill_learning_rate(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
         config = handler(values)
-        adapted = isinstance(config.method, LoraConfig) or getattr(config.method, "lora", None) is not None
-        if not adapted or "learning_rate" in config.train.model_fields_set:
+        rate = config.method.default_learning_rate()
+        if rate is None or "learning_rate" in config.train.model_fields_set:
             return config
-        train = config.train.model_copy(update={"learning_rate": ADAPTER_LEARNING_RATE})
+        train = config.train.model_copy(update={"learning_rate": rate})
         train.model_fields_set.discard("learning_rate")  # filled in: another method may still replace it
         filled = config.model_copy(update={"train": train})
         filled.model_fields_set.intersection_update(config.model_fields_set)
@@ -189,10 +193,6 @@ def with_absolute_paths(trial: TrialConfig) -> TrialConfig:
     data = trial.data.model_copy(update={"root": trial.data.root and trial.data.root.absolute()})
     model = trial.model.model_copy(update={"checkpoint": trial.model.checkpoint and trial.model.checkpoint.absolute()})
     return trial.model_copy(update={"data": data, "model": model})
-
-
-ADAPTER_LEARNING_RATE = 1e-3
-"""Of low-rank adapters where none is set (appendix E)."""
 
 
 def apply_params(trial: TrialConfig, params: dict[str, Any]) -> TrialConfig:

@@ -19,9 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from alast_tune.config import MethodConfig
-from alast_tune.methods import flow_of
 from alast_tune.methods.base import blocks_of
-from alast_tune.methods.parameters import trainable_parameters
 from alast_tune.models import VisionTransformer
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -126,7 +124,7 @@ class HollowModel:
     """
 
     def __init__(self, config: MethodConfig, model: VisionTransformer) -> None:
-        may = {id(p) for p in trainable_parameters(config, model)}
+        may = {id(p) for p in config.trainable_parameters(model)}
         memo: dict[int, Any] = {}
         for module in model.modules():
             memo |= {id(getattr(module, hooks)): OrderedDict() for hooks in _HOOKS}
@@ -142,7 +140,7 @@ class HollowModel:
                 alike[kind] = copy.deepcopy(block, memo)
             memo[id(block)] = alike[kind]
         self.model: VisionTransformer = copy.deepcopy(model, memo)
-        self.flow = flow_of(config, self.model)
+        self.flow = config.flow(self.model)
         used = {id(p) for p in self.model.parameters()}
         self._trainable = [p for p in map(memo.__getitem__, may) if id(p) in used]
 

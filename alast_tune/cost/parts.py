@@ -25,9 +25,6 @@ from alast_tune.models import VisionTransformer
 Precision = Literal["fp32", "bf16", "fp16"]
 _DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-_SETTINGS = ("blocks", "merge", "target_flops", "lora", "train_embeddings", "frozen_backward", "budget_timing")
-"""Of a method: what decides who may train and how tokens flow."""
-
 
 @dataclass(frozen=True)
 class StepBytes:
@@ -58,7 +55,7 @@ class Parts:
         others = {p.numel() for p in model.parameters()} | {self._tokens, self._tokens - self._prefix}
         self._run_with = distinct_counts(frozenset(others), self._prefix)
         self._labels_B = torch.empty(self._run_with[0], dtype=torch.int64)
-        self._hollow: dict[object, HollowModel] = {}
+        self._hollow: dict[MethodConfig, HollowModel] = {}
         self._parts: dict[object, Part] = {}
 
     def step(
@@ -137,11 +134,13 @@ class Parts:
         return part.cost(self._counts(batch, self._tokens, self._tokens))
 
     def _hollow_model(self, config: MethodConfig) -> HollowModel:
-        """Get the hollow copy for those of a method's settings that decide how it trains a model that it prepared."""
-        setup = type(config), *(getattr(config, name, None) for name in _SETTINGS)
-        if setup not in self._hollow:
-            self._hollow[setup] = HollowModel(config, self._model)
-        return self._hollow[setup]
+        """Get the hollow copy for a method's settings, one for all that cost the same."""
+        if config not in self._hollow:
+            setup = config.cost_settings()
+            if setup not in self._hollow:
+                self._hollow[setup] = HollowModel(setup, self._model)
+            self._hollow[config] = self._hollow[setup]
+        return self._hollow[config]
 
     def _counts(self, batch: int, arriving: int, leaving: int) -> Counts:
         return batch, arriving, leaving, arriving - self._prefix, leaving - self._prefix

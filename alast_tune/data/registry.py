@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -22,6 +22,7 @@ from alast_tune.data.folders import role_of, shorten_list
 from alast_tune.data.inspection import Item, Place
 from alast_tune.data.sources import Opened, Source
 from alast_tune.errors import ConfigError
+from alast_tune.plugins import entries_of, registered_here
 
 GROUP = "alast_tune.datasets"
 
@@ -46,8 +47,6 @@ Factory: TypeAlias = Callable[[Path | None], MapDataset | Mapping[str, MapDatase
 LABELS = ("targets", "labels", "_labels")
 """Where a data set has its labels."""
 
-_FACTORIES: dict[str, Factory] = {}
-
 
 def register(name: str, factory: Factory) -> None:
     """Give a data set a name; in this process only, and in place of an earlier one of that name.
@@ -59,22 +58,13 @@ def register(name: str, factory: Factory) -> None:
         raise ConfigError("register_dataset", name, "is no name; take letters, digits, _, . and -")
     if name in {*CLASS_COUNTS, "folder"}:
         raise ConfigError("register_dataset", name, "is a data set that comes with alast-tune; choose another name")
-    _FACTORIES[name] = factory
+    registered_here(GROUP)[name] = factory
 
 
 def registered() -> dict[str, Factory]:
     """Find what is registered, by name: here, or by a package that is installed, and not loaded yet."""
-    plugged = {entry.name: partial(_plugged, entry) for entry in entry_points(group=GROUP)}
-    return plugged | _FACTORIES
-
-
-def registration() -> Callable[[], None] | None:
-    """Give what registers in another process what is registered in this one; None if that is nothing."""
-    return partial(_register_all, dict(_FACTORIES)) if _FACTORIES else None
-
-
-def _register_all(factories: Mapping[str, Factory]) -> None:
-    _FACTORIES.update(factories)
+    plugged = {entry.name: partial(_plugged, entry) for entry in entries_of(GROUP)}
+    return plugged | registered_here(GROUP)
 
 
 def _plugged(entry: EntryPoint, root: Path | None) -> MapDataset | Mapping[str, MapDataset]:

@@ -2,25 +2,184 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, Literal, Self
 
 import torch
+from pydantic import Field, ModelWrapValidatorHandler, model_validator
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from alast_tune.config import AlastConfig
-from alast_tune.methods.base import StepPlan, classify, embed
+from alast_tune.config import MethodConfig, Record, TrainConfig, as_plain_values
+from alast_tune.errors import ConfigError
+from alast_tune.methods.base import FirstLook, Flow, Foreseen, Method, StepPlan, classify, embed
 from alast_tune.methods.budgets import class_delta, relative_magnitudes
 from alast_tune.methods.dropping import Dropping
-from alast_tune.methods.lora import adapted_blocks, add_adapters, merge_adapters
-from alast_tune.methods.parameters import set_trainable, trainable_parameters
-from alast_tune.methods.planner import Planner
+from alast_tune.methods.lora import LEARNING_RATE, Adapters, add_adapters, merge_adapters
+from alast_tune.methods.parameters import adapters, embeddings, outputs, set_trainable
+from alast_tune.methods.planner import Planner, drawable_blocks, foresee_plans
 from alast_tune.parallel import total_over_ranks
+from alast_tune.text import short_number
 
 _ANY_LENGTH = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 """Without cuDNN's, torch's first choice on an H100 under autocast, which takes long to prepare for each token count."""
+
+
+class Floors(Record):
+    """Smallest share of patch tokens that may be kept, one for each third of the depth, in (0, 1]."""
+
+    early: float = Field(0.1, gt=0, le=1)
+    middle: float = Field(0.1, gt=0, le=1)
+    late: float = Field(0.1, gt=0, le=1)
+
+
+READINGS: dict[str, dict[str, Any]] = {
+    "paper": {"floors": {"early": 0.01, "middle": 0.01, "late": 0.01}},
+    "authors": {
+        "delta_reduction": "batch_sum",
+        "initial_budget": 0.9,
+        "floors": {"early": 0.5, "middle": 0.5, "late": 0.5},
+        "keep_reference": "incoming",
+        "selection": "softmax",
+        "first_delta": "zero",
+        "train_embeddings": True,
+    },
+    "fast": {
+        "initial_budget": "calibrate",
+        "budget_timing": "next_step",
+        "keep_multiple": 8,
+    },
+}
+"""What each reading sets; everything it leaves out is the field's default."""
+
+
+class AlastConfig(MethodConfig):
+    """ALaST (Devoto et al. 2024), every ambiguity of the paper an option, three readings over them."""
+
+    name: Literal["alast"] = "alast"
+    label = "ALaST"
+    foremost = "trainable_blocks"
+    reading: Literal["paper", "authors", "fast"] = Field(
+        "fast", description="defaults of the options below: the paper's text, a co-author's code, or ours"
+    )
+    trainable_blocks: int = Field(9, ge=0, description="K, blocks that train at a step")
+    alpha: float | None = Field(None, ge=0, description="budget learning rate; unset: the learning rate, as the paper")
+    floors: Floors = Field(default_factory=Floors, description="token-keep floors: early, middle, late third")
+    max_budget: float = Field(1.0, gt=0, le=1, description="budgets are clipped to [floor, max_budget]")
+    initial_budget: Annotated[float, Field(gt=0, le=1)] | Literal["calibrate"] = Field(
+        1.0, description="calibrate: from the relative magnitude of each block's class-token update"
+    )
+    target_budget: float = Field(0.6, gt=0, le=1, description="mean budget that calibrate aims at")
+    delta_reduction: Literal["batch_mean", "batch_sum"] = Field(
+        "batch_mean", description="class-token delta, equation 5"
+    )
+    first_delta: Literal["skip", "zero"] = Field(
+        "skip", description="before the first step: no update, or a delta of 0"
+    )
+    budget_timing: Literal["same_step", "next_step"] = Field(
+        "same_step", description="when a new budget counts; next_step needs no host synchronisation in the forward"
+    )
+    keep_reference: Literal["image", "incoming"] = Field(
+        "image", description="share of the image's patch tokens, or of those that arrive (compounds over blocks)"
+    )
+    keep_multiple: int = Field(1, ge=1, description="round the number kept up to a multiple of this")
+    selection: Literal["proportional", "softmax", "top_k"] = Field(
+        "proportional", description="how the K blocks are drawn"
+    )
+    train_embeddings: bool = Field(False, description="train patch and position embeddings as well")
+    frozen_backward: Literal["exact", "residual"] = Field(
+        "exact", description="residual: gradients pass a frozen block by its skip connection alone (approximation)"
+    )
+    lora: Adapters | None = Field(
+        None,
+        description="train adapters in place of the blocks' weights: budgets and freezing act on them (appendix C)",
+    )
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _fill_reading(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        if not isinstance(values, dict):
+            return handler(values)
+        preset = READINGS.get(values.get("reading", "fast"), {})
+        own = as_plain_values(values.get("floors", {}))
+        floors = {**preset.get("floors", {}), **own} if isinstance(own, dict) else own
+        config = handler({**preset, **values, "floors": floors})
+        # What the reading filled in is not "set": another reading may still replace it (apply_params).
+        config.model_fields_set.intersection_update(values)
+        config.floors.model_fields_set.intersection_update(own)
+        return config
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for third, floor in self.floors.model_dump().items():
+            if floor > self.max_budget:
+                raise ValueError(f"floors.{third} = {floor} is above max_budget = {self.max_budget}")
+        return self
+
+    def trainable_parameters(self, model: VisionTransformer) -> list[nn.Parameter]:
+        """Classifier, and final norm and all blocks or their adapters; embeddings where they train."""
+        before = embeddings(model) if self.train_embeddings else []
+        if self.lora is None:
+            return outputs(model) + list(model.blocks.parameters()) + before
+        return adapters(model) + list(model.head.parameters()) + before
+
+    def build(self, model: VisionTransformer, train: TrainConfig) -> Method:
+        """Wrap a model; ``train`` gives alpha's default (its learning rate) and the seed."""
+        return Alast(self, model, self.budget_rate(train), train.seed)
+
+    def flow(self, model: VisionTransformer) -> Flow:
+        """Tokens go after blocks that look how much they have moved the class token."""
+        return AlastFlow(self, model)
+
+    def budget_rate(self, train: TrainConfig) -> float:
+        """Give alpha, by default the learning rate.
+
+        Raises:
+            ConfigError: micro-batches where budgets learn within a forward, which would see but the first.
+        """
+        alpha = train.learning_rate if self.alpha is None else self.alpha
+        if train.accumulate > 1 and alpha and self.budget_timing == "same_step":
+            remedy = (
+                "same-step budgets learn from the whole batch; leave it out, or set method.budget_timing: next_step"
+            )
+            raise ConfigError("train.accumulate", train.accumulate, remedy)
+        return alpha
+
+    def full_label(self) -> str:
+        """Say whether adapters take the place of weights."""
+        return f"{self.label} with LoRA" if self.lora else self.label
+
+    def words(self) -> Iterator[tuple[str, str]]:
+        """Say the reading, K, and the budgets where they are aimed at."""
+        yield "reading", "" if self.reading == "fast" else self.reading
+        yield "trainable_blocks", f"K{self.trainable_blocks}"
+        calibrates = self.initial_budget == "calibrate"
+        yield "target_budget", f"keep {short_number(self.target_budget)}" if calibrates else ""
+        yield "lora/rank", "" if self.lora is None else f"lora r{self.lora.rank}"
+
+    def default_learning_rate(self) -> float | None:
+        """Give that of adapters, where there are some."""
+        return None if self.lora is None else LEARNING_RATE
+
+    def learns(self) -> bool:
+        """Budgets do, unless alpha is 0."""
+        return self.alpha != 0
+
+    def cost_settings(self) -> MethodConfig:
+        """Leave out all but adapters, embeddings, and how frozen blocks and budgets take part in the forward."""
+        return AlastConfig(
+            lora=self.lora,
+            train_embeddings=self.train_embeddings,
+            frozen_backward=self.frozen_backward,
+            budget_timing=self.budget_timing,
+            trainable_blocks=0,
+            alpha=0.0,
+        )
+
+    def foresee(self, look: FirstLook, plan: StepPlan, train: TrainConfig, batch: int, growth: float) -> Foreseen:
+        """Let the planner take the first step's decisions, and draw blocks a few times."""
+        return foresee_plans(self, look, self.budget_rate(train), train.seed, batch, growth)
 
 
 class Alast:
@@ -56,7 +215,7 @@ class Alast:
         self._deltas: list[Tensor] = []  # (L,) of each micro-batch, summed over
         self._images = 0  # so many images
 
-        self._parameters = trainable_parameters(config, model)
+        self._parameters = config.trainable_parameters(model)
         set_trainable(model.parameters(), False)
         set_trainable(self._parameters, True)
         chosen = {id(p) for p in self._parameters}
@@ -80,7 +239,7 @@ class Alast:
         return () if previous_L is None else tuple(previous_L.tolist())
 
     def parameters(self) -> list[nn.Parameter]:
-        """Classifier, and final norm and all blocks or their adapters; embeddings where they train."""
+        """What the settings say may train."""
         return self._parameters
 
     def begin_step(self, step: int, micro_batches: Sequence[Tensor] = ()) -> None:
@@ -196,8 +355,3 @@ class AlastFlow(Dropping):
 def _delta(before_BND: Tensor, after_BND: Tensor) -> Tensor:
     """How much a block has moved the class token, summed over the batch."""
     return class_delta(before_BND[:, 0].detach(), after_BND[:, 0].detach(), "batch_sum")
-
-
-def drawable_blocks(config: AlastConfig, model: VisionTransformer) -> list[bool]:
-    """Say which blocks may be drawn, (L,): those with adapters, or all."""
-    return [True] * len(model.blocks) if config.lora is None else adapted_blocks(config.lora, model)

@@ -3,14 +3,42 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from typing import Literal
 
 import torch
+from pydantic import Field
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from alast_tune.config import AplaConfig
+from alast_tune.config import MethodConfig, TrainConfig
 from alast_tune.errors import ConfigError
-from alast_tune.methods.base import Constant, blocks_of
+from alast_tune.methods.base import Constant, Method, blocks_of
+
+
+class AplaConfig(MethodConfig):
+    """APLA (Sorkhei et al. 2025): train attention's output projections and the classifier."""
+
+    name: Literal["apla"] = "apla"
+    label = "APLA"
+    foremost = "columns"
+    columns: int | None = Field(
+        None, ge=1, description="train so many of each projection's outputs, drawn once; unset: all"
+    )
+
+    def trainable_parameters(self, model: VisionTransformer) -> list[nn.Parameter]:
+        """Attention's output projections, of those that were cut the part that trains, and the classifier."""
+        named = model.blocks.named_parameters()
+        projections = [p for name, p in named if ".attn.proj." in name and ".frozen." not in name]
+        return projections + list(model.head.parameters())
+
+    def build(self, model: VisionTransformer, train: TrainConfig) -> Method:
+        """Wrap a model, whose projections may be cut in two."""
+        return Apla(self, model, train.seed)
+
+    def words(self) -> Iterator[tuple[str, str]]:
+        """Say how many columns, if not all."""
+        yield "columns", "" if self.columns is None else f"{self.columns} columns"
 
 
 class PartialLinear(nn.Module):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from alast_tune.config import MethodConfig
 from alast_tune.errors import ConfigError
-from alast_tune.methods.parameters import set_trainable, trainable_parameters
+from alast_tune.methods.parameters import set_trainable
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,30 @@ class StepPlan:
     """Which blocks get gradients."""
     calibrated: bool = False
     """Whether the step began with one no-grad pass of its images, all tokens, to set the budgets."""
+
+
+@dataclass(frozen=True)
+class FirstLook:
+    """What is known of a model and its images before anything trains."""
+
+    model: VisionTransformer
+    """Untouched, on the meta device: no weights."""
+    images: int
+    """A few real ones, with all tokens, of which the model has told:"""
+    magnitudes_L: Tensor
+    """Relative magnitudes of the class token's updates."""
+    deltas_L: Tensor
+    """The updates' squared lengths, summed over the images."""
+
+
+@dataclass(frozen=True)
+class Foreseen:
+    """The plans that a trial's steps are expected to have."""
+
+    drawn: tuple[StepPlan, ...]
+    """So that their mean FLOPs are those of the run's steps."""
+    heaviest: frozenset[StepPlan]
+    """Of these one has the highest peak of all steps."""
 
 
 @dataclass(frozen=True)
@@ -121,24 +145,27 @@ class Constant:
     Args:
         config: its settings.
         model: any timm Vision Transformer with a class token.
-        trainable_L: the blocks in which something trains.
+        trainable_L: the blocks in which something trains; unset: as the settings' ``trainable_parameters`` say.
         tokens_L: what each block receives; unset: all tokens.
-        flow: how they receive it; unset: as the model's own forward has it.
+        flow: how they receive it; unset: as the settings say.
     """
 
     def __init__(
         self,
         config: MethodConfig,
         model: VisionTransformer,
-        trainable_L: Sequence[bool],
+        trainable_L: Sequence[bool] | None = None,
         tokens_L: Sequence[int] | None = None,
         flow: Flow | None = None,
     ) -> None:
         self.config: MethodConfig = config
         self.model = model
-        self._parameters = trainable_parameters(config, model)
+        self._parameters = config.trainable_parameters(model)
+        if trainable_L is None:
+            trains = {id(p) for p in self._parameters}
+            trainable_L = [any(id(p) in trains for p in block.parameters()) for block in model.blocks]
         self._plan = StepPlan(tuple(tokens_L or [token_count(model)] * len(model.blocks)), tuple(trainable_L))
-        self._flow = flow or Flow(config, model)
+        self._flow = flow or config.flow(model)
         set_trainable(model.parameters(), False)
         set_trainable(self._parameters, True)
 

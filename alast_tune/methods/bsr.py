@@ -7,16 +7,44 @@ tokens that reach it, and as in EViT three blocks drop, about a quarter, half an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Literal
 
+from pydantic import Field
 from timm.models.vision_transformer import VisionTransformer
 
-from alast_tune.config import BsrConfig
+from alast_tune.config import TrainConfig
 from alast_tune.errors import ConfigError
-from alast_tune.methods.base import Constant, check_blocks, token_count
+from alast_tune.methods.base import Constant, Flow, Method, check_blocks, token_count
 from alast_tune.methods.dropping import Dropping
-from alast_tune.methods.freezing import chosen_blocks
+from alast_tune.methods.freezing import BlockChoice, chosen_blocks
 from alast_tune.methods.tokens import keep_count
+from alast_tune.text import short_number
+
+
+class BsrConfig(BlockChoice):
+    """Block Selective Reprogramming (Sarkar et al. 2024): few blocks train, frozen ones drop tokens."""
+
+    name: Literal["bsr"] = "bsr"
+    label = "BSR"
+    foremost = "keep"
+    keep: float = Field(0.7, gt=0, le=1, description="share of the arriving patch tokens that a dropping block lets on")
+    drop_after: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
+        None, description="frozen blocks that drop; unset: those nearest to a quarter, half and three quarters"
+    )
+
+    def build(self, model: VisionTransformer, train: TrainConfig) -> Method:
+        """Wrap a model."""
+        return Bsr(self, model)
+
+    def flow(self, model: VisionTransformer) -> Flow:
+        """Tokens go after some blocks."""
+        return Dropping(self, model)
+
+    def words(self) -> Iterator[tuple[str, str]]:
+        """Say which blocks, and the share of tokens."""
+        yield from super().words()
+        yield "keep", f"keep {short_number(self.keep)}"
 
 
 class Bsr(Constant):
@@ -41,7 +69,7 @@ class Bsr(Constant):
             patches = tokens[-1] - prefix
             kept = keep_count(config.keep, patches, patches, prefix, "image") if block in drop_after else patches
             tokens.append(prefix + kept)
-        super().__init__(config, model, mask_L, tokens, Dropping(config, model))
+        super().__init__(config, model, mask_L, tokens)
 
 
 def default_drops(mask_L: Sequence[bool]) -> tuple[int, ...]:

@@ -7,38 +7,78 @@ that a short probe of each block ended with.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Literal
 
+from pydantic import Field
 from timm.models.vision_transformer import VisionTransformer
+from torch import nn
 
-from alast_tune.config import BlockChoice, FullConfig, HeadConfig, MethodConfig, TopKConfig
+from alast_tune.config import MethodConfig, TrainConfig
 from alast_tune.errors import ConfigError, DivergedError
-from alast_tune.methods.base import Constant, check_blocks
+from alast_tune.methods.base import Constant, Method, check_blocks
+from alast_tune.methods.parameters import outputs
 
 
-class Full(Constant):
-    """Everything trains."""
+class FullConfig(MethodConfig):
+    """Fine-tune everything."""
 
-    def __init__(self, config: FullConfig, model: VisionTransformer) -> None:
-        super().__init__(config, model, [True] * len(model.blocks))
+    name: Literal["full"] = "full"
+    label = "full fine-tuning"
 
-
-class Head(Constant):
-    """The classifier alone trains (linear probe)."""
-
-    def __init__(self, config: HeadConfig, model: VisionTransformer) -> None:
-        super().__init__(config, model, [False] * len(model.blocks))
+    def trainable_parameters(self, model: VisionTransformer) -> list[nn.Parameter]:
+        """All."""
+        return list(model.parameters())
 
 
-class TopK(Constant):
-    """A few blocks train, the final norm and the classifier with them.
+class HeadConfig(MethodConfig):
+    """Train the classifier alone (linear probe)."""
 
-    Raises:
-        ConfigError: a block that the model does not have.
-    """
+    name: Literal["head"] = "head"
+    label = "classifier only"
 
-    def __init__(self, config: TopKConfig, model: VisionTransformer) -> None:
-        super().__init__(config, model, chosen_blocks(config, model))
+    def trainable_parameters(self, model: VisionTransformer) -> list[nn.Parameter]:
+        """The classifier's."""
+        return list(model.head.parameters())
+
+
+class BlockChoice(MethodConfig):
+    """Which blocks train, the same from the first step to the last."""
+
+    blocks: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
+        None,
+        min_length=1,
+        description="numbers of the blocks that train, from 0; unset: found by a short probe of each",
+    )
+    count: int = Field(3, ge=1, description="how many to find; the paper takes three")
+    probe_steps: int = Field(
+        8, ge=1, description="steps of training and batches of scoring that each block's probe gets"
+    )
+
+    def trainable_parameters(self, model: VisionTransformer) -> list[nn.Parameter]:
+        """Those of the chosen blocks, of the final norm and of the classifier."""
+        chosen = [model.blocks[block] for block in self.blocks or ()]
+        return outputs(model) + [p for block in chosen for p in block.parameters()]
+
+    def words(self) -> Iterator[tuple[str, str]]:
+        """Say which blocks, or how many."""
+        yield "count", f"{self.count} blocks" if self.blocks is None else ""
+        yield "blocks", "" if self.blocks is None else f"blocks {','.join(map(str, self.blocks))}"
+
+
+class TopKConfig(BlockChoice):
+    """Train only the most influential blocks, the final norm and the classifier (the paper's FT top-3)."""
+
+    name: Literal["top_k"] = "top_k"
+    label = "top-k blocks"
+
+    def build(self, model: VisionTransformer, train: TrainConfig) -> Method:
+        """Wrap a model.
+
+        Raises:
+            ConfigError: a block that the model does not have, or blocks that are still to be explored.
+        """
+        return Constant(self, model, chosen_blocks(self, model))
 
 
 def chosen_blocks(config: BlockChoice, model: VisionTransformer) -> list[bool]:

@@ -3,11 +3,55 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from typing import Annotated, Literal
 
+from pydantic import Field
 from timm.models.vision_transformer import VisionTransformer
+from torch import nn
 
-from alast_tune.config import Adapters, LoraConfig
-from alast_tune.methods.base import Constant, check_blocks
+from alast_tune.config import MethodConfig, Record, TrainConfig
+from alast_tune.methods.base import Constant, Method, check_blocks
+from alast_tune.methods.parameters import adapters
+
+LEARNING_RATE = 1e-3
+"""Of low-rank adapters where none is set (the ALaST paper's appendix E)."""
+
+
+class Adapters(Record):
+    """Low-rank adapters (Hu et al. 2022) on every block's linear layers, through peft."""
+
+    rank: int = Field(8, ge=1)
+    lora_alpha: float = Field(16.0, gt=0, description="the update is scaled by lora_alpha / rank")
+    targets: tuple[Literal["qkv", "proj", "fc1", "fc2"], ...] = Field(("qkv", "proj", "fc1", "fc2"), min_length=1)
+    blocks: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
+        None, min_length=1, description="numbers of the blocks that get adapters, from 0; unset: all"
+    )
+
+
+class LoraConfig(Adapters, MethodConfig):
+    """Train low-rank adapters and the classifier; every other weight is frozen."""
+
+    name: Literal["lora"] = "lora"
+    label = "LoRA"
+    foremost = "rank"
+
+    def trainable_parameters(self, model: VisionTransformer) -> list[nn.Parameter]:
+        """The adapters' and the classifier's."""
+        return adapters(model) + list(model.head.parameters())
+
+    def build(self, model: VisionTransformer, train: TrainConfig) -> Method:
+        """Wrap a model, which gets adapters."""
+        return Lora(self, model)
+
+    def words(self) -> Iterator[tuple[str, str]]:
+        """Say the rank."""
+        yield "rank", f"r{self.rank}"
+        yield "blocks", ""
+
+    def default_learning_rate(self) -> float:
+        """Give that of adapters."""
+        return LEARNING_RATE
 
 
 class Lora(Constant):

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from alast_tune.config import AlastConfig
 from alast_tune.errors import ConfigError, DivergedError
-from alast_tune.methods.base import StepPlan
+from alast_tune.methods.base import FirstLook, Foreseen, StepPlan
 from alast_tune.methods.budgets import sample_layers, scale_to_mean, update_budgets
+from alast_tune.methods.lora import adapted_blocks
 from alast_tune.methods.tokens import keep_count
 from alast_tune.parallel import total_over_ranks
+
+if TYPE_CHECKING:
+    from alast_tune.methods.alast import AlastConfig
+
+DRAWS = 4
+"""Plans whose mean FLOPs count for a run's, where blocks are drawn by chance."""
 
 
 class Planner:
@@ -169,3 +176,49 @@ def finite(deltas: Tensor) -> Tensor:
     if not deltas.isfinite().all():
         raise DivergedError("a class-token delta is not finite: training has diverged; lower train.learning_rate")
     return deltas
+
+
+def foresee_plans(config: AlastConfig, look: FirstLook, alpha: float, seed: int, batch: int, growth: float) -> Foreseen:
+    """Say which plans ALaST's steps will have: exactly where budgets are calibrated, else from a first look's deltas.
+
+    Args:
+        config: the reading of the paper.
+        look: at the untouched model, whose deltas are taken for those of the first step.
+        alpha: budget learning rate.
+        seed: of the drawing of blocks.
+        batch: images in a step.
+        growth: by how much class-token deltas grow in training, in multiples of the first ones; budgets grow by
+            ``alpha`` times that (equation 6), up to ``max_budget``.
+    """
+    if config.delta_reduction == "batch_sum":
+        alpha *= batch / look.images  # a step on a few images moves the budgets as a whole batch would
+    if growth:  # a first delta that is compared with nothing is itself the growth
+        alpha *= growth
+        config = config.model_copy(update={"first_delta": "zero"})
+    model = look.model
+    drawable_L = drawable_blocks(config, model)
+    patches, prefix = int(model.patch_embed.num_patches), int(model.num_prefix_tokens)
+    planner = Planner(config, patches, prefix, drawable_L, alpha, seed)
+    if config.initial_budget == "calibrate" or config.first_delta == "zero":
+        planner.foresee(look.magnitudes_L, look.deltas_L, look.images)
+    else:
+        planner.decide()
+    first, drawn = planner.plan, []
+    for _ in range(1 if config.selection == "top_k" else DRAWS):
+        planner.decide()
+        drawn.append(planner.plan)
+    plans = {first, drawn[0]}
+    if config.selection != "top_k":
+        plans = {_heaviest_draw(plan, drawable_L) for plan in plans}
+    return Foreseen(tuple(drawn), frozenset(plans))
+
+
+def _heaviest_draw(plan: StepPlan, drawable_L: Sequence[bool]) -> StepPlan:
+    """Let the earliest blocks train: tokens only ever go, and all that follows waits for the gradient."""
+    earliest = [block for block, drawable in enumerate(drawable_L) if drawable][: sum(plan.trainable_L)]
+    return replace(plan, trainable_L=tuple(block in earliest for block in range(len(drawable_L))))
+
+
+def drawable_blocks(config: AlastConfig, model: VisionTransformer) -> list[bool]:
+    """Say which blocks may be drawn, (L,): those with adapters, or all."""
+    return [True] * len(model.blocks) if config.lora is None else adapted_blocks(config.lora, model)

@@ -8,18 +8,62 @@ how many patches each stands for. Later attention counts a token that stands for
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Annotated, Any, Literal, Self
 
 import torch
+from pydantic import Field, model_validator
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from alast_tune.config import TomeConfig
+from alast_tune.config import MethodConfig, TrainConfig
 from alast_tune.errors import ConfigError
-from alast_tune.methods.base import Constant, Flow, Stage, StepPlan, blocks_of, token_count
+from alast_tune.methods.base import Constant, Flow, Method, Stage, StepPlan, blocks_of, token_count
 from alast_tune.methods.tap import QkvTap
+from alast_tune.text import short_number
+
+
+class TomeConfig(MethodConfig):
+    """Token Merging (Bolya et al. 2023) during training: every block merges similar tokens."""
+
+    name: Literal["tome"] = "tome"
+    label = "ToMe"
+    foremost = "merge"
+    splits_blocks = True
+    merge: Annotated[int, Field(ge=0)] | tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
+        None, description="r, tokens merged away in each block; one number or one a block"
+    )
+    target_flops: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="instead of r: share of full fine-tuning's FLOPs in the blocks; r is the least that reaches it",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.merge is None) == (self.target_flops is None):
+            raise ValueError("give either merge (8, say) or target_flops (0.6, say)")
+        return self
+
+    def trainable_parameters(self, model: VisionTransformer) -> list[nn.Parameter]:
+        """All."""
+        return list(model.parameters())
+
+    def build(self, model: VisionTransformer, train: TrainConfig) -> Method:
+        """Wrap a model."""
+        return Tome(self, model)
+
+    def flow(self, model: VisionTransformer) -> Flow:
+        """Tokens merge within blocks."""
+        return Merging(self, model)
+
+    def words(self) -> Iterator[tuple[str, str]]:
+        """Say r, or what it follows from."""
+        merge = (self.merge,) if isinstance(self.merge, int) else self.merge
+        yield "merge", "" if merge is None else f"r{','.join(map(str, merge))}"
+        yield "target_flops", f"flops {short_number(self.target_flops)}" if merge is None else ""
 
 
 def bipartite_merge(

@@ -21,8 +21,8 @@ import ray
 from ray._raylet import GcsClient  # type: ignore[attr-defined]  # as `ray health-check` does
 
 from alast_tune.data.machine import available_bytes, cpu_count, is_limited
-from alast_tune.data.registry import registration
 from alast_tune.errors import TRACEBACK, ConfigError
+from alast_tune.plugins import registration
 from alast_tune.text import one_line
 
 PATIENCE = 6.0

@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 from torch.optim import Optimizer
 
-from alast_tune.config import AlastConfig, BlockChoice, DataConfig, MethodConfig, ModelConfig, TopKConfig, TrialConfig
+from alast_tune.config import BlockChoice, DataConfig, MethodConfig, ModelConfig, TopKConfig, TrialConfig
 from alast_tune.cost import StepCosts
-from alast_tune.methods import StepPlan, budget_rate, build_method, drawable_blocks, with_blocks_chosen
-from alast_tune.methods.base import embed
+from alast_tune.methods import StepPlan, build_method, with_blocks_chosen
+from alast_tune.methods.base import FirstLook, embed
 from alast_tune.methods.budgets import class_updates
-from alast_tune.methods.planner import Planner
-from alast_tune.models import VisionTransformer
 from alast_tune.optimizers import build_optimizer
 from alast_tune.train import load_trial
 
 IMAGES = 4
 """Real images from which ALaST's first budgets are found."""
-
-DRAWS = 4
-"""Plans whose mean FLOPs count for a run's, where blocks are drawn by chance."""
 
 GROWTH = 2.0
 """Of the class-token deltas while training, for a peak that is seldom exceeded."""
@@ -44,15 +37,10 @@ class Costs:
 class _Start:
     """What is known of a model and a data set: shapes, and how the untouched model moves its class token."""
 
-    model: VisionTransformer
-    """On the meta device: no weights."""
+    look: FirstLook
     image_size: int
     images: int
     """To train on."""
-    magnitudes_L: Tensor
-    """Relative magnitudes of the class token's updates, on a few images with all tokens."""
-    deltas_L: Tensor
-    """Their squared lengths, summed over these images."""
 
 
 @dataclass(frozen=True)
@@ -99,15 +87,12 @@ class Forecast:
         start, train = self._look_at(config), config.train
         prepared = self._prepare(config, method_config, start)
         batch = min(train.batch_size, start.images)
-        drawn, heaviest = [prepared.plan], {prepared.plan}
-        if isinstance(method_config, AlastConfig):
-            method_config = _probing(method_config, budget_rate(method_config, train), batch, growth)
-            drawn, heaviest = _plans(method_config, start, train.seed)
+        plans = method_config.foresee(start.look, prepared.plan, train, batch, growth)
         parts = min(train.accumulate, batch)
         costs, optimizer, precision = prepared.costs, prepared.optimizer, train.precision
-        image_flops = sum(costs.image_flops(method_config, plan) for plan in drawn) / len(drawn)
+        image_flops = sum(costs.image_flops(method_config, plan) for plan in plans.drawn) / len(plans.drawn)
         training = max(
-            costs.step(method_config, plan, batch, optimizer, precision, parts).peak_bytes for plan in heaviest
+            costs.step(method_config, plan, batch, optimizer, precision, parts).peak_bytes for plan in plans.heaviest
         )
         _, evaluation = costs.evaluation_batch(-(-batch // parts), training, optimizer, precision)
         return Costs(image_flops * start.images * train.epochs, max(training, evaluation))
@@ -120,22 +105,16 @@ class Forecast:
             images_BCHW, _ = splits.validation.__getitems__(spread)  # these are never augmented
             with torch.inference_mode():
                 magnitudes_L, deltas_L = class_updates(model.blocks, embed(model, images_BCHW))
-            self._starts[key] = _Start(
-                model.to("meta"), images_BCHW.shape[-1], len(splits.train), magnitudes_L, deltas_L
-            )
+            look = FirstLook(model.to("meta"), len(images_BCHW), magnitudes_L, deltas_L)
+            self._starts[key] = _Start(look, images_BCHW.shape[-1], len(splits.train))
         return self._starts[key]
 
     def _prepare(self, config: TrialConfig, method_config: MethodConfig, start: _Start) -> _Prepared:
-        """Let a method prepare a copy without weights; ALaST's are the same but for adapters and embeddings."""
-        if isinstance(method_config, AlastConfig):
-            setup: MethodConfig = AlastConfig(
-                lora=method_config.lora, train_embeddings=method_config.train_embeddings, trainable_blocks=0, alpha=0.0
-            )
-        else:
-            setup = method_config
+        """Let a method prepare a copy without weights, the same for all settings of the same costs."""
+        setup = method_config.cost_settings()
         key = config.model, config.data, setup, config.train.optimizer
         if key not in self._prepared:
-            method = build_method(setup, copy.deepcopy(start.model), config.train)
+            method = build_method(setup, copy.deepcopy(start.look.model), config.train)
             optimizer = build_optimizer(config.train, method.parameters())
             self._prepared[key] = _Prepared(StepCosts(method.model, start.image_size), method.plan, optimizer)
         return self._prepared[key]
@@ -145,40 +124,3 @@ def _stages(config: MethodConfig) -> list[MethodConfig]:
     """What a run trains in turn: if it explores, the heaviest probe and the first blocks, else just the method."""
     explores = isinstance(config, BlockChoice) and config.blocks is None
     return [TopKConfig(blocks=(0,)), with_blocks_chosen(config)] if explores else [config]
-
-
-def _probing(config: AlastConfig, alpha: float, batch: int, growth: float) -> AlastConfig:
-    """Let one step on a few images move the budgets as a whole batch would, or as if deltas had grown since."""
-    if config.delta_reduction == "batch_sum":
-        alpha *= batch / IMAGES
-    if growth:  # a first delta that is compared with nothing is itself the growth
-        return config.model_copy(update={"alpha": alpha * growth, "first_delta": "zero"})
-    return config.model_copy(update={"alpha": alpha})
-
-
-def _plans(config: AlastConfig, start: _Start, seed: int) -> tuple[list[StepPlan], set[StepPlan]]:
-    """Give plans as they are drawn after the first step, and the heaviest of that step and of those after it."""
-    model = start.model
-    drawable_L = drawable_blocks(config, model)
-    patches, prefix = int(model.patch_embed.num_patches), int(model.num_prefix_tokens)
-    assert config.alpha is not None
-    planner = Planner(config, patches, prefix, drawable_L, config.alpha, seed)
-    if config.initial_budget == "calibrate" or config.first_delta == "zero":
-        planner.foresee(start.magnitudes_L, start.deltas_L, IMAGES)
-    else:
-        planner.decide()
-    first, drawn = planner.plan, list(_draw(planner, 1 if config.selection == "top_k" else DRAWS))
-    plans = {first, drawn[0]}
-    return drawn, plans if config.selection == "top_k" else {_heaviest_draw(plan, drawable_L) for plan in plans}
-
-
-def _draw(planner: Planner, count: int) -> Iterator[StepPlan]:
-    for _ in range(count):
-        planner.decide()
-        yield planner.plan
-
-
-def _heaviest_draw(plan: StepPlan, drawable_L: list[bool]) -> StepPlan:
-    """Let the earliest blocks train: tokens only ever go, and all that follows waits for the gradient."""
-    earliest = [block for block, drawable in enumerate(drawable_L) if drawable][: sum(plan.trainable_L)]
-    return replace(plan, trainable_L=tuple(block in earliest for block in range(len(drawable_L))))

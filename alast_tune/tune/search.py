@@ -21,7 +21,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, IntD
 from optuna.trial import FrozenTrial, Trial, TrialState
 from ray.tune.search import Searcher
 
-from alast_tune.config import AlastConfig, SweepConfig, TrialConfig
+from alast_tune.config import SweepConfig, TrialConfig
 from alast_tune.errors import ConfigError
 from alast_tune.failpoints import failpoint
 from alast_tune.plots import human_bytes, human_flops
@@ -350,7 +350,7 @@ class StudySearcher(Searcher):
             self._tell(trial, TrialState.FAIL, str(error), epochs=0)
             return None
         trial.set_user_attr("predicted_bytes", costs.peak_bytes)
-        learns = isinstance(config.method, AlastConfig) and config.method.alpha != 0
+        learns = config.method.learns()
         foreseen = {"train_flops": costs.train_flops, "peak_bytes": float(costs.peak_bytes)}
         if self._sweep.allow(**foreseen | {"train_flops": costs.train_flops * (1 - _FLOPS_SLACK * learns)}):
             try:

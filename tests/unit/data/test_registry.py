@@ -7,8 +7,9 @@ from PIL import Image
 from ray import cloudpickle
 from torchvision.datasets import ImageFolder
 
+from alast_tune import plugins
 from alast_tune.config import DataConfig
-from alast_tune.data import fingerprint, labels_of, num_classes_of, register_dataset, registry
+from alast_tune.data import fingerprint, labels_of, num_classes_of, register_dataset
 from alast_tune.errors import ConfigError
 from tests.unit.data.pictures import all_of, load, refusal
 
@@ -17,7 +18,7 @@ from tests.unit.data.pictures import all_of, load, refusal
 def alone(tmp_path, monkeypatch):
     """No test sees what another has registered."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(registry, "_FACTORIES", {})
+    monkeypatch.setattr(plugins, "_HERE", {})
 
 
 class Greys:
@@ -166,9 +167,9 @@ def test_a_name_that_nobody_has_registered():
 
 def test_workers_of_ray_register_what_their_driver_has(monkeypatch):
     register_dataset("greys", lambda root: Greys())
-    sent = cloudpickle.dumps(registry.registration())
-    monkeypatch.setattr(registry, "_FACTORIES", {})
-    assert registry.registration() is None
+    sent = cloudpickle.dumps(plugins.registration())
+    monkeypatch.setattr(plugins, "_HERE", {})
+    assert plugins.registration() is None
     cloudpickle.loads(sent)()
     assert num_classes_of(DataConfig(dataset="greys", workers=1)) == 2
 
