@@ -13,7 +13,7 @@ from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search.optuna import OptunaSearch
 
-from alast_tune.config import SweepConfig, TrialConfig, flatten, parse
+from alast_tune.config import AlastConfig, SweepConfig, TrialConfig, flatten, parse
 from alast_tune.results import DIRECTIONS, OBJECTIVES, TrialResult
 from alast_tune.tune.forecast import Costs
 from alast_tune.tune.resources import Node, Packing
@@ -187,7 +187,7 @@ class Ours(Random):
         self._searcher.on_trial_complete(str(number), self._result(self._table.epochs, values))
 
     def _forecast(self, config: TrialConfig, growth: float) -> Costs:
-        if config.method.name != "alast" or config.method.reading == "paper":
+        if not isinstance(config.method, AlastConfig) or config.method.reading == "paper":
             return Costs(0.0, 0)  # a baseline
         flops, peak = self._table.forecasts_C2[self._index(config)]
         return Costs(flops, int(peak))

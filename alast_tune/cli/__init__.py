@@ -29,6 +29,7 @@ from alast_tune.cli.clean import Clean
 from alast_tune.cli.doctor import Doctor
 from alast_tune.cli.front import Front, Sync
 from alast_tune.cli.guard import STORAGE_FAILED, TRACKING_INCOMPLETE, guarded
+from alast_tune.cli.method_options import offer_methods
 from alast_tune.cli.promote import Promote
 from alast_tune.cli.report import Report
 from alast_tune.cli.train import Train
@@ -121,4 +122,5 @@ def main(arguments: list[str] | None = None) -> None:
         return
     # Both spellings of a name are taken: --train.batch-size and --train.batch_size.
     words = [re.sub(r"^--[^=]+", lambda name: "--" + name[0][2:].replace("_", "-"), word) for word in words]
+    offer_methods(Train)
     CliApp.run(AlastTune, cli_args=words)

@@ -36,9 +36,10 @@ from alast_tune.callbacks import callback_of
 from alast_tune.choices import model_settings, name_of, sweep_of_folder
 from alast_tune.cli.front import words_for
 from alast_tune.cli.guard import TRACKING_INCOMPLETE, guarded
+from alast_tune.cli.method_options import offer_methods
 from alast_tune.cli.plan import plan_of, yaml_of
 from alast_tune.cli.sweep_help import short_help
-from alast_tune.config import ModelConfig, SweepConfig, given_file, parse, read_mapping, stored_sweep
+from alast_tune.config import ModelConfig, SweepConfig, TrialConfig, given_file, parse, read_mapping, stored_sweep
 from alast_tune.errors import ConfigError
 from alast_tune.results import FrontFile
 from alast_tune.storage import copy_of, display_path, listing, names_with
@@ -216,6 +217,7 @@ def main(arguments: list[str] | None = None) -> None:
         for name in presets():
             print(f"{name:20}{(PRESETS / f'{name}.yaml').read_text().splitlines()[0].removeprefix('# ')}")
         return
+    offer_methods(TrialConfig)
     options = CliApp.run(Sweep, cli_args=words)
     sweep = parse(SweepConfig, options.given_values())
     console = Console(width=None if sys.stdout.isatty() else 120)

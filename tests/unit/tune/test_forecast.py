@@ -7,11 +7,11 @@ import optuna
 import pytest
 import torch
 
-from alast_tune.config import AlastConfig, SweepConfig, TrialConfig, apply_params, parse, read_mapping
+from alast_tune.config import SweepConfig, TrialConfig, apply_params, parse, read_mapping
 from alast_tune.errors import ConfigError
 from alast_tune.methods import build_method
 from alast_tune.train import Run, load_trial
-from alast_tune.tune.forecast import GROWTH, IMAGES, Forecast, _plans, _probing
+from alast_tune.tune.forecast import GROWTH, IMAGES, Forecast
 from alast_tune.tune.resources import MARGIN
 from alast_tune.tune.space import to_optuna
 
@@ -136,17 +136,15 @@ def test_first_budgets_are_those_of_a_real_first_step(forecast: Forecast) -> Non
         ({"reading": "authors", "alpha": 0.01}, False),
     ):
         config = trial({"name": "alast", "trainable_blocks": 4} | method)
-        assert isinstance(config.method, AlastConfig)
         model, splits = load_trial(config, verify=False)
         spread = torch.linspace(0, len(splits.validation) - 1, IMAGES).int().tolist()
         images_BCHW, _ = splits.validation.__getitems__(spread)
-        probing = _probing(config.method, 0.01, IMAGES, 0.0)
-        real: Any = build_method(probing, model, config.train)
+        real: Any = build_method(config.method, model, config.train)
         real.begin_step(0)
         with torch.inference_mode():
             real.forward(images_BCHW)
             real.end_step()
         real.begin_step(1)
-        drawn, _ = _plans(probing, forecast._look_at(config), config.train.seed)
+        drawn = config.method.foresee(forecast._look_at(config).look, real.plan, config.train, IMAGES, 0.0).drawn
         off = [abs(one - other) for one, other in zip(drawn[0].tokens_L, real.plan.tokens_L, strict=True)]
         assert max(off) == 0 if exact else max(off) <= 0.1 * drawn[0].tokens_L[0]
