@@ -7,8 +7,8 @@ finds.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
-from functools import cache, partial
+from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
@@ -32,12 +32,12 @@ def _entries(group: str, path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
     return tuple(entry_points(group=group))
 
 
-def registration() -> Callable[[], None] | None:
-    """Give what registers in another process what is registered in this one; None if that is nothing."""
-    here = {group: dict(named) for group, named in _HERE.items() if named}
-    return partial(_register_all, here) if here else None
+def all_registered() -> dict[str, dict[str, Any]]:
+    """Give what is registered in this process, by group and name, for another process."""
+    return {group: dict(named) for group, named in _HERE.items() if named}
 
 
-def _register_all(here: Mapping[str, Mapping[str, Any]]) -> None:
-    for group, named in here.items():
+def register_all(registered: Mapping[str, Mapping[str, Any]]) -> None:
+    """Register what another process has: its :func:`all_registered`."""
+    for group, named in registered.items():
         registered_here(group).update(named)

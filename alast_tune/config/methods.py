@@ -133,8 +133,7 @@ class MethodConfig(Record):
             hint = f"did you mean {near[0]}? " if near else ""
             own = f"your own takes alast_tune.register_method, or an entry point of group {GROUP}"
             _refuse(name, f"no such method; {hint}known are {', '.join(method_names())}; {own}")
-        found = find_method(str(name)).model_validate(values)
-        return found  # type: ignore[return-value]  # of a subclass, and cls is the base
+        return find_method(str(name)).model_validate(values)  # type: ignore[return-value]  # cls is the base
 
 
 def _refuse(name: object, remedy: str) -> NoReturn:

@@ -11,18 +11,19 @@ import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import ray
+from ray import cloudpickle
 from ray._raylet import GcsClient  # type: ignore[attr-defined]  # as `ray health-check` does
 
 from alast_tune.data.machine import available_bytes, cpu_count, is_limited
 from alast_tune.errors import TRACEBACK, ConfigError
-from alast_tune.plugins import registration
+from alast_tune.plugins import all_registered, register_all
 from alast_tune.text import one_line
 
 PATIENCE = 6.0
@@ -51,8 +52,8 @@ def cluster() -> Iterator[None]:
     started, folder = not ray.is_initialized(), None
     if started:
         quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-        if register := registration():
-            quiet["runtime_env"] = {"worker_process_setup_hook": register}
+        if set_up := _worker_setup():
+            quiet["runtime_env"] = {"worker_process_setup_hook": set_up}
         address = os.environ.get("RAY_ADDRESS", "")
         if address in {"", "local"}:
             # Not left to Ray, which would look for the last head on this machine, and wait for it if that is gone.
@@ -71,6 +72,24 @@ def cluster() -> Iterator[None]:
             ray.shutdown()
             if folder:
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+def _worker_setup() -> Callable[[], None] | None:
+    """Give what makes methods and data sets that are registered here known to a worker; None where there are none.
+
+    What the driver's script defines itself travels whole, what a module defines by its name: workers look for modules
+    where the driver does, so that one beside the script is found.
+    """
+    registered = all_registered()
+    if not registered:
+        return None
+    pickled, path = cloudpickle.dumps(registered), [str(Path(place).absolute()) for place in sys.path]
+
+    def set_up() -> None:  # no functools.partial: Ray asks it for its __name__
+        sys.path.extend(place for place in path if place not in sys.path)
+        register_all(cloudpickle.loads(pickled))
+
+    return set_up
 
 
 _REMEDY = "give HOST:PORT of a head that runs, or unset it for a Ray of this machine's own"
