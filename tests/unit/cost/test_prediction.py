@@ -4,22 +4,18 @@ import random
 import re
 import statistics
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import timm
 import torch
-from torch import Tensor
-from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from alast_tune.config import MethodConfig, TrainConfig, TrialConfig
-from alast_tune.cost import StepCost, forward_flops, step_cost, step_flops, step_peak_bytes
-from alast_tune.cost.memory import track_live_bytes
-from alast_tune.methods import Method, build_method
+from alast_tune.cost import forward_flops, step_cost, step_flops, step_peak_bytes
+from alast_tune.methods import build_method
 from alast_tune.models import TIMM_MODULES, VisionTransformer, _skeleton
+from alast_tune.testing.steps import MeasuredStep, measured_steps
 from tests.unit.every_method import METHODS, MODELS, Case, cases, random_case, vit
 from tests.unit.kept import watch
 
@@ -37,64 +33,17 @@ def setting(values: dict[str, Any]) -> MethodConfig:
     return TrialConfig.model_validate({"method": values}).method
 
 
-def adam(method: Method) -> torch.optim.Adam:
-    """The optimizer, moments in place."""
-    optimizer = torch.optim.Adam(method.parameters(), 1e-3)
-    for parameter in method.parameters():
-        parameter.grad = torch.zeros_like(parameter)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return optimizer
+def held_bytes(step: MeasuredStep) -> int:
+    """What waited for the backward, of the largest micro-batch."""
+    return max(sum(kept.bytes.values()) for kept in step.watched)
 
 
-@dataclass
-class Step:
-    """A training step as it was predicted and as it was."""
-
-    predicted: StepCost
-    flops: int
-    held_bytes: int
-    """0 where the peak was measured: looking at what is held would hold it longer."""
-    peak_bytes: int
-    """0 where ``held_bytes`` was measured."""
-
-    @property
-    def held_error(self) -> float:
-        return abs(self.predicted.held_bytes / self.held_bytes - 1)
-
-    @property
-    def peak_error(self) -> float:
-        return abs(self.predicted.peak_bytes / self.peak_bytes - 1)
+def held_error(step: MeasuredStep) -> float:
+    return abs(step.predicted.held_bytes / held_bytes(step) - 1)
 
 
-def steps(
-    model: VisionTransformer, config: MethodConfig, batch: int, precision: Any = "fp32", accumulate: int = 1
-) -> Iterator[Step]:
-    """The first two steps: ALaST calibrates at one, and has an earlier delta at the other."""
-    method = build_method(config, model, TrainConfig(seed=batch))
-    optimizer, size = adam(method), model.patch_embed.img_size[0]  # type: ignore[index]
-    for number in range(2):
-        images, labels = torch.randn(batch, 3, size, size), torch.randint(0, 10, (batch,))
-        tracking = track_live_bytes(model, optimizer, images) if number == 1 else nullcontext([0])
-        held = 0
-        method.begin_step(number, images.tensor_split(accumulate))
-        # The counter takes some operations apart (SiLU's backward): the tracker, entered later, sees them whole.
-        with FlopCounterMode(display=False) as counter, tracking as peak:
-            for part, truth in zip(images.tensor_split(accumulate), labels.tensor_split(accumulate), strict=True):
-                with watch(model, part, truth) if number == 0 else nullcontext() as kept:
-                    loss = forward(method, part, truth, precision)
-                held = max(held, sum(kept.bytes.values()) if kept else 0)
-                loss.backward()
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        method.end_step()
-        predicted = step_cost(model, config, method.plan, size, batch, optimizer, precision, accumulate)
-        yield Step(predicted, counter.get_total_flops(), held, peak[0])
-
-
-def forward(method: Method, images: Tensor, labels: Tensor, precision: str) -> Tensor:
-    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-        return F.cross_entropy(method.forward(images), labels)
+def steps(*arguments: Any, **options: Any) -> Iterator[MeasuredStep]:
+    return measured_steps(*arguments, watch=watch, **options)
 
 
 def peak_errors(of: Sequence[Case]) -> list[float]:
@@ -104,7 +53,7 @@ def peak_errors(of: Sequence[Case]) -> list[float]:
         first, second = steps(vit(MODELS[case.model] | {"patch_size": 4}), case.config, case.batch, case.precision)
         assert first.predicted.flops == first.flops, case
         assert second.predicted.flops == second.flops, case
-        assert first.held_error <= 0.01, case  # of a few kilobytes where nothing but the classifier waits
+        assert held_error(first) <= 0.01, case  # of a few kilobytes where nothing but the classifier waits
         assert second.peak_error <= 0.08, case
         errors.append(second.peak_error)
     return errors
@@ -144,17 +93,17 @@ def test_random_plans_cost_what_is_predicted(name: str) -> None:
 def test_micro_batches_are_predicted_too(values: dict[str, Any]) -> None:
     """Of 8 images in 3 parts, that is 3, 3 and 2."""
     model, config = vit({"patch_size": 4}), setting(values)
-    first, second = steps(model, config, batch=8, accumulate=3)
+    first, second = steps(model, config, size=8, accumulate=3)
     assert first.predicted.flops == first.flops
     assert second.predicted.flops == second.flops
-    assert first.held_error <= 0.001
+    assert held_error(first) <= 0.001
     assert second.peak_error <= 0.005
 
 
 def test_what_the_tap_holds_counts_where_nothing_waits_for_the_backward() -> None:
     """No token is dropped, which is known only once each block has run: so the tap listens all the same."""
     config = setting({"name": "alast", "reading": "paper", "trainable_blocks": 0, "alpha": 0.0})
-    (_, second) = steps(vit({"patch_size": 4}), config, batch=24)
+    (_, second) = steps(vit({"patch_size": 4}), config, size=24)
     assert second.predicted.flops == second.flops
     assert second.peak_error <= 0.01
 
@@ -197,18 +146,18 @@ def small(name: str) -> VisionTransformer:
     ids=lambda values: values["name"],
 )
 def test_every_structural_kind_costs_what_is_predicted(name: str, values: dict[str, Any]) -> None:
-    first, second = steps(small(name), setting(values), batch=24)
+    first, second = steps(small(name), setting(values), size=24)
     assert first.predicted.flops == first.flops
     assert second.predicted.flops == second.flops
-    assert first.held_error <= 0.001
+    assert held_error(first) <= 0.001
     assert second.peak_error <= 0.005
 
 
 def test_a_model_without_positions_costs_what_is_predicted() -> None:
     """timm has none by name."""
-    first, second = steps(vit({"pos_embed": "none", "reg_tokens": 2}), setting({"name": "full"}), batch=24)
+    first, second = steps(vit({"pos_embed": "none", "reg_tokens": 2}), setting({"name": "full"}), size=24)
     assert (first.predicted.flops, second.predicted.flops) == (first.flops, second.flops)
-    assert first.held_error <= 0.001 and second.peak_error <= 0.005
+    assert held_error(first) <= 0.001 and second.peak_error <= 0.005
 
 
 def structure(model: VisionTransformer) -> tuple[Any, ...]:

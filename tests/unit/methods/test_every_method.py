@@ -1,19 +1,18 @@
 """What holds for every method: its extremes, its state, and what it leaves alone."""
 
-import copy
-import io
 import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 from torch.nn import functional as F
 
 from alast_tune.config import MethodConfig, TrainConfig, TrialConfig
 from alast_tune.errors import ConfigError, DivergedError
-from alast_tune.evaluate import evaluate
 from alast_tune.methods import Alast, Method, build_method
+from alast_tune.testing import CHECKS, check_costs, check_half_precision, check_plan
+from alast_tune.testing.steps import MakeModel, adam, batch, gradients, step
 from tests.unit.every_method import DEPTH, METHODS, MODELS, cases, vit
 
 READINGS = ("paper", "authors", "fast")
@@ -43,45 +42,31 @@ def alast(model: Any, **options: Any) -> Alast:
     return method
 
 
-def batch(number: int = 0, size: int = 3) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(number)
-    return torch.randn(size, 3, 32, 32, generator=generator), torch.randint(0, 10, (size,), generator=generator)
+@pytest.mark.parametrize("check", [check for check in CHECKS if check is not check_costs])  # see test_prediction.py
+@pytest.mark.parametrize("name", METHODS)
+def test_it_passes_what_every_method_has_to(name: str, check: Callable[[MethodConfig, MakeModel], None]) -> None:
+    for config in draws(name):
+        check(config, vit)
 
 
-def backward(method: Method, number: int = 0, size: int = 3) -> Tensor:
-    """A step but for the update; gradients stay."""
-    images, labels = batch(number, size)
-    method.begin_step(number)
-    loss = F.cross_entropy(method.forward(images), labels)
-    loss.backward()
-    method.end_step()
-    return loss.detach()
+@pytest.mark.parametrize("options", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("name", METHODS)
+def test_every_shape_of_model_works(name: str, options: dict[str, Any]) -> None:
+    for config in draws(name, 2):
+        check_plan(config, lambda: vit(options))
+        if not options.keys() & DROPOUT.keys():
+            check_half_precision(config, lambda: vit(options))
 
 
-def adam(method: Method) -> torch.optim.Adam:
-    return torch.optim.Adam(method.parameters(), 1e-2, weight_decay=0.1)
-
-
-def train(method: Method, optimizer: torch.optim.Optimizer, numbers: range) -> list[float]:
-    losses = []
-    for number in numbers:
-        losses.append(float(backward(method, number)))
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-    return losses
-
-
-def gradients(model: Any) -> dict[str, Tensor]:
-    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-
-
-def same(one: Any, other: Any) -> bool:
-    """Equal; tensors bit for bit."""
-    if isinstance(one, Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(value, other[key]) for key, value in one.items())
-    return bool(one == other)
+@pytest.mark.parametrize("name", METHODS)
+def test_a_model_that_nothing_was_added_to_is_exported_as_it_is(name: str) -> None:
+    for config in draws(name):
+        method = build_method(config, vit())
+        step(method)
+        changed = "lora" in name or getattr(config, "columns", None) is not None
+        assert (method.export() is method.model) != changed, config
+        tap = getattr(method._flow, "_tap", None)  # type: ignore[attr-defined]
+        assert tap is None or tap._qkv is None, config
 
 
 OFF: dict[str, Any] = {"floors": FLOORS, "trainable_blocks": DEPTH, "train_embeddings": True, "alpha": 9.0}
@@ -166,7 +151,7 @@ def test_one_patch_token_is_enough(values: dict[str, Any], prefix: int) -> None:
     method = build_method(setting(**values), model := vit({"reg_tokens": prefix - 1}))
     optimizer = adam(method)
     for number in range(2):
-        assert backward(method, number).isfinite()
+        assert step(method, number).isfinite()
         assert method.plan.tokens_L[-1] == prefix + 1
         found = gradients(model)
         assert found.keys() >= {name for name, _ in model.named_parameters() if name.startswith(("blocks.5.", "head."))}
@@ -174,127 +159,16 @@ def test_one_patch_token_is_enough(values: dict[str, Any], prefix: int) -> None:
         optimizer.step()
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_a_batch_may_be_one_image(name: str) -> None:
-    for config in draws(name):
-        method = build_method(config, model := vit())
-        for number in range(2):
-            assert backward(method, number, size=1).isfinite(), config
-            assert all(gradient.isfinite().all() for gradient in gradients(model).values()), config
-
-
-@pytest.mark.parametrize("options", SHAPES.values(), ids=SHAPES)
-@pytest.mark.parametrize("name", METHODS)
-def test_every_shape_of_model_works_and_gets_the_tokens_of_the_plan(name: str, options: dict[str, Any]) -> None:
-    for config in draws(name, 2):
-        method = build_method(config, model := vit(options))
-        seen: list[int] = []
-        for block in model.blocks:
-            block.norm1.register_forward_pre_hook(lambda module, inputs, seen=seen: seen.append(inputs[0].shape[1]))
-        optimizer = adam(method)
-        for number in range(3):
-            (loss,) = train(method, optimizer, range(number, number + 1))
-            assert loss < float("inf"), config
-            assert method.plan.tokens_L == tuple(seen[-DEPTH:]), config
-            assert len(seen) == DEPTH * (1 + method.plan.calibrated), config
-            seen.clear()
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_evaluation_moves_nothing(name: str) -> None:
-    for config in draws(name):
-        method, undisturbed = (build_method(config, vit(), TrainConfig(seed=1)) for _ in range(2))
-        optimizer, other = adam(method), adam(undisturbed)
-        train(method, optimizer, range(2))
-        train(undisturbed, other, range(2))
-        model, plan = method.model, method.plan
-        before = copy.deepcopy((method.state_dict(), model.state_dict()))
-        trainable = [p.requires_grad for p in model.parameters()]
-        for training in (False, True):
-            model.train(training)
-            evaluate(model, [batch(9), batch(10, size=5)], torch.device("cpu"))
-            assert all(module.training == training for module in model.modules()), config
-        assert same(before[0], method.state_dict()) and same(before[1], model.state_dict()), config
-        assert method.plan == plan and [p.requires_grad for p in model.parameters()] == trainable, config
-        assert train(method, optimizer, range(2, 4)) == train(undisturbed, other, range(2, 4)), config
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_evaluation_is_that_of_the_plain_model_that_comes_out(name: str) -> None:
-    for config in draws(name):
-        method = build_method(config, vit())
-        train(method, adam(method), range(2))
-        plain, exported = vit(), method.export()
-        plain.load_state_dict(exported.state_dict(), strict=True)
-        changed = "lora" in name or getattr(config, "columns", None) is not None
-        assert (exported is method.model) != changed, config
-        with torch.no_grad():
-            logits, expected = method.model.eval()(batch()[0]), plain.eval()(batch()[0])
-        assert torch.equal(logits, expected) or changed, config  # every token, since the model is timm's
-        torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
-        tap = getattr(method._flow, "_tap", None)  # type: ignore[attr-defined]
-        assert tap is None or tap._qkv is None, config
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_exactly_what_trains_gets_a_gradient_and_nothing_else_moves_nor_its_moments(name: str) -> None:
-    for config in draws(name):
-        method = build_method(config, model := vit())
-        optimizer, may = adam(method), {id(p) for p in method.parameters()}
-        assert len(may) == len(method.parameters())
-        for number in range(5):
-            before = {name: p.detach().clone() for name, p in model.named_parameters()}
-            moments = copy.deepcopy({id(p): state for p, state in optimizer.state.items()})
-            backward(method, number)  # gradients of the step before are still there
-            optimizer.step()
-            frozen = {
-                id(p)
-                for block, trains in zip(model.blocks, method.plan.trainable_L, strict=True)
-                for p in block.parameters()
-                if not trains
-            }
-            for where, parameter in model.named_parameters():
-                trains = id(parameter) in may - frozen
-                here = (config, number, where)
-                assert (parameter.grad is not None) == parameter.requires_grad == trains, here
-                assert torch.equal(parameter, before[where]) != trains, here
-                state = optimizer.state.get(parameter, {})
-                assert same(state, moments.get(id(parameter), {})) != trains, here
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_a_resumed_run_equals_an_uninterrupted_one(name: str) -> None:
-    for config in draws(name):
-        whole = build_method(config, vit(), TrainConfig(seed=5))
-        optimizer = adam(whole)
-        train(whole, optimizer, range(3))
-        file = io.BytesIO()
-        torch.save((whole.model.state_dict(), optimizer.state_dict(), whole.state_dict()), file)
-        file.seek(0)
-        model, moments, state = torch.load(file, weights_only=True)
-        resumed = build_method(config, vit(), TrainConfig(seed=5))
-        resumed.model.load_state_dict(model)
-        again = adam(resumed)
-        again.load_state_dict(moments)
-        resumed.load_state_dict(state)
-        for number in range(3, 6):
-            numbers = range(number, number + 1)
-            assert train(whole, optimizer, numbers) == train(resumed, again, numbers), config
-            assert whole.plan == resumed.plan, config
-        assert same(whole.model.state_dict(), resumed.model.state_dict()), config
-        assert same(whole.state_dict(), resumed.state_dict()), config
-
-
 @pytest.mark.parametrize("reading", ["paper", "authors", "fast"])
 def test_a_method_that_took_over_anothers_state_goes_its_own_way(reading: str) -> None:
     options: dict[str, Any] = {"reading": reading, "alpha": 0.5, "initial_budget": 0.7, "trainable_blocks": 3}
     one, twin = alast(vit(), **options), alast(vit(), **options)
     for number in range(2):
-        backward(one, number)
+        step(one, number)
     twin.load_state_dict(one.state_dict())
     budgets, deltas = twin.budgets, twin.deltas
     for number in range(2, 4):
-        backward(one, number)
+        step(one, number)
     assert one.budgets != budgets
     assert (twin.budgets, twin.deltas) == (budgets, deltas)
 
@@ -305,59 +179,13 @@ def test_a_method_that_took_over_anothers_state_goes_its_own_way(reading: str) -
 def test_alast_says_that_training_has_diverged(reading: str, when: int, broken: float) -> None:
     method = alast(vit(), reading=reading, trainable_blocks=3)
     for number in range(when):
-        backward(method, number)
+        step(method, number)
     method.begin_step(when)
     images = batch()[0]
     images[1, 0, 3, 4] = broken
     with pytest.raises(DivergedError, match=r"training has diverged; lower train\.learning_rate$"):  # noqa: PT012
         method.forward(images)
         method.end_step()  # where nothing is read inside the forward, it comes here
-
-
-@pytest.mark.parametrize("options", MODELS.values(), ids=MODELS)
-@pytest.mark.parametrize("name", METHODS)
-def test_half_precision_is_near_single_precision(name: str, options: dict[str, Any]) -> None:
-    """The same parameters have gradients, and those of each block, and of all else, point to where they should."""
-    for config in draws(name, 2):
-        method, exact = build_method(config, vit(options)), build_method(config, vit(options))
-        for number in range(2):
-            images, labels = batch(number)
-            method.begin_step(number)
-            with torch.autocast("cpu", torch.bfloat16):
-                loss = F.cross_entropy(method.forward(images), labels)
-            loss.backward()
-            method.end_step()
-            assert float(loss.detach()) == pytest.approx(float(backward(exact, number)), rel=0.01), config
-            mine, theirs = gradients(method.model), gradients(exact.model)
-            assert mine.keys() == theirs.keys()
-            for part in {re.match(r"blocks\.\d|", where)[0] for where in mine}:  # type: ignore[index]
-                one, other = (
-                    torch.cat([gradient.flatten() for where, gradient in each.items() if where.startswith(part)])
-                    for each in (mine, theirs)
-                )
-                assert float(F.cosine_similarity(one, other, dim=0)) > 0.95 or not other.any(), (config, number, part)
-                assert float(one.norm()) == pytest.approx(float(other.norm()), rel=0.1), (config, number, part)
-            method.model.zero_grad(set_to_none=True)
-            exact.model.zero_grad(set_to_none=True)
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_all_micro_batches_of_a_step_follow_one_plan(name: str) -> None:
-    for config in draws(name):
-        method = build_method(config, model := vit())
-        seen: list[int] = []
-        for block in model.blocks:
-            block.norm1.register_forward_pre_hook(lambda module, inputs, seen=seen: seen.append(inputs[0].shape[1]))
-        for number in range(3):
-            method.begin_step(number)
-            method.forward(batch(number)[0]).sum().backward()
-            plan, state = method.plan, copy.deepcopy(method.state_dict())
-            seen.clear()
-            method.forward(batch(number + 9)[0]).sum().backward()
-            assert tuple(seen) == plan.tokens_L, config
-            assert method.plan == plan and same(method.state_dict(), state), config
-            method.end_step()
-            assert method.plan == plan, config
 
 
 @pytest.mark.parametrize("reading", READINGS)
