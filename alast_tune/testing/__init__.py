@@ -241,7 +241,7 @@ def check_half_precision(config: MethodConfig, make: MakeModel) -> None:
 def check_costs(config: MethodConfig, make: MakeModel) -> None:
     """The meter predicts a step's FLOPs exactly, and its peak within 8%."""
     for precision in ("fp32", "bf16"):
-        for measured in measured_steps(config, make(), 24, precision):
+        for measured in measured_steps(make(), config, 24, precision):
             said = f"{precision}: {measured.predicted.flops} FLOPs are predicted, {measured.flops} are counted"
             _must(measured.predicted.flops == measured.flops, said, config)
             if measured.peak_bytes:

@@ -54,8 +54,8 @@ class MeasuredStep:
 
 
 def measured_steps(
-    config: MethodConfig,
     model: VisionTransformer,
+    config: MethodConfig,
     size: int,
     precision: Any = "fp32",
     accumulate: int = 1,
@@ -64,8 +64,8 @@ def measured_steps(
     """Measure the first two steps: a method may look at its images first at one, and have learned at the other.
 
     Args:
+        model: gets prepared.
         config: of the method.
-        model: is prepared.
         size: images in the batch.
         precision: of matrix products.
         accumulate: micro-batches.
