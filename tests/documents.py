@@ -8,6 +8,7 @@ import subprocess
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = (
@@ -80,3 +81,11 @@ def checkout_files() -> list[Path]:
             path for path in ROOT.rglob("*") if not any(part.startswith(".") for part in path.relative_to(ROOT).parts)
         ]
     return [path for path in files if path.is_file()]
+
+
+def method_of_the_docs() -> Any:
+    """Make the method that docs/adding-a-method.md adds: its settings' class."""
+    (block,) = (block for block in blocks("docs/adding-a-method.md") if block.file == "bitfit.py")
+    found: dict[str, Any] = {"__name__": "bitfit"}
+    exec(compile(block.text, "bitfit.py", "exec"), found)
+    return found["BitFit"]

@@ -24,7 +24,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from alast_tune.cli import AlastTune, main
-from alast_tune.config import DataConfig, MethodConfig, ModelConfig, SweepConfig, TrainConfig
+from alast_tune.config import DataConfig, ModelConfig, SweepConfig, TrainConfig, known_methods
 
 ROOT = Path(__file__).parents[2]
 BUILDER = ROOT / ".venv-docs"
@@ -51,8 +51,7 @@ def settings() -> Iterator[str]:
     yield "# Settings\n\nIn a YAML file as they stand here; on the command line with dots: `--trial.train.epochs 5`.\n"
     parts: dict[str, type[BaseModel]] = {"the sweep": SweepConfig}
     parts |= {"trial.data": DataConfig, "trial.model": ModelConfig, "trial.train": TrainConfig}
-    for kind in get_args(get_args(MethodConfig)[0]):
-        parts[f"trial.method, name: {kind.model_fields['name'].default}"] = kind
+    parts |= {f"trial.method, name: {name}": kind for name, kind in known_methods().items()}
     for title, kind in parts.items():
         yield f"## {title}\n\n{(kind.__doc__ or '').strip()}\n"
         yield "| setting | takes | default | |\n| --- | --- | --- | --- |"

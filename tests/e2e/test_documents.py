@@ -81,7 +81,6 @@ TABLE = (
     Here(r".*--preset ways.yaml", r"\g<0>", "test_grid.py; the file is parsed", nightly=True),
     Here(r".*just cluster-up", r"\g<0>", "test_local_cluster.py, and `just submit` in docs/jobs.md", nightly=True),
     Here(r".*just submit --preset demo --name here", r"\g<0>", "as above", nightly=True),
-    Here(r".*just bench --model .*", r"\g<0>", "adding-a-method.md runs the benchmark", nightly=True),
     # Smaller: the same on less, in commands, files and the copy's own presets.
     Here(r"trials: \d+", "trials: 1", "a hundred seconds, or a GPU"),
     Here(r"epochs: \d+, batch_size: \d+", "epochs: 1, batch_size: 16", "as above"),
@@ -96,9 +95,7 @@ TABLE = (
     Here(r'preset="demo"|alast_tune.open\("runs/python"\)', r"\g<0>", "as above"),
     Here(r"--train.epochs 50", "--train.epochs 2", "minutes"),
     Here(r"(just test)$", r"\1 tests/unit/test_front.py", "all of them are running"),
-    Here(r"(just test tests/.*)", r"\1 -n 0", "other tests are running beside it"),
     Here(r"(just bench) --model .*", r"\1 --rounds 1 --warmup 0 --only full", "minutes"),
-    Here(r"(just bench --only .*)", r"\1 --rounds 1 --warmup 0", "half a minute"),
     Here(r"(search.py .*) --seeds 30", r"\1 --seeds 1 --only random --processes 1", "most of an hour"),
     Here(r"benchmarks/scale.py$", r"\g<0> --finished 10 --sampler random --trials 2 --results scale.json", "minutes"),
     Here(r"(just submit --preset demo --name job)", r"\1 --trials 1", "half a minute"),
