@@ -124,6 +124,7 @@ class Alast:
 
         last = len(self.model.blocks) - 1
         flowing: Tokens = x_BND
+        del x_BND  # a name would hold it until the end
         for index, trains in enumerate(plan.trainable_L):
             drops = planned is not None and index < last and planned[index + 1] < planned[index]
             listens = drops or (learning and index < last)

@@ -44,9 +44,7 @@ class AttentionTap:
             attention: the block's.
             rope: rotary positions that the block has got.
         """
-        assert self._heard, "asked for right after the block's attention has run, while listening"
-        q_BHND, k_BHND = (rotate(attention, self._heard[name], rope) for name in "qk")
-        self.forget()
+        q_BHND, k_BHND = (rotate(attention, x_BHND, rope) for x_BHND in self._take())
         if (groups := getattr(attention, "num_kv_groups", 1)) > 1:
             k_BHND = k_BHND.repeat_interleave(groups, dim=1)
         return q_BHND, k_BHND
@@ -54,6 +52,11 @@ class AttentionTap:
     @torch.no_grad()
     def mean_keys(self) -> Tensor:
         """Give the keys of the block just run, without positions, mean over heads, (B, N, d); then forget."""
-        mean_BNd: Tensor = self._heard["k"].mean(dim=1)
-        self.forget()
+        mean_BNd: Tensor = self._take()[1].mean(dim=1)
         return mean_BNd
+
+    def _take(self) -> tuple[Tensor, Tensor]:
+        assert self._heard, "asked for right after the block's attention has run, while listening"
+        heard = self._heard["q"], self._heard["k"]
+        self.forget()
+        return heard

@@ -176,9 +176,9 @@ def tokens_after(merges_L: Sequence[int], tokens: int, prefix: int) -> list[int]
 def _block_flops(model: Backbone, counts: Sequence[int]) -> int:
     """FLOPs of all blocks' forward and backward an image, but for a constant factor."""
     total = 0
-    blocks = blocks_of(model)
-    for block, before, after in zip(blocks, counts[:-1], counts[1:], strict=True):
-        queries, after = (1, 1) if block is blocks[-1] else (before, after)  # the last one's are the class token's
+    for index, block in enumerate(blocks_of(model)):
+        before, after = counts[index : index + 2]
+        queries, after = (1, 1) if index == len(model.blocks) - 1 else (before, after)  # the class token alone
         keys = block.attn.qkv.weight.numel() * 2 // 3
         others = keys // 2 + block.attn.proj.weight.numel()
         mlp = block.mlp.fc1.weight.numel() + block.mlp.fc2.weight.numel()

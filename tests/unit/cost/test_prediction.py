@@ -19,7 +19,8 @@ from alast_tune.config import MethodConfig, TrainConfig, TrialConfig
 from alast_tune.cost import StepCost, forward_flops, step_cost, step_flops, step_peak_bytes
 from alast_tune.cost.memory import track_live_bytes
 from alast_tune.methods import Method, build_method
-from alast_tune.models import TIMM_MODULES, VisionTransformer, _skeleton
+from alast_tune.models import TIMM_MODULES, Backbone, _skeleton
+from alast_tune.models.backbone import predict
 from tests.unit.every_method import METHODS, MODELS, Case, cases, random_case, vit
 from tests.unit.kept import watch
 
@@ -68,7 +69,7 @@ class Step:
 
 
 def steps(
-    model: VisionTransformer, config: MethodConfig, batch: int, precision: Any = "fp32", accumulate: int = 1
+    model: Backbone, config: MethodConfig, batch: int, precision: Any = "fp32", accumulate: int = 1
 ) -> Iterator[Step]:
     """The first two steps: ALaST calibrates at one, and has an earlier delta at the other."""
     method = build_method(config, model, TrainConfig(seed=batch))
@@ -177,12 +178,12 @@ KINDS = (
 )
 
 
-def small(name: str) -> VisionTransformer:
+def small(name: str) -> Backbone:
     """Two narrow blocks of timm's model, 16 patches."""
     patch = re.search(r"patch(\d+)", name)
     side = 4 * int(patch[1] if patch else 16)
     model = timm.create_model(name, num_classes=10, img_size=side, embed_dim=48, depth=2, num_heads=3)
-    assert isinstance(model, VisionTransformer)
+    assert isinstance(model, Backbone)
     return model
 
 
@@ -211,7 +212,7 @@ def test_a_model_without_positions_costs_what_is_predicted() -> None:
     assert first.held_error <= 0.001 and second.peak_error <= 0.005
 
 
-def structure(model: VisionTransformer) -> tuple[Any, ...]:
+def structure(model: Backbone) -> tuple[Any, ...]:
     """What the meter could know or not know of a model, but for its sizes."""
     block = model.blocks[0]
     parts = (block.mlp, block.mlp.act, block.norm1, block.ls1, block.attn.q_norm, model.norm_pre, model.norm)  # type: ignore[union-attr]
@@ -271,5 +272,5 @@ def test_the_three_ways_to_ask_agree_and_an_optimizer_without_moments_costs_less
 def test_evaluation_is_one_forward() -> None:
     model = vit().eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(torch.randn(3, 3, 32, 32))
+        predict(model, torch.randn(3, 3, 32, 32))
     assert forward_flops(model, 32, 3) == counter.get_total_flops()
