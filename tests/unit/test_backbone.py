@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from alast_tune.config import ModelConfig, TrialConfig
 from alast_tune.methods import build_method
-from alast_tune.models import create_model
+from alast_tune.models import create_model, outline
 from alast_tune.models.backbone import blocks_of, needs_class_token_alone, predict
 
 NARROW: dict[str, Any] = {"embed_dim": 48, "num_heads": 3}
@@ -27,7 +27,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "vit_small_patch16_dinov3": NARROW,  # rotary, registers, mean
     "vit_small_patch16_dinov3_qkvb": NARROW,  # biases added by timm's own product
     "vit_small_patch16_lingbot": NARROW,  # rotary, registers, class token
-    "vit_base_patch16_sapiens2": {"embed_dim": 96, "num_heads": 6, "depth": 12},  # keys of groups, split projections
+    "vit_base_patch16_sapiens2": {"embed_dim": 96, "num_heads": 6, "num_kv_heads": (6, 2), "rope_rescale_coords": None},  # keys of groups, split projections
     "vit_small_patch16_rope_mixed_224": {"embed_dim": 96, "num_heads": 3},  # learned by block and head
     "eva02_tiny_patch14_224": NARROW,  # a gated MLP, split projections
     "eva02_base_patch16_clip_224": NARROW,
@@ -129,7 +129,8 @@ def test_of_the_last_block_the_class_token_alone_is_computed() -> None:
 def test_dropped_paths_and_dropout_stay_in_the_last_block() -> None:
     model = timm.create_model("deit_tiny_patch16_224", depth=2, img_size=64, drop_path_rate=0.9, proj_drop_rate=0.5)
     images_BCHW = torch.randn(8, 3, 64, 64)
-    drawn = {float(predict(model, images_BCHW).sum()) for _ in range(5)}
+    with torch.no_grad():
+        drawn = {float(predict(model, images_BCHW).sum()) for _ in range(5)}
     assert len(drawn) == 5
     assert any(isinstance(module, nn.Dropout) and module.p for module in blocks_of(model)[1].modules())
 
@@ -142,3 +143,8 @@ def test_models_come_with_one_size_whose_positions_are_computed_once() -> None:
     images_BCHW = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(predict(model.eval(), images_BCHW), theirs.eval()(images_BCHW))
+
+
+def test_positions_are_not_drawn_anew_in_each_block() -> None:
+    model = outline(ModelConfig(name="vit_base_patch16_sapiens2", image_size=64))
+    assert model.rope.rescale_coords and not model.rope.aug_active  # type: ignore[union-attr]
