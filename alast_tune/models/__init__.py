@@ -199,7 +199,8 @@ def _create_timm(config: ModelConfig) -> Backbone:
         except Exception as error:  # whichever HTTP client, cache or file format failed, the remedy is the same
             raise no_weights(config.name, f"could not be loaded ({type(error).__name__}: {error})") from error
     assert isinstance(model, Backbone)
-    if getattr(rope := getattr(model, "rope", None), "aug_active", False):
+    rope: Any = getattr(model, "rope", None)
+    if getattr(rope, "aug_active", False):
         rope.aug_active = False  # positions drawn anew in each block would fit no image
     return model
 

@@ -27,7 +27,11 @@ KINDS: dict[str, dict[str, Any]] = {
     "vit_small_patch16_dinov3": NARROW,  # rotary, registers, mean
     "vit_small_patch16_dinov3_qkvb": NARROW,  # biases added by timm's own product
     "vit_small_patch16_lingbot": NARROW,  # rotary, registers, class token
-    "vit_base_patch16_sapiens2": {"embed_dim": 96, "num_heads": 6, "num_kv_heads": (6, 2), "rope_rescale_coords": None},  # keys of groups, split projections
+    "vit_base_patch16_sapiens2": {
+        "embed_dim": 96,
+        "num_heads": 6,
+        "num_kv_heads": (6, 2),
+    },  # keys of groups, split projections
     "vit_small_patch16_rope_mixed_224": {"embed_dim": 96, "num_heads": 3},  # learned by block and head
     "eva02_tiny_patch14_224": NARROW,  # a gated MLP, split projections
     "eva02_base_patch16_clip_224": NARROW,
@@ -45,6 +49,8 @@ def small(name: str) -> Any:
     model = timm.create_model(name, pretrained=False, **options)
     if hasattr(model, "rope") and model.dynamic_img_size:
         model = timm.create_model(name, pretrained=False, dynamic_img_size=False, **options)
+    if getattr(model, "rope", None) is not None:
+        model.rope.aug_active = False  # as create_model leaves it
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
