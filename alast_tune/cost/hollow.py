@@ -142,11 +142,23 @@ class HollowModel:
             memo[id(block)] = alike[kind]
         self.model: Backbone = copy.deepcopy(model, memo)
         self.flow = flow_of(config, self.model)
+        grid, rope = int(model.patch_embed.num_patches), getattr(self.model, "rope", None)
+        buffers = rope.named_buffers() if rope is not None else ()
+        self._positions = [(rope, name, each.shape[1:]) for name, each in buffers if each.shape[:1] == (grid,)]
         used = {id(p) for p in self.model.parameters()}
         self._trainable = [p for p in map(memo.__getitem__, may) if id(p) in used]
 
-    def prepare(self, block: nn.Module | None, trains: bool, accumulating: bool) -> None:
-        """Let train what may train, a frozen block left out; with ``accumulating`` gradients are there already."""
+    def prepare(self, block: nn.Module | None, trains: bool, accumulating: bool, patches: int) -> None:
+        """Let train what may train, a frozen block left out.
+
+        Args:
+            block: the one that runs next.
+            trains: whether it does.
+            accumulating: gradients are there already.
+            patches: of an image, by which rotary positions are made.
+        """
+        for rope, name, rest in self._positions:
+            setattr(rope, name, torch.empty(patches, *rest))
         frozen = set() if block is None or trains else {id(p) for p in block.parameters()}
         for parameter in self._trainable:
             parameter.requires_grad_(id(parameter) not in frozen)

@@ -170,7 +170,9 @@ class Parts:
             ran = ran if drops else (*ran[:2], 1, ran[3], 1)
             if not stage.scales:
                 arriving, leaving, ran = stage.arriving, stage.leaving, (batch, 1, 1, 1, 1)
-            hollow.prepare(block, trains, accumulating)
+            # Positions of tokens that are left are chosen from the whole image's.
+            patches = max((self._tokens if len(given) > 1 else arriving) - self._prefix, 1)
+            hollow.prepare(block, trains, accumulating, patches)
             first = given is self._images
             around = (batch,) if first else (batch, arriving)
             shapes = [(*around, *one.shape) for one in given]

@@ -36,7 +36,7 @@ def watch(model: Any, *inputs: Tensor) -> Iterator[Kept]:
         return lambda *_: setattr(kept, "place", place)
 
     # The last block may not be called as a whole: it ends where the final norm begins.
-    begins = [(block.norm1, index) for index, block in enumerate(model.blocks)]
+    begins = [(getattr(block, "norm1", block), index) for index, block in enumerate(model.blocks)]
     handles = [module.register_forward_pre_hook(at(f"block {index}")) for module, index in begins]
     handles += [block.register_forward_hook(at("outside")) for block in model.blocks]
     handles.append(model.norm.register_forward_pre_hook(at("outside")))

@@ -12,49 +12,7 @@ from alast_tune.config import ModelConfig, TrialConfig
 from alast_tune.methods import build_method
 from alast_tune.models import create_model, outline
 from alast_tune.models.backbone import blocks_of, needs_class_token_alone, predict
-
-NARROW: dict[str, Any] = {"embed_dim": 48, "num_heads": 3}
-KINDS: dict[str, dict[str, Any]] = {
-    "deit_tiny_patch16_224": {},
-    "vit_small_patch14_reg4_dinov2": NARROW,  # layer scale, registers
-    "vit_giant_patch14_dinov2": NARROW,  # a gated MLP
-    "vit_base_patch32_clip_quickgelu_224": NARROW,
-    "vit_little_patch16_reg1_gap_256": NARROW,
-    "vit_base_patch16_siglip_224": NARROW,  # an attention pool
-    "vit_base_patch16_rpn_224": NARROW,  # norms after the halves
-    "vit_dwee_patch16_reg1_gap_256": {"embed_dim": 48, "num_heads": 3},  # differential attention
-    "vit_base_patch16_xp_224": NARROW,  # attention and MLP side by side
-    "vit_small_patch16_dinov3": NARROW,  # rotary, registers, mean
-    "vit_small_patch16_dinov3_qkvb": NARROW,  # biases added by timm's own product
-    "vit_small_patch16_lingbot": NARROW,  # rotary, registers, class token
-    "vit_base_patch16_sapiens2": {
-        "embed_dim": 96,
-        "num_heads": 6,
-        "num_kv_heads": (6, 2),
-    },  # keys of groups, split projections
-    "vit_small_patch16_rope_mixed_224": {"embed_dim": 96, "num_heads": 3},  # learned by block and head
-    "eva02_tiny_patch14_224": NARROW,  # a gated MLP, split projections
-    "eva02_base_patch16_clip_224": NARROW,
-    "eva_giant_patch14_clip_224": NARROW,
-    "eva02_enormous_patch14_clip_224": NARROW,  # norms after the halves
-    "vit_pe_core_tiny_patch16_384": NARROW,  # rotary, an attention pool
-}
-
-
-def small(name: str) -> Any:
-    """Few narrow and lively blocks, 16 patches."""
-    torch.manual_seed(0)
-    patch = int(name.split("patch")[1].split("_")[0])
-    options = {"depth": 2, "img_size": 4 * patch, "num_classes": 5} | KINDS[name]
-    model = timm.create_model(name, pretrained=False, **options)
-    if hasattr(model, "rope") and model.dynamic_img_size:
-        model = timm.create_model(name, pretrained=False, dynamic_img_size=False, **options)
-    if getattr(model, "rope", None) is not None:
-        model.rope.aug_active = False  # as create_model leaves it
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.1)
-    return model
+from tests.unit.kinds import CLASS_TOKEN, KINDS, small
 
 
 def images(model: Any) -> Tensor:
@@ -83,17 +41,14 @@ ALONE = [name for name in KINDS if needs_class_token_alone(small(name))]
 
 
 def test_the_class_token_is_enough_wherever_it_classifies_and_the_block_is_known() -> None:
-    assert ALONE == [
-        "deit_tiny_patch16_224",
-        "vit_small_patch14_reg4_dinov2",
-        "vit_giant_patch14_dinov2",
-        "vit_base_patch32_clip_quickgelu_224",
+    assert [
+        *CLASS_TOKEN,
         "vit_small_patch16_lingbot",
         "vit_base_patch16_sapiens2",
         "vit_small_patch16_rope_mixed_224",
         "eva02_base_patch16_clip_224",
         "eva_giant_patch14_clip_224",
-    ]
+    ] == ALONE
 
 
 @pytest.mark.parametrize("values", [{"name": "lora", "rank": 3}, {"name": "apla", "columns": 5}])
