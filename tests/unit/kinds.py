@@ -51,11 +51,11 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-def small(name: str) -> Backbone:
+def small(name: str, shape: dict[str, Any] | None = None) -> Backbone:
     """Two narrow and lively blocks, 16 patches, 10 classes."""
     torch.manual_seed(0)
     patch = int(name.split("patch")[1].split("_")[0]) if "patch" in name else 16
-    options = {"depth": 2, "img_size": 4 * patch, "num_classes": 10, "dynamic_img_size": False} | KINDS[name]
+    options = {"depth": 2, "img_size": 4 * patch, "num_classes": 10, "dynamic_img_size": False} | (shape or KINDS[name])
     model: Any = timm.create_model(name, pretrained=False, **options)
     if getattr(model, "rope", None) is not None:
         model.rope.aug_active = False  # as create_model leaves it
