@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from alast_tune.config.trial import TrainConfig
     from alast_tune.methods.base import FirstLook, Flow, Foreseen, Method, StepPlan
-    from alast_tune.models import VisionTransformer
+    from alast_tune.models.backbone import Backbone
 
 GROUP = "alast_tune.methods"
 
@@ -62,17 +62,17 @@ class MethodConfig(Record):
     splits_blocks: ClassVar[bool] = False
     """Whether the forward goes between a block's attention and its MLP, which are then compiled one by one."""
 
-    def trainable_parameters(self, model: VisionTransformer) -> list[nn.Parameter]:
+    def trainable_parameters(self, model: Backbone) -> list[nn.Parameter]:
         """List what may ever train, on a model that the method has prepared: the optimizer's, and the meter's."""
         raise NotImplementedError
 
-    def build(self, model: VisionTransformer, train: TrainConfig) -> Method:
+    def build(self, model: Backbone, train: TrainConfig) -> Method:
         """Wrap a model for training; by default the same at every step, in the model's own forward (``Constant``)."""
         from alast_tune.methods.base import Constant
 
         return Constant(self, model)
 
-    def flow(self, model: VisionTransformer) -> Flow:
+    def flow(self, model: Backbone) -> Flow:
         """Give the training forward on a model that the method has prepared; by default the model's own."""
         from alast_tune.methods.base import Flow
 

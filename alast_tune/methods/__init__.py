@@ -1,15 +1,14 @@
 """Fine-tuning methods, one a file, behind one protocol."""
 
-from timm.models.vision_transformer import VisionTransformer
-
 from alast_tune.config import MethodConfig, TrainConfig
 from alast_tune.methods.alast import Alast
 from alast_tune.methods.apla import Apla
-from alast_tune.methods.base import Constant, Flow, Method, Stage, StepPlan, blocks_of
+from alast_tune.methods.base import Constant, Flow, Method, Stage, StepPlan
 from alast_tune.methods.bsr import Bsr
 from alast_tune.methods.freezing import most_influential, with_blocks_chosen
 from alast_tune.methods.lora import Lora
 from alast_tune.methods.tome import Tome
+from alast_tune.models.backbone import Backbone, blocks_of
 
 __all__ = [
     "Alast",
@@ -29,7 +28,7 @@ __all__ = [
 ]
 
 
-def build_method(config: MethodConfig, model: VisionTransformer, train: TrainConfig | None = None) -> Method:
+def build_method(config: MethodConfig, model: Backbone, train: TrainConfig | None = None) -> Method:
     """Wrap a model for fine-tuning; ``train`` gives alpha's default (its learning rate) and the seed.
 
     Raises:

@@ -7,18 +7,18 @@ from typing import Annotated, Any, Literal, Self
 
 import torch
 from pydantic import Field, ModelWrapValidatorHandler, model_validator
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from alast_tune.config import MethodConfig, Record, TrainConfig, as_plain_values
-from alast_tune.errors import ConfigError
-from alast_tune.methods.base import FirstLook, Flow, Foreseen, Method, StepPlan, classify, embed
-from alast_tune.methods.budgets import class_delta, relative_magnitudes
-from alast_tune.methods.dropping import Dropping
+from alast_tune.methods.base import FirstLook, Flow, Foreseen, Method, StepPlan
+from alast_tune.methods.budgets import class_delta
+from alast_tune.methods.dropping import Dropping, Tokens
 from alast_tune.methods.lora import LEARNING_RATE, Adapters, add_adapters, merge_adapters
 from alast_tune.methods.parameters import adapters, embeddings, outputs, set_trainable
-from alast_tune.methods.planner import Planner, drawable_blocks, foresee_plans
+from alast_tune.methods.planner import Planner, budget_rate, drawable_blocks, foresee_plans
+from alast_tune.methods.summary import summarise, summary_updates
+from alast_tune.models.backbone import Backbone, classify, embed
 from alast_tune.parallel import total_over_ranks
 from alast_tune.text import short_number
 
@@ -117,34 +117,20 @@ class AlastConfig(MethodConfig):
                 raise ValueError(f"floors.{third} = {floor} is above max_budget = {self.max_budget}")
         return self
 
-    def trainable_parameters(self, model: VisionTransformer) -> list[nn.Parameter]:
+    def trainable_parameters(self, model: Backbone) -> list[nn.Parameter]:
         """Classifier, and final norm and all blocks or their adapters; embeddings where they train."""
         before = embeddings(model) if self.train_embeddings else []
         if self.lora is None:
             return outputs(model) + list(model.blocks.parameters()) + before
         return adapters(model) + list(model.head.parameters()) + before
 
-    def build(self, model: VisionTransformer, train: TrainConfig) -> Method:
+    def build(self, model: Backbone, train: TrainConfig) -> Method:
         """Wrap a model; ``train`` gives alpha's default (its learning rate) and the seed."""
-        return Alast(self, model, self.budget_rate(train), train.seed)
+        return Alast(self, model, budget_rate(self, train), train.seed)
 
-    def flow(self, model: VisionTransformer) -> Flow:
+    def flow(self, model: Backbone) -> Flow:
         """Tokens go after blocks that look how much they have moved the class token."""
         return AlastFlow(self, model)
-
-    def budget_rate(self, train: TrainConfig) -> float:
-        """Give alpha, by default the learning rate.
-
-        Raises:
-            ConfigError: micro-batches where budgets learn within a forward, which would see but the first.
-        """
-        alpha = train.learning_rate if self.alpha is None else self.alpha
-        if train.accumulate > 1 and alpha and self.budget_timing == "same_step":
-            remedy = (
-                "same-step budgets learn from the whole batch; leave it out, or set method.budget_timing: next_step"
-            )
-            raise ConfigError("train.accumulate", train.accumulate, remedy)
-        return alpha
 
     def full_label(self) -> str:
         """Say whether adapters take the place of weights."""
@@ -179,7 +165,7 @@ class AlastConfig(MethodConfig):
 
     def foresee(self, look: FirstLook, plan: StepPlan, train: TrainConfig, batch: int, growth: float) -> Foreseen:
         """Let the planner take the first step's decisions, and draw blocks a few times."""
-        return foresee_plans(self, look, self.budget_rate(train), train.seed, batch, growth)
+        return foresee_plans(self, look, budget_rate(self, train), train.seed, batch, growth)
 
 
 class Alast:
@@ -190,7 +176,7 @@ class Alast:
 
     Args:
         config: the reading of the paper.
-        model: any timm Vision Transformer with a class token; stays as it is.
+        model: any accepted timm model; stays as it is.
         alpha: budget learning rate, equation 6.
         seed: of the drawing of blocks.
 
@@ -198,7 +184,7 @@ class Alast:
         ConfigError: more trainable blocks than the model has.
     """
 
-    def __init__(self, config: AlastConfig, model: VisionTransformer, alpha: float, seed: int) -> None:
+    def __init__(self, config: AlastConfig, model: Backbone, alpha: float, seed: int) -> None:
         if config.lora is not None:
             add_adapters(config.lora, model)
         self.model = model
@@ -270,7 +256,7 @@ class Alast:
         def choose(before_BND: Tensor, after_BND: Tensor) -> int:
             index, arriving = len(deltas), before_BND.shape[1]
             tokens.append(arriving)
-            deltas.append(_delta(before_BND, after_BND))
+            deltas.append(self._flow.delta(before_BND, after_BND))
             if learning:
                 self._planner.learn(index, deltas[-1], len(images_BCHW))
             if index == last:
@@ -281,15 +267,18 @@ class Alast:
             return prefix + self._planner.keep(index, arriving - prefix)
 
         last = len(self.model.blocks) - 1
+        flowing: Tokens = x_BND
+        del x_BND  # a name would hold it until the end
         for index, trains in enumerate(plan.trainable_L):
             drops = planned is not None and index < last and planned[index + 1] < planned[index]
             listens = drops or (learning and index < last)
-            x_BND = self._flow.run(index, trains, listens, x_BND, choose)
+            flowing = self._flow.run(index, trains, listens, flowing, choose)
         if first:
             self._planner.plan = StepPlan(tuple(tokens), plan.trainable_L, calibrated)
         self._deltas.append(torch.stack(deltas))
         self._images += len(images_BCHW)
-        return classify(self.model, x_BND)
+        assert isinstance(flowing, Tensor)
+        return classify(self.model, flowing)
 
     def end_step(self) -> None:
         """Move the budgets by equation 6 (``same_step`` has already), and keep the deltas.
@@ -299,7 +288,7 @@ class Alast:
         """
         self._planner.end_step(torch.stack(self._deltas).sum(dim=0), self._images)
 
-    def export(self) -> VisionTransformer:
+    def export(self) -> Backbone:
         """The model itself; with adapters a copy in which they are merged."""
         return self.model if self.config.lora is None else merge_adapters(self.model)
 
@@ -323,11 +312,11 @@ class Alast:
         Args:
             x_BND: what enters the first block, of the first micro-batch.
         """
-        sums_L, seen = relative_magnitudes(self.model.blocks, x_BND) * len(x_BND), len(x_BND)
+        sums_L, seen = summary_updates(self.model, x_BND)[0] * len(x_BND), len(x_BND)
         for images_BCHW in self._micro_batches[1:]:
             with torch.no_grad():
                 x_BND = embed(self.model, images_BCHW)
-            sums_L += relative_magnitudes(self.model.blocks, x_BND) * len(x_BND)
+            sums_L += summary_updates(self.model, x_BND)[0] * len(x_BND)
             seen += len(x_BND)
         sums_L, images = total_over_ranks(sums_L, seen)
         self._planner.calibrate(sums_L.cpu() / images)
@@ -336,7 +325,7 @@ class Alast:
 class AlastFlow(Dropping):
     """Blocks of which each looks how much it has moved the class token, and drops tokens."""
 
-    def __init__(self, config: AlastConfig, model: VisionTransformer) -> None:
+    def __init__(self, config: AlastConfig, model: Backbone) -> None:
         super().__init__(config, model, residual=config.frozen_backward == "residual")
         self._learns = config.budget_timing == "same_step"
 
@@ -344,14 +333,13 @@ class AlastFlow(Dropping):
         """Say whether a block's attention may be looked at: where budgets learn, nobody knows before it has run."""
         return drops or (self._learns and index < len(self.model.blocks) - 1)
 
-    def _stage(self, index: int, trains: bool, listens: bool, x_BND: Tensor, leaving: int) -> Tensor:
+    def delta(self, before_BND: Tensor, after_BND: Tensor) -> Tensor:
+        """Say how much a block has moved the summary, equation 5, summed over the batch."""
+        return class_delta(summarise(self.model, before_BND), summarise(self.model, after_BND), "batch_sum")
+
+    def _stage(self, index: int, trains: bool, listens: bool, tokens: Tokens, leaving: int) -> Tokens:
         def choose(before_BND: Tensor, after_BND: Tensor) -> int:
-            _delta(before_BND, after_BND)
+            self.delta(before_BND, after_BND)
             return leaving
 
-        return self.run(index, trains, listens, x_BND, choose)
-
-
-def _delta(before_BND: Tensor, after_BND: Tensor) -> Tensor:
-    """How much a block has moved the class token, summed over the batch."""
-    return class_delta(before_BND[:, 0].detach(), after_BND[:, 0].detach(), "batch_sum")
+        return self.run(index, trains, listens, tokens, choose)

@@ -8,12 +8,13 @@ from typing import Literal
 
 import torch
 from pydantic import Field
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from alast_tune.config import MethodConfig, TrainConfig
 from alast_tune.errors import ConfigError
-from alast_tune.methods.base import Constant, Method, blocks_of
+from alast_tune.methods.base import Constant, Method
+from alast_tune.methods.summary import cannot
+from alast_tune.models.backbone import Backbone, blocks_of
 
 
 class AplaConfig(MethodConfig):
@@ -26,13 +27,13 @@ class AplaConfig(MethodConfig):
         None, ge=1, description="train so many of each projection's outputs, drawn once; unset: all"
     )
 
-    def trainable_parameters(self, model: VisionTransformer) -> list[nn.Parameter]:
+    def trainable_parameters(self, model: Backbone) -> list[nn.Parameter]:
         """Attention's output projections, of those that were cut the part that trains, and the classifier."""
         named = model.blocks.named_parameters()
         projections = [p for name, p in named if ".attn.proj." in name and ".frozen." not in name]
         return projections + list(model.head.parameters())
 
-    def build(self, model: VisionTransformer, train: TrainConfig) -> Method:
+    def build(self, model: Backbone, train: TrainConfig) -> Method:
         """Wrap a model, whose projections may be cut in two."""
         return Apla(self, model, train.seed)
 
@@ -91,8 +92,10 @@ class Apla(Constant):
         ConfigError: more columns than the projections have.
     """
 
-    def __init__(self, config: AplaConfig, model: VisionTransformer, seed: int) -> None:
+    def __init__(self, config: AplaConfig, model: Backbone, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
+        if not all(hasattr(getattr(block, "attn", None), "proj") for block in blocks_of(model)):
+            raise cannot(config.name, f"is built of {type(blocks_of(model)[0]).__name__}, without such a projection")
         for block in blocks_of(model):
             width = block.attn.proj.out_features
             if config.columns is not None and config.columns >= width:
@@ -102,7 +105,7 @@ class Apla(Constant):
                 block.attn.proj = PartialLinear(block.attn.proj, drawn)
         super().__init__(config, model, [True] * len(model.blocks))
 
-    def export(self) -> VisionTransformer:
+    def export(self) -> Backbone:
         """A copy with whole projections, or the model itself if they were never cut."""
         if not any(isinstance(block.attn.proj, PartialLinear) for block in blocks_of(self.model)):
             return self.model

@@ -11,14 +11,14 @@ from collections.abc import Iterator, Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field
-from timm.models.vision_transformer import VisionTransformer
 
 from alast_tune.config import TrainConfig
 from alast_tune.errors import ConfigError
-from alast_tune.methods.base import Constant, Flow, Method, check_blocks, token_count
+from alast_tune.methods.base import Constant, Flow, Method, check_blocks
 from alast_tune.methods.dropping import Dropping
 from alast_tune.methods.freezing import BlockChoice, chosen_blocks
 from alast_tune.methods.tokens import keep_count
+from alast_tune.models.backbone import Backbone, token_count
 from alast_tune.text import short_number
 
 
@@ -33,11 +33,11 @@ class BsrConfig(BlockChoice):
         None, description="frozen blocks that drop; unset: those nearest to a quarter, half and three quarters"
     )
 
-    def build(self, model: VisionTransformer, train: TrainConfig) -> Method:
+    def build(self, model: Backbone, train: TrainConfig) -> Method:
         """Wrap a model."""
         return Bsr(self, model)
 
-    def flow(self, model: VisionTransformer) -> Flow:
+    def flow(self, model: Backbone) -> Flow:
         """Tokens go after some blocks."""
         return Dropping(self, model)
 
@@ -54,7 +54,7 @@ class Bsr(Constant):
         ConfigError: a block that the model does not have, or one to drop after that trains or is the last.
     """
 
-    def __init__(self, config: BsrConfig, model: VisionTransformer) -> None:
+    def __init__(self, config: BsrConfig, model: Backbone) -> None:
         mask_L = chosen_blocks(config, model)
         drop_after = default_drops(mask_L) if config.drop_after is None else config.drop_after
         check_blocks("method.drop_after", drop_after, model)

@@ -11,13 +11,13 @@ from collections.abc import Iterator, Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field
-from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from alast_tune.config import MethodConfig, TrainConfig
 from alast_tune.errors import ConfigError, DivergedError
 from alast_tune.methods.base import Constant, Method, check_blocks
 from alast_tune.methods.parameters import outputs
+from alast_tune.models.backbone import Backbone
 
 
 class FullConfig(MethodConfig):
@@ -26,7 +26,7 @@ class FullConfig(MethodConfig):
     name: Literal["full"] = "full"
     label = "full fine-tuning"
 
-    def trainable_parameters(self, model: VisionTransformer) -> list[nn.Parameter]:
+    def trainable_parameters(self, model: Backbone) -> list[nn.Parameter]:
         """All."""
         return list(model.parameters())
 
@@ -37,7 +37,7 @@ class HeadConfig(MethodConfig):
     name: Literal["head"] = "head"
     label = "classifier only"
 
-    def trainable_parameters(self, model: VisionTransformer) -> list[nn.Parameter]:
+    def trainable_parameters(self, model: Backbone) -> list[nn.Parameter]:
         """The classifier's."""
         return list(model.head.parameters())
 
@@ -55,7 +55,7 @@ class BlockChoice(MethodConfig):
         8, ge=1, description="steps of training and batches of scoring that each block's probe gets"
     )
 
-    def trainable_parameters(self, model: VisionTransformer) -> list[nn.Parameter]:
+    def trainable_parameters(self, model: Backbone) -> list[nn.Parameter]:
         """Those of the chosen blocks, of the final norm and of the classifier."""
         chosen = [model.blocks[block] for block in self.blocks or ()]
         return outputs(model) + [p for block in chosen for p in block.parameters()]
@@ -72,7 +72,7 @@ class TopKConfig(BlockChoice):
     name: Literal["top_k"] = "top_k"
     label = "top-k blocks"
 
-    def build(self, model: VisionTransformer, train: TrainConfig) -> Method:
+    def build(self, model: Backbone, train: TrainConfig) -> Method:
         """Wrap a model.
 
         Raises:
@@ -81,7 +81,7 @@ class TopKConfig(BlockChoice):
         return Constant(self, model, chosen_blocks(self, model))
 
 
-def chosen_blocks(config: BlockChoice, model: VisionTransformer) -> list[bool]:
+def chosen_blocks(config: BlockChoice, model: Backbone) -> list[bool]:
     """Turn ``blocks`` into a mask over the model's, (L,).
 
     Raises:

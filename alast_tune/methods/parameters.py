@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from timm.models.vision_transformer import VisionTransformer
 from torch import nn
+
+from alast_tune.models.backbone import Backbone, attention_pool
 
 
 def set_trainable(parameters: Iterable[nn.Parameter], trainable: bool) -> None:
@@ -16,17 +17,18 @@ def set_trainable(parameters: Iterable[nn.Parameter], trainable: bool) -> None:
             parameter.grad = None
 
 
-def outputs(model: VisionTransformer) -> list[nn.Parameter]:
-    """What follows the blocks: the final norms and the classifier."""
-    return [p for module in (model.norm, model.fc_norm, model.head) for p in module.parameters()]
+def outputs(model: Backbone) -> list[nn.Parameter]:
+    """What follows the blocks: the final norms, an attention pool, and the classifier."""
+    modules = (model.norm, attention_pool(model), model.fc_norm, model.head)
+    return [p for module in modules if module is not None for p in module.parameters()]
 
 
-def embeddings(model: VisionTransformer) -> list[nn.Parameter]:
+def embeddings(model: Backbone) -> list[nn.Parameter]:
     """What comes before the blocks."""
     later = {id(p) for p in (*model.blocks.parameters(), *outputs(model))}
     return [p for p in model.parameters() if id(p) not in later]
 
 
-def adapters(model: VisionTransformer) -> list[nn.Parameter]:
+def adapters(model: Backbone) -> list[nn.Parameter]:
     """peft's low-rank matrices."""
     return [p for name, p in model.blocks.named_parameters() if ".lora_" in name]

@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from alast_tune.errors import ConfigError, DivergedError
@@ -15,9 +14,11 @@ from alast_tune.methods.base import FirstLook, Foreseen, StepPlan
 from alast_tune.methods.budgets import sample_layers, scale_to_mean, update_budgets
 from alast_tune.methods.lora import adapted_blocks
 from alast_tune.methods.tokens import keep_count
+from alast_tune.models.backbone import Backbone
 from alast_tune.parallel import total_over_ranks
 
 if TYPE_CHECKING:
+    from alast_tune.config import TrainConfig
     from alast_tune.methods.alast import AlastConfig
 
 DRAWS = 4
@@ -178,6 +179,19 @@ def finite(deltas: Tensor) -> Tensor:
     return deltas
 
 
+def budget_rate(config: AlastConfig, train: TrainConfig) -> float:
+    """Give alpha, by default the learning rate.
+
+    Raises:
+        ConfigError: micro-batches where budgets learn within a forward, which would see but the first.
+    """
+    alpha = train.learning_rate if config.alpha is None else config.alpha
+    if train.accumulate > 1 and alpha and config.budget_timing == "same_step":
+        remedy = "same-step budgets learn from the whole batch; leave it out, or set method.budget_timing: next_step"
+        raise ConfigError("train.accumulate", train.accumulate, remedy)
+    return alpha
+
+
 def foresee_plans(config: AlastConfig, look: FirstLook, alpha: float, seed: int, batch: int, growth: float) -> Foreseen:
     """Say which plans ALaST's steps will have: exactly where budgets are calibrated, else from a first look's deltas.
 
@@ -219,6 +233,6 @@ def _heaviest_draw(plan: StepPlan, drawable_L: Sequence[bool]) -> StepPlan:
     return replace(plan, trainable_L=tuple(block in earliest for block in range(len(drawable_L))))
 
 
-def drawable_blocks(config: AlastConfig, model: VisionTransformer) -> list[bool]:
+def drawable_blocks(config: AlastConfig, model: Backbone) -> list[bool]:
     """Say which blocks may be drawn, (L,): those with adapters, or all."""
     return [True] * len(model.blocks) if config.lora is None else adapted_blocks(config.lora, model)

@@ -23,6 +23,7 @@ from alast_tune.config import MethodConfig, TrainConfig
 from alast_tune.errors import ConfigError
 from alast_tune.evaluate import evaluate
 from alast_tune.methods import build_method
+from alast_tune.models.backbone import predict
 from alast_tune.testing.steps import (
     CLASSES,
     MakeModel,
@@ -85,7 +86,7 @@ def check_all_tokens(config: MethodConfig, make: MakeModel) -> None:
     logits = method.forward(images)
     if len(set(method.plan.tokens_L)) == 1 and not method.plan.calibrated:
         torch.manual_seed(1)
-        close(logits, method.model(images), "all tokens flow, and the logits are not the model's", config)
+        close(logits, predict(method.model, images), "all tokens flow, and the logits are not the model's", config)
 
 
 def check_one_image(config: MethodConfig, make: MakeModel) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torch.nn import functional as F
 from torch.optim import Adam, Optimizer
@@ -17,10 +18,9 @@ from alast_tune.config import MethodConfig, TrainConfig
 from alast_tune.cost import StepCost, step_cost
 from alast_tune.cost.memory import track_live_bytes
 from alast_tune.methods import Method, build_method
-from alast_tune.methods.base import blocks_of
-from alast_tune.models import VisionTransformer
+from alast_tune.models.backbone import Backbone, blocks_of
 
-MakeModel = Callable[[], VisionTransformer]
+MakeModel = Callable[[], Backbone]
 SIDE, CLASSES = 32, 10
 """Of the small models' images, pixels, and of their classifiers."""
 
@@ -54,7 +54,7 @@ class MeasuredStep:
 
 
 def measured_steps(
-    model: VisionTransformer,
+    model: Backbone,
     config: MethodConfig,
     size: int,
     precision: Any = "fp32",
@@ -129,7 +129,7 @@ def train(method: Method, optimizer: Optimizer, numbers: range) -> list[float]:
     return losses
 
 
-def gradients(model: VisionTransformer) -> dict[str, Tensor]:
+def gradients(model: Backbone) -> dict[str, Tensor]:
     """Give the gradients that there are, by parameter."""
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
@@ -138,7 +138,7 @@ def count_tokens(method: Method) -> list[int]:
     """Give a list that grows by the tokens of each block that runs."""
     seen: list[int] = []
     for block in blocks_of(method.model):
-        block.norm1.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape[1]))
+        getattr(block, "norm1", block).register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape[1]))
     return seen
 
 

@@ -11,8 +11,9 @@ from torch.optim import Optimizer
 from alast_tune.config import BlockChoice, DataConfig, MethodConfig, ModelConfig, TopKConfig, TrialConfig
 from alast_tune.cost import StepCosts
 from alast_tune.methods import StepPlan, build_method, with_blocks_chosen
-from alast_tune.methods.base import FirstLook, embed
-from alast_tune.methods.budgets import class_updates
+from alast_tune.methods.base import FirstLook
+from alast_tune.methods.summary import summary_updates
+from alast_tune.models.backbone import embed
 from alast_tune.optimizers import build_optimizer
 from alast_tune.train import load_trial
 
@@ -35,7 +36,7 @@ class Costs:
 
 @dataclass(frozen=True)
 class _Start:
-    """What is known of a model and a data set: shapes, and how the untouched model moves its class token."""
+    """What is known of a model and a data set: shapes, and how the untouched model moves the images' summary."""
 
     look: FirstLook
     image_size: int
@@ -104,7 +105,7 @@ class Forecast:
             spread = torch.linspace(0, len(splits.validation) - 1, IMAGES).int().tolist()
             images_BCHW, _ = splits.validation.__getitems__(spread)  # these are never augmented
             with torch.inference_mode():
-                magnitudes_L, deltas_L = class_updates(model.blocks, embed(model, images_BCHW))
+                magnitudes_L, deltas_L = summary_updates(model, embed(model, images_BCHW))
             look = FirstLook(model.to("meta"), len(images_BCHW), magnitudes_L, deltas_L)
             self._starts[key] = _Start(look, images_BCHW.shape[-1], len(splits.train))
         return self._starts[key]

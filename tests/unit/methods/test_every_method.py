@@ -11,6 +11,8 @@ from torch.nn import functional as F
 from alast_tune.config import MethodConfig, TrainConfig, TrialConfig
 from alast_tune.errors import ConfigError, DivergedError
 from alast_tune.methods import Alast, Method, build_method
+from alast_tune.methods.summary import summary_updates
+from alast_tune.models.backbone import embed, predict
 from alast_tune.testing import CHECKS, check_costs, check_half_precision, check_plan
 from alast_tune.testing.steps import MakeModel, adam, batch, gradients, step
 from tests.unit.every_method import DEPTH, METHODS, MODELS, cases, vit
@@ -65,8 +67,9 @@ def test_a_model_that_nothing_was_added_to_is_exported_as_it_is(name: str) -> No
         step(method)
         changed = "lora" in name or getattr(config, "columns", None) is not None
         assert (method.export() is method.model) != changed, config
-        tap = getattr(method._flow, "_tap", None)  # type: ignore[attr-defined]
-        assert tap is None or tap._qkv is None, config
+        flow = method._flow  # type: ignore[attr-defined]
+        tap = getattr(getattr(flow, "_scores", flow), "_tap", None)
+        assert tap is None or not tap._heard, config
 
 
 OFF: dict[str, Any] = {"floors": FLOORS, "trainable_blocks": DEPTH, "train_embeddings": True, "alpha": 9.0}
@@ -98,8 +101,8 @@ ONLY = {
 
 @pytest.mark.parametrize("options", [*MODELS.values(), DROPOUT], ids=[*MODELS, "dropout"])
 @pytest.mark.parametrize("name", SWITCHED_OFF)
-def test_switched_off_it_is_timm_bit_for_bit(name: str, options: dict[str, Any]) -> None:
-    """Logits are, and what trains gets the gradient that it gets in timm, also once budgets would have moved."""
+def test_switched_off_it_is_the_model_s_forward_bit_for_bit(name: str, options: dict[str, Any]) -> None:
+    """Logits are, and what trains gets the gradient that it gets there, also once budgets would have moved."""
     method, twin = build_method(setting(**SWITCHED_OFF[name]), vit(options)), vit(options)
     for number in range(3):
         images, labels = batch(number)
@@ -110,10 +113,8 @@ def test_switched_off_it_is_timm_bit_for_bit(name: str, options: dict[str, Any])
         method.end_step()
         torch.manual_seed(number)
         if method.plan.calibrated:  # has drawn dropout once before
-            calibrating = twin.norm_pre(twin._pos_embed(twin.patch_embed(images)))
-            for block in twin.blocks:
-                calibrating = block(calibrating)
-        expected = twin(images)
+            summary_updates(twin, embed(twin, images))
+        expected = predict(twin, images)
         F.cross_entropy(expected, labels).backward()
         if "lora" in name:  # peft adds what is nothing, but draws nothing for it
             torch.testing.assert_close(logits, expected, atol=1e-6, rtol=1e-6)
