@@ -10,6 +10,7 @@ import torch
 from pydantic import BaseModel
 from rich.console import Console
 
+from alast_tune.config import method_names
 from alast_tune.data import known_datasets
 from alast_tune.data.machine import available_bytes, cpu_count, limit_threads, memory_bytes
 from alast_tune.plots import human_bytes
@@ -36,6 +37,7 @@ def machine() -> dict[str, object]:
         except PackageNotFoundError:
             seen[package] = "not installed"
     seen["data sets"] = ", ".join(known_datasets())
+    seen["methods"] = ", ".join(method_names())
     seen["CPUs"] = cpu_count()
     seen["torch threads"] = limit_threads()
     seen["memory"] = f"{human_bytes(memory_bytes())}, {human_bytes(available_bytes())} of it available"

@@ -11,6 +11,7 @@ from alast_tune import plugins
 from alast_tune.config import DataConfig
 from alast_tune.data import fingerprint, labels_of, num_classes_of, register_dataset
 from alast_tune.errors import ConfigError
+from alast_tune.tune.cluster import _worker_setup
 from tests.unit.data.pictures import all_of, load, refusal
 
 
@@ -167,9 +168,9 @@ def test_a_name_that_nobody_has_registered():
 
 def test_workers_of_ray_register_what_their_driver_has(monkeypatch):
     register_dataset("greys", lambda root: Greys())
-    sent = cloudpickle.dumps(plugins.registration())
+    sent = cloudpickle.dumps(_worker_setup())
     monkeypatch.setattr(plugins, "_HERE", {})
-    assert plugins.registration() is None
+    assert _worker_setup() is None
     cloudpickle.loads(sent)()
     assert num_classes_of(DataConfig(dataset="greys", workers=1)) == 2
 
