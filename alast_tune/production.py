@@ -10,6 +10,7 @@ from pathlib import Path
 
 from alast_tune import checkpoint
 from alast_tune.config import PromotedConfig, TrialConfig, flatten, parse, read_mapping, without_places, write_yaml
+from alast_tune.cost import STEPS
 from alast_tune.data import Splits, batch_count, check_apart, eval_loader, load_splits
 from alast_tune.errors import ConfigError
 from alast_tune.evaluate import evaluate
@@ -19,7 +20,7 @@ from alast_tune.models import InputSpec, create_model, input_spec
 from alast_tune.results import EpochReport
 from alast_tune.storage import atomic_write
 from alast_tune.tracking import Tracker, default_uri, register, tag_run
-from alast_tune.train import AUTOCAST, STEPS, device_of, fit, last_report, load_trial, read_report
+from alast_tune.train import AUTOCAST, device_of, fit, last_report, load_trial, read_report
 
 CONFIG = "config.yaml"
 """In the output folder: the whole configuration, provenance included."""

@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from alast_tune import checkpoint
 from alast_tune.config import BlockChoice, TopKConfig, TrainConfig, TrialConfig, parse, without_places
-from alast_tune.cost import Meter
+from alast_tune.cost import STEPS, Meter
 from alast_tune.data import Splits, check_classes, eval_loader, load_splits, num_classes_of, train_loader
 from alast_tune.errors import ConfigError, DivergedError
 from alast_tune.evaluate import evaluate
@@ -30,9 +30,6 @@ from alast_tune.models import VisionTransformer, create_model, input_spec
 from alast_tune.optimizers import build_optimizer, rate
 from alast_tune.parallel import sum_gradients, total_over_ranks, world
 from alast_tune.results import EpochReport, Measurements
-
-STEPS = "steps.csv"
-"""What each step did and cost, beside the finished model."""
 
 CHECK_EVERY = 50
 """Steps after which the loss is looked at: each time the host waits for the device."""
@@ -121,6 +118,7 @@ class Run:
                 self._blocks = self._explore()
             self._start()
         losses = torch.zeros((), device=self.device)
+        trained, tokens = (np.zeros(len(self.model.blocks), dtype=int) for _ in range(2))
         with self.meter.clock.training():
             self.model.train()
             loader = self._loader(self.epoch)
@@ -128,6 +126,8 @@ class Run:
             for step, (images, labels) in enumerate(loader, start=1):
                 losses += self._step(self.method, self._optimizer, images, labels)
                 self._scheduler.step()
+                trained += self.method.plan.trainable_L
+                tokens += self.method.plan.tokens_L
                 failpoint("mid-epoch")
                 if on_step:
                     on_step(step)
@@ -135,7 +135,6 @@ class Run:
                     self._mean(losses, step)
             train_loss = self._mean(losses, self.steps_per_epoch)
         accuracy, validation_loss = self.evaluate("validation")
-        plans = [record.plan for record in self.meter.ledger.records[-self.steps_per_epoch :]]
         self.report = EpochReport(
             epoch=self.epoch + 1,
             train_loss=train_loss,
@@ -143,8 +142,8 @@ class Run:
             accuracy=accuracy,
             cost=self.meter.read(),
             budgets=getattr(self.method, "budgets", ()),
-            trained=tuple(sum(trains) for trains in zip(*(plan.trainable_L for plan in plans), strict=True)),
-            tokens=tuple(sum(counts) / len(plans) for counts in zip(*(plan.tokens_L for plan in plans), strict=True)),
+            trained=tuple(trained.tolist()),
+            tokens=tuple((tokens / self.steps_per_epoch).tolist()),
         )
         # What has trained on the validation images cannot be chosen by them.
         if self.best is None or self.config.data.all_data or accuracy > self.best.accuracy:
@@ -172,7 +171,7 @@ class Run:
         parts = min(self.config.train.accumulate, len(images_BCHW))
         loss = torch.zeros((), device=self.device)
         micro_batches = images_BCHW.tensor_split(parts)
-        method.begin_step(len(self.meter.ledger.records), micro_batches)
+        method.begin_step(self.meter.ledger.steps, micro_batches)
         with self.meter.step(method, optimizer, images_BCHW, batch):
             for images, labels in zip(micro_batches, labels_B.tensor_split(parts), strict=True):
                 with torch.autocast(self.device.type, self._dtype, enabled=self._dtype is not None):
@@ -253,7 +252,10 @@ class Run:
         return self._splits.test is not None
 
     def save(self, folder: Path) -> None:
-        """Write a checkpoint of everything the next epoch depends on; after the last one, without the optimizer's."""
+        """Write a checkpoint of everything the next epoch depends on; after the last one, without the optimizer's.
+
+        The lines of its steps are beside it, in ``steps.csv``.
+        """
         parts = {name: part for name, part in self._parts().items() if not self.finished or name not in _UPDATING}
         state = {name: part.state_dict() for name, part in parts.items()} | {
             "blocks": self._blocks,
@@ -261,6 +263,7 @@ class Run:
             "best": asdict(self.best) if self.best else None,
             "config": self.config.model_dump_json(),
         }
+        self.meter.ledger.write(folder / STEPS)  # first: the checkpoint says how much of it is right
         checkpoint.save(state, folder)
 
     def load(self, folder: Path) -> None:
@@ -284,6 +287,7 @@ class Run:
             reason = str(error).partition("\n")[0]
             remedy = f"was not written by this version ({reason}); train anew, in another folder"
             raise ConfigError("checkpoint", folder, remedy) from error
+        self.meter.ledger.restore(folder / STEPS)
         best = state.get("best")  # checkpoints of version 0.1 do not say
         self.best = read_report(best) if best else self.report
 
@@ -329,6 +333,7 @@ def fit(
         folder = None  # all ranks hold the same, and the first one writes it
     if folder:
         keep_fingerprints(run.fingerprints, folder, "checkpoint", new=not began)
+        run.meter.ledger.keep_in(folder / STEPS)
     if folder and run.report:
         _keep_best(run, folder)  # it may have been killed between the two
     while not run.finished:
@@ -339,7 +344,6 @@ def fit(
         yield report
     if folder:
         checkpoint.save_weights(run.method.export(), folder / checkpoint.LAST)
-        run.meter.ledger.write(folder / STEPS)
 
 
 def _keep_best(run: Run, folder: Path) -> None:

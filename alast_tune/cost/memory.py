@@ -22,6 +22,7 @@ from torch.optim import Optimizer
 from alast_tune.cost.prediction import FLOAT, moments
 
 _HEAVIER = 1.02  # a plan predicted heavier by less is not worth another probe
+_DIGITS = 10  # binary, of the peaks of which the median is taken
 
 
 class MemoryMeter:
@@ -29,7 +30,8 @@ class MemoryMeter:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._peaks: Counter[int] = Counter()  # bytes, measured on CUDA and predicted on a CPU -> steps
+        self._peaks: Counter[int] = Counter()  # bytes, rounded, measured on CUDA and predicted on a CPU -> steps
+        self._heaviest = 0  # of the steps' predictions
         self._asked = 0  # heaviest prediction for which a probe has been tried
         self._probed = 0  # heaviest prediction of a step that was measured,
         self._measured = 0  # the largest measurement,
@@ -54,18 +56,19 @@ class MemoryMeter:
             yield
             self.last_bytes = torch.cuda.max_memory_allocated() - workspace_bytes()
             self._measured = max(self._measured, self.last_bytes)
-            self._peaks[self.last_bytes] += 1
+            self._peaks[rounded_peak(self.last_bytes)] += 1
             return
         missing = _missing_bytes(optimizer)
         # Under `same_step` the plan is known only afterwards: a step heavier than expected has the next one probed.
-        expected = max(predict() - missing, max(self._peaks, default=0))
+        expected = max(predict() - missing, self._heaviest)
         probe = expected > _HEAVIER * self._asked
         tracking = track_live_bytes(self._model, optimizer, images_BCHW) if probe else nullcontext([0])
         with tracking as measured:
             yield
         self.last_bytes = measured[0]
         predicted = predict() - missing
-        self._peaks[predicted] += 1
+        self._heaviest = max(self._heaviest, predicted)
+        self._peaks[rounded_peak(predicted)] += 1
         if probe:
             self._asked = max(self._asked, expected)
             self._measured = max(self._measured, measured[0])
@@ -92,14 +95,12 @@ class MemoryMeter:
         """Largest peak of any step or evaluation so far."""
         if self._cuda:
             return self._measured
-        heaviest = max(self._peaks, default=0)
-        if heaviest <= _HEAVIER * self._probed:
-            heaviest = 0  # measured
-        return max(self._measured, int(max(heaviest, self._evaluation) * self._scale))
+        unmeasured = self._heaviest if self._heaviest > _HEAVIER * self._probed else 0
+        return max(self._measured, int(max(unmeasured, self._evaluation) * self._scale))
 
     @property
     def steady_peak_bytes(self) -> int:
-        """Median of the steps' peaks so far."""
+        """Median of the steps' peaks so far, within a thousandth."""
         half, seen = (sum(self._peaks.values()) + 1) // 2, 0
         for peak in sorted(self._peaks):
             seen += self._peaks[peak]
@@ -111,6 +112,7 @@ class MemoryMeter:
         """Plain values for a checkpoint."""
         return {
             "peaks": dict(self._peaks),
+            "heaviest": self._heaviest,
             "asked": self._asked,
             "probed": self._probed,
             "measured": self._measured,
@@ -121,11 +123,18 @@ class MemoryMeter:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what :meth:`state_dict` gave."""
         self._peaks = Counter(state["peaks"])
+        self._heaviest = state["heaviest"]
         self._asked = state["asked"]
         self._probed = state["probed"]
         self._measured = state["measured"]
         self._scale = state["scale"]
         self._evaluation = state["evaluation"]
+
+
+def rounded_peak(peak_bytes: int) -> int:
+    """Round a peak to so few digits that a run of any length has few different ones."""
+    step = 1 << max(0, peak_bytes.bit_length() - _DIGITS)
+    return (peak_bytes + step // 2) // step * step
 
 
 def _missing_bytes(optimizer: Optimizer) -> int:
