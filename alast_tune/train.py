@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +17,15 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from alast_tune import checkpoint
-from alast_tune.config import BlockChoice, TopKConfig, TrainConfig, TrialConfig, parse, without_places
+from alast_tune.config import TrainConfig, TrialConfig, parse, without_places
 from alast_tune.cost import STEPS, Meter
 from alast_tune.data import Splits, check_classes, eval_loader, load_splits, num_classes_of, train_loader
 from alast_tune.errors import ConfigError, DivergedError
 from alast_tune.evaluate import evaluate
+from alast_tune.exploration import explore
 from alast_tune.failpoints import failpoint
 from alast_tune.fingerprints import Fingerprints, fingerprints, keep_fingerprints
-from alast_tune.methods import Method, build_method, compile_blocks, most_influential, with_blocks_chosen
+from alast_tune.methods import Method, build_method, compile_blocks, with_blocks_chosen
 from alast_tune.models import VisionTransformer, create_model, input_spec
 from alast_tune.optimizers import build_optimizer, rate
 from alast_tune.parallel import sum_gradients, total_over_ranks, world
@@ -115,7 +115,7 @@ class Run:
         """
         if not self._started:
             with self.meter.clock.training():
-                self._blocks = self._explore()
+                self._blocks = explore(self)
             self._start()
         losses = torch.zeros((), device=self.device)
         trained, tokens = (np.zeros(len(self.model.blocks), dtype=int) for _ in range(2))
@@ -184,42 +184,6 @@ class Run:
             method.end_step()
         self._scaler.update()
         return loss
-
-    def _explore(self) -> tuple[int, ...]:
-        """Find the most influential blocks: train each alone for a few steps, score it on the batches that follow.
-
-        The weights are put back after each probe; what the probes cost is in the meter.
-        """
-        choice = self.config.method
-        assert isinstance(choice, BlockChoice)
-        if choice.count > len(self.model.blocks):
-            raise ConfigError("method.count", choice.count, f"the model has {len(self.model.blocks)} blocks")
-        train, size = self.config.train, choice.probe_steps
-        drawn = list(islice(chain.from_iterable(self._loader(epoch) for epoch in (0, 1)), 2 * size))
-        learning, scoring = drawn[: -(len(drawn) // 2)], drawn[-(len(drawn) // 2) :]
-        _, scored = total_over_ranks(torch.zeros((), device=self.device), sum(len(labels) for _, labels in scoring))
-        losses = []
-        self.meter.exploring = True
-        for block in range(len(self.model.blocks)):
-            probe = build_method(TopKConfig(blocks=(block,)), self.model, train)
-            optimizer = build_optimizer(train, probe.parameters())
-            before = [parameter.detach().clone() for parameter in probe.parameters()]
-            self._seed_dropout(0)
-            self.model.train()
-            for images, labels in learning:
-                self._step(probe, optimizer, images, labels)
-            with self.meter.evaluation(optimizer, learning[0][0].shape[-1], self._micro_batch) as size:
-                chunks = [zip(images.split(size), labels.split(size), strict=True) for images, labels in scoring]
-                _, loss = evaluate(self.model, chain.from_iterable(chunks), self.device, self._dtype)
-            self.meter.add_forward(learning[0][0].shape[-1], scored)
-            losses.append(loss if math.isfinite(loss) else math.inf)
-            with torch.no_grad():
-                for parameter, value in zip(probe.parameters(), before, strict=True):
-                    parameter.copy_(value)
-        self.meter.end_exploration()
-        if sum(map(math.isfinite, losses)) < choice.count:
-            raise DivergedError("the probes of exploration have diverged; lower train.learning_rate")
-        return most_influential(losses, choice.count)
 
     def evaluate(self, split: str) -> tuple[float, float]:
         """Accuracy and loss of the bare model on ``validation`` or ``test``."""

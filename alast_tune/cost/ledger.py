@@ -9,10 +9,10 @@ import shutil
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
-from typing import IO
+from typing import IO, Any
 
 from alast_tune.storage import atomic_write
 
@@ -48,15 +48,17 @@ class StepRecord:
     budgets_L: tuple[float, ...]
     """Of each block after the step; empty for methods that have none."""
 
-    def header(self) -> list[str]:
+    def header(self) -> str:
         """Name the columns: the step's costs, then for each block whether it trained, its tokens and its budget."""
         blocks = {"trains": self.trainable_L, "tokens": self.tokens_L, "budget": self.budgets_L}
-        return _COSTS + [f"{name}_{block:02d}" for name, values in blocks.items() for block in range(len(values))]
+        names = [f"{name}_{block:02d}" for name, values in blocks.items() for block in range(len(values))]
+        return f"{','.join([*_COSTS, *names])}\r\n"
 
-    def row(self) -> list[float | str]:
-        """Give the columns' values."""
+    def line(self) -> str:
+        """Write the columns' values."""
         costs = [int(getattr(self, name)) for name in _COSTS]
-        return [*costs[:-1], costs[-1] or "", *map(int, self.trainable_L), *self.tokens_L, *self.budgets_L]
+        values = [*costs[:-1], costs[-1] or "", *map(int, self.trainable_L), *self.tokens_L, *self.budgets_L]
+        return f"{','.join(map(str, values))}\r\n"
 
 
 _COSTS = [field.name for field in fields(StepRecord)][:-3]
@@ -82,8 +84,7 @@ class Ledger:
 
     def add(self, record: StepRecord) -> None:
         """Append a step's line."""
-        rows = [record.row()] if self._bytes else [record.header(), record.row()]
-        lines = "".join(f"{','.join(map(str, row))}\r\n" for row in rows).encode()
+        lines = record.line().encode() if self._bytes else (record.header() + record.line()).encode()
         self._file.write(lines)
         self._bytes += len(lines)
         self._checksum = zlib.crc32(lines, self._checksum)
@@ -95,21 +96,12 @@ class Ledger:
             rows = csv.reader(line.decode() for line in file)
             depth = sum(name.startswith("trains_") for name in next(rows, []))
             for row in rows:
-                step, images, probe, flops, held, full, predicted, measured = (int(cost or 0) for cost in row[:8])
-                trains, tokens = row[8 : 8 + depth], row[8 + depth : 8 + 2 * depth]
-                yield StepRecord(
-                    step,
-                    images,
-                    bool(probe),
-                    flops,
-                    held,
-                    full,
-                    predicted,
-                    measured,
-                    tuple(block == "1" for block in trains),
-                    tuple(map(int, tokens)),
-                    tuple(map(float, row[8 + 2 * depth :])),
-                )
+                costs = [int(cost or 0) for cost in row[: len(_COSTS)]]
+                trains, tokens, budgets = (row[len(_COSTS) :][begin : begin + depth] for begin in (0, depth, 2 * depth))
+                blocks = tuple(one == "1" for one in trains), tuple(map(int, tokens)), tuple(map(float, budgets))
+                values: list[Any] = [*costs, *blocks]
+                record = StepRecord(*values)
+                yield replace(record, probe=bool(record.probe))
 
     def keep_in(self, path: Path) -> None:
         """Go on in a file, which is cut back to the steps so far; one that is not this run's stays as ``.bak``."""

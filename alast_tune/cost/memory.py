@@ -8,9 +8,9 @@ measured to predicted. So are evaluations'.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from copy import copy
 from functools import cache
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch.optim import Optimizer
 from alast_tune.cost.prediction import FLOAT, moments
 
 _HEAVIER = 1.02  # a plan predicted heavier by less is not worth another probe
+_STATE = ("peaks", "heaviest", "asked", "probed", "measured", "scale", "evaluation")
 _DIGITS = 10  # binary, of the peaks of which the median is taken
 
 
@@ -30,7 +31,7 @@ class MemoryMeter:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._peaks: Counter[int] = Counter()  # bytes, rounded, measured on CUDA and predicted on a CPU -> steps
+        self._peaks: dict[int, int] = {}  # bytes, rounded, measured on CUDA and predicted on a CPU -> steps
         self._heaviest = 0  # of the steps' predictions
         self._asked = 0  # heaviest prediction for which a probe has been tried
         self._probed = 0  # heaviest prediction of a step that was measured,
@@ -56,7 +57,7 @@ class MemoryMeter:
             yield
             self.last_bytes = torch.cuda.max_memory_allocated() - workspace_bytes()
             self._measured = max(self._measured, self.last_bytes)
-            self._peaks[rounded_peak(self.last_bytes)] += 1
+            self._count(self.last_bytes)
             return
         missing = _missing_bytes(optimizer)
         # Under `same_step` the plan is known only afterwards: a step heavier than expected has the next one probed.
@@ -68,12 +69,16 @@ class MemoryMeter:
         self.last_bytes = measured[0]
         predicted = predict() - missing
         self._heaviest = max(self._heaviest, predicted)
-        self._peaks[rounded_peak(predicted)] += 1
+        self._count(predicted)
         if probe:
             self._asked = max(self._asked, expected)
             self._measured = max(self._measured, measured[0])
             if predicted > self._probed:
                 self._probed, self._scale = predicted, measured[0] / predicted
+
+    def _count(self, peak_bytes: int) -> None:
+        peak = rounded_peak(peak_bytes)
+        self._peaks[peak] = self._peaks.get(peak, 0) + 1
 
     @contextmanager
     def evaluation(self, predicted: int, optimizer: Optimizer) -> Iterator[None]:
@@ -110,25 +115,12 @@ class MemoryMeter:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values for a checkpoint."""
-        return {
-            "peaks": dict(self._peaks),
-            "heaviest": self._heaviest,
-            "asked": self._asked,
-            "probed": self._probed,
-            "measured": self._measured,
-            "scale": self._scale,
-            "evaluation": self._evaluation,
-        }
+        return {name: getattr(self, f"_{name}") for name in _STATE}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what :meth:`state_dict` gave."""
-        self._peaks = Counter(state["peaks"])
-        self._heaviest = state["heaviest"]
-        self._asked = state["asked"]
-        self._probed = state["probed"]
-        self._measured = state["measured"]
-        self._scale = state["scale"]
-        self._evaluation = state["evaluation"]
+        for name in _STATE:
+            setattr(self, f"_{name}", copy(state[name]))
 
 
 def rounded_peak(peak_bytes: int) -> int:

@@ -26,6 +26,7 @@ from alast_tune.cost import memory
 from alast_tune.cost.prediction import evaluation_peak_bytes
 from alast_tune.errors import ConfigError, DivergedError
 from alast_tune.evaluate import evaluate
+from alast_tune.exploration import explore
 from alast_tune.models import create_model
 from alast_tune.optimizers import build_optimizer
 from alast_tune.results import EpochReport
@@ -263,7 +264,7 @@ def test_exploration_finds_the_blocks_puts_the_weights_back_and_counts_its_cost(
     run, twin = Run(config), Run(config)
     weights = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
     with FlopCounterMode(display=False) as counter:
-        blocks = run._explore()
+        blocks = explore(run)
     assert len(blocks) == 2
     assert_same(run.model.state_dict(), weights)
     assert run.meter.read().train_flops == run.meter.read().exploration_flops == counter.get_total_flops()
@@ -293,7 +294,7 @@ def test_exploration_scores_each_block_by_batches_that_it_has_not_seen(tiny_tria
         model.eval()
         with torch.no_grad():
             losses.append(sum(F.cross_entropy(model(images), labels).item() for images, labels in batches[2:]) / 2)
-    assert run._explore() == tuple(sorted(sorted(range(DEPTH), key=losses.__getitem__)[:3]))
+    assert explore(run) == tuple(sorted(sorted(range(DEPTH), key=losses.__getitem__)[:3]))
 
 
 @pytest.mark.parametrize("method", [{"name": "full"}, {"name": "alast"}, {"name": "alast", "reading": "paper"}])
