@@ -177,8 +177,9 @@ def training(
     """Train in a folder, or go on there, with an MLflow run that ends with the context: killed, if by an exception.
 
     Once its epochs are through and :meth:`Training.finish` is called, the folder holds ``model.safetensors`` beside
-    timm's ``config.json`` (``timm.create_model("local-dir:FOLDER", pretrained=True)``), ``last.safetensors``,
-    ``report.json``, ``steps.csv`` and ``config.yaml``; the run has all of that but the weights.
+    timm's ``config.json`` (``timm.create_model("local-dir:FOLDER", pretrained=True)``), ``adapter`` (if there are any
+    adapters, these alone), ``last.safetensors``, ``report.json``, ``steps.csv`` and ``config.yaml``; the run has all
+    of that but the weights.
 
     Args:
         config: what to train.

@@ -282,8 +282,8 @@ def fit(
         config: everything that determines the run.
         folder: keeps a checkpoint an epoch and resumes from one that is there. Its ``model.safetensors``
             is the model of the epoch with the highest validation accuracy so far (of the last one if it trains
-            on the validation images), ``last.safetensors`` that of the last epoch, once all are done. In a process
-            group all ranks read it, and the first one writes.
+            on the validation images), ``adapter`` its adapters alone if it has any, ``last.safetensors`` the model of
+            the last epoch, once all are done. In a process group all ranks read it, and the first one writes.
         on_step: called with the steps done in the running epoch.
 
     Raises:
@@ -311,9 +311,9 @@ def fit(
 
 
 def _keep_best(run: Run, folder: Path) -> None:
-    """Keep the weights of the epoch just done, if it is the best so far."""
+    """Keep the model of the epoch just done, if it is the best so far."""
     if run.best == run.report:
-        checkpoint.save_weights(run.method.export(), folder / checkpoint.BEST)
+        checkpoint.save_model(run.method, folder)
 
 
 def read_report(values: dict[str, Any]) -> EpochReport:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+from pathlib import Path
 
+from safetensors.torch import save as to_safetensors
 from timm.models.vision_transformer import VisionTransformer
 
 from alast_tune.config import Adapters, LoraConfig
-from alast_tune.methods.base import Constant, check_blocks
+from alast_tune.methods.base import Constant, Method, check_blocks
+from alast_tune.storage import atomic_write
 
 
 class Lora(Constant):
@@ -57,3 +61,20 @@ def merge_adapters(model: VisionTransformer) -> VisionTransformer:
             layer.merge()
             plain.set_submodule(name, layer.get_base_layer())
     return plain
+
+
+def save_adapters(method: Method, folder: Path) -> None:
+    """Write adapters and classifier in peft's own format: ``peft.PeftModel.from_pretrained(model, folder)`` loads them.
+
+    Nothing is written for a method without adapters, nor for one that trains more (``train_embeddings``): that format
+    has no place for class token and positions, and without them the adapters would be another model's.
+    """
+    model = method.model
+    alone = {name: p for name, p in model.named_parameters() if ".lora_" in name or name.startswith("head.")}
+    if not hasattr(model, "peft_config") or {id(p) for p in method.parameters()} != {id(p) for p in alone.values()}:
+        return
+    named = {f"base_model.model.{name.replace('.default.', '.')}": p for name, p in alone.items()}
+    with atomic_write(folder / "adapter_model.safetensors") as scratch:
+        scratch.write_bytes(to_safetensors({name: p.detach().cpu().contiguous() for name, p in named.items()}))
+    settings = model.peft_config["default"]
+    dataclasses.replace(settings, modules_to_save=["head"], inference_mode=True).save_pretrained(str(folder))

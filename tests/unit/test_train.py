@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 import torch._dynamo.utils
@@ -30,7 +31,7 @@ from alast_tune.exploration import explore
 from alast_tune.models import create_model
 from alast_tune.optimizers import build_optimizer
 from alast_tune.results import EpochReport
-from alast_tune.train import Run, fit, last_report
+from alast_tune.train import Run, fit, last_report, load_trial
 from tests.unit.every_method import vit
 from tests.unit.tiny import ALAST, DEPTH, STEPS, TOKENS
 
@@ -496,8 +497,10 @@ def test_adapters_come_out_merged(tmp_path: Path, tiny_trial: TinyTrial) -> None
     for name in (checkpoint.BEST, checkpoint.LAST):
         assert_same(load_file(tmp_path / name), merged.state_dict())
     images, _ = next(iter(run._loader(0)))
+    alone = peft.PeftModel.from_pretrained(load_trial(config)[0], tmp_path / checkpoint.ADAPTER).eval()
     with torch.no_grad():
         torch.testing.assert_close(merged.eval()(images), run.model.eval()(images))
+        torch.testing.assert_close(alone(images), merged(images), atol=1e-5, rtol=0)
 
 
 @pytest.fixture
