@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import save as to_safetensors
 from timm.models.vision_transformer import VisionTransformer
@@ -76,5 +77,5 @@ def save_adapters(method: Method, folder: Path) -> None:
     named = {f"base_model.model.{name.replace('.default.', '.')}": p for name, p in alone.items()}
     with atomic_write(folder / "adapter_model.safetensors") as scratch:
         scratch.write_bytes(to_safetensors({name: p.detach().cpu().contiguous() for name, p in named.items()}))
-    settings = model.peft_config["default"]
+    settings: Any = vars(model)["peft_config"]["default"]
     dataclasses.replace(settings, modules_to_save=["head"], inference_mode=True).save_pretrained(str(folder))

@@ -1,4 +1,4 @@
-"""What a method leaves is a model that torch.export and ONNX take, for batches of any size, and that computes the same."""
+"""What a method leaves can be exported, by torch.export and to ONNX, for batches of any size, and computes the same."""
 
 from collections.abc import Callable
 from pathlib import Path
