@@ -65,8 +65,13 @@ def add_adapters(config: Adapters, model: Backbone) -> None:
     )
     peft.inject_adapter_in_model(settings, model)
     for block in blocks_of(model):
-        if getattr(getattr(block, "attn", None), "q_bias", None) is not None:
+        if _has_own_bias(block):
             block.attn.qkv_bias_separate = True  # else timm's EvaAttention takes the weight from beside the adapter
+
+
+def _has_own_bias(block: Any) -> bool:
+    """Whether timm's EvaAttention adds a bias to queries and values that ``attn.qkv`` does not know."""
+    return getattr(getattr(block, "attn", None), "q_bias", None) is not None
 
 
 def merge_adapters(model: Backbone) -> Backbone:
@@ -84,12 +89,15 @@ def merge_adapters(model: Backbone) -> Backbone:
 def save_adapters(method: Method, folder: Path) -> None:
     """Write adapters and classifier in peft's own format: ``peft.PeftModel.from_pretrained(model, folder)`` loads them.
 
-    Nothing is written for a method without adapters, nor for one that trains more (``train_embeddings``): that format
-    has no place for class token and positions, and without them the adapters would be another model's.
+    Nothing is written where what is loaded would be another model: for a method without adapters; for one that trains
+    more (``train_embeddings``), as that format has no place for class token and positions; and where a fresh timm model
+    would pass by an adapter (see :func:`add_adapters`).
     """
     model = method.model
     alone = {name: p for name, p in model.named_parameters() if ".lora_" in name or name.startswith("head.")}
     if not hasattr(model, "peft_config") or {id(p) for p in method.parameters()} != {id(p) for p in alone.values()}:
+        return
+    if any(_has_own_bias(block) and hasattr(block.attn.qkv, "lora_A") for block in blocks_of(model)):
         return
     named = {f"base_model.model.{name.replace('.default.', '.')}": p for name, p in alone.items()}
     with atomic_write(folder / "adapter_model.safetensors") as scratch:

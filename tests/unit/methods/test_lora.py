@@ -16,6 +16,7 @@ from alast_tune.methods import Method, build_method
 from alast_tune.methods.lora import save_adapters
 from alast_tune.models import create_model
 from tests.unit.every_method import DEPTH, MODELS, vit
+from tests.unit.kinds import small
 
 TARGETS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
 
@@ -140,6 +141,26 @@ def test_peft_loads_the_adapters_alone(name: str, options: dict[str, Any], model
         torch.testing.assert_close(loaded(images()), expected, atol=1e-5, rtol=0)
         torch.testing.assert_close(loaded.merge_and_unload()(images()), expected, atol=1e-5, rtol=0)
     assert not torch.allclose(create_model(settings).eval()(images()), expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["vit_base_patch16_siglip_224", "eva02_base_patch14_224", "eva02_tiny_patch14_224"])
+def test_adapters_that_a_fresh_model_would_pass_by_are_not_saved(name: str, tmp_path: Path) -> None:
+    """The last one's attention takes the weight of queries, keys and values from beside their adapter."""
+    start = small(name)
+    method = build(copy.deepcopy(start), "lora", rank=2)
+    with torch.no_grad():
+        for parameter in method.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    save_adapters(method, tmp_path / "all")
+    assert (tmp_path / "all").exists() == (name != "eva02_tiny_patch14_224")
+    if name == "eva02_tiny_patch14_224":
+        method = build(copy.deepcopy(start), "lora", rank=2, targets=("proj",))
+        save_adapters(method, tmp_path / "all")
+    size = start.patch_embed.img_size[0]
+    pictures = torch.randn(2, 3, size, size)
+    with torch.no_grad():
+        loaded = peft.PeftModel.from_pretrained(start, tmp_path / "all").eval()
+        torch.testing.assert_close(loaded(pictures), method.export().eval()(pictures), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("options", [{"name": "full"}, {"name": "alast", "reading": "authors", "lora": {}}], ids=str)
