@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from alast_tune.config import TrialConfig
+from alast_tune.cost import STEPS
+from alast_tune.errors import ConfigError
 from alast_tune.methods.summary import scores_of, summary_updates, why_no_scores
 from alast_tune.models import InputSpec, input_spec
 from alast_tune.models.backbone import Backbone, embed, run_block, token_count
@@ -71,7 +73,7 @@ def report_blocks(config: TrialConfig, folder: Path) -> BlockReport:
         folder: of its checkpoint.
 
     Raises:
-        ConfigError: as :meth:`~alast_tune.train.Run.load`.
+        ConfigError: as :meth:`~alast_tune.train.Run.load`; the lines of some steps are lost.
     """
     before, splits = load_trial(config, verify=False)
     run = Run(config, verify=False)
@@ -84,16 +86,18 @@ def report_blocks(config: TrialConfig, folder: Path) -> BlockReport:
     depth = len(before.blocks)
     middles = dict.fromkeys((2 * third + 1) * depth // 6 for third in range(3))
     attended = () if why_no_scores(after) else tuple(middles)
-    records = [record for record in run.meter.ledger.records if not record.probe]
+    if lost := run.meter.ledger.unknown:
+        raise ConfigError("checkpoint", folder, f"its {STEPS} lacks the first {lost} steps; train anew to see blocks")
+    records = [record for record in run.meter.ledger.read() if not record.probe]
     stretches = np.array_split(np.arange(len(records)), min(COLUMNS, len(records)))
-    budgets = np.array([record.budgets for record in records], dtype=np.float64).reshape(len(records), -1)
+    budgets = np.array([record.budgets_L for record in records], dtype=np.float64).reshape(len(records), -1)
     return BlockReport(
         steps_S=np.array([stretch.mean() for stretch in stretches]),
         budgets_SL=np.array([budgets[stretch].mean(axis=0) for stretch in stretches if budgets.size]).reshape(
             -1, depth
         ),
-        trained_L=np.mean([record.plan.trainable_L for record in records], axis=0),
-        tokens_L=np.mean([record.plan.tokens_L for record in records], axis=0),
+        trained_L=np.mean([record.trainable_L for record in records], axis=0),
+        tokens_L=np.mean([record.tokens_L for record in records], axis=0),
         all_tokens=token_count(before),
         before_L=_magnitudes(before.to(run.device), images_BCHW.to(run.device)),
         after_L=_magnitudes(after, images_BCHW.to(run.device)),

@@ -13,6 +13,8 @@ from torch import nn
 
 from alast_tune.config import ModelConfig
 from alast_tune.errors import ConfigError
+from alast_tune.methods import Method
+from alast_tune.methods.lora import save_adapters
 from alast_tune.models import InputSpec, timm_arguments
 from alast_tune.storage import atomic_write
 
@@ -21,6 +23,8 @@ BEST = "model.safetensors"
 """Weights of the epoch with the highest validation accuracy, by the name that timm looks for."""
 LAST = "last.safetensors"
 """Weights of the last epoch."""
+ADAPTER = "adapter"
+"""Folder of the adapters alone, if there are any, of the same epoch as ``BEST``, as peft loads them."""
 MODEL_CARD = "config.json"
 """What timm reads beside ``model.safetensors``: architecture, input, class names."""
 
@@ -76,6 +80,12 @@ def save_model_card(config: ModelConfig, spec: InputSpec, classes: Sequence[str]
     }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MODEL_CARD).write_text(json.dumps(card, indent=2) + "\n")
+
+
+def save_model(method: Method, folder: Path) -> None:
+    """Write what a method has trained: the plain model's weights, and its adapters alone."""
+    save_weights(method.export(), folder / BEST)
+    save_adapters(method, folder / ADAPTER)
 
 
 def save_weights(model: nn.Module, path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from alast_tune import checkpoint
 from alast_tune.config import PromotedConfig, TrialConfig, flatten, parse, read_mapping, without_places, write_yaml
+from alast_tune.cost import STEPS
 from alast_tune.data import Splits, batch_count, check_apart, eval_loader, load_splits
 from alast_tune.errors import ConfigError
 from alast_tune.evaluate import evaluate
@@ -19,7 +20,7 @@ from alast_tune.models import InputSpec, create_model, input_spec
 from alast_tune.results import EpochReport
 from alast_tune.storage import atomic_write
 from alast_tune.tracking import Tracker, default_uri, register, tag_run
-from alast_tune.train import AUTOCAST, STEPS, device_of, fit, last_report, load_trial, read_report
+from alast_tune.train import AUTOCAST, device_of, fit, last_report, load_trial, read_report
 
 CONFIG = "config.yaml"
 """In the output folder: the whole configuration, provenance included."""
@@ -176,8 +177,9 @@ def training(
     """Train in a folder, or go on there, with an MLflow run that ends with the context: killed, if by an exception.
 
     Once its epochs are through and :meth:`Training.finish` is called, the folder holds ``model.safetensors`` beside
-    timm's ``config.json`` (``timm.create_model("local-dir:FOLDER", pretrained=True)``), ``last.safetensors``,
-    ``report.json``, ``steps.csv`` and ``config.yaml``; the run has all of that but the weights.
+    timm's ``config.json`` (``timm.create_model("local-dir:FOLDER", pretrained=True)``), ``adapter`` (if there are any
+    adapters, these alone), ``last.safetensors``, ``report.json``, ``steps.csv`` and ``config.yaml``; the run has all
+    of that but the weights.
 
     Args:
         config: what to train.

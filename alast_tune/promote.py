@@ -186,12 +186,12 @@ def origin_of(member: FrontMember, folder: Path) -> Fingerprints | None:
 
 
 def export_member(member: FrontMember, sweep: Path, folder: Path) -> None:
-    """Leave the model that a trial has trained in a folder, as timm loads it; adapters are merged.
+    """Leave the model that a trial has trained in a folder, as timm loads it; adapters are merged, and there alone too.
 
     Args:
         member: of the front.
         sweep: folder of the sweep, which keeps the checkpoints of its front.
-        folder: gets ``model.safetensors`` and timm's ``config.json``.
+        folder: gets ``model.safetensors``, timm's ``config.json``, and ``adapter`` as peft loads it, if it has any.
 
     Raises:
         ConfigError: there is no checkpoint of the epoch that the front shows, or it is damaged.
@@ -208,7 +208,7 @@ def export_member(member: FrontMember, sweep: Path, folder: Path) -> None:
     except ConfigError as error:
         raise ConfigError("pick", member.trial_id, f"{error}; train its config") from None
     _, splits = load_trial(member.config, verify=False)
-    checkpoint.save_weights(run.method.export(), folder / checkpoint.BEST)
+    checkpoint.save_model(run.method, folder)
     checkpoint.save_model_card(member.config.model, input_spec(run.model), splits.classes, folder)
 
 

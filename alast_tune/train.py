@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +17,20 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from alast_tune import checkpoint
-from alast_tune.config import BlockChoice, TopKConfig, TrainConfig, TrialConfig, parse, without_places
-from alast_tune.cost import Meter
+from alast_tune.config import TrainConfig, TrialConfig, parse, without_places
+from alast_tune.cost import STEPS, Meter
 from alast_tune.data import Splits, check_classes, eval_loader, load_splits, num_classes_of, train_loader
 from alast_tune.errors import ConfigError, DivergedError
 from alast_tune.evaluate import evaluate
+from alast_tune.exploration import explore
 from alast_tune.failpoints import failpoint
 from alast_tune.fingerprints import Fingerprints, fingerprints, keep_fingerprints
-from alast_tune.methods import Method, build_method, compile_blocks, most_influential, with_blocks_chosen
+from alast_tune.methods import Method, build_method, compile_blocks, with_blocks_chosen
 from alast_tune.models import create_model, input_spec
 from alast_tune.models.backbone import Backbone
 from alast_tune.optimizers import build_optimizer, rate
 from alast_tune.parallel import sum_gradients, total_over_ranks, world
 from alast_tune.results import EpochReport, Measurements
-
-STEPS = "steps.csv"
-"""What each step did and cost, beside the finished model."""
 
 CHECK_EVERY = 50
 """Steps after which the loss is looked at: each time the host waits for the device."""
@@ -119,9 +116,10 @@ class Run:
         """
         if not self._started:
             with self.meter.clock.training():
-                self._blocks = self._explore()
+                self._blocks = explore(self)
             self._start()
         losses = torch.zeros((), device=self.device)
+        trained, tokens = (np.zeros(len(self.model.blocks), dtype=int) for _ in range(2))
         with self.meter.clock.training():
             self.model.train()
             loader = self._loader(self.epoch)
@@ -129,6 +127,8 @@ class Run:
             for step, (images, labels) in enumerate(loader, start=1):
                 losses += self._step(self.method, self._optimizer, images, labels)
                 self._scheduler.step()
+                trained += self.method.plan.trainable_L
+                tokens += self.method.plan.tokens_L
                 failpoint("mid-epoch")
                 if on_step:
                     on_step(step)
@@ -136,7 +136,6 @@ class Run:
                     self._mean(losses, step)
             train_loss = self._mean(losses, self.steps_per_epoch)
         accuracy, validation_loss = self.evaluate("validation")
-        plans = [record.plan for record in self.meter.ledger.records[-self.steps_per_epoch :]]
         self.report = EpochReport(
             epoch=self.epoch + 1,
             train_loss=train_loss,
@@ -144,8 +143,8 @@ class Run:
             accuracy=accuracy,
             cost=self.meter.read(),
             budgets=getattr(self.method, "budgets", ()),
-            trained=tuple(sum(trains) for trains in zip(*(plan.trainable_L for plan in plans), strict=True)),
-            tokens=tuple(sum(counts) / len(plans) for counts in zip(*(plan.tokens_L for plan in plans), strict=True)),
+            trained=tuple(trained.tolist()),
+            tokens=tuple((tokens / self.steps_per_epoch).tolist()),
         )
         # What has trained on the validation images cannot be chosen by them.
         if self.best is None or self.config.data.all_data or accuracy > self.best.accuracy:
@@ -173,7 +172,7 @@ class Run:
         parts = min(self.config.train.accumulate, len(images_BCHW))
         loss = torch.zeros((), device=self.device)
         micro_batches = images_BCHW.tensor_split(parts)
-        method.begin_step(len(self.meter.ledger.records), micro_batches)
+        method.begin_step(self.meter.ledger.steps, micro_batches)
         with self.meter.step(method, optimizer, images_BCHW, batch):
             for images, labels in zip(micro_batches, labels_B.tensor_split(parts), strict=True):
                 with torch.autocast(self.device.type, self._dtype, enabled=self._dtype is not None):
@@ -186,42 +185,6 @@ class Run:
             method.end_step()
         self._scaler.update()
         return loss
-
-    def _explore(self) -> tuple[int, ...]:
-        """Find the most influential blocks: train each alone for a few steps, score it on the batches that follow.
-
-        The weights are put back after each probe; what the probes cost is in the meter.
-        """
-        choice = self.config.method
-        assert isinstance(choice, BlockChoice)
-        if choice.count > len(self.model.blocks):
-            raise ConfigError("method.count", choice.count, f"the model has {len(self.model.blocks)} blocks")
-        train, size = self.config.train, choice.probe_steps
-        drawn = list(islice(chain.from_iterable(self._loader(epoch) for epoch in (0, 1)), 2 * size))
-        learning, scoring = drawn[: -(len(drawn) // 2)], drawn[-(len(drawn) // 2) :]
-        _, scored = total_over_ranks(torch.zeros((), device=self.device), sum(len(labels) for _, labels in scoring))
-        losses = []
-        self.meter.exploring = True
-        for block in range(len(self.model.blocks)):
-            probe = build_method(TopKConfig(blocks=(block,)), self.model, train)
-            optimizer = build_optimizer(train, probe.parameters())
-            before = [parameter.detach().clone() for parameter in probe.parameters()]
-            self._seed_dropout(0)
-            self.model.train()
-            for images, labels in learning:
-                self._step(probe, optimizer, images, labels)
-            with self.meter.evaluation(optimizer, learning[0][0].shape[-1], self._micro_batch) as size:
-                chunks = [zip(images.split(size), labels.split(size), strict=True) for images, labels in scoring]
-                _, loss = evaluate(self.model, chain.from_iterable(chunks), self.device, self._dtype)
-            self.meter.add_forward(learning[0][0].shape[-1], scored)
-            losses.append(loss if math.isfinite(loss) else math.inf)
-            with torch.no_grad():
-                for parameter, value in zip(probe.parameters(), before, strict=True):
-                    parameter.copy_(value)
-        self.meter.end_exploration()
-        if sum(map(math.isfinite, losses)) < choice.count:
-            raise DivergedError("the probes of exploration have diverged; lower train.learning_rate")
-        return most_influential(losses, choice.count)
 
     def evaluate(self, split: str) -> tuple[float, float]:
         """Accuracy and loss of the bare model on ``validation`` or ``test``."""
@@ -254,7 +217,10 @@ class Run:
         return self._splits.test is not None
 
     def save(self, folder: Path) -> None:
-        """Write a checkpoint of everything the next epoch depends on; after the last one, without the optimizer's."""
+        """Write a checkpoint of everything the next epoch depends on; after the last one, without the optimizer's.
+
+        The lines of its steps are beside it, in ``steps.csv``.
+        """
         parts = {name: part for name, part in self._parts().items() if not self.finished or name not in _UPDATING}
         state = {name: part.state_dict() for name, part in parts.items()} | {
             "blocks": self._blocks,
@@ -262,6 +228,7 @@ class Run:
             "best": asdict(self.best) if self.best else None,
             "config": self.config.model_dump_json(),
         }
+        self.meter.ledger.write(folder / STEPS)  # first: the checkpoint says how much of it is right
         checkpoint.save(state, folder)
 
     def load(self, folder: Path) -> None:
@@ -285,6 +252,7 @@ class Run:
             reason = str(error).partition("\n")[0]
             remedy = f"was not written by this version ({reason}); train anew, in another folder"
             raise ConfigError("checkpoint", folder, remedy) from error
+        self.meter.ledger.restore(folder / STEPS)
         best = state.get("best")  # checkpoints of version 0.1 do not say
         self.best = read_report(best) if best else self.report
 
@@ -315,8 +283,8 @@ def fit(
         config: everything that determines the run.
         folder: keeps a checkpoint an epoch and resumes from one that is there. Its ``model.safetensors``
             is the model of the epoch with the highest validation accuracy so far (of the last one if it trains
-            on the validation images), ``last.safetensors`` that of the last epoch, once all are done. In a process
-            group all ranks read it, and the first one writes.
+            on the validation images), ``adapter`` its adapters alone if it has any, ``last.safetensors`` the model of
+            the last epoch, once all are done. In a process group all ranks read it, and the first one writes.
         on_step: called with the steps done in the running epoch.
 
     Raises:
@@ -330,6 +298,7 @@ def fit(
         folder = None  # all ranks hold the same, and the first one writes it
     if folder:
         keep_fingerprints(run.fingerprints, folder, "checkpoint", new=not began)
+        run.meter.ledger.keep_in(folder / STEPS)
     if folder and run.report:
         _keep_best(run, folder)  # it may have been killed between the two
     while not run.finished:
@@ -340,13 +309,12 @@ def fit(
         yield report
     if folder:
         checkpoint.save_weights(run.method.export(), folder / checkpoint.LAST)
-        run.meter.ledger.write(folder / STEPS)
 
 
 def _keep_best(run: Run, folder: Path) -> None:
-    """Keep the weights of the epoch just done, if it is the best so far."""
+    """Keep the model of the epoch just done, if it is the best so far."""
     if run.best == run.report:
-        checkpoint.save_weights(run.method.export(), folder / checkpoint.BEST)
+        checkpoint.save_model(run.method, folder)
 
 
 def read_report(values: dict[str, Any]) -> EpochReport:

@@ -62,7 +62,7 @@ def run(name: str, config: TrialConfig) -> Row:
         "steady_peak_bytes": cost.steady_peak_bytes,
         "train_seconds": round(cost.train_seconds, 1),
         "tokens": [round(count, 1) for count in reports[-1].tokens],
-        "trained": training.meter.ledger.trained_steps(),
+        "trained": [sum(steps) for steps in zip(*(report.trained for report in reports), strict=True)],
         "seconds": round(time.monotonic() - started, 1),
         "device": torch.cuda.get_device_name() if training.device.type == "cuda" else "cpu",
     }

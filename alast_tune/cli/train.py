@@ -30,7 +30,9 @@ class Train(PromotedConfig):
 
     config: Path = Field(description="what to train, in YAML or JSON: what promote has written, or your own")
     output: Path = Field(
-        Path("runs/train"), description="folder for model.safetensors, config.json, report.json and the checkpoint"
+        Path("runs/train"),
+        description="folder for model.safetensors (and adapter/, the adapters alone), config.json, report.json and the "
+        "checkpoint",
     )
     workers: int = Field(
         1,

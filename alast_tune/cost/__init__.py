@@ -1,7 +1,7 @@
 """What training costs: one meter for every method.
 
 ``prediction.py`` says what a step will cost, from its plan alone: composed (``parts.py``) of parts (``part.py``) run
-without data (``hollow.py``); ``memory.py`` and ``clock.py`` measure; ``ledger.py`` keeps a line a step.
+without data (``hollow.py``); ``memory.py`` and ``clock.py`` measure; ``ledger.py`` writes a line a step.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from alast_tune.config import FullConfig, MethodConfig, TrainConfig
 from alast_tune.cost.clock import Clock
-from alast_tune.cost.ledger import Ledger, StepRecord
+from alast_tune.cost.ledger import STEPS, Ledger, StepRecord
 from alast_tune.cost.memory import MemoryMeter
 from alast_tune.cost.prediction import (
     StepCost,
@@ -31,6 +31,7 @@ from alast_tune.parallel import largest_over_ranks
 from alast_tune.results import Measurements
 
 __all__ = [
+    "STEPS",
     "Ledger",
     "MemoryMeter",
     "Meter",
@@ -44,7 +45,7 @@ __all__ = [
 
 
 class Meter:
-    """Adds up the FLOPs, the peaks and the time of a run's training steps, and keeps a line about each.
+    """Adds up the FLOPs, the peaks and the time of a run's training steps, and writes a line about each.
 
     Evaluation counts for the peak alone.
     """
@@ -59,6 +60,7 @@ class Meter:
         self._predicted: dict[int, StepCosts] = {}
         self._flops = 0
         self._exploration_flops = 0
+        self._heaviest_bytes = 0  # of all predicted steps
 
     @contextmanager
     def step(self, method: Method, optimizer: Optimizer, images_BCHW: Tensor, batch: int) -> Iterator[None]:
@@ -78,9 +80,10 @@ class Meter:
         full = cost(FullConfig(), StepPlan((method.plan.tokens_L[0],) * depth, (True,) * depth))
         flops = done.flops * batch // len(images_BCHW)  # every image costs the same
         self._flops += flops
+        self._heaviest_bytes = max(self._heaviest_bytes, done.peak_bytes)
         self.ledger.add(
             StepRecord(
-                step=len(self.ledger.records),
+                step=self.ledger.steps,
                 images=batch,
                 probe=self.exploring,
                 flops=flops,
@@ -88,8 +91,9 @@ class Meter:
                 full_held_bytes=full.held_bytes,
                 predicted_peak_bytes=done.peak_bytes,
                 measured_peak_bytes=self._memory.last_bytes,
-                plan=method.plan,
-                budgets=getattr(method, "budgets", ()),
+                trainable_L=method.plan.trainable_L,
+                tokens_L=method.plan.tokens_L,
+                budgets_L=getattr(method, "budgets", ()),
             )
         )
 
@@ -102,10 +106,11 @@ class Meter:
             image_size: side of the images, pixels.
             most: images of the training's forwards.
         """
-        training = max((record.predicted_peak_bytes for record in self.ledger.records), default=0)
         size, predicted = most, 0
-        if training:
-            size, predicted = self._costs(image_size).evaluation_batch(most, training, optimizer, self._train.precision)
+        if self._heaviest_bytes:
+            size, predicted = self._costs(image_size).evaluation_batch(
+                most, self._heaviest_bytes, optimizer, self._train.precision
+            )
         with self._memory.evaluation(predicted, optimizer):
             yield size
 
@@ -142,6 +147,7 @@ class Meter:
             "ledger": self.ledger.state_dict(),
             "flops": self._flops,
             "exploration_flops": self._exploration_flops,
+            "heaviest_bytes": self._heaviest_bytes,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -151,3 +157,4 @@ class Meter:
         self.ledger.load_state_dict(state["ledger"])
         self._flops = state["flops"]
         self._exploration_flops = state["exploration_flops"]
+        self._heaviest_bytes = state["heaviest_bytes"]

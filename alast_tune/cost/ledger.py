@@ -1,23 +1,33 @@
-"""What each training step did and cost, a line a step: which blocks were frozen, and what that saved.
-
-Cheap enough to leave on: less than a kilobyte a step in memory, written as one table at the end.
-"""
+"""What each training step did and cost, a line a step, in a file: memory and checkpoints know its length alone."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+import logging
+import os
+import shutil
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from tempfile import SpooledTemporaryFile
+from typing import IO, Any
 
-from alast_tune.methods.base import StepPlan
 from alast_tune.storage import atomic_write
+
+_LOG = logging.getLogger(__name__)
+
+STEPS = "steps.csv"
+"""What each step did and cost, beside the checkpoint."""
+
+_BUFFER = 1 << 16
+"""Bytes of lines that wait for the disk, some hundred steps; of a run without a folder as many stay in memory."""
 
 
 @dataclass(frozen=True)
 class StepRecord:
-    """One step of a run."""
+    """One step of a run, L blocks."""
 
     step: int
     images: int
@@ -31,68 +41,129 @@ class StepRecord:
     predicted_peak_bytes: int
     measured_peak_bytes: int
     """By the allocator or the tracker; 0 for a step that was not measured."""
-    plan: StepPlan
-    budgets: tuple[float, ...]
+    trainable_L: tuple[bool, ...]
+    """Which blocks trained."""
+    tokens_L: tuple[int, ...]
+    """That each block received."""
+    budgets_L: tuple[float, ...]
     """Of each block after the step; empty for methods that have none."""
+
+    def header(self) -> str:
+        """Name the columns: the step's costs, then for each block whether it trained, its tokens and its budget."""
+        blocks = {"trains": self.trainable_L, "tokens": self.tokens_L, "budget": self.budgets_L}
+        names = [f"{name}_{block:02d}" for name, values in blocks.items() for block in range(len(values))]
+        return f"{','.join([*_COSTS, *names])}\r\n"
+
+    def line(self) -> str:
+        """Write the columns' values."""
+        costs = [int(getattr(self, name)) for name in _COSTS]
+        values = [*costs[:-1], costs[-1] or "", *map(int, self.trainable_L), *self.tokens_L, *self.budgets_L]
+        return f"{','.join(map(str, values))}\r\n"
+
+
+_COSTS = [field.name for field in fields(StepRecord)][:-3]
 
 
 class Ledger:
-    """The steps of a run, in order."""
+    """The steps of a run, in order, in a file: a temporary one until :meth:`keep_in` names another."""
 
     def __init__(self) -> None:
-        self.records: list[StepRecord] = []
-        self._plans: dict[StepPlan, StepPlan] = {}
+        self.steps = 0
+        """How many there have been."""
+        self.unknown = 0
+        """How many of the first ones the file lacks, because a resumed run did not find them."""
+        self._bytes = 0  # of the file,
+        self._checksum = 0  # and over them
+        self._path: Path | None = None  # of the file, unless it is temporary
+        self._restored: Path | None = None  # where the lines of a resumed run were found
+        self._file: IO[bytes] = _temporary()
+
+    def __del__(self) -> None:
+        """Write what waits."""
+        self._file.close()
 
     def add(self, record: StepRecord) -> None:
-        """Append a step; equal plans are kept once."""
-        object.__setattr__(record, "plan", self._plans.setdefault(record.plan, record.plan))
-        self.records.append(record)
+        """Append a step's line."""
+        lines = record.line().encode() if self._bytes else (record.header() + record.line()).encode()
+        self._file.write(lines)
+        self._bytes += len(lines)
+        self._checksum = zlib.crc32(lines, self._checksum)
+        self.steps += 1
 
-    def trained_steps(self) -> tuple[int, ...]:
-        """Count the steps in which each block trained (figure 9), probes left out, (L,)."""
-        plans = [record.plan for record in self.records if not record.probe]
-        return tuple(sum(column) for column in zip(*(plan.trainable_L for plan in plans), strict=True))
+    def read(self) -> Iterator[StepRecord]:
+        """Read the steps back, one at a time; none may be added meanwhile."""
+        with self._rewound() as file:
+            rows = csv.reader(line.decode() for line in file)
+            depth = sum(name.startswith("trains_") for name in next(rows, []))
+            for row in rows:
+                costs = [int(cost or 0) for cost in row[: len(_COSTS)]]
+                trains, tokens, budgets = (row[len(_COSTS) :][begin : begin + depth] for begin in (0, depth, 2 * depth))
+                blocks = tuple(one == "1" for one in trains), tuple(map(int, tokens)), tuple(map(float, budgets))
+                values: list[Any] = [*costs, *blocks]
+                record = StepRecord(*values)
+                yield replace(record, probe=bool(record.probe))
 
-    def rows(self) -> list[dict[str, Any]]:
-        """Lay every step out flat: its costs, then for each block whether it trained, its tokens and its budget."""
-        return [
-            {
-                "step": record.step,
-                "images": record.images,
-                "probe": int(record.probe),
-                "flops": record.flops,
-                "held_bytes": record.held_bytes,
-                "full_held_bytes": record.full_held_bytes,
-                "predicted_peak_bytes": record.predicted_peak_bytes,
-                "measured_peak_bytes": record.measured_peak_bytes or "",
-                **_by_block("trains", [int(trains) for trains in record.plan.trainable_L]),
-                **_by_block("tokens", record.plan.tokens_L),
-                **_by_block("budget", record.budgets),
-            }
-            for record in self.records
-        ]
+    def keep_in(self, path: Path) -> None:
+        """Go on in a file, which is cut back to the steps so far; one that is not this run's stays as ``.bak``."""
+        if self.steps and path.exists() and path != self._restored:
+            path.replace(path.with_name(f"{path.name}.bak"))
+        if not path.exists():
+            self.write(path)
+        os.truncate(path, self._bytes)  # a process that was killed may have written more
+        self._file.close()
+        self._path, self._file = path, path.open("a+b", _BUFFER)
 
     def write(self, path: Path) -> None:
-        """Write all rows as CSV, atomically; nothing without a step."""
-        rows = self.rows()
-        if not rows:
+        """Have all lines so far in a file; its own need only be flushed."""
+        self._file.flush()
+        if path == self._path:
             return
-        with atomic_write(path) as scratch, scratch.open("w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0])
-            writer.writeheader()
-            writer.writerows(rows)
+        with self._rewound() as lines, atomic_write(path) as scratch, scratch.open("wb") as file:
+            shutil.copyfileobj(lines, file)
 
-    def state_dict(self) -> list[tuple[Any, ...]]:
-        """Plain values for a checkpoint."""
-        return [astuple(record) for record in self.records]
+    def state_dict(self) -> dict[str, int]:
+        """How much of the file a checkpoint goes with."""
+        return {"steps": self.steps, "unknown": self.unknown, "bytes": self._bytes, "checksum": self._checksum}
 
-    def load_state_dict(self, state: list[tuple[Any, ...]]) -> None:
-        """Take over what :meth:`state_dict` gave."""
-        self.records, self._plans = [], {}
-        for record in state:
-            values = dict(zip(StepRecord.__dataclass_fields__, record, strict=True))
-            self.add(StepRecord(**values | {"plan": StepPlan(*values["plan"])}))
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Take over what :meth:`state_dict` gave; the lines come from :meth:`restore`."""
+        self.steps, self.unknown = state["steps"], state["unknown"]
+        self._bytes, self._checksum = state["bytes"], state["checksum"]
+
+    def restore(self, path: Path) -> None:
+        """Copy the lines that a checkpoint goes with from a file; without them, say so and go on."""
+        self._file.close()
+        self._file, self._path, self._restored = _temporary(), None, path
+        if self._bytes and not self._copy(path):
+            _LOG.warning(
+                f"note: {path} does not begin with the {self.steps} steps of the checkpoint: its weights are right, "
+                f"but what these steps did is lost; the table begins again with step {self.steps}"
+            )
+            self._file.close()
+            self._file, self._restored = _temporary(), None
+            self.unknown, self._bytes, self._checksum = self.steps, 0, 0
+
+    @contextmanager
+    def _rewound(self) -> Iterator[IO[bytes]]:
+        """Have the file at its beginning, and then again where lines are added."""
+        self._file.seek(0)
+        try:
+            yield self._file
+        finally:
+            self._file.seek(0, os.SEEK_END)
+
+    def _copy(self, path: Path) -> bool:
+        """Copy as many bytes as a checkpoint goes with; False if these are not there, or others."""
+        left, checksum = self._bytes, 0
+        try:
+            with path.open("rb") as file:
+                while chunk := file.read(min(left, _BUFFER)):
+                    self._file.write(chunk)
+                    left, checksum = left - len(chunk), zlib.crc32(chunk, checksum)
+        except OSError:
+            return False
+        return (left, checksum) == (0, self._checksum)
 
 
-def _by_block(name: str, values: Sequence[float]) -> dict[str, float]:
-    return {f"{name}_{block:02d}": value for block, value in enumerate(values)}
+def _temporary() -> IO[bytes]:
+    return SpooledTemporaryFile(_BUFFER)

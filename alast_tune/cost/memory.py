@@ -8,9 +8,9 @@ measured to predicted. So are evaluations'.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from copy import copy
 from functools import cache
 from typing import Any
 
@@ -22,6 +22,8 @@ from torch.optim import Optimizer
 from alast_tune.cost.prediction import FLOAT, moments
 
 _HEAVIER = 1.02  # a plan predicted heavier by less is not worth another probe
+_STATE = ("peaks", "heaviest", "asked", "probed", "measured", "scale", "evaluation")
+_DIGITS = 10  # binary, of the peaks of which the median is taken
 
 
 class MemoryMeter:
@@ -29,7 +31,8 @@ class MemoryMeter:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._peaks: Counter[int] = Counter()  # bytes, measured on CUDA and predicted on a CPU -> steps
+        self._peaks: dict[int, int] = {}  # bytes, rounded, measured on CUDA and predicted on a CPU -> steps
+        self._heaviest = 0  # of the steps' predictions
         self._asked = 0  # heaviest prediction for which a probe has been tried
         self._probed = 0  # heaviest prediction of a step that was measured,
         self._measured = 0  # the largest measurement,
@@ -54,23 +57,28 @@ class MemoryMeter:
             yield
             self.last_bytes = torch.cuda.max_memory_allocated() - workspace_bytes()
             self._measured = max(self._measured, self.last_bytes)
-            self._peaks[self.last_bytes] += 1
+            self._count(self.last_bytes)
             return
         missing = _missing_bytes(optimizer)
         # Under `same_step` the plan is known only afterwards: a step heavier than expected has the next one probed.
-        expected = max(predict() - missing, max(self._peaks, default=0))
+        expected = max(predict() - missing, self._heaviest)
         probe = expected > _HEAVIER * self._asked
         tracking = track_live_bytes(self._model, optimizer, images_BCHW) if probe else nullcontext([0])
         with tracking as measured:
             yield
         self.last_bytes = measured[0]
         predicted = predict() - missing
-        self._peaks[predicted] += 1
+        self._heaviest = max(self._heaviest, predicted)
+        self._count(predicted)
         if probe:
             self._asked = max(self._asked, expected)
             self._measured = max(self._measured, measured[0])
             if predicted > self._probed:
                 self._probed, self._scale = predicted, measured[0] / predicted
+
+    def _count(self, peak_bytes: int) -> None:
+        peak = rounded_peak(peak_bytes)
+        self._peaks[peak] = self._peaks.get(peak, 0) + 1
 
     @contextmanager
     def evaluation(self, predicted: int, optimizer: Optimizer) -> Iterator[None]:
@@ -92,14 +100,12 @@ class MemoryMeter:
         """Largest peak of any step or evaluation so far."""
         if self._cuda:
             return self._measured
-        heaviest = max(self._peaks, default=0)
-        if heaviest <= _HEAVIER * self._probed:
-            heaviest = 0  # measured
-        return max(self._measured, int(max(heaviest, self._evaluation) * self._scale))
+        unmeasured = self._heaviest if self._heaviest > _HEAVIER * self._probed else 0
+        return max(self._measured, int(max(unmeasured, self._evaluation) * self._scale))
 
     @property
     def steady_peak_bytes(self) -> int:
-        """Median of the steps' peaks so far."""
+        """Median of the steps' peaks so far, within a thousandth."""
         half, seen = (sum(self._peaks.values()) + 1) // 2, 0
         for peak in sorted(self._peaks):
             seen += self._peaks[peak]
@@ -109,23 +115,18 @@ class MemoryMeter:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values for a checkpoint."""
-        return {
-            "peaks": dict(self._peaks),
-            "asked": self._asked,
-            "probed": self._probed,
-            "measured": self._measured,
-            "scale": self._scale,
-            "evaluation": self._evaluation,
-        }
+        return {name: getattr(self, f"_{name}") for name in _STATE}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what :meth:`state_dict` gave."""
-        self._peaks = Counter(state["peaks"])
-        self._asked = state["asked"]
-        self._probed = state["probed"]
-        self._measured = state["measured"]
-        self._scale = state["scale"]
-        self._evaluation = state["evaluation"]
+        for name in _STATE:
+            setattr(self, f"_{name}", copy(state[name]))
+
+
+def rounded_peak(peak_bytes: int) -> int:
+    """Round a peak to so few digits that a run of any length has few different ones."""
+    step = 1 << max(0, peak_bytes.bit_length() - _DIGITS)
+    return (peak_bytes + step // 2) // step * step
 
 
 def _missing_bytes(optimizer: Optimizer) -> int:

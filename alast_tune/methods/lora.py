@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
+from safetensors.torch import save as to_safetensors
 from torch import nn
 
 from alast_tune.config import MethodConfig, Record, TrainConfig
@@ -14,6 +17,7 @@ from alast_tune.methods.base import Constant, Method, check_blocks
 from alast_tune.methods.parameters import adapters
 from alast_tune.methods.summary import cannot
 from alast_tune.models.backbone import Backbone, blocks_of
+from alast_tune.storage import atomic_write
 
 _LAYERS = {
     "qkv": ("attn.qkv", "attn.q_proj", "attn.k_proj", "attn.v_proj"),
@@ -104,8 +108,13 @@ def add_adapters(config: Adapters, model: Backbone) -> None:
     )
     peft.inject_adapter_in_model(settings, model)
     for block in blocks_of(model):
-        if getattr(getattr(block, "attn", None), "q_bias", None) is not None:
+        if _has_own_bias(block):
             block.attn.qkv_bias_separate = True  # else timm's EvaAttention takes the weight from beside the adapter
+
+
+def _has_own_bias(block: Any) -> bool:
+    """Whether timm's EvaAttention adds a bias to queries and values that ``attn.qkv`` does not know."""
+    return getattr(getattr(block, "attn", None), "q_bias", None) is not None
 
 
 def merge_adapters(model: Backbone) -> Backbone:
@@ -118,3 +127,23 @@ def merge_adapters(model: Backbone) -> Backbone:
             layer.merge()
             plain.set_submodule(name, layer.get_base_layer())
     return plain
+
+
+def save_adapters(method: Method, folder: Path) -> None:
+    """Write adapters and classifier in peft's own format: ``peft.PeftModel.from_pretrained(model, folder)`` loads them.
+
+    Nothing is written where what is loaded would be another model: for a method without adapters; for one that trains
+    more (``train_embeddings``), as that format has no place for class token and positions; and where a fresh timm model
+    would pass by an adapter (see :func:`add_adapters`).
+    """
+    model = method.model
+    alone = {name: p for name, p in model.named_parameters() if ".lora_" in name or name.startswith("head.")}
+    if not hasattr(model, "peft_config") or {id(p) for p in method.parameters()} != {id(p) for p in alone.values()}:
+        return
+    if any(_has_own_bias(block) and hasattr(block.attn.qkv, "lora_A") for block in blocks_of(model)):
+        return
+    named = {f"base_model.model.{name.replace('.default.', '.')}": p for name, p in alone.items()}
+    with atomic_write(folder / "adapter_model.safetensors") as scratch:
+        scratch.write_bytes(to_safetensors({name: p.detach().cpu().contiguous() for name, p in named.items()}))
+    settings: Any = vars(model)["peft_config"]["default"]
+    dataclasses.replace(settings, modules_to_save=["head"], inference_mode=True).save_pretrained(str(folder))

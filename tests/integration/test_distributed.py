@@ -15,10 +15,11 @@ from safetensors.torch import load_file
 
 from alast_tune.cli import main
 from alast_tune.config import TrialConfig
+from alast_tune.cost import STEPS
 from alast_tune.errors import DivergedError
 from alast_tune.parallel import world
 from alast_tune.results import EpochReport
-from alast_tune.train import STEPS, Run, fit
+from alast_tune.train import Run, fit
 from alast_tune.tune import distributed
 from alast_tune.tune.distributed import fit_distributed
 from tests.integration.harness import ROOT, kill

@@ -15,9 +15,11 @@ from ray.cluster_utils import Cluster
 from rich.console import Console
 
 from alast_tune.config import SweepConfig
+from alast_tune.cost import STEPS
 from alast_tune.failpoints import VARIABLE
 from alast_tune.results import EpochReport, FrontFile, TrialCounts, TrialResult
 from alast_tune.tune import study as study_module
+from alast_tune.tune.attempts import checkpoints
 from alast_tune.tune.observer import TuneEvents
 from alast_tune.tune.study import run_sweep
 from alast_tune.tune.trainable import AlastTrainable
@@ -118,6 +120,7 @@ def swept(
             "sampler": "random",
             "scheduler": "none",
             "retries": 1,
+            "keep": "all",
             "epoch_timeout": PATIENCE,
             "trial": {
                 "data": {"dataset": "folder", "root": two_classes},
@@ -163,6 +166,10 @@ def test_a_killed_worker_costs_its_own_trial_at_most(
     killed: After, number: int, state: str, epochs: int, reason: str | None
 ) -> None:
     check(killed, number, state, epochs, reason)
+    if epochs:
+        newest = checkpoints(killed[1], number)[0]
+        lines = Path(newest, STEPS).read_text().splitlines()
+        assert [line.split(",")[0] for line in lines] == ["step", *map(str, range(EPOCHS * 2))]  # of every worker
 
 
 @pytest.mark.slow

@@ -21,11 +21,11 @@ def outcome(config: TrialConfig) -> dict[str, Any]:
     """Train an epoch; returns the weights, the numbers and the plans that this process has come to."""
     run = Run(config)
     report = run.train_epoch()
-    records = run.meter.ledger.records
+    records = list(run.meter.ledger.read())
     return {
         "model": run.model.state_dict(),
         "report": report.metrics() | {"own_peak_bytes": records[0].measured_peak_bytes},
-        "plans": [(r.plan.tokens_L, r.plan.trainable_L, r.budgets) for r in records],
+        "plans": [(r.tokens_L, r.trainable_L, r.budgets_L) for r in records],
     }
 
 

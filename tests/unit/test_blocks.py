@@ -30,13 +30,13 @@ def finished(folder: Path, config: TrialConfig) -> Run:
 def test_steps_come_from_the_ledger_and_magnitudes_from_the_weights(tmp_path: Path, tiny_trial: TinyTrial) -> None:
     run = finished(tmp_path, tiny_trial())
     report = report_blocks(run.config, tmp_path)
-    records = run.meter.ledger.records
+    records = list(run.meter.ledger.read())
     assert len(records) == STEPS
     assert report.steps_S.tolist() == list(range(STEPS))
-    assert report.budgets_SL.tolist() == [list(record.budgets) for record in records]
+    assert report.budgets_SL.tolist() == [list(record.budgets_L) for record in records]
     assert report.trained_L.sum() == 3
-    assert report.trained_L.tolist() == [count / STEPS for count in run.meter.ledger.trained_steps()]
-    assert report.tokens_L.tolist() == np.mean([record.plan.tokens_L for record in records], axis=0).tolist()
+    assert run.report and report.trained_L.tolist() == [count / STEPS for count in run.report.trained]
+    assert report.tokens_L.tolist() == np.mean([record.tokens_L for record in records], axis=0).tolist()
     assert report.tokens_L[-1] < report.all_tokens == TOKENS
     images_BCHW = torch.stack([run._splits.validation[index][0] for index in range(16)])
     for model, magnitudes_L in ((load_trial(run.config)[0], report.before_L), (run.model, report.after_L)):
@@ -105,7 +105,7 @@ def test_long_runs_are_averaged_over_stretches(
     monkeypatch.setattr(blocks, "COLUMNS", 2)
     report = report_blocks(run.config, tmp_path)
     assert report.steps_S.tolist() == [0.5, 2.5]
-    budgets = np.array([record.budgets for record in run.meter.ledger.records])
+    budgets = np.array([record.budgets_L for record in run.meter.ledger.read()])
     assert np.allclose(report.budgets_SL, [budgets[:2].mean(axis=0), budgets[2:].mean(axis=0)])
 
 

@@ -1,6 +1,7 @@
 """The loop: exact resumption, exact cost, the best epoch's weights, plain models out."""
 
 import csv
+import gc
 import math
 import shutil
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 import torch._dynamo.utils
@@ -18,16 +20,19 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from alast_tune import checkpoint, models, train
+from alast_tune.blocks import report_blocks
 from alast_tune.config import ModelConfig, TrainConfig, TrialConfig
+from alast_tune.cost import STEPS as STEPS_CSV
 from alast_tune.cost import memory
 from alast_tune.cost.prediction import evaluation_peak_bytes
 from alast_tune.errors import ConfigError, DivergedError
 from alast_tune.evaluate import evaluate
+from alast_tune.exploration import explore
 from alast_tune.models import create_model
 from alast_tune.models.backbone import predict
 from alast_tune.optimizers import build_optimizer
 from alast_tune.results import EpochReport
-from alast_tune.train import Run, fit, last_report
+from alast_tune.train import Run, fit, last_report, load_trial
 from tests.unit.every_method import vit
 from tests.unit.tiny import ALAST, DEPTH, STEPS, TOKENS
 
@@ -76,8 +81,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     assert_same(after.model.state_dict(), whole.model.state_dict())
     assert after._scaler.state_dict() == whole._scaler.state_dict()
     assert after._scheduler.state_dict() == whole._scheduler.state_dict()
-    assert [replace(r, measured_peak_bytes=0) for r in after.meter.ledger.records] == [
-        replace(r, measured_peak_bytes=0) for r in whole.meter.ledger.records
+    assert [replace(r, measured_peak_bytes=0) for r in after.meter.ledger.read()] == [
+        replace(r, measured_peak_bytes=0) for r in whole.meter.ledger.read()
     ]
     assert resumed[1].cost.wall_seconds > resumed[0].cost.wall_seconds
     assert after.finished and whole.finished and not before.finished
@@ -220,13 +225,14 @@ def test_report_says_what_blocks_did(tiny_trial: TinyTrial) -> None:
     run = Run(tiny_trial())
     for _ in range(2):
         report = run.train_epoch()
-        records = run.meter.ledger.records[-STEPS:]
-        plans = [record.plan for record in records]
-        assert report.trained == tuple(sum(plan.trainable_L[block] for plan in plans) for block in range(DEPTH))
-        assert report.tokens == tuple(sum(plan.tokens_L[block] for plan in plans) / STEPS for block in range(DEPTH))
-        assert report.budgets == run.method.budgets == records[-1].budgets  # type: ignore[attr-defined]
+        records = list(run.meter.ledger.read())[-STEPS:]
+        assert report.trained == tuple(sum(record.trainable_L[block] for record in records) for block in range(DEPTH))
+        assert report.tokens == tuple(
+            sum(record.tokens_L[block] for record in records) / STEPS for block in range(DEPTH)
+        )
+        assert report.budgets == run.method.budgets == records[-1].budgets_L  # type: ignore[attr-defined]
         assert sum(report.trained) == 3 * STEPS  # K blocks at each step
-    assert [record.step for record in run.meter.ledger.records] == list(range(2 * STEPS))
+    assert [record.step for record in run.meter.ledger.read()] == list(range(2 * STEPS))
     assert report.tokens[0] == TOKENS > report.tokens[-1]
     assert list(report.tokens) == sorted(report.tokens, reverse=True)
     assert 0 < report.cost.train_seconds <= report.cost.wall_seconds
@@ -260,15 +266,14 @@ def test_exploration_finds_the_blocks_puts_the_weights_back_and_counts_its_cost(
     run, twin = Run(config), Run(config)
     weights = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
     with FlopCounterMode(display=False) as counter:
-        blocks = run._explore()
+        blocks = explore(run)
     assert len(blocks) == 2
     assert_same(run.model.state_dict(), weights)
     assert run.meter.read().train_flops == run.meter.read().exploration_flops == counter.get_total_flops()
     report = twin.train_epoch()
     assert tuple(block for block, steps in enumerate(report.trained) if steps) == blocks
     assert report.trained[blocks[0]] == STEPS
-    assert twin.meter.ledger.trained_steps() == report.trained
-    assert [record.probe for record in twin.meter.ledger.records] == [True] * DEPTH + [False] * STEPS
+    assert [record.probe for record in twin.meter.ledger.read()] == [True] * DEPTH + [False] * STEPS
     assert report.cost.exploration_flops == counter.get_total_flops() < report.cost.train_flops
     assert Run(tiny_trial({"name": "full"})).train_epoch().cost.exploration_flops == 0
 
@@ -291,7 +296,7 @@ def test_exploration_scores_each_block_by_batches_that_it_has_not_seen(tiny_tria
         model.eval()
         with torch.no_grad():
             losses.append(sum(F.cross_entropy(model(images), labels).item() for images, labels in batches[2:]) / 2)
-    assert run._explore() == tuple(sorted(sorted(range(DEPTH), key=losses.__getitem__)[:3]))
+    assert explore(run) == tuple(sorted(sorted(range(DEPTH), key=losses.__getitem__)[:3]))
 
 
 @pytest.mark.parametrize("method", [{"name": "full"}, {"name": "alast"}, {"name": "alast", "reading": "paper"}])
@@ -417,6 +422,71 @@ def test_every_step_is_told_in_a_table(tmp_path: Path, tiny_trial: TinyTrial) ->
     assert [float(rows[-1][f"budget_{block:02d}"]) for block in range(DEPTH)] == list(reports[-1].budgets)
 
 
+def test_the_table_of_a_run_that_was_killed_equals_an_uninterrupted_one_s(
+    tmp_path: Path, tiny_trial: TinyTrial
+) -> None:
+    config, whole, table = tiny_trial(epochs=3), tmp_path / "whole", tmp_path / STEPS_CSV
+    list(fit(config, whole))
+
+    def killed(step: int) -> None:
+        if step == 3 and last_report(tmp_path):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(fit(config, tmp_path, killed))
+    gc.collect()
+    assert len(table.read_bytes().splitlines()) == 1 + STEPS + 3  # more than the checkpoint knows of
+    list(fit(config, tmp_path))
+    assert table.read_bytes() == (whole / STEPS_CSV).read_bytes()
+
+
+def test_a_checkpoint_holds_the_length_of_the_table_and_not_the_table(tmp_path: Path, tiny_trial: TinyTrial) -> None:
+    run = Run(tiny_trial(epochs=4))
+    sizes, lines = [], []
+    for epoch in range(3):
+        run.train_epoch()
+        run.save(folder := tmp_path / str(epoch))
+        lines.append(len((folder / STEPS_CSV).read_bytes().splitlines()))
+        ledger = checkpoint.load(folder)["meter"]["ledger"]
+        assert ledger["bytes"] == (folder / STEPS_CSV).stat().st_size
+        assert ledger["steps"] == STEPS * (epoch + 1)
+        sizes.append(sum(tensor_free_size(part) for part in checkpoint.load(folder).values()))
+    assert lines == [1 + STEPS, 1 + 2 * STEPS, 1 + 3 * STEPS]  # wherever a trial goes on, its history is there
+    peaks = len(checkpoint.load(folder)["meter"]["memory"]["peaks"])
+    assert sizes[2] - sizes[1] == 2 * (peaks - len(checkpoint.load(tmp_path / "1")["meter"]["memory"]["peaks"]))
+
+
+def tensor_free_size(value: Any) -> int:
+    """Count the plain values in a checkpoint, whatever they are nested in."""
+    if isinstance(value, dict):
+        return sum(1 + tensor_free_size(part) for part in value.values())
+    return sum(map(tensor_free_size, value)) if isinstance(value, list | tuple) else 1
+
+
+def test_lost_lines_are_no_end_of_a_run_but_nothing_is_drawn_of_them(
+    tmp_path: Path, tiny_trial: TinyTrial, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = tiny_trial()
+    next(iter(fit(config, tmp_path)))
+    (tmp_path / STEPS_CSV).unlink()
+    (report,) = fit(config, tmp_path)
+    assert report.epoch == 2 and "what these steps did is lost" in caplog.text
+    with (tmp_path / STEPS_CSV).open() as file:
+        assert [int(row["step"]) for row in csv.DictReader(file)] == list(range(STEPS, 2 * STEPS))
+    with pytest.raises(ConfigError, match=r"its steps.csv lacks the first 4 steps"):
+        report_blocks(config, tmp_path)
+
+
+def test_a_checkpoint_of_before_is_refused_in_one_line(tmp_path: Path, tiny_trial: TinyTrial) -> None:
+    run = Run(tiny_trial({"name": "head"}))
+    run.save(tmp_path)
+    state = checkpoint.load(tmp_path)
+    state["meter"]["ledger"] = [(0, 8, False, 1, 1, 1, 1, 0, ((17,) * DEPTH, (False,) * DEPTH, False), ())]
+    checkpoint.save(state, tmp_path)
+    with pytest.raises(ConfigError, match=r"was not written by this version \(.*\); train anew, in another folder"):
+        run.load(tmp_path)
+
+
 def test_adapters_come_out_merged(tmp_path: Path, tiny_trial: TinyTrial) -> None:
     config = tiny_trial({"name": "lora", "rank": 2}, epochs=1)
     list(fit(config, tmp_path))
@@ -428,8 +498,10 @@ def test_adapters_come_out_merged(tmp_path: Path, tiny_trial: TinyTrial) -> None
     for name in (checkpoint.BEST, checkpoint.LAST):
         assert_same(load_file(tmp_path / name), merged.state_dict())
     images, _ = next(iter(run._loader(0)))
+    alone = peft.PeftModel.from_pretrained(load_trial(config)[0], tmp_path / checkpoint.ADAPTER).eval()
     with torch.no_grad():
         torch.testing.assert_close(merged.eval()(images), run.model.eval()(images))
+        torch.testing.assert_close(alone(images), merged(images), atol=1e-5, rtol=0)
 
 
 @pytest.fixture
@@ -516,9 +588,11 @@ def test_fast_reading_never_makes_the_host_wait_inside_forward_or_backward() -> 
 def test_on_a_gpu_the_prediction_is_near_the_allocator(method: dict[str, Any], precision: str) -> None:
     run = on_a_gpu(method, precision=precision)
     report = run.train_epoch()
-    measured = [record.measured_peak_bytes for record in run.meter.ledger.records]
-    assert run.meter.ledger.records[-1].predicted_peak_bytes == pytest.approx(measured[-1], rel=0.08)
-    assert (report.cost.peak_bytes, report.cost.steady_peak_bytes) == (max(measured), sorted(measured)[1])
+    records = list(run.meter.ledger.read())
+    measured = [record.measured_peak_bytes for record in records]
+    assert records[-1].predicted_peak_bytes == pytest.approx(measured[-1], rel=0.08)
+    assert report.cost.peak_bytes == max(measured)
+    assert report.cost.steady_peak_bytes == pytest.approx(sorted(measured)[1], rel=1e-3)
 
 
 def test_refusals(tmp_path: Path, tiny_trial: TinyTrial) -> None:

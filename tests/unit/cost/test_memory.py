@@ -9,7 +9,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 
 from alast_tune.config import TrainConfig, TrialConfig
-from alast_tune.cost.memory import MemoryMeter, track_live_bytes
+from alast_tune.cost.memory import MemoryMeter, rounded_peak, track_live_bytes
 from alast_tune.cost.prediction import step_peak_bytes
 from alast_tune.methods import Method, build_method
 
@@ -84,6 +84,14 @@ def test_peak_is_the_heaviest_step_and_steady_peak_the_median() -> None:
     twin = MemoryMeter(model)
     twin.load_state_dict(meter.state_dict())
     assert (twin.peak_bytes, twin.steady_peak_bytes) == (meter.peak_bytes, meter.steady_peak_bytes)
+
+
+def test_of_many_different_peaks_few_are_kept_apart() -> None:
+    """However many steps there are: within a thousandth, a thousand kinds between a peak and four times as much."""
+    peaks = range(1 << 30, 1 << 32, 99_991)
+    assert all(abs(rounded_peak(peak) - peak) * 1000 <= peak for peak in peaks)
+    assert len({rounded_peak(peak) for peak in peaks}) == 2 * 512 + 1
+    assert [rounded_peak(peak) for peak in (0, 1, 1023)] == [0, 1, 1023]
 
 
 def test_a_model_that_was_tracked_is_freed() -> None:

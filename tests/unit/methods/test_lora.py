@@ -1,16 +1,22 @@
 """Low-rank adapters: nothing at first, merged at the end; under ALaST budgets and freezing act on them."""
 
+import copy
+from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from alast_tune.config import TrainConfig, TrialConfig
+from alast_tune.config import ModelConfig, TrainConfig, TrialConfig
 from alast_tune.errors import ConfigError
 from alast_tune.methods import Method, build_method
+from alast_tune.methods.lora import save_adapters
+from alast_tune.models import create_model
 from tests.unit.every_method import DEPTH, MODELS, vit
+from tests.unit.kinds import small
 
 TARGETS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
 
@@ -107,6 +113,60 @@ def test_an_adapter_adds_its_product_scaled_by_alpha_over_rank() -> None:
     update = layer.lora_B["default"].weight @ layer.lora_A["default"].weight * (6 / 4)
     exported = method.export().blocks[2].mlp.fc1.weight
     torch.testing.assert_close(exported, vit().blocks[2].mlp.fc1.weight + update)
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("lora", {"rank": 4, "lora_alpha": 6.0}),
+        ("lora", {"rank": 2, "targets": ("qkv", "fc2"), "blocks": (1, 4)}),
+        ("alast", {"trainable_blocks": 2, "lora": {"rank": 2}}),  # most blocks are frozen when it is saved
+    ],
+    ids=["every layer", "some layers", "alast"],
+)
+@pytest.mark.parametrize("model", ["embedded", "test_vit"])
+def test_peft_loads_the_adapters_alone(name: str, options: dict[str, Any], model: str, tmp_path: Path) -> None:
+    settings = ModelConfig(name=model, pretrained=model == "embedded", image_size=32, num_classes=3)
+    torch.manual_seed(0)
+    start = create_model(settings)
+    method = build(copy.deepcopy(start), name, **options)
+    train(method, 3)
+    save_adapters(method, tmp_path)
+    assert {file.name for file in tmp_path.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    torch.manual_seed(1)  # the classifier's first weights, which the file's take the place of
+    loaded = peft.PeftModel.from_pretrained(start if model == "test_vit" else create_model(settings), tmp_path).eval()
+    with torch.no_grad():
+        expected = method.export().eval()(images())
+        torch.testing.assert_close(loaded(images()), expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(loaded.merge_and_unload()(images()), expected, atol=1e-5, rtol=0)
+    assert not torch.allclose(create_model(settings).eval()(images()), expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["vit_base_patch16_siglip_224", "eva02_base_patch14_224", "eva02_tiny_patch14_224"])
+def test_adapters_that_a_fresh_model_would_pass_by_are_not_saved(name: str, tmp_path: Path) -> None:
+    """The last one's attention takes the weight of queries, keys and values from beside their adapter."""
+    start = small(name)
+    method = build(copy.deepcopy(start), "lora", rank=2)
+    with torch.no_grad():
+        for parameter in method.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    save_adapters(method, tmp_path / "all")
+    assert (tmp_path / "all").exists() == (name != "eva02_tiny_patch14_224")
+    if name == "eva02_tiny_patch14_224":
+        method = build(copy.deepcopy(start), "lora", rank=2, targets=("proj",))
+        save_adapters(method, tmp_path / "all")
+    size = start.patch_embed.img_size[0]
+    pictures = torch.randn(2, 3, size, size)
+    with torch.no_grad():
+        loaded = peft.PeftModel.from_pretrained(start, tmp_path / "all").eval()
+        torch.testing.assert_close(loaded(pictures), method.export().eval()(pictures), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("options", [{"name": "full"}, {"name": "alast", "reading": "authors", "lora": {}}], ids=str)
+def test_what_is_not_adapters_alone_is_not_saved_as_adapters(options: dict[str, Any], tmp_path: Path) -> None:
+    save_adapters(build(vit(), **options, **({"trainable_blocks": 2} if "lora" in options else {})), tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("selection", ["proportional", "softmax", "top_k"])

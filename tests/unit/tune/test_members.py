@@ -71,6 +71,23 @@ def test_an_earlier_epoch_is_neither_tested_nor_promoted(
     assert not (sweep / "model").exists()
 
 
+def test_adapters_of_a_promoted_trial_are_beside_its_model(
+    tiny_trial: Callable[..., TrialConfig], tmp_path: Path
+) -> None:
+    trial = tiny_trial({"name": "lora", "rank": 1}, epochs=1)
+    run = Run(trial)
+    run.train_epoch()
+    run.save(tmp_path / "tune" / "driver-00" / "0000" / "checkpoint_000000")
+    promote.export_member(member(trial), tmp_path, tmp_path / "model")
+    files = {str(path.relative_to(tmp_path / "model")) for path in (tmp_path / "model").rglob("*.*")}
+    assert files == {
+        "model.safetensors",
+        "config.json",
+        "adapter/adapter_config.json",
+        "adapter/adapter_model.safetensors",
+    }
+
+
 def test_the_last_epoch_is_taken_from_whichever_driver_has_it(sweep: Path, trial: TrialConfig) -> None:
     later = sweep / "tune" / "driver-03" / "0000"  # by its name the newest, and of an earlier epoch
     shutil.copytree(sweep / "tune" / "driver-00" / "0000" / "checkpoint_000000", later / "checkpoint_000009")

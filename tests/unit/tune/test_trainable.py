@@ -12,6 +12,7 @@ from alast_tune.storage import copy_of, open_filesystem
 from alast_tune.train import Run
 from alast_tune.tune.storage_errors import storage_trouble
 from alast_tune.tune.trainable import AlastTrainable
+from tests.unit.tiny import STEPS
 
 FULL = OSError(28, "No space left on device")
 
@@ -48,6 +49,7 @@ def test_from_object_storage_too_a_damaged_checkpoint_falls_back_to_the_one_befo
     gone_on = worker(trial, f"{bucket}/pets")
     gone_on.load_checkpoint(str(handed))
     assert gone_on._run.epoch == 1
+    assert [record.step for record in gone_on._run.meter.ledger.read()] == list(range(STEPS))  # its history is there
 
 
 @pytest.mark.parametrize("error", [FULL, RuntimeError("PytorchStreamWriter failed writing\nfile data/0")])

@@ -1,0 +1,60 @@
+"""Exploration: which blocks are the most influential, by training each alone for a few steps."""
+
+from __future__ import annotations
+
+import math
+from itertools import chain, islice
+from typing import TYPE_CHECKING
+
+import torch
+
+from alast_tune.config import BlockChoice, TopKConfig
+from alast_tune.errors import ConfigError, DivergedError
+from alast_tune.evaluate import evaluate
+from alast_tune.methods import build_method, most_influential
+from alast_tune.optimizers import build_optimizer
+from alast_tune.parallel import total_over_ranks
+
+if TYPE_CHECKING:
+    from alast_tune.train import Run
+
+
+def explore(run: Run) -> tuple[int, ...]:
+    """Find a run's most influential blocks: each trains alone for a few steps, and later batches score it.
+
+    The weights are put back after each probe; what the probes cost is in the meter.
+
+    Raises:
+        ConfigError: more blocks are wanted than there are.
+        DivergedError: too few of the probes end with a finite loss.
+    """
+    choice, train, model = run.config.method, run.config.train, run.model
+    assert isinstance(choice, BlockChoice)
+    if choice.count > len(model.blocks):
+        raise ConfigError("method.count", choice.count, f"the model has {len(model.blocks)} blocks")
+    drawn = list(islice(chain.from_iterable(run._loader(epoch) for epoch in (0, 1)), 2 * choice.probe_steps))
+    learning, scoring = drawn[: -(len(drawn) // 2)], drawn[-(len(drawn) // 2) :]
+    _, scored = total_over_ranks(torch.zeros((), device=run.device), sum(len(labels) for _, labels in scoring))
+    image_size = learning[0][0].shape[-1]
+    losses = []
+    run.meter.exploring = True
+    for block in range(len(model.blocks)):
+        probe = build_method(TopKConfig(blocks=(block,)), model, train)
+        optimizer = build_optimizer(train, probe.parameters())
+        before = [parameter.detach().clone() for parameter in probe.parameters()]
+        run._seed_dropout(0)
+        model.train()
+        for images, labels in learning:
+            run._step(probe, optimizer, images, labels)
+        with run.meter.evaluation(optimizer, image_size, run._micro_batch) as size:
+            chunks = [zip(images.split(size), labels.split(size), strict=True) for images, labels in scoring]
+            _, loss = evaluate(model, chain.from_iterable(chunks), run.device, run._dtype)
+        run.meter.add_forward(image_size, scored)
+        losses.append(loss if math.isfinite(loss) else math.inf)
+        with torch.no_grad():
+            for parameter, value in zip(probe.parameters(), before, strict=True):
+                parameter.copy_(value)
+    run.meter.end_exploration()
+    if sum(map(math.isfinite, losses)) < choice.count:
+        raise DivergedError("the probes of exploration have diverged; lower train.learning_rate")
+    return most_influential(losses, choice.count)
