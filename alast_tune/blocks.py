@@ -133,7 +133,7 @@ def _magnitudes(model: Backbone, images_BCHW: Tensor) -> NDArray[np.float64]:
 def _attention(model: Backbone, images_BCHW: Tensor, attended: tuple[int, ...]) -> NDArray[np.float64]:
     """Give the patches' scores, all tokens flowing, (A, I, h, w)."""
     model.eval()
-    scores = scores_of(model, "report") if attended else None
+    scores = scores_of(model) if attended else None
     maps = []
     x_BND = embed(model, images_BCHW)
     for index in range(len(model.blocks)):

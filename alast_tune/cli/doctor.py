@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import platform
+from collections import Counter
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from rich.console import Console
 
 from alast_tune.config import method_names
 from alast_tune.data import known_datasets
 from alast_tune.data.machine import available_bytes, cpu_count, limit_threads, memory_bytes
+from alast_tune.methods.support import all_support
 from alast_tune.plots import human_bytes
 from alast_tune.terminal import describe
 
@@ -23,9 +25,24 @@ class Doctor(BaseModel):
     Example: alast-tune doctor
     """
 
+    models: bool = Field(False, description="list instead which of timm's models can be fine-tuned, by which methods")
+
     def cli_cmd(self) -> None:
-        """Print a table."""
-        Console().print(describe(machine(), "alast-tune doctor"))
+        """Print a table, or a line a model."""
+        if self.models:
+            list_models()
+        else:
+            Console().print(describe(machine(), "alast-tune doctor"))
+
+
+def list_models() -> None:
+    """Print a line a model, as soon as it has been looked at, and a count for each method."""
+    count, accepted = 0, Counter[str]()
+    for support in all_support():
+        print(support, flush=True)
+        count += 1
+        accepted.update(support.methods)
+    print(f"of {count} models: {', '.join(f'{method} {models}' for method, models in accepted.items())}")
 
 
 def machine() -> dict[str, object]:

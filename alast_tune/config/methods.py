@@ -66,6 +66,10 @@ class MethodConfig(Record):
         """List what may ever train, on a model that the method has prepared: the optimizer's, and the meter's."""
         raise NotImplementedError
 
+    def why_not(self, model: Backbone) -> str:
+        """Say why the method cannot work on a model, in words that follow "the model"; nothing if it can."""
+        return ""
+
     def build(self, model: Backbone, train: TrainConfig) -> Method:
         """Wrap a model for training; by default the same at every step, in the model's own forward (``Constant``)."""
         from alast_tune.methods.base import Constant

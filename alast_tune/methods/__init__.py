@@ -1,6 +1,7 @@
 """Fine-tuning methods, one a file, behind one protocol."""
 
 from alast_tune.config import MethodConfig, TrainConfig
+from alast_tune.errors import ConfigError
 from alast_tune.methods.alast import Alast
 from alast_tune.methods.apla import Apla
 from alast_tune.methods.base import Constant, Flow, Method, Stage, StepPlan
@@ -32,9 +33,12 @@ def build_method(config: MethodConfig, model: Backbone, train: TrainConfig | Non
     """Wrap a model for fine-tuning; ``train`` gives alpha's default (its learning rate) and the seed.
 
     Raises:
-        ConfigError: settings that do not fit the model, blocks that are still to be explored, or micro-batches where
+        ConfigError: a model or settings that do not fit, blocks that are still to be explored, or micro-batches where
             budgets learn within a forward, which would see but the first.
     """
+    if why := config.why_not(model):
+        remedy = f"the model {why}; take another method or another model (alast-tune doctor --models lists them)"
+        raise ConfigError("method.name", config.name, remedy)
     return config.build(model, train or TrainConfig())
 
 

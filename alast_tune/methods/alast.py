@@ -17,7 +17,7 @@ from alast_tune.methods.dropping import Dropping, Tokens
 from alast_tune.methods.lora import LEARNING_RATE, Adapters, add_adapters, merge_adapters
 from alast_tune.methods.parameters import adapters, embeddings, outputs, set_trainable
 from alast_tune.methods.planner import Planner, budget_rate, drawable_blocks, foresee_plans
-from alast_tune.methods.summary import summarise, summary_updates
+from alast_tune.methods.summary import summarise, summary_updates, why_no_scores
 from alast_tune.models.backbone import Backbone, classify, embed
 from alast_tune.parallel import total_over_ranks
 from alast_tune.text import short_number
@@ -123,6 +123,10 @@ class AlastConfig(MethodConfig):
         if self.lora is None:
             return outputs(model) + list(model.blocks.parameters()) + before
         return adapters(model) + list(model.head.parameters()) + before
+
+    def why_not(self, model: Backbone) -> str:
+        """Tokens without scores, or no layers for the adapters."""
+        return why_no_scores(model) or (self.lora.why_not(model) if self.lora else "")
 
     def build(self, model: Backbone, train: TrainConfig) -> Method:
         """Wrap a model; ``train`` gives alpha's default (its learning rate) and the seed."""

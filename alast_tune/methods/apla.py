@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from alast_tune.config import MethodConfig, TrainConfig
 from alast_tune.errors import ConfigError
 from alast_tune.methods.base import Constant, Method
-from alast_tune.methods.summary import cannot
 from alast_tune.models.backbone import Backbone, blocks_of
 
 
@@ -32,6 +31,12 @@ class AplaConfig(MethodConfig):
         named = model.blocks.named_parameters()
         projections = [p for name, p in named if ".attn.proj." in name and ".frozen." not in name]
         return projections + list(model.head.parameters())
+
+    def why_not(self, model: Backbone) -> str:
+        """A block without such a projection."""
+        blocks = blocks_of(model)
+        known = all(hasattr(getattr(block, "attn", None), "proj") for block in blocks)
+        return "" if known else f"is built of {type(blocks[0]).__name__}, whose attention has no projection of its own"
 
     def build(self, model: Backbone, train: TrainConfig) -> Method:
         """Wrap a model, whose projections may be cut in two."""
@@ -94,8 +99,6 @@ class Apla(Constant):
 
     def __init__(self, config: AplaConfig, model: Backbone, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
-        if not all(hasattr(getattr(block, "attn", None), "proj") for block in blocks_of(model)):
-            raise cannot(config.name, f"is built of {type(blocks_of(model)[0]).__name__}, without such a projection")
         for block in blocks_of(model):
             width = block.attn.proj.out_features
             if config.columns is not None and config.columns >= width:

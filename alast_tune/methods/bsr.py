@@ -17,6 +17,7 @@ from alast_tune.errors import ConfigError
 from alast_tune.methods.base import Constant, Flow, Method, check_blocks
 from alast_tune.methods.dropping import Dropping
 from alast_tune.methods.freezing import BlockChoice, chosen_blocks
+from alast_tune.methods.summary import why_no_scores
 from alast_tune.methods.tokens import keep_count
 from alast_tune.models.backbone import Backbone, token_count
 from alast_tune.text import short_number
@@ -32,6 +33,10 @@ class BsrConfig(BlockChoice):
     drop_after: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
         None, description="frozen blocks that drop; unset: those nearest to a quarter, half and three quarters"
     )
+
+    def why_not(self, model: Backbone) -> str:
+        """Tokens without scores."""
+        return why_no_scores(model)
 
     def build(self, model: Backbone, train: TrainConfig) -> Method:
         """Wrap a model."""

@@ -26,15 +26,12 @@ class Dropping(Flow):
         config: of the method.
         model: as the method has prepared it; each block's attention may get hooks.
         residual: gradients pass a frozen block by its skip connection alone.
-
-    Raises:
-        ConfigError: a model whose tokens have no scores.
     """
 
     def __init__(self, config: MethodConfig, model: Backbone, residual: bool = False) -> None:
         super().__init__(config, model)
         self._residual = residual
-        self._scores = scores_of(model, config.name)
+        self._scores = scores_of(model)
 
     def stages(self, plan: StepPlan) -> list[Stage]:
         """Give a plan's stages, one a block; a block whose tokens do not go is not listened to."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,7 +16,6 @@ from torch import nn
 from alast_tune.config import MethodConfig, Record, TrainConfig
 from alast_tune.methods.base import Constant, Method, check_blocks
 from alast_tune.methods.parameters import adapters
-from alast_tune.methods.summary import cannot
 from alast_tune.models.backbone import Backbone, blocks_of
 from alast_tune.storage import atomic_write
 
@@ -40,6 +40,20 @@ class Adapters(Record):
     blocks: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
         None, min_length=1, description="numbers of the blocks that get adapters, from 0; unset: all"
     )
+
+    def layers(self, model: Backbone) -> list[list[str]]:
+        """Name the layers that get adapters, block by block."""
+        wanted = {name for target in self.targets for name in _LAYERS[target]}
+        return [
+            [f"blocks.{index}.{name}" for name, _ in block.named_modules() if adapted and name in wanted]
+            for index, (block, adapted) in enumerate(zip(blocks_of(model), adapted_blocks(self, model), strict=True))
+        ]
+
+    def why_not(self, model: Backbone) -> str:
+        """Blocks without such layers."""
+        found = zip(self.layers(model), adapted_blocks(self, model), strict=True)
+        missing = any(adapted and not layers for layers, adapted in found)
+        return f"has none of the layers {', '.join(self.targets)} in its blocks" if missing else ""
 
 
 class LoraConfig(Adapters, MethodConfig):
@@ -92,19 +106,12 @@ def add_adapters(config: Adapters, model: Backbone) -> None:
     """
     import peft  # seconds to import, and only this needs it
 
-    method = "lora" if isinstance(config, LoraConfig) else "alast"
-    check_blocks("method.blocks" if method == "lora" else "method.lora.blocks", config.blocks or (), model)
-    wanted = {name for target in config.targets for name in _LAYERS[target]}
-    found = []
-    for index, adapted in enumerate(adapted_blocks(config, model)):
-        layers = [f"blocks.{index}.{name}" for name, _ in blocks_of(model)[index].named_modules() if name in wanted]
-        found += layers if adapted else []
-        if adapted and not layers:
-            raise cannot(method, f"has none of the layers {', '.join(config.targets)} in its blocks")
+    field = "method.blocks" if isinstance(config, LoraConfig) else "method.lora.blocks"
+    check_blocks(field, config.blocks or (), model)
     settings = peft.LoraConfig(
         r=config.rank,
         lora_alpha=config.lora_alpha,  # type: ignore[arg-type]  # peft divides by the rank: any number will do
-        target_modules=found,
+        target_modules=list(chain.from_iterable(config.layers(model))),
     )
     peft.inject_adapter_in_model(settings, model)
     for block in blocks_of(model):

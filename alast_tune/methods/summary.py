@@ -13,7 +13,6 @@ from timm.layers.attention_pool import AttentionPoolLatent
 from timm.layers.diff_attention import DiffAttention
 from torch import Tensor, nn
 
-from alast_tune.errors import ConfigError
 from alast_tune.methods.budgets import class_delta, relative_magnitude
 from alast_tune.methods.tap import AttentionTap
 from alast_tune.methods.tokens import attention_received, class_attention
@@ -108,19 +107,13 @@ class PoolScores:
         return weights_BN[:, weights_BN.shape[1] - y_BND.shape[1] + int(self._model.num_prefix_tokens) :]
 
 
-def scores_of(model: Backbone, method: str) -> Scores:
-    """Choose by how a model classifies.
-
-    Raises:
-        ConfigError: tokens that have no scores; ``method`` is the one that asks.
-    """
-    if why := why_no_scores(model):
-        raise cannot(method, why)
+def scores_of(model: Backbone) -> Scores:
+    """Choose by how a model classifies, one for which :func:`why_no_scores` has nothing to say."""
     return AttentionScores(model) if attention_pool(model) is None else PoolScores(model)
 
 
 def why_no_scores(model: Backbone) -> str:
-    """Say why a model's tokens have no scores; nothing if they have."""
+    """Say why a model's tokens have no scores, in words that follow "the model"; nothing if they have."""
     blocks, pool = blocks_of(model), attention_pool(model)
     if pool is not None:
         known = isinstance(pool, AttentionPoolLatent) and pool.latent_len == 1 and isinstance(pool.k_norm, nn.Identity)
@@ -128,11 +121,6 @@ def why_no_scores(model: Backbone) -> str:
     if not all(hasattr(getattr(block, "attn", None), "q_norm") for block in blocks):
         return f"is built of {type(blocks[0]).__name__}, whose attention scores no tokens"
     return "has differential attention, which scores no tokens" if isinstance(blocks[0].attn, DiffAttention) else ""
-
-
-def cannot(method: str, why: str) -> ConfigError:
-    """Say in a line that a method does not work on a model."""
-    return ConfigError("method.name", method, f"the model {why}; take another method, lora say, or another model")
 
 
 @torch.no_grad()

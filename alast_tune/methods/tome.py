@@ -20,7 +20,6 @@ from torch.nn import functional as F
 from alast_tune.config import MethodConfig, TrainConfig
 from alast_tune.errors import ConfigError
 from alast_tune.methods.base import Constant, Flow, Method, Stage, StepPlan
-from alast_tune.methods.summary import cannot
 from alast_tune.methods.tap import AttentionTap
 from alast_tune.models.backbone import (
     Backbone,
@@ -59,6 +58,14 @@ class TomeConfig(MethodConfig):
     def trainable_parameters(self, model: Backbone) -> list[nn.Parameter]:
         """All."""
         return list(model.parameters())
+
+    def why_not(self, model: Backbone) -> str:
+        """A classifier that cannot know for how many patches a token stands, or blocks that cannot be gone between."""
+        if model.global_pool != "token" or attention_pool(model) is not None:
+            return "classifies from all tokens, as if each stood for one patch"
+        blocks = blocks_of(model)
+        known = all(type(block) is Block for block in blocks) and needs_class_token_alone(model)
+        return "" if known else f"is built of {type(blocks[0]).__name__}, not of timm's plain Block"
 
     def build(self, model: Backbone, train: TrainConfig) -> Method:
         """Wrap a model."""
@@ -143,15 +150,11 @@ class Merging(Flow):
     """Every block with merged tokens between its attention and its MLP; after the last one nobody looks at others.
 
     Raises:
-        ConfigError: as :func:`merges`, and a model that cannot know for how many patches a token stands.
+        ConfigError: as :func:`merges`.
     """
 
     def __init__(self, config: TomeConfig, model: Backbone) -> None:
         super().__init__(config, model)
-        if model.global_pool != "token" or attention_pool(model) is not None:
-            raise cannot(config.name, "classifies from all tokens, as if each stood for one patch")
-        if not all(type(block) is Block for block in blocks_of(model)) or not needs_class_token_alone(model):
-            raise cannot(config.name, f"is built of {type(blocks_of(model)[0]).__name__}, not of timm's plain Block")
         self.merges_L = merges(config, model)
         self._tap = AttentionTap(model)
 

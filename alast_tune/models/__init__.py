@@ -38,6 +38,7 @@ __all__ = [
     "embedded_vit",
     "input_spec",
     "outline",
+    "skeleton",
     "timm_arguments",
     "weights_fingerprint",
 ]
@@ -122,7 +123,7 @@ def architecture_of(checkpoint: Path, key: str | None = None) -> str:
         return "embedded"
     for name in candidates(state, TIMM_MODULES):
         try:
-            if has_shapes_of(_skeleton(name), state):
+            if has_shapes_of(skeleton(name), state):
                 return name
         except ConfigError:  # one that cannot be fine-tuned here
             continue
@@ -146,7 +147,7 @@ def check_weights(config: ModelConfig) -> None:
         ConfigError: an unknown or unsuitable model, or one whose weights cannot be had.
     """
     if config.name != "embedded" and config.checkpoint is None and config.pretrained:
-        weights_source(config.name, _pretrained_cfg(_skeleton(config.name)))
+        weights_source(config.name, _pretrained_cfg(skeleton(config.name)))
 
 
 def weights_fingerprint(config: ModelConfig) -> str | None:
@@ -155,7 +156,7 @@ def weights_fingerprint(config: ModelConfig) -> str | None:
         return file_fingerprint(weights_file(config.checkpoint))
     if not config.pretrained:
         return None
-    file = EMBEDDED_WEIGHTS if config.name == "embedded" else cached(_pretrained_cfg(_skeleton(config.name)))
+    file = EMBEDDED_WEIGHTS if config.name == "embedded" else cached(_pretrained_cfg(skeleton(config.name)))
     return None if file is None else file_fingerprint(file)
 
 
@@ -178,17 +179,17 @@ def _pretrained_cfg(model: Backbone) -> dict[str, Any]:
 
 
 def _create_timm(config: ModelConfig) -> Backbone:
-    skeleton = _skeleton(config.name)
+    outlined = skeleton(config.name)
     options: dict[str, Any] = {"dynamic_img_size": False}  # one size, whose positions are computed once
     if config.num_classes is not None:
         options["num_classes"] = config.num_classes
     if config.image_size is not None:
-        _check_image_size(config.image_size, skeleton.patch_embed.patch_size[0])
+        _check_image_size(config.image_size, outlined.patch_embed.patch_size[0])
         options["img_size"] = config.image_size
     if config.checkpoint is not None or not config.pretrained:
         model = timm.create_model(config.name, pretrained=False, **options)
     else:
-        cfg = _pretrained_cfg(skeleton)
+        cfg = _pretrained_cfg(outlined)
         overlay = weights_source(config.name, cfg)
         if config.num_classes == cfg["num_classes"] and not config.keep_classifier:
             overlay["num_classes"] = -1  # as if it had another number of classes: timm leaves its classifier out
@@ -205,8 +206,12 @@ def _create_timm(config: ModelConfig) -> Backbone:
     return model
 
 
-def _skeleton(name: str) -> Backbone:
-    """Build the architecture without memory, and refuse what the methods cannot work on."""
+def skeleton(name: str) -> Backbone:
+    """Build a timm architecture without memory.
+
+    Raises:
+        ConfigError: an unknown model, or one that no method can work on.
+    """
     architecture, _, tag = name.partition(".")
     known = [model for module in TIMM_MODULES for model in timm.list_models(module=module)]
     if not timm.is_model(architecture):

@@ -14,7 +14,7 @@ from alast_tune.config import MethodConfig, TrainConfig, TrialConfig
 from alast_tune.cost import forward_flops, step_cost, step_flops, step_peak_bytes
 from alast_tune.errors import ConfigError
 from alast_tune.methods import build_method
-from alast_tune.models import TIMM_MODULES, _skeleton
+from alast_tune.models import TIMM_MODULES, skeleton
 from alast_tune.models.backbone import predict
 from alast_tune.testing.steps import MeasuredStep, measured_steps
 from tests.unit.every_method import METHODS, MODELS, Case, cases, random_case, vit
@@ -156,7 +156,7 @@ def test_all_that_timm_has_costs_what_is_predicted() -> None:
     seen = 0
     for name in (name for module in TIMM_MODULES for name in timm.list_models(module=module)):
         try:
-            _skeleton(name)
+            skeleton(name)
         except ConfigError:
             continue
         alike = {"sapiens2": "vit_base_patch16_sapiens2", "mixed": "vit_small_patch16_rope_mixed_224"}
