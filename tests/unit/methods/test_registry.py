@@ -194,6 +194,13 @@ def test_the_command_line_has_its_options(package: Path) -> None:
     assert "alast,apla,bsr,full,head,plugged,tome,top_k" in done.stdout
 
 
+def test_settings_need_no_torch_until_a_method_is_named() -> None:
+    code = "import sys, alast_tune.config; print('torch' in sys.modules); alast_tune.config.HeadConfig()"
+    paths = {"PYTHONPATH": str(Path(alast_tune.__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=paths, check=True)
+    assert done.stdout == "False\n"
+
+
 def test_an_option_of_a_registered_method_is_read(capsys: pytest.CaptureFixture[str]) -> None:
     alast_tune.register_method(Norms)
     with pytest.raises(SystemExit):
