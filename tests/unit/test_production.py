@@ -280,7 +280,7 @@ def test_names_that_the_registry_refuses_are_refused_before_anything_is_trained(
 def test_what_is_to_be_repeated_after_a_failed_registration_has_name_and_alias(
     storage: Path, two_classes: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*arguments: object) -> int:
+    def fail(*arguments: object, **options: object) -> None:
         raise RegistryError("no answer")
 
     monkeypatch.setenv("DATA", str(two_classes.parent))
@@ -297,3 +297,19 @@ def test_what_is_to_be_repeated_after_a_failed_registration_has_name_and_alias(
     assert again[0] == "alast-tune"
     main(again[1:])
     assert "registered: models:/jo's pets@best (version 1)" in capsys.readouterr().out
+
+    # Another training takes the alias from the first one only if that one is not better, or when asked to.
+    monkeypatch.setenv("DATA", str(two_classes.parent))
+    client = mlflow.MlflowClient(default_uri(storage))
+    first = client.get_model_version_by_alias("jo's pets", "best")
+    better = float(first.tags["alast.accuracy"]) + 0.1
+    client.set_model_version_tag("jo's pets", "1", "alast.accuracy", str(better))
+    second = ["train", "--config", str(storage / "mine.yaml"), "-o", str(storage / "second")]
+    second += ["--model-name", "jo's pets", "--alias", "best"]
+    main(second)
+    line = f"best stays with version 1: its validation accuracy is {better:.4f}, not {better - 0.1:.4f}; --move-alias"
+    assert f"registered: models:/jo's pets/2; {line} moves it" in capsys.readouterr().out
+    assert int(client.get_model_version_by_alias("jo's pets", "best").version) == 1
+    main([*second, "--move-alias"])
+    assert "registered: models:/jo's pets@best (version 2)" in capsys.readouterr().out
+    assert int(client.get_model_version_by_alias("jo's pets", "best").version) == 2
