@@ -37,7 +37,7 @@ from alast_tune.choices import model_settings, name_of, sweep_of_folder
 from alast_tune.cli.front import words_for
 from alast_tune.cli.guard import TRACKING_INCOMPLETE, guarded
 from alast_tune.cli.plan import plan_of, yaml_of
-from alast_tune.cli.sweep_help import short_help
+from alast_tune.cli.short_help import SWEEP
 from alast_tune.config import ModelConfig, SweepConfig, given_file, parse, read_mapping, stored_sweep
 from alast_tune.errors import ConfigError
 from alast_tune.results import FrontFile
@@ -50,8 +50,6 @@ from alast_tune.tune.study import run_sweep
 
 PRESETS = Path(__file__).parents[1] / "presets"
 
-_UNLISTED = {"folder", "chosen", "trial", "help_all"}
-"""Settings that the short help has no option for, or names by itself."""
 _OF_WEIGHTS = {"name", "checkpoint", "checkpoint_key"}
 """Settings of a preset's model that ``--model`` replaces."""
 
@@ -207,11 +205,10 @@ def main(arguments: list[str] | None = None) -> None:
     """Run or resume a sweep; print its front and where to look at it."""
     given = sys.argv[1:] if arguments is None else arguments
     # Both spellings of a name are taken: --max-memory and --max_memory.
-    words = [re.sub(r"^--[^=]+", lambda name: "--" + name[0][2:].replace("-", "_"), word) for word in given]
-    if {"--help", "-h"} & set(words):
-        print(short_help(name for name in Sweep.model_fields if name not in _UNLISTED), end="")
+    underscored = [re.sub(r"^--[^=]+", lambda name: "--" + name[0][2:].replace("-", "_"), word) for word in given]
+    words = SWEEP.answer(underscored, Sweep.model_fields)
+    if words is None:
         return
-    words = ["--help" if word == "--help_all" else word for word in words]
     if "--list_presets" in words:
         for name in presets():
             print(f"{name:20}{(PRESETS / f'{name}.yaml').read_text().splitlines()[0].removeprefix('# ')}")

@@ -49,6 +49,7 @@ class Train(PromotedConfig):
     experiment: str | None = Field(
         None, min_length=1, description="MLflow's, of a new run; unset: $MLFLOW_EXPERIMENT_NAME, else alast-tune"
     )
+    help_all: CliImplicitFlag[bool] = Field(False, description="print this: every setting of the file too")
     provenance: CliSuppress[Provenance | None] = None
 
     def cli_cmd(self) -> None:

@@ -14,7 +14,8 @@ from alast_tune.cli import main
 from alast_tune.cli import sweep as module
 from alast_tune.cli.plan import plan_of, yaml_of
 from alast_tune.cli.sweep import PRESETS, Sweep, presets
-from alast_tune.config import SweepConfig, parse, read_mapping
+from alast_tune.cli.train import Train
+from alast_tune.config import SweepConfig, TrialConfig, parse, read_mapping
 from alast_tune.errors import ConfigError
 from alast_tune.tune.forecast import Costs
 from alast_tune.tune.preview import Pace, Preview, hours_of, pace, preview
@@ -61,7 +62,21 @@ def test_help_all_has_every_path(sweep: Callable[..., None], capsys: Said) -> No
     assert "--trial.method.floors.early" in text and "--time_budget" in text and "--chosen" not in text
 
 
-@pytest.mark.parametrize("command", ["ui", "list", "front", "promote", "train", "report", "sync", "clean", "doctor"])
+def test_help_of_train_is_short_too_and_names_every_option_of_its_own(capsys: Said) -> None:
+    main(["train", "--help"])
+    text = capsys.readouterr().out
+    lines = text.splitlines()
+    assert len(lines) <= 45 and max(map(len, lines)) <= 80
+    for name in set(Train.model_fields) - set(TrialConfig.model_fields) - {"provenance"}:
+        assert f"--{name.replace('_', '-')}" in text, name
+    with pytest.raises(SystemExit) as exit_:
+        main(["train", "--help-all"])
+    assert not exit_.value.code
+    text = capsys.readouterr().out
+    assert "\nExample: alast-tune train" in text and "--method.floors.early" in text and "--output" in text
+
+
+@pytest.mark.parametrize("command", ["ui", "list", "front", "promote", "report", "sync", "clean", "doctor"])
 def test_each_command_shows_an_example_of_itself(command: str, capsys: Said) -> None:
     with pytest.raises(SystemExit):
         main([command, "--help"])
