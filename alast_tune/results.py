@@ -265,6 +265,8 @@ class FrontFile(Record):
     full: ObjectiveValues | None = None
     """Of full fine-tuning, on the front or not; None before it has ended, and for several sweeps."""
     full_timing: Timing | None = None
+    validation_images: int | None = Field(None, ge=1)
+    """So many images every accuracy is of; None in older files, and for several sweeps of different numbers."""
 
     @property
     def best_accuracy(self) -> float:

@@ -69,7 +69,8 @@ Search for the Pareto front of accuracy, training FLOPs and peak memory.
 """,
     groups={
         "what": {
-            "FOLDER": "your images, FOLDER/CLASS/* or FOLDER/{train,val,test}/CLASS/*; the settings are chosen, and said",
+            "FOLDER": "your images, FOLDER/CLASS/* or FOLDER/{train,val,test}/CLASS/*; the settings are "
+            "chosen, and said",
             "--model NAME_OR_FILE": "a timm name, local weights, or embedded",
             "--preset NAME_OR_FILE": "a prepared sweep instead (see --list-presets), or YAML",
             "--dry-run": "print choices, forecast and YAML, and run nothing",

@@ -75,7 +75,7 @@ def test_a_sweep_leaves_its_front_on_disk_and_in_mlflow(
 
     folder = pareto.storage / "small"
     values = json.loads((folder / "front.json").read_text())
-    assert values["schema"] == 1 and values["sweep"] == "small"
+    assert values["schema"] == 1 and values["sweep"] == "small" and values["validation_images"] == 16
     counts = {"infeasible": 0, "pruned": 0, "failed": 0, "earlier": 0}
     assert values["trials"] == {"total": 4, "complete": 4} | counts
     assert [objective["name"] for objective in values["objectives"]] == ["accuracy", "train_flops", "peak_bytes"]
