@@ -132,17 +132,20 @@ def check_complete(sweep: str, results: Sequence[TrialResult]) -> None:
     """Refuse to call a sweep done that has not one complete trial of its own.
 
     Raises:
-        NothingCompleteError: says how many there are, and the commonest reason.
+        NothingCompleteError: says how many there are, and the commonest reason, with the figures of the trial that is
+            nearest to a limit.
     """
     own = [result for result in results if result.origin is None]
     if any(result.state == "complete" for result in own):
         return
-    reasons: dict[str, list[str]] = {}
+    reasons: dict[str, list[tuple[float, str]]] = {}
     for result in own:
         reason = f"{result.state}, {result.reason or 'for no known reason'}"
-        reasons.setdefault(re.sub(r"[0-9.]+", "", reason), []).append(reason)  # whatever the numbers in it
+        kind = re.sub(r"[0-9.]+( [KMGTP]?i?(B|FLOP))?", "", reason)  # whatever the numbers in it
+        reasons.setdefault(kind, []).append((result.excess, reason))
     commonest = max(reasons.values(), key=len, default=[])
-    why = f"; {len(commonest)} of {len(own)} {commonest[0]}" if commonest else ""
+    nearest = min(commonest, key=lambda one: one[0], default=(0.0, ""))[1]
+    why = f"; {len(commonest)} of {len(own)} {nearest}" if commonest else ""
     raise NothingCompleteError(f"sweep {sweep} has no complete trial{why}")
 
 

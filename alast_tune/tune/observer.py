@@ -104,7 +104,7 @@ class SweepObserver:
         if _is_counted(result):
             self.progress.ended(result, front)
         else:
-            self.progress.note(f"trial {trial_id(result.number)}: {result.reason}")
+            self.progress.skipped(result)
         self._lease.save()
 
     def pulse(self) -> None:

@@ -37,6 +37,7 @@ from alast_tune.tune.budget import TimeBudget
 from alast_tune.tune.callback_observer import CallbackObserver
 from alast_tune.tune.cluster import Stop, check_cluster, cluster, stopped_by_signals
 from alast_tune.tune.conclude import SEARCHED, blocks_file, conclude
+from alast_tune.tune.feasible import check_limits
 from alast_tune.tune.forecast import Forecast
 from alast_tune.tune.members import CheckpointTasks, block_reports, score
 from alast_tune.tune.observer import SweepObserver, TuneEvents
@@ -162,6 +163,8 @@ def prepare(sweep: SweepConfig, *, resume: bool, retry_failed: bool, console: Co
     for note in splits.notes:
         say(f"data: {note}")
     reference = reference_point(sweep.trial, model, splits)  # tries the method on: what cannot work says so here
+    if not resume and sweep.warm_start is None:
+        check_limits(sweep, Forecast().costs)
     origin = fingerprints(splits, sweep.trial.model)
     earlier = earlier_results(sweep, origin, say) if sweep.warm_start and not resume else []
     images = len(splits.validation)

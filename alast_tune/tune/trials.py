@@ -201,6 +201,7 @@ def to_result(trial: FrozenTrial, sweep: SweepConfig) -> TrialResult:
         reason=trial.user_attrs.get("reason"),
         baseline=baseline,
         origin=trial.user_attrs.get("origin"),
+        excess=max(trial.constraints.values(), default=0.0),
         launched=trial.user_attrs.get("launched", "origin" not in trial.user_attrs),
         metrics=trial.user_attrs.get("metrics", {}),
         device=trial.user_attrs.get("device") or None,
