@@ -34,14 +34,13 @@ from rich.console import Console
 
 from alast_tune.callbacks import callback_of
 from alast_tune.choices import model_settings, name_of, sweep_of_folder
-from alast_tune.cli.front import words_for
 from alast_tune.cli.guard import TRACKING_INCOMPLETE, guarded
 from alast_tune.cli.plan import plan_of, yaml_of
 from alast_tune.cli.short_help import SWEEP
 from alast_tune.config import ModelConfig, SweepConfig, given_file, parse, read_mapping, stored_sweep
 from alast_tune.errors import ConfigError
 from alast_tune.results import FrontFile
-from alast_tune.storage import copy_of, display_path, listing, names_with
+from alast_tune.storage import copy_of, display_path, listing, names_with, words_for
 from alast_tune.summary import check_complete
 from alast_tune.terminal import answers, front_table, printer, reseeded_table
 from alast_tune.tracking import REPORT, pending
