@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterable
 
 _SECRETS = r"password|passwd|pwd|secret|secret_?key|token|api_?key|access_?key|access_?key_?id|signature|credential"
 
@@ -60,3 +61,10 @@ def one_line(error: BaseException) -> str:
     traced = any(line.startswith(("Traceback ", 'File "')) or "ray::" in line for line in lines)
     found = safe(lines[-1] if traced else lines[0])
     return found if traced else f"{type(error).__name__}: {found}"
+
+
+def shorten_list(names: Iterable[str], limit: int = 6) -> str:
+    """List the first few of many names."""
+    names = list(names)
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
