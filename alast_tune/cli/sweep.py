@@ -33,7 +33,7 @@ from pydantic_settings import (
 from rich.console import Console
 
 from alast_tune.callbacks import callback_of
-from alast_tune.choices import model_settings, name_of, sweep_of_folder
+from alast_tune.choices import is_named, model_settings, name_of, sweep_of_folder
 from alast_tune.cli.guard import TRACKING_INCOMPLETE, guarded
 from alast_tune.cli.plan import plan_of, yaml_of
 from alast_tune.cli.short_help import SWEEP
@@ -99,13 +99,14 @@ class Preset(PydanticBaseSettingsSource):
 
     def _of_folder(self, folder: str, storage: Path) -> dict[str, Any]:
         given = dict(self.current_state)
-        name = given.get("name") or self._name(storage, name_of(Path(folder)))
+        name = given.get("name") or self._name(storage, name_of(folder))
         if str(given.get("go_on")).lower() == "true" and name in names_with(storage, "sweep.json"):
             return self._stored(storage / name, given.get("storage", "runs"))
         if not Path(folder).is_dir() and (folder in presets() or Path(folder).suffix in {".yaml", ".yml"}):
             raise ConfigError("folder", folder, f"is a preset, not a folder of images; give it as --preset {folder}")
         own = {name: value for name, value in given.items() if name in SweepConfig.model_fields}
-        choices = sweep_of_folder(given_file("folder", folder), model=given.get("model"), **own | {"name": name})
+        place = folder if is_named(folder) else given_file("folder", folder)
+        choices = sweep_of_folder(place, model=given.get("model"), **own | {"name": name})
         return choices.sweep.given_values() | {"chosen": [str(line) for line in choices.lines]}
 
     def _preset(self, preset: str) -> tuple[Path, dict[str, Any]]:
@@ -122,8 +123,8 @@ class Sweep(BaseSettings, SweepConfig):
 
     folder: CliPositionalArg[str | None] = Field(
         None,
-        description="of your images, <folder>/<class>/* or <folder>/{train,val,test}/<class>/*: what you leave open is "
-        "chosen, and said",
+        description="of your images, <folder>/<class>/* or <folder>/{train,val,test}/<class>/*; or a .csv or .parquet "
+        "file, or hf:user/name: what you leave open is chosen, and said",
     )
     model: str | None = Field(
         None,

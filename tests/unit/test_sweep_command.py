@@ -136,6 +136,10 @@ def test_a_model_takes_the_place_of_a_presets(sweep: Callable[..., None], tmp_pa
     [
         (["/nowhere"], "data.root = /nowhere: no such folder"),
         (["demo"], "folder = demo: is a preset, not a folder of images; give it as --preset demo"),
+        (
+            ["hf:somebody/pets", "--model", "embedded", "--trial.data.download", "0"],
+            "data.dataset = hf:somebody/pets: ",
+        ),
         ([], "folder = not given: give a folder of images, --preset (one of"),
         (["pictures", "--preset", "demo"], "folder = pictures: --preset says which images"),
         (["--resume", "old", "--model", "embedded"], "model = embedded: a resumed sweep keeps its own"),
