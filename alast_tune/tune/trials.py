@@ -133,7 +133,9 @@ def _file(kind: str | None, folder: Path) -> optuna.storages.BaseStorage:
 def _database(url: str) -> optuna.storages.BaseStorage:
     """Open a PostgreSQL database; a connection that it has dropped in the meantime is made anew."""
     psycopg = url.replace("postgresql://", "postgresql+psycopg://", 1)  # else the driver is SQLAlchemy's choice
-    return optuna.storages.RDBStorage(psycopg, engine_kwargs={"pool_pre_ping": True})
+    return optuna.storages.RDBStorage(
+        psycopg, engine_kwargs={"pool_pre_ping": True, "connect_args": {"connect_timeout": 10}}
+    )
 
 
 def enqueue_baselines(study: optuna.Study, sweep: SweepConfig) -> None:
