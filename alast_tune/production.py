@@ -206,7 +206,7 @@ def training(
     check_apart(config.data, "output", folder)
     model, splits = load_trial(trial)
     for note in splits.notes:
-        say(f"data: {note}")
+        say(f"note: {note}")
     with exclusive_driver(folder, "output"):
         _check_settings(trial, folder)
         found = fingerprints(splits, trial.model)

@@ -161,7 +161,7 @@ def prepare(sweep: SweepConfig, *, resume: bool, retry_failed: bool, console: Co
     say = printer(console)
     model, splits = load_trial(sweep.trial)
     for note in splits.notes:
-        say(f"data: {note}")
+        say(f"note: {note}")
     reference = reference_point(sweep.trial, model, splits)  # tries the method on: what cannot work says so here
     if not resume and sweep.warm_start is None:
         check_limits(sweep, Forecast().costs)

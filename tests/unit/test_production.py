@@ -72,6 +72,18 @@ def test_nothing_is_written_among_the_images(two_classes: Path, config: Promoted
     assert sorted(two_classes.rglob("*")) == before
 
 
+def test_what_is_to_know_about_the_images_is_a_note(
+    storage: Path, two_classes: Path, config: PromotedTrial, tmp_path: Path
+) -> None:
+    shutil.copytree(two_classes, tmp_path / "pictures")
+    (tmp_path / "pictures" / "train" / "dark" / "list.txt").touch()
+    what, said = config(), []
+    data = what.data.model_copy(update={"root": tmp_path / "pictures"})
+    with training(what.model_copy(update={"data": data}), storage / "noted", said.append):
+        (line,) = said
+    assert line.startswith(f"note: passed over in {tmp_path / 'pictures'}: 1 ")
+
+
 def test_timm_alone_loads_what_training_leaves(whole: Path, config: PromotedTrial) -> None:
     run = Run(config().trial)
     run.load(whole)
