@@ -22,7 +22,9 @@ _METHODS = {
 _KEY = {"alast": "trainable_blocks", "tome": "merge", "bsr": "keep", "lora": "rank", "apla": "columns"}
 """The setting that tells most of a method."""
 
-_SHORT = {"trainable_blocks": "K", "learning_rate": "lr", "target_budget": "budget"}
+SHORT = {"trainable_blocks": "K", "learning_rate": "lr", "target_budget": "budget", "batch_size": "batch"}
+SHORT |= {"weight_decay": "decay", "lora_alpha": "scale", "train_embeddings": "embeddings"}
+"""What settings are called in labels and in the names of runs."""
 
 
 def method_label(config: TrialConfig, baseline: str | None = None, *, key: bool = False) -> str:
@@ -35,7 +37,7 @@ def method_label(config: TrialConfig, baseline: str | None = None, *, key: bool 
         label += " with LoRA"
     setting = _KEY.get(method.name, "")
     value = getattr(method, setting, None) if key else None
-    return safe(label if value is None else f"{label}, {_SHORT.get(setting, setting)} {_digits(value)}")
+    return safe(label if value is None else f"{label}, {SHORT.get(setting, setting)} {_digits(value)}")
 
 
 def setting_labels(settings: Mapping[str, object]) -> list[str]:
@@ -53,7 +55,7 @@ def setting_labels(settings: Mapping[str, object]) -> list[str]:
                 found.append(f"floors {'/'.join(map(_digits, values))}")
             continue
         name = path.rsplit("/", 1)[-1]
-        name = f"{name} floor" if path in floors else _SHORT.get(name, name)
+        name = f"{name} floor" if path in floors else SHORT.get(name, name)
         found.append(value if isinstance(value, str) else f"{name} {_digits(value)}")
     return [safe(label) for label in found]
 

@@ -16,6 +16,7 @@ from alast_tune.config import (
     TrialConfig,
     flatten,
 )
+from alast_tune.labels import SHORT
 from alast_tune.summary import trial_id
 
 LONGEST = 40
@@ -29,9 +30,6 @@ _SAID |= {"method/lora/rank"}
 """Settings that the words of a method tell already."""
 
 _FLOORS = tuple(f"method/floors/{third}" for third in ("early", "middle", "late"))
-
-_SHORT = {"learning_rate": "lr", "batch_size": "batch", "weight_decay": "decay", "lora_alpha": "scale"}
-_SHORT |= {"train_embeddings": "embeddings"}
 
 
 def run_name(number: int, config: TrialConfig, params: Mapping[str, Any], baseline: str | None = None) -> str:
@@ -89,7 +87,7 @@ def _varied_words(config: TrialConfig, params: Mapping[str, Any]) -> Iterator[st
         if path in _SAID or path in _FLOORS or value is None:
             continue
         leaf = path.rpartition("/")[2]
-        leaf = _SHORT.get(leaf, leaf)
+        leaf = SHORT.get(leaf, leaf)
         if isinstance(value, str):
             yield value
         elif isinstance(value, bool):
