@@ -31,7 +31,7 @@ from alast_tune.cli.front import Front, Sync
 from alast_tune.cli.guard import STORAGE_FAILED, TRACKING_INCOMPLETE, guarded
 from alast_tune.cli.promote import Promote
 from alast_tune.cli.report import Report
-from alast_tune.cli.short_help import TRAIN
+from alast_tune.cli.short_help import TRAIN, true_default
 from alast_tune.cli.train import Train
 from alast_tune.cli.ui import List, Ui
 from alast_tune.config import PromotedConfig, given_file, read_mapping
@@ -127,4 +127,5 @@ def main(arguments: list[str] | None = None) -> None:
         if left is None:
             return
         words = left
-    CliApp.run(AlastTune, cli_args=words)
+    with true_default(words):
+        CliApp.run(AlastTune, cli_args=words)

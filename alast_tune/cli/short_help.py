@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import io
+import re
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
+
+from alast_tune.config import TrialConfig
 
 WIDTH = 80
 _COLUMN = 25
+_METHOD = re.compile(r"(--(?:trial\.)?method\.name \{[^}]*\}\s+\(default: )\w+")
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,20 @@ class ShortHelp:
         filled = textwrap.fill(more, WIDTH, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
         parts.append(f"the rest\n{filled}\n")
         return "\n".join([*parts, self.examples])
+
+
+@contextmanager
+def true_default(words: Iterable[str]) -> Iterator[None]:
+    """Let argparse's help name the default method: pydantic-settings writes the last one of the union there."""
+    if "--help" not in words:
+        yield
+        return
+    shown = io.StringIO()
+    try:
+        with redirect_stdout(shown):
+            yield
+    finally:
+        print(_METHOD.sub(rf"\g<1>{TrialConfig().method.name}", shown.getvalue()), end="")
 
 
 def _entry(option: str, text: str) -> str:

@@ -36,7 +36,7 @@ from alast_tune.callbacks import callback_of
 from alast_tune.choices import is_named, model_settings, name_of, sweep_of_folder
 from alast_tune.cli.guard import TRACKING_INCOMPLETE, guarded
 from alast_tune.cli.plan import plan_of, yaml_of
-from alast_tune.cli.short_help import SWEEP
+from alast_tune.cli.short_help import SWEEP, true_default
 from alast_tune.config import ModelConfig, SweepConfig, given_file, parse, read_mapping, stored_sweep
 from alast_tune.errors import ConfigError
 from alast_tune.results import FrontFile
@@ -213,7 +213,8 @@ def main(arguments: list[str] | None = None) -> None:
         for name in presets():
             print(f"{name:20}{(PRESETS / f'{name}.yaml').read_text().splitlines()[0].removeprefix('# ')}")
         return
-    options = CliApp.run(Sweep, cli_args=words)
+    with true_default(words):
+        options = CliApp.run(Sweep, cli_args=words)
     sweep = parse(SweepConfig, options.given_values())
     console = Console(width=None if sys.stdout.isatty() else 120)
     resume = options.resume is not None or (options.go_on and is_begun(sweep))

@@ -67,7 +67,7 @@ def connect(uri: str, storage: Path) -> MlflowClient:
         if urlparse(uri).scheme.partition("+")[0] in _DATABASES:
             from mlflow.store.db.utils import create_sqlalchemy_engine  # half a second, and few need it
 
-            engine = create_sqlalchemy_engine(uri)
+            engine = create_sqlalchemy_engine(uri)  # type: ignore[no-untyped-call]
             engine.connect().close()  # else MLflow tries ten times, for two minutes, before it says what is wrong
             engine.dispose()
         client = MlflowClient(uri)

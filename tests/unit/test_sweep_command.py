@@ -59,6 +59,7 @@ def test_help_all_has_every_path(sweep: Callable[..., None], capsys: Said) -> No
     assert not exit_.value.code
     text = capsys.readouterr().out
     assert text.partition("\n\n")[2].startswith("Search for the Pareto front")
+    assert re.search(r"--trial.method.name \{[^}]*}\s+\(default: alast\)", text)
     assert "--trial.method.floors.early" in text and "--time_budget" in text and "--chosen" not in text
 
 
@@ -73,6 +74,7 @@ def test_help_of_train_is_short_too_and_names_every_option_of_its_own(capsys: Sa
         main(["train", "--help-all"])
     assert not exit_.value.code
     text = capsys.readouterr().out
+    assert re.search(r"--method.name \{[^}]*}\s+\(default: alast\)", text)
     assert "\nExample: alast-tune train" in text and "--method.floors.early" in text and "--output" in text
 
 
