@@ -13,10 +13,9 @@ from torch.optim import Optimizer
 from alast_tune.config import AlastConfig, BlockChoice, DataConfig, MethodConfig, ModelConfig, TopKConfig, TrialConfig
 from alast_tune.cost import StepCosts
 from alast_tune.methods import StepPlan, budget_rate, build_method, drawable_blocks, with_blocks_chosen
-from alast_tune.methods.base import embed
-from alast_tune.methods.budgets import class_updates
 from alast_tune.methods.planner import Planner
-from alast_tune.models import VisionTransformer
+from alast_tune.methods.summary import summary_updates
+from alast_tune.models.backbone import Backbone, embed
 from alast_tune.optimizers import build_optimizer
 from alast_tune.train import load_trial
 
@@ -42,15 +41,15 @@ class Costs:
 
 @dataclass(frozen=True)
 class _Start:
-    """What is known of a model and a data set: shapes, and how the untouched model moves its class token."""
+    """What is known of a model and a data set: shapes, and how the untouched model moves the images' summary."""
 
-    model: VisionTransformer
+    model: Backbone
     """On the meta device: no weights."""
     image_size: int
     images: int
     """To train on."""
     magnitudes_L: Tensor
-    """Relative magnitudes of the class token's updates, on a few images with all tokens."""
+    """Relative magnitudes of the summary's updates, on a few images with all tokens."""
     deltas_L: Tensor
     """Their squared lengths, summed over these images."""
 
@@ -119,7 +118,7 @@ class Forecast:
             spread = torch.linspace(0, len(splits.validation) - 1, IMAGES).int().tolist()
             images_BCHW, _ = splits.validation.__getitems__(spread)  # these are never augmented
             with torch.inference_mode():
-                magnitudes_L, deltas_L = class_updates(model.blocks, embed(model, images_BCHW))
+                magnitudes_L, deltas_L = summary_updates(model, embed(model, images_BCHW))
             self._starts[key] = _Start(
                 model.to("meta"), images_BCHW.shape[-1], len(splits.train), magnitudes_L, deltas_L
             )
