@@ -8,20 +8,20 @@ A notebook draws both; see docs/python.md.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 from rich.console import Console
 
-from alast_tune.config import Limits, SweepConfig, TrialConfig, as_config_error, parse, stored_sweep
+from alast_tune.config import Limits, SweepConfig, as_config_error, parse, stored_sweep
 from alast_tune.errors import ConfigError
-from alast_tune.notebook import NotebookProgress, front_as_html, log_console
+from alast_tune.in_process import merged, run_in_process
+from alast_tune.notebook import front_as_html, log_console
 from alast_tune.results import FrontFile, FrontMember, TrialResult
 from alast_tune.storage import copy_of, display_path, fetch
-from alast_tune.summary import cheapest_within, check_complete, trial_id
+from alast_tune.summary import cheapest_within, trial_id
 from alast_tune.summary import within as members_within
 from alast_tune.terminal import printer
 
@@ -62,14 +62,14 @@ def sweep(
     from alast_tune.cli.sweep import is_begun
 
     if isinstance(what, SweepConfig):
-        config = parse(SweepConfig, _merged(what.given_values(), settings)) if settings else what
+        config = parse(SweepConfig, merged(what.given_values(), settings)) if settings else what
         return _run(config, callbacks=callbacks, console=console)
     known = {*SweepConfig.model_fields, "model", "go_on"}
     if unknown := [name for name in settings if name not in known]:
         raise ConfigError(unknown[0], settings[unknown[0]], "no such setting; see alast-tune sweep --help-all")
     places = {name: str(place) for name, place in (("folder", what), ("preset", preset)) if place is not None}
     try:  # the command line's own settings, so that both fill in the same
-        options = Options(**places, **_merged({}, settings))  # type: ignore[arg-type]
+        options = Options(**places, **merged({}, settings))  # type: ignore[arg-type]
     except ValidationError as error:
         raise as_config_error(error) from None
     config = parse(SweepConfig, options.given_values())
@@ -272,7 +272,7 @@ class Sweep:
         Raises:
             ConfigError: a setting that changes results, or another driver is at work on the sweep.
         """
-        config = parse(SweepConfig, _merged(self.config.given_values(), settings))
+        config = parse(SweepConfig, merged(self.config.given_values(), settings))
         return _run(config, resume=True, retry_failed=retry_failed, callbacks=callbacks, console=console)
 
     def __repr__(self) -> str:
@@ -307,50 +307,11 @@ class Sweep:
         return results(study, self.config), {number: rows[-1][-1] for number, rows in epochs.items() if rows}
 
 
-def _run(
-    config: SweepConfig,
-    *,
-    resume: bool = False,
-    retry_failed: bool = False,
-    callbacks: Sequence[object],
-    console: Console | None,
-) -> Sweep:
-    """Run a sweep in this process, as ``alast-tune sweep`` does."""
-    from alast_tune.tune.study import run_sweep
-
+def _run(config: SweepConfig, **options: Any) -> Sweep:
+    """Run a sweep in this process; a notebook shows how far it is."""
     sweep = Sweep((config.storage / config.name).absolute())
-    drawing = [NotebookProgress(sweep)] if console is None and Console().is_jupyter else []
-    with _interrupted_as_python_is():
-        results = run_sweep(
-            config,
-            resume=resume,
-            retry_failed=retry_failed,
-            console=console or log_console(),
-            callbacks=[*callbacks, *drawing],
-        )
-    check_complete(config.name, results)
+    run_in_process(config, sweep, **options)
     return sweep
-
-
-@contextmanager
-def _interrupted_as_python_is() -> Iterator[None]:
-    """Let Ctrl-C, or a notebook's stop, end a sweep in order, and come out as Python's own exception."""
-    try:
-        yield
-    except SystemExit as stop:
-        if stop.code == 130:
-            raise KeyboardInterrupt from None
-        raise
-
-
-def _merged(values: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Put settings into nested values, as the command line puts its options into a preset's."""
-    found = dict(values)
-    for name, value in settings.items():
-        old, new = found.get(name), value.given_values() if isinstance(value, TrialConfig) else value
-        new = str(new) if isinstance(new, Path) else new
-        found[name] = _merged(old, new) if isinstance(old, dict) and isinstance(new, dict) else new
-    return found
 
 
 def _place(field: str, place: str | Path) -> Path:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alast_tune.config import Choice, Distribution, FloatRange, IntRange, Variants
-from alast_tune.near_full import NEAR
+from alast_tune.near_full import NEAR, uncertainty_words
 from alast_tune.results import BASELINES, FrontFile, Reseeded, TrialResult
 from alast_tune.summary import trial_id
 
@@ -42,6 +42,7 @@ def health_notes(
 ) -> list[Note]:
     """Make every check; ``measured`` is as in :func:`memory_forecast_is_off`."""
     found = (
+        few_validation_images(front),
         edge_of_the_range(front, results, space),
         accuracy_is_unexplained(results, space),
         no_better_than_its_baseline(results),
@@ -49,6 +50,18 @@ def health_notes(
         memory_forecast_is_off(measured),
     )
     return [note for note in found if note]
+
+
+def few_validation_images(front: FrontFile) -> Note | None:
+    """Tell where chance in the validation images is larger than the differences that choices go by."""
+    words = uncertainty_words(front, ALIKE)
+    if words is None:
+        return None
+    text = (
+        f"{words.capitalize()}: smaller differences in accuracy, as within 1 point of full fine-tuning, may be chance. "
+        "Choose among members that are so near by cost, or validate on more images (trial.data.validation_fraction)."
+    )
+    return Note("Few validation images", text)
 
 
 def edge_of_the_range(

@@ -8,7 +8,9 @@ from alast_tune.config import TrialConfig, flatten
 from alast_tune.results import BASELINES, FrontFile, FrontMember
 from alast_tune.text import safe
 
-_SHORT = {"trainable_blocks": "K", "learning_rate": "lr", "target_budget": "budget"}
+SHORT = {"trainable_blocks": "K", "learning_rate": "lr", "target_budget": "budget", "batch_size": "batch"}
+SHORT |= {"weight_decay": "decay", "lora_alpha": "scale", "train_embeddings": "embeddings"}
+"""What settings are called in labels and in the names of runs."""
 
 
 def method_label(config: TrialConfig, baseline: str | None = None, *, key: bool = False) -> str:
@@ -18,7 +20,7 @@ def method_label(config: TrialConfig, baseline: str | None = None, *, key: bool 
     method = config.method
     label, setting = method.full_label(), method.foremost
     value = getattr(method, setting) if key and setting else None
-    return safe(label if value is None else f"{label}, {_SHORT.get(str(setting), setting)} {_digits(value)}")
+    return safe(label if value is None else f"{label}, {SHORT.get(str(setting), setting)} {_digits(value)}")
 
 
 def setting_labels(settings: Mapping[str, object]) -> list[str]:
@@ -36,7 +38,7 @@ def setting_labels(settings: Mapping[str, object]) -> list[str]:
                 found.append(f"floors {'/'.join(map(_digits, values))}")
             continue
         name = path.rsplit("/", 1)[-1]
-        name = f"{name} floor" if path in floors else _SHORT.get(name, name)
+        name = f"{name} floor" if path in floors else SHORT.get(name, name)
         found.append(value if isinstance(value, str) else f"{name} {_digits(value)}")
     return [safe(label) for label in found]
 

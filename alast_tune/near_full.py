@@ -50,6 +50,33 @@ def points(tolerance: float) -> str:
     return f"{100 * tolerance:g} point{'s' * (tolerance != 0.01)}"
 
 
+def standard_error(accuracy: float, images: int) -> float:
+    """Standard error of an accuracy that was measured on so many images.
+
+    Of Agresti and Coull 1998: with two more successes and two more failures, so that an accuracy of 1 has one too.
+
+    Args:
+        accuracy: in [0, 1].
+        images: 1 or more.
+    """
+    share = (accuracy * images + 2) / (images + 4)
+    return math.sqrt(share * (1 - share) / (images + 4))
+
+
+def uncertainty_words(front: FrontFile, tolerance: float) -> str | None:
+    """Say how sure full fine-tuning's accuracy is; None where chance is smaller than ``tolerance``, or not known."""
+    if front.full is None or front.validation_images is None:
+        return None
+    error = standard_error(front.full["accuracy"], front.validation_images)
+    if error <= tolerance:
+        return None
+    image = 100 / front.validation_images
+    return (
+        f"one of {front.validation_images} validation images is {image:.2g} points, the standard error of full "
+        f"fine-tuning's accuracy {100 * error:.2g} points"
+    )
+
+
 def share_of_full(front: FrontFile, member: FrontMember, cost: str) -> float | None:
     """Divide a member's ``train_flops`` or ``peak_bytes`` by full fine-tuning's; None if that is not known."""
     full = front.full[cost] if front.full else 0.0

@@ -19,7 +19,7 @@ from alast_tune.lease import exclusive_driver
 from alast_tune.models import InputSpec, create_model, input_spec
 from alast_tune.results import EpochReport
 from alast_tune.storage import atomic_write
-from alast_tune.tracking import Tracker, default_uri, register, tag_run
+from alast_tune.tracking import ALL_DATA, COMPARED_DATA, Registered, Tracker, default_uri, register, tag_run
 from alast_tune.train import AUTOCAST, device_of, fit, last_report, load_trial, read_report
 
 CONFIG = "config.yaml"
@@ -65,13 +65,22 @@ class Training:
         spec: of its images, as the model takes them.
         tracker: with the run open.
         run_id: of the run.
+        compared_data: fingerprint of the images that its accuracies are of.
     """
 
     def __init__(
-        self, config: PromotedConfig, folder: Path, splits: Splits, spec: InputSpec, tracker: Tracker, run_id: str
+        self,
+        config: PromotedConfig,
+        folder: Path,
+        splits: Splits,
+        spec: InputSpec,
+        tracker: Tracker,
+        run_id: str,
+        compared_data: str,
     ) -> None:
         self.trial = config.trial
         self._config = config
+        self._compared_data = compared_data
         self.run_id = run_id
         self.steps_per_epoch = batch_count(len(splits.train), self.trial.train.batch_size)
         self._folder = folder
@@ -129,25 +138,28 @@ class Training:
             self._tracker.upload(name)
         return outcome
 
-    def register(self, outcome: Outcome, name: str, alias: str) -> int:
-        """Make the model a version of a registered one, and tag the promoted run with this one; returns its number.
+    def register(self, outcome: Outcome, name: str, alias: str, *, keep_better: bool = True) -> Registered:
+        """Make the model a version of a registered one, and tag the promoted run with this one.
+
+        Args:
+            outcome: of the training.
+            name: of the registered model.
+            alias: that the version gets.
+            keep_better: another version keeps the alias unless this one is known to be as accurate on the same images.
 
         Raises:
             RegistryError: the store is away, or refuses.
         """
         uri, links = self._tracker.uri, _links(self._config)
-        version = register(
-            uri,
-            self._folder.parent,
-            self.run_id,
-            self._folder,
-            name,
-            alias,
-            links | {f"alast.{quantity}": str(value) for quantity, value in outcome.objectives().items()},
+        tags = {f"alast.{quantity}": str(value) for quantity, value in outcome.objectives().items()}
+        tags |= {COMPARED_DATA: self._compared_data, ALL_DATA: str(self.trial.data.all_data).lower()}
+        folder = self._folder
+        registered = register(
+            uri, folder.parent, self.run_id, folder, name, alias, links | tags, keep_better=keep_better
         )
         if promoted := links.get("alast.promoted_run"):
             tag_run(uri, promoted, {"alast.trained_run": self.run_id})
-        return version
+        return registered
 
     def _test_accuracy(self) -> float | None:
         """Evaluate the weights as anybody would read them; None without test images."""
@@ -196,18 +208,19 @@ def training(
     check_apart(config.data, "output", folder)
     model, splits = load_trial(trial)
     for note in splits.notes:
-        say(f"data: {note}")
+        say(f"note: {note}")
     with exclusive_driver(folder, "output"):
         _check_settings(trial, folder)
         found = fingerprints(splits, trial.model)
         keep_fingerprints(found, folder, "output", say, new=not (folder / checkpoint.FILE).exists())
-        _warn_of_other_origin(config, found, input_spec(model), say)
+        compared = _compared(config, found, input_spec(model))
+        _warn_of_other_origin(config, compared, say)
         tracker = Tracker(default_uri(folder.parent), folder.parent, say, experiment)
         params = {**flatten(trial), "data_fingerprint": found.data, "weights_fingerprint": found.weights}
         run_id = tracker.start_run(folder, "training", _links(config), params, (config.data, found.data))
         try:
             write_config(config, folder / CONFIG)
-            yield Training(config, folder, splits, input_spec(model), tracker, run_id)
+            yield Training(config, folder, splits, input_spec(model), tracker, run_id, compared.data)
         except BaseException:
             tracker.kill()
             raise
@@ -220,16 +233,19 @@ def _check_settings(trial: TrialConfig, folder: Path) -> None:
         raise ConfigError("output", folder, "belongs to a training with other settings; give another folder")
 
 
-def _warn_of_other_origin(
-    config: PromotedConfig, found: Fingerprints, spec: InputSpec, say: Callable[[str], None]
-) -> None:
-    """Say if images or starting weights are not the promoted trial's; all of its images may be trained on, though."""
+def _compared(config: PromotedConfig, found: Fingerprints, spec: InputSpec) -> Fingerprints:
+    """Take the fingerprints by which a training compares with others, which need not train on all images as well."""
+    if not config.data.all_data:
+        return found
+    splits = load_splits(config.data.model_copy(update={"all_data": False}), spec, verify=False)
+    return fingerprints(splits, config.model)
+
+
+def _warn_of_other_origin(config: PromotedConfig, found: Fingerprints, say: Callable[[str], None]) -> None:
+    """Say if images or starting weights are not the promoted trial's."""
     origin = config.provenance
     if origin is None:
         return
-    if config.data.all_data:
-        splits = load_splits(config.data.model_copy(update={"all_data": False}), spec, verify=False)
-        found = fingerprints(splits, config.model)
     before = Fingerprints(data=origin.data_fingerprint, weights=origin.weights_fingerprint)
     if differences := before.differences(found):
         say(f"note: {differences} than trial {origin.trial_id} had")

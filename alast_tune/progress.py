@@ -177,12 +177,14 @@ class SweepProgress:
         )
         if self._live:
             self._live.start()
+        self._skipped = 0
 
     def _panel(self) -> SweepPanel:
         return SweepPanel(self._state, self._clock())
 
     def started(self, number: int, config: TrialConfig, params: Mapping[str, object], baseline: str | None) -> None:
         """One more trial runs."""
+        self._say_skipped()
         trial = Running(label(config, params, baseline), config.train.epochs, self._clock())
         running = {**self._state.running, number: trial}
         most = max(self._state.at_a_time, len(running))
@@ -214,8 +216,21 @@ class SweepProgress:
         if self._live is None or result.state == "failed":
             self.note(f"{outcome(result, front)} | {self._state.summary(self._clock())}")
 
+    def skipped(self, result: TrialResult) -> None:
+        """Say why a trial is not launched; of many in a row the first alone, and at their end how many more."""
+        self._skipped += 1
+        if self._skipped == 1:
+            self.note(f"trial {trial_id(result.number)}: {result.reason}")
+
+    def _say_skipped(self) -> None:
+        if self._skipped > 1:
+            more = self._skipped - 1
+            self.note(f"{more} more {'trial was' if more == 1 else 'trials were'} never launched, for such a reason")
+        self._skipped = 0
+
     def close(self) -> None:
         """Leave the terminal as it was, but for a line that says how far the sweep has come."""
+        self._say_skipped()
         if self._live:
             self._live.stop()
             self._live = None

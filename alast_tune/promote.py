@@ -23,7 +23,7 @@ from alast_tune.storage import CHECKPOINTS, address_of, path_below
 from alast_tune.summary import trial_id
 from alast_tune.terminal import printer
 from alast_tune.text import without_passwords
-from alast_tune.tracking import RegistryError, check_names, default_uri, register
+from alast_tune.tracking import COMPARED_DATA, RegistryError, check_names, default_uri, register
 from alast_tune.train import load_trial
 from alast_tune.tune.attempts import checkpoints
 from alast_tune.tune.trainable import finished_run
@@ -91,7 +91,8 @@ def promote_member(
     try:
         if member.mlflow_run_id is None:
             raise RegistryError(f"it lacks the trial's run; first: alast-tune sync {shlex.quote(str(folder))}")
-        version = register(uri, folder.parent, member.mlflow_run_id, model, model_name, alias, tags, [model / CONFIG])
+        run, files = member.mlflow_run_id, [model / CONFIG]
+        version = register(uri, folder.parent, run, model, model_name, alias, tags, files).version
     except RegistryError as error:
         line = f"not registered in MLflow at {uri} ({error}); {output} is written, repeat this for the rest"
         raise RegistryError(line) from None
@@ -216,7 +217,8 @@ def version_tags(origin: Provenance) -> dict[str, str]:
     """Tag a registered version with what its trial has measured."""
     test = {} if origin.test_accuracy is None else {"test_accuracy": origin.test_accuracy}
     values = {"sweep": origin.sweep, "trial": origin.trial_id, "verified": str(origin.verified).lower()}
-    return {f"alast.{name}": str(value) for name, value in {**values, **origin.objectives, **test}.items()}
+    tags = {f"alast.{name}": str(value) for name, value in {**values, **origin.objectives, **test}.items()}
+    return tags | {COMPARED_DATA: origin.data_fingerprint}
 
 
 def check_output(file: Path, sweep: str, member: FrontMember) -> None:

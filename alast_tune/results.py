@@ -117,6 +117,8 @@ class TrialResult:
     """Name of the earlier sweep that ran it; None for this sweep's own."""
     launched: bool = True
     """False for one that was foreseen to break a limit, and for one of an earlier sweep."""
+    excess: float = 0.0
+    """By how much it breaks a limit, measured or foreseen: see :meth:`~alast_tune.config.Limits.excess`."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     """Of the last epoch, as :meth:`EpochReport.metrics` names them, those of single blocks left out; only of complete
     trials, and of this sweep's own."""
@@ -265,6 +267,8 @@ class FrontFile(Record):
     full: ObjectiveValues | None = None
     """Of full fine-tuning, on the front or not; None before it has ended, and for several sweeps."""
     full_timing: Timing | None = None
+    validation_images: int | None = Field(None, ge=1)
+    """So many images every accuracy is of; None in older files, and for several sweeps of different numbers."""
 
     @property
     def best_accuracy(self) -> float:

@@ -14,6 +14,9 @@ from alast_tune.segments import SUFFIX, name_at, parse, segments_of, to_merge
 from alast_tune.storage import ELSEWHERE, STUDY, STUDY_JOURNAL
 
 _DATABASE = ".db"
+_MAY_GO = ("front/", "report.html", "mlflow-refused.jsonl")
+"""Files that a sweep itself deletes, to write them anew, and the folder of such. All else stays in the original, should
+somebody clear the copy away."""
 
 
 class Saver:
@@ -32,7 +35,7 @@ class Saver:
         self._kept = {self._name(file): _stamp(file) for file in _files(folder)}
 
     def save(self) -> None:
-        """Upload what has changed, the study first: it is the truth.
+        """Upload what has changed, the study first: it is the truth. Delete what the sweep has deleted here.
 
         A process that is killed meanwhile leaves each file as it was or as it is; of one that grows, a beginning.
 
@@ -42,11 +45,15 @@ class Saver:
         for file in sorted(_files(self._folder), key=lambda file: file.name not in {STUDY, STUDY_JOURNAL}):
             stamp, name = _stamp(file), self._name(file)
             if self._kept.get(name) != stamp:
-                if file.suffix == SUFFIX:
+                if file.suffix == SUFFIX and not name.startswith(_MAY_GO):
                     self._extend(file, name)
                 else:
                     self._put(name, _contents(file))
+                    self._delete_parts(name, but=name)  # of a version that took it for one that only grows
                 self._kept[name] = stamp
+        for name in [name for name in self._kept if name.startswith(_MAY_GO) and not (self._folder / name).exists()]:
+            self._delete_parts(name)  # else another copy would have it again
+            del self._kept[name]
 
     def _extend(self, file: Path, name: str) -> None:
         """Upload a file's new lines as a segment; what is still being written waits."""
@@ -75,6 +82,11 @@ class Saver:
     def _delete(self, name: str) -> None:
         self._check()
         self._objects.delete(name)
+
+    def _delete_parts(self, name: str, but: str = "") -> None:
+        """Delete the objects of a file."""
+        for part in [part for part in self._objects.sizes if part != but and parse(part)[0] == name]:
+            self._delete(part)
 
     def _name(self, file: Path) -> str:
         return file.relative_to(self._folder).as_posix()

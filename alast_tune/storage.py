@@ -118,6 +118,15 @@ def display_path(path: Path) -> str:
     return address_of(path) if is_copy(path) else str(path)
 
 
+def words_for(storage: Path) -> list[str]:
+    """Say to a command where sweeps are, in few words; in none if that is where it looks anyway."""
+    place = storage.absolute()
+    if place == Path("runs").absolute():
+        return []
+    below = not is_copy(storage) and place.is_relative_to(Path.cwd())
+    return ["--storage", str(place.relative_to(Path.cwd())) if below else display_path(storage)]
+
+
 Place = Annotated[
     Path,
     AfterValidator(copy_of),

@@ -46,12 +46,19 @@ class FrontTracker:
         reference: what hypervolume is measured from, in the order of the objectives.
         limits: that its trials were held to.
         results: of trials that have ended before.
+        validation_images: that accuracies are of, if that is known.
     """
 
     def __init__(
-        self, sweep: str, reference: Sequence[float], limits: Limits, results: Iterable[TrialResult] = ()
+        self,
+        sweep: str,
+        reference: Sequence[float],
+        limits: Limits,
+        results: Iterable[TrialResult] = (),
+        validation_images: int | None = None,
     ) -> None:
         self._sweep = sweep
+        self._validation_images = validation_images
         self._reference = tuple(reference)
         self._limits = limits
         self._states: Counter[str] = Counter()
@@ -99,7 +106,7 @@ class FrontTracker:
         if self._front is None:
             members = sorted(self._members, key=lambda result: result.values[1] if result.values else 0.0)
             them = tuple(_member(one) for one in members)
-            full = self._full, self._full_timing
+            full = self._full, self._full_timing, self._validation_images
             self._front = _front_file(self._sweep, self._reference, self._limits, self.counts, them, *full)
         return self._front.model_copy(update={"trials": self.counts})
 
@@ -110,6 +117,7 @@ def summarise(
     reference: Sequence[float],
     test_accuracy: Mapping[int, float | None] | None = None,
     limits: Limits = Limits(),  # noqa: B008 frozen
+    validation_images: int | None = None,
 ) -> FrontFile:
     """Find the front of the complete trials, all at once; see :class:`FrontTracker`.
 
@@ -117,24 +125,27 @@ def summarise(
     """
     if test_accuracy:
         results = [replace(one, test_accuracy=test_accuracy.get(one.number, one.test_accuracy)) for one in results]
-    return FrontTracker(sweep, reference, limits, results).front
+    return FrontTracker(sweep, reference, limits, results, validation_images).front
 
 
 def check_complete(sweep: str, results: Sequence[TrialResult]) -> None:
     """Refuse to call a sweep done that has not one complete trial of its own.
 
     Raises:
-        NothingCompleteError: says how many there are, and the commonest reason.
+        NothingCompleteError: says how many there are, and the commonest reason, with the figures of the trial that is
+            nearest to a limit.
     """
     own = [result for result in results if result.origin is None]
     if any(result.state == "complete" for result in own):
         return
-    reasons: dict[str, list[str]] = {}
+    reasons: dict[str, list[tuple[float, str]]] = {}
     for result in own:
         reason = f"{result.state}, {result.reason or 'for no known reason'}"
-        reasons.setdefault(re.sub(r"[0-9.]+", "", reason), []).append(reason)  # whatever the numbers in it
+        kind = re.sub(r"[0-9.]+( [KMGTP]?i?(B|FLOP))?", "", reason)  # whatever the numbers in it
+        reasons.setdefault(kind, []).append((result.excess, reason))
     commonest = max(reasons.values(), key=len, default=[])
-    why = f"; {len(commonest)} of {len(own)} {commonest[0]}" if commonest else ""
+    nearest = min(commonest, key=lambda one: one[0], default=(0.0, ""))[1]
+    why = f"; {len(commonest)} of {len(own)} {nearest}" if commonest else ""
     raise NothingCompleteError(f"sweep {sweep} has no complete trial{why}")
 
 
@@ -148,7 +159,7 @@ def within(front: FrontFile, limits: Limits, tolerance: float = NEAR) -> FrontFi
     members = tuple(member for member in front.front if limits.allow(**member.objectives))
     given = {name: getattr(limits, name) for name in Limits.model_fields if getattr(limits, name) is not None}
     stricter = front.limits.model_copy(update=given)
-    full = front.full, front.full_timing
+    full = front.full, front.full_timing, front.validation_images
     return _front_file(front.sweep, front.reference_point, stricter, front.trials, members, *full, tolerance)
 
 
@@ -186,7 +197,16 @@ def joint_front(fronts: Sequence[FrontFile]) -> tuple[list[FrontFile], FrontFile
     losses = [objective.direction == "minimize" for objective in OBJECTIVES]
     reference = tuple(np.where(losses, references_SM.max(axis=0), references_SM.min(axis=0)).tolist())
     rescaled = [
-        _front_file(front.sweep, reference, front.limits, front.trials, front.front, front.full, front.full_timing)
+        _front_file(
+            front.sweep,
+            reference,
+            front.limits,
+            front.trials,
+            front.front,
+            front.full,
+            front.full_timing,
+            front.validation_images,
+        )
         for front in fronts
     ]
     members: dict[tuple[object, ...], FrontMember] = {}
@@ -272,6 +292,7 @@ def _front_file(
     members: tuple[FrontMember, ...],
     full: dict[str, float] | None,
     full_timing: Timing | None = None,
+    validation_images: int | None = None,
     tolerance: float = NEAR,
 ) -> FrontFile:
     values_FM = np.array([list(member.objectives.values()) for member in members]).reshape(-1, len(OBJECTIVES))
@@ -290,6 +311,7 @@ def _front_file(
         front=members,
         full=full,
         full_timing=full_timing,
+        validation_images=validation_images,
     )
 
 

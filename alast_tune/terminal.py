@@ -15,7 +15,7 @@ from rich.text import Text
 
 from alast_tune.config import Limits, TrialConfig
 from alast_tune.labels import differing, member_settings, method_label, setting_labels
-from alast_tune.near_full import knee_words, points, share_of_full, time_share
+from alast_tune.near_full import knee_words, points, share_of_full, time_share, uncertainty_words
 from alast_tune.plots import human_bytes, human_flops, short
 from alast_tune.results import EpochReport, FrontFile, FrontMember, Reseeded
 from alast_tune.summary import cheapest_within
@@ -90,7 +90,8 @@ def answers(front: FrontFile, words: Sequence[str], tolerances: Sequence[float] 
         tolerances: how much less accuracy than full fine-tuning's each answer allows, in [0, 1].
 
     Yields:
-        A line for each member that is an answer, with all that it is the answer to.
+        A line for each member that is an answer, with all that it is the answer to; and how sure that is, if chance is
+        larger than the least tolerance.
     """
     best = max(front.front, key=lambda member: member.objectives["accuracy"], default=None)
     asked = [
@@ -113,6 +114,8 @@ def answers(front: FrontFile, words: Sequence[str], tolerances: Sequence[float] 
         else:
             promote = shlex.join(["alast-tune", "promote", *words, "--pick", member.trial_id, "-o", "best.yaml"])
             yield f"{lead}: {_in_figures(front, member)}; {promote}"
+    if unsure := uncertainty_words(front, min(tolerances)):
+        yield f"how sure: {unsure}"
 
 
 def _in_figures(front: FrontFile, member: FrontMember) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterable
 from typing import Any
 
 _SECRETS = r"password|passwd|pwd|secret|secret_?key|token|api_?key|access_?key|access_?key_?id|signature|credential"
@@ -72,3 +73,10 @@ def short_number(value: Any) -> str:
         return f"{digits.removesuffix('.0')}e{int(exponent)}"
     text = f"{value:.2g}"
     return text.removeprefix("0") if text.startswith("0.") else text
+
+
+def shorten_list(names: Iterable[str], limit: int = 6) -> str:
+    """List the first few of many names."""
+    names = list(names)
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

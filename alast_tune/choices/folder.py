@@ -23,8 +23,10 @@ from alast_tune.choices.settings import (
 from alast_tune.config import AlastConfig, DataConfig, FullConfig, Limits, ModelConfig, SweepConfig, TrialConfig, parse
 from alast_tune.cost import step_peak_bytes
 from alast_tune.data import Splits, load_splits
+from alast_tune.data.huggingface import PREFIX
 from alast_tune.data.machine import available_bytes, cpu_count, smallest_card
 from alast_tune.data.opening import open_sources
+from alast_tune.data.tables import SUFFIXES
 from alast_tune.errors import ConfigError
 from alast_tune.methods import build_method
 from alast_tune.models import architecture_of, check_weights, input_spec, outline
@@ -62,9 +64,16 @@ class Choices:
     """A line each, in the order in which they follow from one another."""
 
 
-def name_of(folder: Path) -> str:
-    """Name a sweep after a folder."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", folder.absolute().name)[:200].strip("-._") or "sweep"
+def name_of(place: str | Path) -> str:
+    """Name a sweep after a folder, a table without its suffix, or a data set of Hugging Face's hub without its user."""
+    path = Path(str(place).removeprefix(PREFIX).partition(":")[0] if is_named(place) else place).absolute()
+    name = path.stem if path.suffix.lower() in SUFFIXES and not path.is_dir() else path.name
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name)[:200].strip("-._") or "sweep"
+
+
+def is_named(place: str | Path) -> bool:
+    """Whether a place is the name of a data set on Hugging Face's hub."""
+    return str(place).startswith(PREFIX)
 
 
 def this_machine(device: str = "auto") -> Machine:
@@ -112,10 +121,11 @@ def _check_weights(model: ModelConfig) -> None:
 def sweep_of_folder(
     folder: str | Path, *, model: str | Path | None = None, machine: Machine | None = None, **settings: Any
 ) -> Choices:
-    """Make a whole sweep on an image folder or a table, choosing what is left open.
+    """Make a whole sweep on an image folder, a table or a data set of Hugging Face's, choosing what is left open.
 
     Args:
-        folder: ``<folder>/{train,val,test}/<class>/*``, ``<folder>/<class>/*``, or whatever else ``data.root`` may be.
+        folder: ``<folder>/{train,val,test}/<class>/*``, ``<folder>/<class>/*``, or whatever else ``data.root`` may be;
+            or ``hf:user/name``.
         model: a timm name, ``embedded``, or a local checkpoint; None: :data:`MODEL`.
         machine: what trials run on; None: this one.
         settings: of :class:`~alast_tune.config.SweepConfig`, as plain values (``trials=8``,
@@ -125,7 +135,7 @@ def sweep_of_folder(
         ConfigError: no image folder of two or more classes, no such model, or none whose weights are here; or a given
             setting that cannot work.
     """
-    data = {"dataset": "folder", "root": str(folder)}
+    data = {"dataset": str(folder)} if is_named(folder) else {"dataset": "folder", "root": str(folder)}
     trial = _merged({"data": data}, dict(settings.get("trial", {})))
     if "method" in trial:
         trial["method"] = {"name": "alast"} | trial["method"]
@@ -174,7 +184,7 @@ def sweep_of_folder(
     choose("train/warmup_epochs", warm, f"{warm:g} epochs", "high learning rates diverge without")
     values = settings | {"trial": trial}
     if "name" not in values:
-        values["name"] = name_of(Path(folder))
+        values["name"] = name_of(folder)
     if "space" not in values:
         blocks = len(sketch.blocks)
         alast = own.method if isinstance(own.method, AlastConfig) else None

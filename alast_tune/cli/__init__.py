@@ -32,6 +32,7 @@ from alast_tune.cli.guard import STORAGE_FAILED, TRACKING_INCOMPLETE, guarded
 from alast_tune.cli.method_options import offer_methods
 from alast_tune.cli.promote import Promote
 from alast_tune.cli.report import Report
+from alast_tune.cli.short_help import TRAIN, true_default
 from alast_tune.cli.train import Train
 from alast_tune.cli.ui import List, Ui
 from alast_tune.config import PromotedConfig, given_file, read_mapping
@@ -123,4 +124,10 @@ def main(arguments: list[str] | None = None) -> None:
     # Both spellings of a name are taken: --train.batch-size and --train.batch_size.
     words = [re.sub(r"^--[^=]+", lambda name: "--" + name[0][2:].replace("_", "-"), word) for word in words]
     offer_methods(Train)
-    CliApp.run(AlastTune, cli_args=words)
+    if words[:1] == ["train"]:
+        left = TRAIN.answer(words, Train.model_fields)
+        if left is None:
+            return
+        words = left
+    with true_default(words):
+        CliApp.run(AlastTune, cli_args=words)

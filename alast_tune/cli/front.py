@@ -18,7 +18,7 @@ from alast_tune.lease import exclusive_driver
 from alast_tune.near_full import NEAR
 from alast_tune.plots import fronts_html, fronts_png
 from alast_tune.results import FrontFile
-from alast_tune.storage import Place, display_path, fetch, is_copy, names_with
+from alast_tune.storage import Place, display_path, fetch, is_copy, names_with, words_for
 from alast_tune.summary import joint_front, within
 from alast_tune.terminal import answers, comparison_table, front_table, printer
 
@@ -39,11 +39,6 @@ def find_front(sweep: Path, storage: Path) -> Path:
         there = f"there are: {known}" if known else f"none under {display_path(storage)} has one yet"
         raise ConfigError("sweep", display_path(sweep), f"no front.json; {there}")
     return file
-
-
-def words_for(storage: Path) -> list[str]:
-    """Say to a command where sweeps are, unless that is where it looks anyway."""
-    return [] if storage == Path("runs") else ["--storage", display_path(storage)]
 
 
 def find_sweep(sweep: Path, storage: Path) -> Path:

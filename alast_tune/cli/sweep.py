@@ -33,16 +33,15 @@ from pydantic_settings import (
 from rich.console import Console
 
 from alast_tune.callbacks import callback_of
-from alast_tune.choices import model_settings, name_of, sweep_of_folder
-from alast_tune.cli.front import words_for
+from alast_tune.choices import is_named, model_settings, name_of, sweep_of_folder
 from alast_tune.cli.guard import TRACKING_INCOMPLETE, guarded
 from alast_tune.cli.method_options import offer_methods
 from alast_tune.cli.plan import plan_of, yaml_of
-from alast_tune.cli.sweep_help import short_help
+from alast_tune.cli.short_help import SWEEP, true_default
 from alast_tune.config import ModelConfig, SweepConfig, TrialConfig, given_file, parse, read_mapping, stored_sweep
 from alast_tune.errors import ConfigError
 from alast_tune.results import FrontFile
-from alast_tune.storage import copy_of, display_path, listing, names_with
+from alast_tune.storage import copy_of, display_path, listing, names_with, words_for
 from alast_tune.summary import check_complete
 from alast_tune.terminal import answers, front_table, printer, reseeded_table
 from alast_tune.tracking import REPORT, pending
@@ -51,8 +50,6 @@ from alast_tune.tune.study import run_sweep
 
 PRESETS = Path(__file__).parents[1] / "presets"
 
-_UNLISTED = {"folder", "chosen", "trial", "help_all"}
-"""Settings that the short help has no option for, or names by itself."""
 _OF_WEIGHTS = {"name", "checkpoint", "checkpoint_key"}
 """Settings of a preset's model that ``--model`` replaces."""
 
@@ -103,13 +100,14 @@ class Preset(PydanticBaseSettingsSource):
 
     def _of_folder(self, folder: str, storage: Path) -> dict[str, Any]:
         given = dict(self.current_state)
-        name = given.get("name") or self._name(storage, name_of(Path(folder)))
+        name = given.get("name") or self._name(storage, name_of(folder))
         if str(given.get("go_on")).lower() == "true" and name in names_with(storage, "sweep.json"):
             return self._stored(storage / name, given.get("storage", "runs"))
         if not Path(folder).is_dir() and (folder in presets() or Path(folder).suffix in {".yaml", ".yml"}):
             raise ConfigError("folder", folder, f"is a preset, not a folder of images; give it as --preset {folder}")
         own = {name: value for name, value in given.items() if name in SweepConfig.model_fields}
-        choices = sweep_of_folder(given_file("folder", folder), model=given.get("model"), **own | {"name": name})
+        place = folder if is_named(folder) else given_file("folder", folder)
+        choices = sweep_of_folder(place, model=given.get("model"), **own | {"name": name})
         return choices.sweep.given_values() | {"chosen": [str(line) for line in choices.lines]}
 
     def _preset(self, preset: str) -> tuple[Path, dict[str, Any]]:
@@ -126,8 +124,8 @@ class Sweep(BaseSettings, SweepConfig):
 
     folder: CliPositionalArg[str | None] = Field(
         None,
-        description="of your images, <folder>/<class>/* or <folder>/{train,val,test}/<class>/*: what you leave open is "
-        "chosen, and said",
+        description="of your images, <folder>/<class>/* or <folder>/{train,val,test}/<class>/*; or a .csv or .parquet "
+        "file, or hf:user/name: what you leave open is chosen, and said",
     )
     model: str | None = Field(
         None,
@@ -208,17 +206,17 @@ def main(arguments: list[str] | None = None) -> None:
     """Run or resume a sweep; print its front and where to look at it."""
     given = sys.argv[1:] if arguments is None else arguments
     # Both spellings of a name are taken: --max-memory and --max_memory.
-    words = [re.sub(r"^--[^=]+", lambda name: "--" + name[0][2:].replace("-", "_"), word) for word in given]
-    if {"--help", "-h"} & set(words):
-        print(short_help(name for name in Sweep.model_fields if name not in _UNLISTED), end="")
+    underscored = [re.sub(r"^--[^=]+", lambda name: "--" + name[0][2:].replace("-", "_"), word) for word in given]
+    words = SWEEP.answer(underscored, Sweep.model_fields)
+    if words is None:
         return
-    words = ["--help" if word == "--help_all" else word for word in words]
     if "--list_presets" in words:
         for name in presets():
             print(f"{name:20}{(PRESETS / f'{name}.yaml').read_text().splitlines()[0].removeprefix('# ')}")
         return
     offer_methods(TrialConfig)
-    options = CliApp.run(Sweep, cli_args=words)
+    with true_default(words):
+        options = CliApp.run(Sweep, cli_args=words)
     sweep = parse(SweepConfig, options.given_values())
     console = Console(width=None if sys.stdout.isatty() else 120)
     resume = options.resume is not None or (options.go_on and is_begun(sweep))

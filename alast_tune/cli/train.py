@@ -11,7 +11,7 @@ from pathlib import Path
 from types import FrameType
 
 from pydantic import Field
-from pydantic_settings import CliSuppress
+from pydantic_settings import CliImplicitFlag, CliSuppress
 from rich.console import Console
 
 from alast_tune.cli.guard import TRACKING_INCOMPLETE, complain
@@ -42,10 +42,16 @@ class Train(PromotedConfig):
     model_name: str | None = Field(
         None, description="register the model under this name; unset: that of promotion, if the file has one"
     )
-    alias: str = Field("champion", description="that the registered version gets")
+    alias: str = Field(
+        "champion",
+        description="that the registered version gets, unless the version that has it is more accurate on the same "
+        "images, or not comparable",
+    )
+    move_alias: CliImplicitFlag[bool] = Field(False, description="the registered version gets the alias all the same")
     experiment: str | None = Field(
         None, min_length=1, description="MLflow's, of a new run; unset: $MLFLOW_EXPERIMENT_NAME, else alast-tune"
     )
+    help_all: CliImplicitFlag[bool] = Field(False, description="print this: every setting of the file too")
     provenance: CliSuppress[Provenance | None] = None
 
     def cli_cmd(self) -> None:
@@ -69,7 +75,7 @@ class Train(PromotedConfig):
         say(f"model: {self.output / 'model.safetensors'} (epoch {outcome.best.epoch}, {test})")
         if name:
             try:
-                version = run.register(outcome, name, self.alias)
+                registered = run.register(outcome, name, self.alias, keep_better=not self.move_alias)
             except RegistryError as error:
                 options = {
                     "config": self.output / CONFIG,
@@ -78,10 +84,15 @@ class Train(PromotedConfig):
                     "alias": self.alias,
                 }
                 words = [word for option, value in options.items() for word in (f"--{option}", str(value))]
+                words += ["--move-alias"] if self.move_alias else []
                 again = shlex.join(["alast-tune", "train", *words])
                 complain(f"the model is trained, but not registered ({error}); once MLflow is back: {again}")
                 sys.exit(TRACKING_INCOMPLETE)
-            say(f"registered: models:/{name}@{self.alias} (version {version})")
+            if registered.kept:
+                kept = f"{self.alias} stays with {registered.kept}; --move-alias moves it"
+                say(f"registered: models:/{name}/{registered.version}; {kept}")
+            else:
+                say(f"registered: models:/{name}@{self.alias} (version {registered.version})")
         if pending(self.output):  # the tracker has said so
             sys.exit(TRACKING_INCOMPLETE)
 

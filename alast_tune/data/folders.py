@@ -17,6 +17,7 @@ from pathlib import Path
 from PIL import Image
 
 from alast_tune.errors import ConfigError
+from alast_tune.text import shorten_list
 
 _LEFT_BEHIND = {
     "__macosx", "__pycache__", "@eadir", "@recently-snapshot", "@recycle", "#recycle", "#snapshot", "$recycle.bin",
@@ -38,9 +39,6 @@ _UNDECODED = {"BUFR", "GRIB", "HDF5", "MPEG", "WMF"}
 
 _VAGUE = {"FITS", "FLI", "GBR", "IM", "IMT", "IPTC", "MCIDAS", "MSP", "PCD", "PCX", "PIXAR", "SPIDER", "TGA", "XVTHUMB"}
 """Formats with hardly a signature: for those the name has to speak too."""
-
-_SHOWN = 6
-"""Kinds of files, names of classes or folders that a line lists."""
 
 
 @dataclass
@@ -262,10 +260,3 @@ def _is_image(file: Path) -> bool:
     except Exception:  # the formats' readers raise nearly anything on what is none of theirs
         return False
     return True
-
-
-def shorten_list(names: Iterable[str]) -> str:
-    """List the first few of many names."""
-    names = list(names)
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more

@@ -10,13 +10,14 @@ import numpy as np
 
 from alast_tune.config import DataConfig
 from alast_tune.data.downloads import CLASS_COUNTS, open_download
-from alast_tune.data.folders import open_folder, shorten_list
+from alast_tune.data.folders import open_folder
 from alast_tune.data.huggingface import PREFIX, is_saved, open_named, open_saved
 from alast_tune.data.inspection import Place, silence_pillow
 from alast_tune.data.registry import GROUP, open_registered, registered
 from alast_tune.data.sources import Opened, Source
 from alast_tune.data.tables import SUFFIXES, open_table
 from alast_tune.errors import ConfigError
+from alast_tune.text import shorten_list
 
 
 @lru_cache(maxsize=8)

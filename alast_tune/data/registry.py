@@ -18,11 +18,12 @@ from PIL import Image
 
 from alast_tune.config import DataConfig
 from alast_tune.data.downloads import CLASS_COUNTS
-from alast_tune.data.folders import role_of, shorten_list
+from alast_tune.data.folders import role_of
 from alast_tune.data.inspection import Item, Place
 from alast_tune.data.sources import Opened, Source
 from alast_tune.errors import ConfigError
 from alast_tune.plugins import entries_of, registered_here
+from alast_tune.text import shorten_list
 
 GROUP = "alast_tune.datasets"
 

@@ -22,9 +22,10 @@ from timm.models.vision_transformer import VisionTransformer
 from alast_tune.config import ModelConfig
 from alast_tune.errors import ConfigError
 from alast_tune.models.backbone import Backbone
-from alast_tune.models.checkpoints import file_fingerprint, read_checkpoint, shorten_list, weights_file
+from alast_tune.models.checkpoints import file_fingerprint, read_checkpoint, weights_file
 from alast_tune.models.hub import cached, no_weights, weights_source
 from alast_tune.models.recognition import candidates, has_shapes_of, in_timms_names, named_by, unknown
+from alast_tune.text import shorten_list
 
 __all__ = [
     "EMBEDDED_MEAN",

@@ -19,6 +19,7 @@ from timm.models import clean_state_dict
 from torch import Tensor
 
 from alast_tune.errors import ConfigError
+from alast_tune.text import shorten_list
 
 _LOG = logging.getLogger(__name__)
 
@@ -210,9 +211,3 @@ def _without_prefix(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
     if others:
         _LOG.info("model.checkpoint = %s: took %s, left out %s", path, prefix.rstrip("."), shorten_list(others))
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-
-
-def shorten_list(items: list[str], limit: int = 4) -> str:
-    """List the first few of many."""
-    more = f" and {len(items) - limit} more" if len(items) > limit else ""
-    return ", ".join(items[:limit]) + more

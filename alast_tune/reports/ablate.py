@@ -14,7 +14,7 @@ from rich.console import Console
 from alast_tune.plots import Mark, ablation_png, short
 from alast_tune.reports.paper import MEASURES as PAPER_MEASURES
 from alast_tune.reports.paper import read_paper
-from alast_tune.reports.plan import FULL, Ablation, Ablations, select, trials
+from alast_tune.reports.plan import FULL, Ablation, Ablations, check_none_empty, select, trials
 from alast_tune.reports.tables import MEASURES, NOTES, Row, csv_text, made_by, markdown_table, numbers, ratio
 from alast_tune.results import TrialResult
 
@@ -65,9 +65,11 @@ def ablate(
 
     Raises:
         ConfigError: no such ablation, or a sweep that cannot work or was started with other settings.
+        NothingCompleteError: a sweep has ended without a complete trial; the report is written.
     """
     chosen = select(plan.ablations, only)
-    ended = {question: trials(sweep, run, console) for question, sweep in plan.sweeps(name, storage, chosen)}
+    sweeps = dict(plan.sweeps(name, storage, chosen))
+    ended = {question: trials(sweep, run, console) for question, sweep in sweeps.items()}
     full = Row.of(FULL, ended[FULL]) if ended[FULL] else None
     answers = [Answer.of(question, plan.ablations[question], ended[question]) for question in chosen]
     folder = storage / name
@@ -79,6 +81,8 @@ def ablate(
     parts += [part for answer in answers for part in _section(answer, full)]
     report = folder / "report.md"
     report.write_text("\n\n".join(parts) + "\n")
+    if run:
+        check_none_empty({sweeps[question].name: found for question, found in ended.items()}, report)
     return report
 
 

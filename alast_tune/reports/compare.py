@@ -12,7 +12,7 @@ from rich.console import Console
 from alast_tune.plots import byte_unit, flop_unit, ratios_png
 from alast_tune.reports.paper import MEASURES as PAPER_MEASURES
 from alast_tune.reports.paper import read_paper
-from alast_tune.reports.plan import FULL, Comparison, select, trials, variant
+from alast_tune.reports.plan import FULL, Comparison, check_none_empty, select, trials, variant
 from alast_tune.reports.tables import NOTES, Row, csv_text, made_by, markdown_table, numbers, ratio
 from alast_tune.results import TrialResult
 
@@ -61,14 +61,18 @@ def compare(
 
     Raises:
         ConfigError: no such pair, or a sweep that cannot work or was started with other settings.
+        NothingCompleteError: a sweep has ended without a complete trial; the report is written.
     """
-    found = []
+    found: list[PairResult] = []
+    complete: dict[str, list[TrialResult]] = {}
     for pair in select(plan.pairs, only):
-        first = trials(plan.first(f"{name}-{pair}", storage, pair), run, console)
+        sweep = plan.first(f"{name}-{pair}", storage, pair)
+        complete[sweep.name] = first = trials(sweep, run, console)
         rates = best_rates(plan, first)
         others = []
         if plan.seeds > 1 and rates:
-            others = trials(plan.others(f"{name}-{pair}", storage, pair, rates), run, console)
+            sweep = plan.others(f"{name}-{pair}", storage, pair, rates)
+            complete[sweep.name] = others = trials(sweep, run, console)
         chosen = {
             method: [trial for trial in first + others if trial.params["method"] == variant(method, rate)]
             for method, rate in rates.items()
@@ -81,6 +85,8 @@ def compare(
     (folder / "report.csv").write_text(csv_text([record for pair in found for record in _records(pair)]))
     report = folder / "report.md"
     report.write_text(_report(plan, name, found, command))
+    if run:
+        check_none_empty(complete, report)
     return report
 
 

@@ -20,7 +20,7 @@ from alast_tune.config import (
     apply_params,
     stored_sweep,
 )
-from alast_tune.errors import ConfigError
+from alast_tune.errors import ConfigError, NothingCompleteError
 from alast_tune.reports.paper import read_paper
 from alast_tune.results import TrialResult
 from alast_tune.storage import fetch
@@ -176,6 +176,21 @@ def trials(sweep: SweepConfig, run: bool, console: Console) -> list[TrialResult]
         stored = stored_sweep(folder) if there else sweep
         ended = results(open_study(stored, folder), stored) if there else []
     return [result for result in ended if result.state == "complete"]
+
+
+def check_none_empty(found: Mapping[str, Sequence[object]], report: Path) -> None:
+    """Refuse to call a report done of which a sweep has not one complete trial.
+
+    Args:
+        found: complete trials by the names of the sweeps that were run.
+        report: which is written nevertheless.
+
+    Raises:
+        NothingCompleteError: names these sweeps.
+    """
+    if empty := [name for name, complete in found.items() if not complete]:
+        them = f"sweep{'s' * (len(empty) > 1)} {', '.join(empty)}"
+        raise NothingCompleteError(f"no complete trial in {them}; {report} is written, without them")
 
 
 def select(known: Mapping[str, Any], only: Sequence[str]) -> list[str]:

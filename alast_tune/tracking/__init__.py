@@ -10,13 +10,24 @@ charts; ``registry`` makes a trained model a version of a registered one, ``serv
 from alast_tune.tracking.finish import log_reseeded, sync
 from alast_tune.tracking.kept import pending, run_ids, sweep_run_id
 from alast_tune.tracking.page import REPORT, describe_front
-from alast_tune.tracking.registry import RegistryError, check_names, register, tag_run
+from alast_tune.tracking.registry import (
+    ALL_DATA,
+    COMPARED_DATA,
+    Registered,
+    RegistryError,
+    check_names,
+    register,
+    tag_run,
+)
 from alast_tune.tracking.store import connect, default_uri, is_file_based
 from alast_tune.tracking.tracker import Tracker
 from alast_tune.tracking.view import prepare_view
 
 __all__ = [
+    "ALL_DATA",
+    "COMPARED_DATA",
     "REPORT",
+    "Registered",
     "RegistryError",
     "Tracker",
     "check_names",

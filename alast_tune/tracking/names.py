@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Set
 from typing import Any
 
 from alast_tune.config import TrialConfig, flatten
+from alast_tune.labels import SHORT
 from alast_tune.summary import trial_id
 from alast_tune.text import short_number
 
@@ -15,9 +16,6 @@ LONGEST = 40
 _BASELINES = {"full": "full", "paper": "alast paper"}
 
 _FLOORS = tuple(f"method/floors/{third}" for third in ("early", "middle", "late"))
-
-_SHORT = {"learning_rate": "lr", "batch_size": "batch", "weight_decay": "decay", "lora_alpha": "scale"}
-_SHORT |= {"train_embeddings": "embeddings"}
 
 
 def run_name(number: int, config: TrialConfig, params: Mapping[str, Any], baseline: str | None = None) -> str:
@@ -53,7 +51,7 @@ def _varied_words(config: TrialConfig, params: Mapping[str, Any], said: Set[str]
         if path in said or path in _FLOORS or value is None:
             continue
         leaf = path.rpartition("/")[2]
-        leaf = _SHORT.get(leaf, leaf)
+        leaf = SHORT.get(leaf, leaf)
         if isinstance(value, str):
             yield value
         elif isinstance(value, bool):

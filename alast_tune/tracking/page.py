@@ -24,7 +24,7 @@ from alast_tune.plots import (
     space_png,
 )
 from alast_tune.results import BASELINES, RESEEDED, FrontFile, FrontMember, Reseeded, TrialResult
-from alast_tune.storage import display_path
+from alast_tune.storage import words_for
 from alast_tune.summary import trial_id
 
 FOLDER = "front"
@@ -76,7 +76,7 @@ def write_pages(
     every, results = results, drawn(front, results)
     sweep = folder.parent
     reseeded = Reseeded.read(sweep / RESEEDED) if (sweep / RESEEDED).exists() else None
-    words = [front.sweep if sweep.parent.absolute() == Path("runs").absolute() else display_path(sweep)]
+    words = [sweep.absolute().name, *words_for(sweep.parent)]
     front.write(folder / "front.json")
     (folder / "front_table.json").write_text(json.dumps(_table(front, results)), encoding="utf-8")
     pages: dict[str, Callable[[], str | bytes]] = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -43,8 +44,23 @@ SIGNATURE = ModelSignature(
 )
 
 
+COMPARED_DATA = "alast.data_fingerprint"
+"""Tag of a version: fingerprint of the images that its accuracies are of, whether it trains on all of them or not."""
+ALL_DATA = "alast.all_data"
+"""Tag of a version that has trained on the validation images as well."""
+
+
 class RegistryError(RuntimeError):
     """The registry does not have all it should, said in a few words."""
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A version of a registered model."""
+
+    version: int
+    kept: str | None = None
+    """Which version keeps the alias, and why; None if this version has it."""
 
 
 def save_served(model: Path, path: Path) -> None:
@@ -96,8 +112,10 @@ def register(
     alias: str,
     tags: Mapping[str, str],
     files: Sequence[Path] = (),
-) -> int:
-    """Make a model a version of a registered one, with its run as the source; returns the version's number.
+    *,
+    keep_better: bool = False,
+) -> Registered:
+    """Make a model a version of a registered one, with its run as the source.
 
     A run's model is registered once under a name: again it keeps its number, and gets alias and tags anew.
 
@@ -107,9 +125,10 @@ def register(
         run_id: the run that has trained the model; gets the MLflow model as artifact ``model``.
         model: folder with ``model.safetensors`` and timm's ``config.json``.
         name: of the registered model, which is made if it is not there.
-        alias: that the version gets, whoever had it before.
+        alias: that the version gets.
         tags: of the version.
         files: uploaded to the run besides.
+        keep_better: another version keeps the alias unless this one is known to be as accurate on the same images.
 
     Raises:
         RegistryError: the store is away, or refuses.
@@ -124,11 +143,36 @@ def register(
         number = _version(client, name, run_id)
         for key, value in tags.items():
             client.set_model_version_tag(name, number, key, value)
-        client.set_registered_model_alias(name, alias, number)
         client.set_tag(run_id, "alast.registered", f"models:/{name}/{number}")
+        holder = client.get_registered_model(name).aliases.get(alias) if keep_better else None
+        if holder not in {None, number}:
+            better = why_not_better(client.get_model_version(name, str(holder)).tags, tags)
+            if better:
+                return Registered(int(number), f"version {holder}: {better}")
+        client.set_registered_model_alias(name, alias, number)
     except (MlflowException, ConfigError, OSError) as error:
         raise RegistryError(reason(error)) from error
-    return int(number)
+    return Registered(int(number))
+
+
+def why_not_better(old: Mapping[str, str], new: Mapping[str, str]) -> str:
+    """Say why a version does not take the place of another; empty if it is at least as accurate on the same images.
+
+    Compared are accuracies on the validation images, or on the test images if either trained on the others as well.
+
+    Args:
+        old: tags of the version that has the place.
+        new: tags of the other one.
+    """
+    if COMPARED_DATA not in old or old[COMPARED_DATA] != new.get(COMPARED_DATA):
+        return "its accuracy is not known to be on the same images"
+    seen = "true" in {old.get(ALL_DATA), new.get(ALL_DATA)}
+    tag, words = ("alast.test_accuracy", "test") if seen else ("alast.accuracy", "validation")
+    try:
+        before, now = float(old[tag]), float(new[tag])
+    except (KeyError, ValueError):
+        return f"there are no two {words} accuracies to compare"
+    return "" if now >= before else f"its {words} accuracy is {before:.4f}, not {now:.4f}"
 
 
 def tag_run(uri: str, run_id: str, tags: Mapping[str, str]) -> None:

@@ -22,6 +22,7 @@ _EXPERIMENT = {"mlflow.experimentKind": "custom_model_development"}  # else the 
 
 _PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
 """A silent server is asked for minutes by default; here it is asked anew, so that one knows soon that it is away."""
+_PATIENCE |= {"PGCONNECT_TIMEOUT": "10"}  # of a database that MLflow is given itself
 
 _REFUSALS = {"INVALID_PARAMETER_VALUE", "INVALID_STATE", "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST"}
 _REFUSALS |= {"ENDPOINT_NOT_FOUND"}  # a server that is older than what it is asked for
@@ -30,6 +31,9 @@ _OUTAGES = ("OperationalError", *map(os.strerror, (errno.ENOSPC, errno.EDQUOT, e
 """A database's errors that are not about what was to be written, in SQLAlchemy's words; and a disk's."""
 
 _DENIED = "answers 401"
+
+_DATABASES = {"postgresql", "mysql", "mssql"}
+"""Schemes of databases on servers."""
 
 
 def default_uri(storage: Path) -> str:
@@ -60,6 +64,12 @@ def connect(uri: str, storage: Path) -> MlflowClient:
         os.environ.setdefault(name, value)
     with _as_config_error(uri):
         storage.mkdir(parents=True, exist_ok=True)
+        if urlparse(uri).scheme.partition("+")[0] in _DATABASES:
+            from mlflow.store.db.utils import create_sqlalchemy_engine  # half a second, and few need it
+
+            engine = create_sqlalchemy_engine(uri)  # type: ignore[no-untyped-call]
+            engine.connect().close()  # else MLflow tries ten times, for two minutes, before it says what is wrong
+            engine.dispose()
         client = MlflowClient(uri)
         client.search_experiments(max_results=1)
     return client

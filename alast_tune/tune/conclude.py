@@ -21,6 +21,7 @@ from alast_tune.storage import STUDY, display_path, fetch
 from alast_tune.summary import summarise, trial_id
 from alast_tune.tracking import Tracker, default_uri, run_ids
 from alast_tune.tune.attempts import checkpoints
+from alast_tune.tune.attributes import VALIDATION_IMAGES
 from alast_tune.tune.cluster import Stop, stopped_by_signals
 from alast_tune.tune.insight import report_search
 from alast_tune.tune.storage_errors import as_storage_error
@@ -95,7 +96,10 @@ def conclude(
     found = [replace(one, mlflow_run_id=runs.get(one.number, one.mlflow_run_id)) for one in results(study, sweep)]
     tracker.reconcile_runs(found)
     ended = [result for result in found if result.state != "running"]
-    front = summarise(sweep.name, ended, study.user_attrs["reference_point"], limits=sweep.limits)
+    images = study.user_attrs.get(VALIDATION_IMAGES)
+    front = summarise(
+        sweep.name, ended, study.user_attrs["reference_point"], limits=sweep.limits, validation_images=images
+    )
     front.write(folder / "front.json")
     try:
         stop.check()

@@ -41,6 +41,7 @@ class SweepObserver:
         lease: on its folder.
         console: for people.
         total: how many trials it will have run in the end, baselines included.
+        validation_images: that accuracies are of, if that is known.
     """
 
     def __init__(
@@ -52,12 +53,13 @@ class SweepObserver:
         lease: SweepLease,
         console: Console,
         total: int,
+        validation_images: int | None = None,
     ) -> None:
         self._lease = lease
         self._file = sweep.storage / sweep.name / "front.json"
         self._tracker = tracker
         ended = [result for result in before if result.state != "running"]
-        self._front = FrontTracker(sweep.name, reference, sweep.limits, ended)
+        self._front = FrontTracker(sweep.name, reference, sweep.limits, ended, validation_images)
         self._nodes: dict[int, str] = {}
         self._written = -math.inf
         self._changed = True
@@ -102,7 +104,7 @@ class SweepObserver:
         if _is_counted(result):
             self.progress.ended(result, front)
         else:
-            self.progress.note(f"trial {trial_id(result.number)}: {result.reason}")
+            self.progress.skipped(result)
         self._lease.save()
 
     def pulse(self) -> None:

@@ -115,18 +115,23 @@ def full_of(trial: TrialConfig) -> TrialConfig:
 
 
 def _costs(sweep: SweepConfig, forecast: Forecast) -> Iterator[Costs]:
-    """Forecast points of the space: every value of each choice among names is drawn as often as any other."""
-    draw = np.random.default_rng(0)
-    spread = {path: draw.permutation(POINTS) for path in sweep.space}
-    for index in range(POINTS):
-        params = {path: _value(item, (spread[path][index] + 0.5) / POINTS) for path, item in sweep.space.items()}
+    """Forecast points of the space."""
+    for params in points_of(sweep):
         try:
             yield forecast.costs(trial_config(sweep, params))
         except ConfigError:  # two parameters, each fine, that contradict each other
             continue
 
 
-def _value(item: Any, unit: float) -> Any:
+def points_of(sweep: SweepConfig) -> Iterator[dict[str, Any]]:
+    """Draw points of a space: every value of each choice among names as often as any other."""
+    draw = np.random.default_rng(0)
+    spread = {path: draw.permutation(POINTS) for path in sweep.space}
+    for index in range(POINTS):
+        yield {path: value_at(item, (spread[path][index] + 0.5) / POINTS) for path, item in sweep.space.items()}
+
+
+def value_at(item: Any, unit: float) -> Any:
     """Look up a value of a distribution at a place in (0, 1)."""
     choices = choices_of(item)
     if choices is not None:

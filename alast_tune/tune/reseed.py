@@ -16,13 +16,14 @@ from alast_tune.lease import exclusive_driver
 from alast_tune.results import OBJECTIVES, RESEEDED, FrontFile, FrontMember, Reseeded, SeedRun
 from alast_tune.summary import reseeded
 from alast_tune.terminal import printer
-from alast_tune.tracking import default_uri, log_reseeded, sync
+from alast_tune.tracking import log_reseeded
 from alast_tune.train import load_trial
+from alast_tune.tune.conclude import report
 from alast_tune.tune.study import run_sweep
 
 
 def reseed(folder: Path, runs: int, console: Console) -> Reseeded:
-    """Run every member of a finished sweep's front with other seeds, and leave ``reseeded.json`` in its folder.
+    """Run every member of a finished sweep's front with other seeds; leave ``reseeded.json``, and the page with it.
 
     The runs are a sweep of their own, ``<name>-seeds``: a grid of members and seeds, with all that a sweep has; run
     again the same goes on where it was.
@@ -62,7 +63,7 @@ def reseed(folder: Path, runs: int, console: Console) -> Reseeded:
     with exclusive_driver(folder):
         summary.write(folder / RESEEDED)
         log_reseeded(summary, folder)
-        sync(folder, default_uri(sweep.storage), say=printer(console))
+    report(folder, console)  # its page tells of the seeds from now on
     return summary
 
 

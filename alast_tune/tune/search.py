@@ -39,7 +39,7 @@ from alast_tune.tune.trials import baselines, epoch_key, epochs_of, superseded, 
 
 _LOG = logging.getLogger(__name__)
 
-_WORDS: dict[str, Callable[[Any, Mapping[str, float]], str]] = {
+BROKEN: dict[str, Callable[[Any, Mapping[str, float]], str]] = {
     "max_memory": lambda of, got: f"peak {human_bytes(got['peak_bytes'])} is above {human_bytes(of.max_memory)}",
     "max_flops": lambda of, got: f"training {human_flops(got['train_flops'])} is above {human_flops(of.max_flops)}",
     "min_accuracy": lambda of, got: f"accuracy {got['accuracy']:.4f} is below {of.min_accuracy:g}",
@@ -51,7 +51,7 @@ _PATIENCE = 100
 _BURST = 8
 """So many proposals in a row are made before Tune's loop turns: the first ones start, and signals are heard."""
 
-_FLOPS_SLACK = 0.1
+FLOPS_SLACK = 0.1
 """Share by which a trial whose budgets learn may come to fewer FLOPs than foreseen."""
 
 _STARVED = 1.0
@@ -352,7 +352,7 @@ class StudySearcher(Searcher):
         trial.set_user_attr("predicted_bytes", costs.peak_bytes)
         learns = config.method.learns()
         foreseen = {"train_flops": costs.train_flops, "peak_bytes": float(costs.peak_bytes)}
-        if self._sweep.allow(**foreseen | {"train_flops": costs.train_flops * (1 - _FLOPS_SLACK * learns)}):
+        if self._sweep.allow(**foreseen | {"train_flops": costs.train_flops * (1 - FLOPS_SLACK * learns)}):
             try:
                 return _Live(trial, config, self._packing.place(self._forecast(config, GROWTH).peak_bytes))
             except ConfigError as error:
@@ -399,7 +399,7 @@ class StudySearcher(Searcher):
         excess = self._sweep.excess(**objectives)
         for limit, amount in excess.items():
             _constrain_once(trial, limit, amount)
-        return [_WORDS[limit](self._sweep, objectives) for limit, amount in excess.items() if amount > 0]
+        return [BROKEN[limit](self._sweep, objectives) for limit, amount in excess.items() if amount > 0]
 
     def _tell(
         self, trial: Trial, state: TrialState, reason: str | None, epochs: int, values: list[float] | None = None

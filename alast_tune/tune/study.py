@@ -32,10 +32,12 @@ from alast_tune.terminal import printer
 from alast_tune.tracking import Tracker, default_uri, is_file_based
 from alast_tune.train import load_trial
 from alast_tune.tune.attempts import checkpoints, next_attempt
+from alast_tune.tune.attributes import VALIDATION_IMAGES
 from alast_tune.tune.budget import TimeBudget
 from alast_tune.tune.callback_observer import CallbackObserver
 from alast_tune.tune.cluster import Stop, check_cluster, cluster, stopped_by_signals
 from alast_tune.tune.conclude import SEARCHED, blocks_file, conclude
+from alast_tune.tune.feasible import check_limits
 from alast_tune.tune.forecast import Forecast
 from alast_tune.tune.members import CheckpointTasks, block_reports, score
 from alast_tune.tune.observer import SweepObserver, TuneEvents
@@ -71,6 +73,8 @@ class Prepared:
     uri: str
     """Of the MLflow store."""
     reference: tuple[float, float, float]
+    validation_images: int
+    """How many."""
     origin: Fingerprints
     """Of the images and the starting weights."""
     earlier: Sequence[Earlier]
@@ -157,11 +161,14 @@ def prepare(sweep: SweepConfig, *, resume: bool, retry_failed: bool, console: Co
     say = printer(console)
     model, splits = load_trial(sweep.trial)
     for note in splits.notes:
-        say(f"data: {note}")
+        say(f"note: {note}")
     reference = reference_point(sweep.trial, model, splits)  # tries the method on: what cannot work says so here
+    if not resume and sweep.warm_start is None:
+        check_limits(sweep, Forecast().costs)
     origin = fingerprints(splits, sweep.trial.model)
     earlier = earlier_results(sweep, origin, say) if sweep.warm_start and not resume else []
-    return Prepared(sweep, resume, retry_failed, uri, reference, origin, earlier, console, say)
+    images = len(splits.validation)
+    return Prepared(sweep, resume, retry_failed, uri, reference, images, origin, earlier, console, say)
 
 
 def search(prepared: Prepared, lease: SweepLease, tracker: Tracker, stop: Stop, told: Callbacks) -> optuna.Study:
@@ -193,7 +200,14 @@ def search(prepared: Prepared, lease: SweepLease, tracker: Tracker, stop: Stop, 
     tracker.reconcile_runs(before)
     total = sweep.trials + len(baselines(study))
     observer = SweepObserver(
-        sweep, study.user_attrs["reference_point"], before, tracker, lease, prepared.console, total
+        sweep,
+        study.user_attrs["reference_point"],
+        before,
+        tracker,
+        lease,
+        prepared.console,
+        total,
+        prepared.validation_images,
     )
     budget = TimeBudget(study, sweep.time_budget)
     try:
@@ -239,6 +253,8 @@ def _begin(prepared: Prepared) -> optuna.Study:
     _keep(sweep, folder / "sweep.json")
     if "reference_point" not in study.user_attrs:
         study.set_user_attr("reference_point", prepared.reference)
+    if VALIDATION_IMAGES not in study.user_attrs:  # an older version has not written it down
+        study.set_user_attr(VALIDATION_IMAGES, prepared.validation_images)
     if not study.user_attrs.get("begun"):
         taken = feed(study, sweep, prepared.earlier)
         if sweep.warm_start:

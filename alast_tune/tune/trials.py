@@ -133,7 +133,9 @@ def _file(kind: str | None, folder: Path) -> optuna.storages.BaseStorage:
 def _database(url: str) -> optuna.storages.BaseStorage:
     """Open a PostgreSQL database; a connection that it has dropped in the meantime is made anew."""
     psycopg = url.replace("postgresql://", "postgresql+psycopg://", 1)  # else the driver is SQLAlchemy's choice
-    return optuna.storages.RDBStorage(psycopg, engine_kwargs={"pool_pre_ping": True})
+    return optuna.storages.RDBStorage(
+        psycopg, engine_kwargs={"pool_pre_ping": True, "connect_args": {"connect_timeout": 10}}
+    )
 
 
 def enqueue_baselines(study: optuna.Study, sweep: SweepConfig) -> None:
@@ -201,6 +203,7 @@ def to_result(trial: FrozenTrial, sweep: SweepConfig) -> TrialResult:
         reason=trial.user_attrs.get("reason"),
         baseline=baseline,
         origin=trial.user_attrs.get("origin"),
+        excess=max(trial.constraints.values(), default=0.0),
         launched=trial.user_attrs.get("launched", "origin" not in trial.user_attrs),
         metrics=trial.user_attrs.get("metrics", {}),
         device=trial.user_attrs.get("device") or None,

@@ -174,12 +174,17 @@ class Reader:
             script.chmod(0o755)
         self._shell('echo "$PWD $(cat requirements.lock pyproject.toml | cksum)" > .venv/.set-up')
 
-    def follow(self, document: str, end: int | None = None) -> None:
-        """Do what a document says, up to the end of a block, and nothing twice."""
+    def follow(self, document: str, end: int | None = None) -> int:
+        """Do what a document says, up to the end of a block, and nothing twice; returns how many blocks of it are done.
+
+        Raises:
+            AssertionError: a command fails, or prints something else.
+        """
         for number, block in enumerate(blocks(document)[:end]):
             if (document, number) not in self._done:
                 self._done.add((document, number))  # what fails is said once
                 self._do(block)
+        return sum(done == document for done, _ in self._done)
 
     def _do(self, block: Block) -> None:
         if block.language == "sh":
@@ -379,7 +384,7 @@ def test_every_command_works(document: str, end: int, readers: Callable[[str], R
     if document not in FIRST and not changes_the_program(document):
         for earlier in FIRST:
             reader.follow(earlier)
-    reader.follow(document, end)
+    assert reader.follow(document, end) >= end
 
 
 @pytest.mark.e2e
@@ -391,4 +396,4 @@ def test_every_command_works_that_is_left_out_by_day(tmp_path: Path) -> None:
         reader = Reader(tmp_path / "alast-tune", at_the_end, nightly=True)
         for document in (*FIRST, *DOCUMENTS):
             if not changes_the_program(document):
-                reader.follow(document)
+                assert reader.follow(document) == len(blocks(document))

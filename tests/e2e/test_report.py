@@ -76,7 +76,7 @@ def centre(points: Locator, index: int) -> tuple[float, float]:
 
 
 def command(member: FrontMember) -> re.Pattern[str]:
-    return re.compile(rf"alast-tune promote \S+ --pick {member.trial_id} -o best\.yaml")
+    return re.compile(rf"alast-tune promote .+ --pick {member.trial_id} -o best\.yaml")
 
 
 def test_page_opens_offline_switches_axes_and_gives_the_command(folder: Path, page: Page, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ def test_optuna_dashboard_has_the_names_of_the_objectives(tmp_path: Path) -> Non
     origin = Fingerprints(data="0123456789abcdef", weights=None)
     (tmp_path / "s").mkdir()
     prepared = Prepared(
-        sweep, False, False, "", (0.0, 4e12, 8e8), origin, [], Console(file=io.StringIO()), lambda line: None
+        sweep, False, False, "", (0.0, 4e12, 8e8), 16, origin, [], Console(file=io.StringIO()), lambda line: None
     )
     study = _begin(prepared)
     study.tell(study.ask(), [0.9, 4e12, 8e8])

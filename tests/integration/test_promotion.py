@@ -164,7 +164,7 @@ def test_from_the_front_to_a_served_model(sweep: Path, tmp_path: Path, capsys: p
     assert client.get_model_version_by_alias("pets", "candidate").version == first.version
 
     # Train it for longer: the next version, linked both ways.
-    main(["train", "--config", str(file), "--output", str(output), "--epochs", "2", "--all-data"])
+    main(["train", "--config", str(file), "--output", str(output), "--epochs", "2", "--all-data", "--move-alias"])
     shown = capsys.readouterr()
     assert shown.err == "" and "note:" not in shown.out
     second = client.get_model_version_by_alias("pets", "champion")

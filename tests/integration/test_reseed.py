@@ -20,6 +20,8 @@ def test_members_are_run_with_other_seeds_each_once_and_mlflow_has_it(ray_here: 
     found = Reseeded.read(folder / "reseeded.json")
     assert [member.trial_id for member in found.members] == [member.trial_id for member in front.front]
     assert found.seeds == (1, 2)
+    page, told = (folder / name for name in ("report.html", "reseeded.json"))
+    assert page.stat().st_mtime_ns > told.stat().st_mtime_ns  # drawn again, with what the seeds tell
     for member, before in zip(found.members, front.front, strict=True):
         assert member.found == before.objectives
         assert [run.seed for run in member.runs] == [1, 2]

@@ -77,9 +77,9 @@ def test_presets_and_configurations_are_valid(document: str, monkeypatch: pytest
     for block in blocks(document):
         values = yaml.safe_load(block.text) if block.language == "yaml" else {}
         if "space" in values:
-            parse(SweepConfig, values)
+            assert parse(SweepConfig, values).space
         elif "method" in values:
-            parse(TrialConfig, values)
+            assert parse(TrialConfig, values).method.name == values["method"]["name"]
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)

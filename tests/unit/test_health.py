@@ -33,6 +33,13 @@ def on_the_front(path: str, *chosen: Any) -> tuple[FrontFile, list[TrialResult]]
     return summarise("s", results, REFERENCE), results
 
 
+def test_few_validation_images_are_a_note() -> None:
+    front, results = on_the_front("train/learning_rate", 1e-3, 2e-3)
+    assert health.health_notes(front, results, {}, {}) == []
+    (note,) = health.health_notes(front.model_copy(update={"validation_images": 24}), results, {}, {})
+    assert note.heading == "Few validation images" and note.text.startswith("One of 24 validation images is 4.2 points")
+
+
 @pytest.mark.parametrize(
     ("item", "chosen", "found"),
     [

@@ -116,13 +116,19 @@ def test_every_kustomization_is_looked_at() -> None:
 
 @pytest.mark.parametrize("folder", SERVICES)
 def test_core_objects_are_kubernetes_own(folder: str) -> None:
-    for resource in rendered(folder):
+    """``validate`` raises ValidationError."""
+    resources = rendered(folder)
+    assert resources
+    for resource in resources:
         kubernetes_validate.validate(resource, kubernetes_validate.latest_version(), strict=True)
 
 
 @pytest.mark.parametrize("folder", CLUSTERS + JOBS)
 def test_pods_of_ray_are_kubernetes_own(folder: str) -> None:
-    for _, pod in templates(folder):
+    """``validate`` raises ValidationError."""
+    pods = list(templates(folder))
+    assert pods
+    for _, pod in pods:
         meta = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}}
         kubernetes_validate.validate({**meta, "spec": pod}, kubernetes_validate.latest_version(), strict=True)
 

@@ -36,8 +36,9 @@ def test_settings_are_a_few_words_each() -> None:
         "seed 3",
         "floors 0.1/0.25/0.5",
     ]
-    assert setting_labels({"way": "lora", "train/learning_rate": 1.234e-4, "x/y": True}) == [
+    assert setting_labels({"way": "lora", "train/learning_rate": 1.234e-4, "train/batch_size": 32, "x/y": True}) == [
         "lora",
         "lr 0.00012",
+        "batch 32",
         "y True",
     ]

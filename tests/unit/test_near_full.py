@@ -4,7 +4,14 @@ import json
 
 import pytest
 
-from alast_tune.near_full import choose_knee, near_full, share_of_full, time_share
+from alast_tune.near_full import (
+    choose_knee,
+    near_full,
+    share_of_full,
+    standard_error,
+    time_share,
+    uncertainty_words,
+)
 from alast_tune.results import FrontFile, TrialResult
 from alast_tune.summary import joint_front, summarise, within
 from tests.unit import fronts
@@ -60,3 +67,16 @@ def test_a_joint_front_has_no_full_fine_tuning_to_be_near() -> None:
     others: list[TrialResult] = [fronts.trial(0, (0.95, 2e12, 150), "full")]
     _, joint = joint_front([fronts.front(), summarise("other", others, fronts.REFERENCE)])
     assert joint.knee_within is None and joint.full is None and joint.knee is not None
+
+
+def test_chance_is_said_where_it_is_larger_than_the_distance_asked_for() -> None:
+    assert standard_error(0.5, 96) == pytest.approx(0.05)  # sqrt(0.5 * 0.5 / (96 + 4))
+    assert 0.03 < standard_error(1.0, 24) < 0.06  # where the plain formula says 0
+    results = fronts.trials()
+    small = summarise("s", results, fronts.REFERENCE, validation_images=24)
+    words = "one of 24 validation images is 4.2 points, the standard error of full fine-tuning's accuracy 6.2 points"
+    assert uncertainty_words(small, 0.01) == words
+    assert uncertainty_words(within(small, small.limits), 0.01) == words  # limits leave it as it is
+    assert uncertainty_words(small, 0.1) is None
+    assert uncertainty_words(summarise("s", results, fronts.REFERENCE, validation_images=10_000), 0.01) is None
+    assert uncertainty_words(fronts.front(), 0.01) is None  # older files do not tell

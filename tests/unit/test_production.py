@@ -72,6 +72,18 @@ def test_nothing_is_written_among_the_images(two_classes: Path, config: Promoted
     assert sorted(two_classes.rglob("*")) == before
 
 
+def test_what_is_to_know_about_the_images_is_a_note(
+    storage: Path, two_classes: Path, config: PromotedTrial, tmp_path: Path
+) -> None:
+    shutil.copytree(two_classes, tmp_path / "pictures")
+    (tmp_path / "pictures" / "train" / "dark" / "list.txt").touch()
+    what, said = config(), []
+    data = what.data.model_copy(update={"root": tmp_path / "pictures"})
+    with training(what.model_copy(update={"data": data}), storage / "noted", said.append):
+        (line,) = said
+    assert line.startswith(f"note: passed over in {tmp_path / 'pictures'}: 1 ")
+
+
 def test_timm_alone_loads_what_training_leaves(whole: Path, config: PromotedTrial) -> None:
     run = Run(config().trial)
     run.load(whole)
@@ -280,7 +292,7 @@ def test_names_that_the_registry_refuses_are_refused_before_anything_is_trained(
 def test_what_is_to_be_repeated_after_a_failed_registration_has_name_and_alias(
     storage: Path, two_classes: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*arguments: object) -> int:
+    def fail(*arguments: object, **options: object) -> None:
         raise RegistryError("no answer")
 
     monkeypatch.setenv("DATA", str(two_classes.parent))
@@ -297,3 +309,19 @@ def test_what_is_to_be_repeated_after_a_failed_registration_has_name_and_alias(
     assert again[0] == "alast-tune"
     main(again[1:])
     assert "registered: models:/jo's pets@best (version 1)" in capsys.readouterr().out
+
+    # Another training takes the alias from the first one only if that one is not better, or when asked to.
+    monkeypatch.setenv("DATA", str(two_classes.parent))
+    client = mlflow.MlflowClient(default_uri(storage))
+    first = client.get_model_version_by_alias("jo's pets", "best")
+    better = float(first.tags["alast.accuracy"]) + 0.1
+    client.set_model_version_tag("jo's pets", "1", "alast.accuracy", str(better))
+    second = ["train", "--config", str(storage / "mine.yaml"), "-o", str(storage / "second")]
+    second += ["--model-name", "jo's pets", "--alias", "best"]
+    main(second)
+    line = f"best stays with version 1: its validation accuracy is {better:.4f}, not {better - 0.1:.4f}; --move-alias"
+    assert f"registered: models:/jo's pets/2; {line} moves it" in capsys.readouterr().out
+    assert int(client.get_model_version_by_alias("jo's pets", "best").version) == 1
+    main([*second, "--move-alias"])
+    assert "registered: models:/jo's pets@best (version 2)" in capsys.readouterr().out
+    assert int(client.get_model_version_by_alias("jo's pets", "best").version) == 2

@@ -176,6 +176,25 @@ def test_no_text_of_a_trial_is_markup_or_moves_the_cursor(terminal: bool) -> Non
         assert out.count(line) >= 3  # as a note, as a setting and as a reason
 
 
+def test_of_many_trials_that_are_not_launched_the_first_is_said_and_then_how_many_more() -> None:
+    console = log()
+    progress = SweepProgress("demo", 2, 0, console)
+    why = "never launched: predicted peak 9 MiB is above 1 MiB"
+    skipped = [replace(trial, values=None, state="infeasible", reason=why) for trial in fronts.trials()]
+    for trial in skipped[:3]:
+        progress.skipped(trial)
+    start(progress, fronts.trials()[3])
+    for trial in skipped[3:]:
+        progress.skipped(trial)
+    progress.close()
+    assert console.file.getvalue().splitlines() == [  # type: ignore[attr-defined]
+        f"trial 0000: {why}",
+        "2 more trials were never launched, for such a reason",
+        f"trial 0014: {why}",
+        "1 more trial was never launched, for such a reason",
+    ]
+
+
 def test_a_trial_that_never_began_is_not_one_that_ran() -> None:
     console = log()
     progress = SweepProgress("s", 3, 1, console)

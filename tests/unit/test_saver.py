@@ -180,3 +180,25 @@ def test_what_an_older_version_left_is_gone_on_with(open_objects: Callable[[], O
     machine.trial(1)
     assert machine.uploaded == len(machine.study.read_bytes()) - 1300
     assert copied(tmp_path / "there", open_objects()) == machine.study.read_bytes()
+
+
+def test_what_a_sweep_deletes_is_deleted_in_the_original_and_nothing_else(
+    open_objects: Callable[[], Objects], tmp_path: Path
+) -> None:
+    machine = Machine(tmp_path / "here", open_objects())
+    refused, page = machine.folder / "mlflow-refused.jsonl", machine.folder / "front" / "front.png"
+    page.parent.mkdir()
+    for file in (refused, page, machine.folder / "sweep.json"):
+        file.write_text("as it was\n" * 3)
+        machine.saver.save()
+    machine.trial(1)
+    refused.unlink()
+    refused.write_text("anew\n")  # not what was there, and more of it
+    machine.saver.save()
+    copied(tmp_path / "second", open_objects())
+    assert (tmp_path / "second" / refused.name).read_text() == "anew\n"
+    for file in (refused, page, machine.folder / "sweep.json", machine.study):  # the last two by somebody else
+        file.unlink()
+    machine.saver.save()
+    copied(tmp_path / "third", open_objects())
+    assert {file.name for file in (tmp_path / "third").rglob("*") if file.is_file()} == {"sweep.json", "study.jsonl"}

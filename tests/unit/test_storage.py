@@ -7,7 +7,7 @@ import pytest
 from alast_tune.config import SweepConfig, flatten, parse
 from alast_tune.errors import ConfigError
 from alast_tune.lease import Timing, exclusive_driver
-from alast_tune.storage import address_of, copy_of, display_path, fetch, is_copy, open_filesystem, path_below
+from alast_tune.storage import address_of, copy_of, display_path, fetch, is_copy, open_filesystem, path_below, words_for
 
 
 @pytest.mark.parametrize("address", ["s3://bucket/sweeps", "gs://bucket", "s3://bucket/a/b c/ü"])
@@ -17,6 +17,14 @@ def test_an_address_and_its_copy_follow_from_one_another(address: str) -> None:
     assert copy_of(Path(address)) == copy  # which has lost a slash
     assert address_of(copy / "demo") == f"{address}/demo"
     assert copy_of(copy) == copy
+
+
+def test_a_command_is_told_where_sweeps_are_in_few_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert words_for(Path("runs")) == words_for(tmp_path / "runs") == []
+    assert words_for(Path("a/b")) == words_for(tmp_path / "a" / "b") == ["--storage", "a/b"]
+    assert words_for(tmp_path.parent / "other") == ["--storage", str(tmp_path.parent / "other")]
+    assert words_for(copy_of("s3://bucket/sweeps")) == ["--storage", "s3://bucket/sweeps"]
 
 
 def test_a_folder_is_itself(tmp_path: Path) -> None:

@@ -152,3 +152,7 @@ def test_a_sweep_without_a_complete_trial_says_the_commonest_reason() -> None:
     with pytest.raises(NothingCompleteError, match=r"^sweep s has no complete trial$"):
         check_complete("s", [])
     check_complete("s", [one, result(4, values=(0.8, 1.0, 2.0))])
+    reasons = {"peak 900 MiB is above 1.00 MiB": 899.0, "peak 1.50 GiB is above 1.00 MiB": 1535.0}
+    over = [replace(one, number=n, reason=why, excess=by) for n, (why, by) in enumerate(reasons.items())]
+    with pytest.raises(NothingCompleteError, match=r"trial; 2 of 2 failed, peak 900 MiB is above 1.00 MiB$"):
+        check_complete("s", over[::-1])  # of the same reason the nearest

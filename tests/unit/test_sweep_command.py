@@ -14,7 +14,8 @@ from alast_tune.cli import main
 from alast_tune.cli import sweep as module
 from alast_tune.cli.plan import plan_of, yaml_of
 from alast_tune.cli.sweep import PRESETS, Sweep, presets
-from alast_tune.config import SweepConfig, parse, read_mapping
+from alast_tune.cli.train import Train
+from alast_tune.config import SweepConfig, TrialConfig, parse, read_mapping
 from alast_tune.errors import ConfigError
 from alast_tune.tune.forecast import Costs
 from alast_tune.tune.preview import Pace, Preview, hours_of, pace, preview
@@ -58,10 +59,26 @@ def test_help_all_has_every_path(sweep: Callable[..., None], capsys: Said) -> No
     assert not exit_.value.code
     text = capsys.readouterr().out
     assert text.partition("\n\n")[2].startswith("Search for the Pareto front")
+    assert re.search(r"--trial.method.name \{[^}]*}\s+\(default: alast\)", text)
     assert "--trial.method.floors.early" in text and "--time_budget" in text and "--chosen" not in text
 
 
-@pytest.mark.parametrize("command", ["ui", "list", "front", "promote", "train", "report", "sync", "clean", "doctor"])
+def test_help_of_train_is_short_too_and_names_every_option_of_its_own(capsys: Said) -> None:
+    main(["train", "--help"])
+    text = capsys.readouterr().out
+    lines = text.splitlines()
+    assert len(lines) <= 45 and max(map(len, lines)) <= 80
+    for name in set(Train.model_fields) - set(TrialConfig.model_fields) - {"provenance"}:
+        assert f"--{name.replace('_', '-')}" in text, name
+    with pytest.raises(SystemExit) as exit_:
+        main(["train", "--help-all"])
+    assert not exit_.value.code
+    text = capsys.readouterr().out
+    assert re.search(r"--method.name \{[^}]*}\s+\(default: alast\)", text)
+    assert "\nExample: alast-tune train" in text and "--method.floors.early" in text and "--output" in text
+
+
+@pytest.mark.parametrize("command", ["ui", "list", "front", "promote", "report", "sync", "clean", "doctor"])
 def test_each_command_shows_an_example_of_itself(command: str, capsys: Said) -> None:
     with pytest.raises(SystemExit):
         main([command, "--help"])
@@ -121,6 +138,10 @@ def test_a_model_takes_the_place_of_a_presets(sweep: Callable[..., None], tmp_pa
     [
         (["/nowhere"], "data.root = /nowhere: no such folder"),
         (["demo"], "folder = demo: is a preset, not a folder of images; give it as --preset demo"),
+        (
+            ["hf:somebody/pets", "--model", "embedded", "--trial.data.download", "0"],
+            "data.dataset = hf:somebody/pets: ",
+        ),
         ([], "folder = not given: give a folder of images, --preset (one of"),
         (["pictures", "--preset", "demo"], "folder = pictures: --preset says which images"),
         (["--resume", "old", "--model", "embedded"], "model = embedded: a resumed sweep keeps its own"),

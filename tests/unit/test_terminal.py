@@ -30,6 +30,11 @@ def test_the_answers_are_the_cheapest_near_full_fine_tuning_with_what_they_take(
     ]
 
 
+def test_the_answers_end_with_how_sure_they_are_where_chance_is_larger_than_a_point() -> None:
+    *_, last = answers(fronts.front().model_copy(update={"validation_images": 24}), ["demo"])
+    assert last.startswith("how sure: one of 24 validation images is 4.2 points, the standard error of ")
+
+
 def test_a_trial_that_is_two_answers_is_said_once() -> None:
     lead = "within 1 point of full fine-tuning, also within 2 points"
     assert list(answers(fronts.front(), ["demo"], [0.01, 0.02])) == [f"{lead}: {NEAR}; {PROMOTE.format('0013')}"]

@@ -10,7 +10,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from alast_tune.choices import Choices, Machine, sweep_of_folder
+from alast_tune.choices import Choices, Machine, name_of, sweep_of_folder
 from alast_tune.config import AlastConfig, LoraConfig, SweepConfig, parse, read_mapping, write_yaml
 from alast_tune.errors import ConfigError
 from tests.pictures import write_images
@@ -40,6 +40,21 @@ def test_what_is_open_is_chosen_and_said(two_classes: Path) -> None:
     assert lines["image size"].endswith("16 pixels: the model's own is 32, the images are 16")
     assert lines["epochs"].endswith("20: 80 training steps a trial")
     assert all("\n" not in line for line in lines.values())
+
+
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [
+        ("/data/pets", "pets"),
+        ("/data/pets.v2", "pets.v2"),
+        ("/data/my pets.csv", "my-pets"),
+        ("pets.parquet", "pets"),
+        ("hf:user/pets", "pets"),
+        ("hf:user/pets:small", "pets"),
+    ],
+)
+def test_a_sweep_is_called_after_its_images(place: str, name: str) -> None:
+    assert name_of(place) == name
 
 
 def test_a_card_trains_in_bf16_and_loads_by_processes(two_classes: Path) -> None:

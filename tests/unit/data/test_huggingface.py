@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from alast_tune.choices import sweep_of_folder
 from alast_tune.config import DataConfig
 from alast_tune.data import fingerprint, huggingface, labels_of, num_classes_of
 from tests.unit.data.pictures import all_of, load, refusal
@@ -180,6 +181,11 @@ class TestNamed:
         named = load("hf:somebody/pets", root=tmp_path / "hub")
         assert [len(named.train), len(named.validation), len(named.test)] == [12, 6, 4]
         assert torch.equal(all_of(named.train), all_of(load("folder", root=folder).train))
+
+        found = sweep_of_folder(
+            "hf:somebody/pets", model="embedded", trial={"data": {"root": str(tmp_path / "hub")}}
+        ).sweep
+        assert (found.name, found.trial.data.dataset) == ("pets", "hf:somebody/pets")
 
     def test_that_cannot_be_had(self, tmp_path, offline):
         text = refusal("hf:somebody/pets", root=tmp_path / "hub")

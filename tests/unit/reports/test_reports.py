@@ -12,7 +12,7 @@ from pydantic_settings import SettingsError
 from rich.console import Console
 
 from alast_tune.config import SweepConfig, TrialConfig, parse, read_mapping
-from alast_tune.errors import ConfigError
+from alast_tune.errors import ConfigError, NothingCompleteError
 from alast_tune.reports import Ablations, Comparison, ablate, arguments
 from alast_tune.reports.ablate import near_best
 from alast_tune.reports.compare import best_rates, paper_ratios
@@ -224,5 +224,12 @@ def test_an_ablation_is_reported_from_its_studies(tmp_path: Path, monkeypatch: p
         ("blocks", "1", "0.28125"),
         ("blocks", "8", "0.5"),
     ]
+    written.unlink()
+    monkeypatch.setattr("alast_tune.reports.plan.run_sweep", lambda sweep, **options: [])  # all have failed, say
+    with pytest.raises(
+        NothingCompleteError, match=r"no complete trial in sweeps ablate-x-full, ablate-x-later; \S+ is"
+    ):
+        ablate(plan, "ablate-x", tmp_path, ["later"], True, "", Console())
+    assert written.exists()
     with pytest.raises(ConfigError, match="only = K: there are: blocks, later"):
         ablate(plan, "ablate-x", tmp_path, ["K"], False, "", Console())

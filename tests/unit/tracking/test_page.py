@@ -123,7 +123,7 @@ def test_the_page_lies_in_the_sweeps_folder_and_its_command_finds_the_sweep(
     reseeded(front, runs).write(folder / "reseeded.json")
     assert "report.html" in write_pages(front, results, None, {}, folder / "front", print)
     page = (folder / "report.html").read_text(encoding="utf-8")
-    assert f"alast-tune promote {folder} --pick {front.knee} -o best.yaml" in page
+    assert f"alast-tune promote s --storage {folder.parent} --pick {front.knee} -o best.yaml" in page
     assert "Seeds differ more than members" in page
     monkeypatch.chdir(tmp_path)  # where a command looks in runs
     write_pages(front, results, None, {}, folder / "front", print)

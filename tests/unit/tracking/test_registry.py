@@ -1,0 +1,34 @@
+"""Which version of a registered model an alias stays with."""
+
+import pytest
+
+from alast_tune.tracking.registry import ALL_DATA, COMPARED_DATA, why_not_better
+
+OLD = {COMPARED_DATA: "ab12", "alast.accuracy": "0.9", "alast.test_accuracy": "0.8"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "why"),
+    [
+        ({}, {"alast.accuracy": "0.95"}, ""),
+        ({}, {}, ""),  # as good
+        ({}, {"alast.accuracy": "0.85"}, "its validation accuracy is 0.9000, not 0.8500"),
+        ({}, {COMPARED_DATA: "cd34"}, "its accuracy is not known to be on the same images"),
+        # Who has trained on the validation images is no better on them.
+        ({}, {ALL_DATA: "true", "alast.accuracy": "1.0", "alast.test_accuracy": "0.81"}, ""),
+        (
+            {},
+            {ALL_DATA: "true", "alast.accuracy": "1.0", "alast.test_accuracy": "0.7"},
+            "its test accuracy is 0.8000, not 0.7000",
+        ),
+        ({ALL_DATA: "true"}, {"alast.test_accuracy": ""}, "there are no two test accuracies to compare"),
+    ],
+)
+def test_a_version_takes_an_alias_if_it_is_as_accurate_on_images_that_neither_has_seen(
+    old: dict[str, str], new: dict[str, str], why: str
+) -> None:
+    assert why_not_better(OLD | old, OLD | new) == why
+
+
+def test_a_version_of_unknown_images_keeps_its_alias() -> None:
+    assert why_not_better({}, OLD) == "its accuracy is not known to be on the same images"
