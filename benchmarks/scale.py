@@ -173,7 +173,7 @@ class Driver:
             with closing(sqlite3.connect(own / STUDY)) as connection:
                 connection.execute("update studies set study_name = ?", (sweep.name,))
                 connection.commit()
-        self.study = open_study(sweep, own, new=shared or grows)
+        self.study = open_study(sweep, own, new=shared or grows, alone=True)
         reference, self._full = _reference(sweep)
         self.study.set_user_attr("reference_point", reference)
         if shared or grows:

@@ -234,7 +234,7 @@ def search(prepared: Prepared, lease: SweepLease, tracker: Tracker, stop: Stop, 
 def _begin(prepared: Prepared) -> optuna.Study:
     """Open the sweep's study; a new one begins with earlier results and the baselines."""
     sweep, folder = prepared.sweep, prepared.folder
-    study = open_study(sweep, folder, new=not prepared.resume, must_exist=prepared.resume)
+    study = open_study(sweep, folder, new=not prepared.resume, must_exist=prepared.resume, alone=True)
     name_metrics(study)
     _keep(sweep, folder / "sweep.json")
     if "reference_point" not in study.user_attrs:
