@@ -318,15 +318,14 @@ class StudySearcher(Searcher):
         """Ask for a new trial; None for one that is not launched."""
         failpoint("before-ask")
         trial = self._study.ask(self._space)
+        failpoint("after-ask")
         if BASELINE in trial.user_attrs:
             self._baselines -= 1
         elif self._repeats(trial):
             return None
         else:
             self._launched += 1
-        live = self._admit(trial)
-        failpoint("after-ask")
-        return live
+        return self._admit(trial)
 
     def _repeats(self, trial: Trial) -> bool:
         """Whether an earlier trial has the same parameters; the study is told that this one is not run."""

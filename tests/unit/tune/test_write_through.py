@@ -92,7 +92,9 @@ def test_an_interrupted_trial_is_gone_on_with_under_its_number(elsewhere: Open) 
     assert trial.params["x"] == orphan.params["x"]
 
 
-def test_nothing_is_read_from_where_it_is_kept_once_it_is_open(elsewhere: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_read_from_where_it_is_kept_once_it_is_open(
+    elsewhere: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
     study = ours(elsewhere)
 
     def refuse(*arguments: object, **options: object) -> None:
