@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,6 +14,7 @@ from torch.optim import Optimizer
 
 from alast_tune.config import AlastConfig, BlockChoice, DataConfig, MethodConfig, ModelConfig, TopKConfig, TrialConfig
 from alast_tune.cost import StepCosts
+from alast_tune.data import Splits
 from alast_tune.methods import StepPlan, budget_rate, build_method, drawable_blocks, with_blocks_chosen
 from alast_tune.methods.base import embed
 from alast_tune.methods.budgets import class_updates
@@ -95,6 +98,22 @@ class Forecast:
         stages = [self._costs(config, method_config, growth) for method_config in _stages(config.method)]
         return Costs(stages[-1].train_flops, max(stage.peak_bytes for stage in stages))
 
+    def look_at(self, config: TrialConfig, model: VisionTransformer, splits: Splits) -> None:
+        """See how a model moves its class token on a few images; it loses its weights, for they are not needed again.
+
+        Args:
+            config: of trials with this model and data.
+            model: with its weights, untouched.
+            splits: of the data.
+        """
+        spread = torch.linspace(0, len(splits.validation) - 1, IMAGES).int().tolist()
+        images_BCHW, _ = splits.validation.__getitems__(spread)  # these are never augmented
+        with torch.inference_mode():
+            magnitudes_L, deltas_L = class_updates(model.blocks, embed(model, images_BCHW))
+        side, images = images_BCHW.shape[-1], len(splits.train)
+        self._starts[config.model, config.data] = _Start(model.to("meta"), side, images, magnitudes_L, deltas_L)
+        _give_back_memory()
+
     def _costs(self, config: TrialConfig, method_config: MethodConfig, growth: float) -> Costs:
         start, train = self._look_at(config), config.train
         prepared = self._prepare(config, method_config, start)
@@ -115,14 +134,7 @@ class Forecast:
     def _look_at(self, config: TrialConfig) -> _Start:
         key = config.model, config.data
         if key not in self._starts:
-            model, splits = load_trial(config, verify=False)
-            spread = torch.linspace(0, len(splits.validation) - 1, IMAGES).int().tolist()
-            images_BCHW, _ = splits.validation.__getitems__(spread)  # these are never augmented
-            with torch.inference_mode():
-                magnitudes_L, deltas_L = class_updates(model.blocks, embed(model, images_BCHW))
-            self._starts[key] = _Start(
-                model.to("meta"), images_BCHW.shape[-1], len(splits.train), magnitudes_L, deltas_L
-            )
+            self.look_at(config, *load_trial(config, verify=False))
         return self._starts[key]
 
     def _prepare(self, config: TrialConfig, method_config: MethodConfig, start: _Start) -> _Prepared:
@@ -139,6 +151,12 @@ class Forecast:
             optimizer = build_optimizer(config.train, method.parameters())
             self._prepared[key] = _Prepared(StepCosts(method.model, start.image_size), method.plan, optimizer)
         return self._prepared[key]
+
+
+def _give_back_memory() -> None:
+    """Let glibc return what weights took to the system, which it would keep for later; other libraries do."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _stages(config: MethodConfig) -> list[MethodConfig]:

@@ -409,7 +409,7 @@ class StudySearcher(Searcher):
             trial.set_user_attr("reason", safe(reason))
         told = self._study.tell(trial, values, state)
         failpoint("after-tell")
-        self._budget.keep()
+        self._budget.keep(every=1)
         self._observer.ended(to_result(told, self._sweep))
 
 

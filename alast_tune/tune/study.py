@@ -73,6 +73,7 @@ class Prepared:
     reference: tuple[float, float, float]
     origin: Fingerprints
     """Of the images and the starting weights."""
+    forecast: Forecast
     earlier: Sequence[Earlier]
     """What a new sweep begins with, of the one that it is warm-started from."""
     console: Console
@@ -160,8 +161,10 @@ def prepare(sweep: SweepConfig, *, resume: bool, retry_failed: bool, console: Co
         say(f"data: {note}")
     reference = reference_point(sweep.trial, model, splits)  # tries the method on: what cannot work says so here
     origin = fingerprints(splits, sweep.trial.model)
+    forecast = Forecast()
+    forecast.look_at(sweep.trial, model, splits)  # before there is much else in memory
     earlier = earlier_results(sweep, origin, say) if sweep.warm_start and not resume else []
-    return Prepared(sweep, resume, retry_failed, uri, reference, origin, earlier, console, say)
+    return Prepared(sweep, resume, retry_failed, uri, reference, origin, forecast, earlier, console, say)
 
 
 def search(prepared: Prepared, lease: SweepLease, tracker: Tracker, stop: Stop, told: Callbacks) -> optuna.Study:
@@ -203,7 +206,7 @@ def search(prepared: Prepared, lease: SweepLease, tracker: Tracker, stop: Stop, 
             sweep,
             CallbackObserver(observer, told),
             packing,
-            Forecast().costs,
+            prepared.forecast.costs,
             lambda number: checkpoints(folder, number),
             budget,
         )
