@@ -111,8 +111,7 @@ def _insert(
         }
         trials.append((key, number, when, when))
         parameters += [
-            (key, path, item.to_internal_repr(params[path]), distribution_to_json(item))
-            for path, item in space.items()
+            (key, path, item.to_internal_repr(params[path]), distribution_to_json(item)) for path, item in space.items()
         ]
         values += [(key, objective, value) for objective, value in enumerate(curve[-1])]
         attributes += [(key, name, json.dumps(value)) for name, value in own.items()]
