@@ -162,7 +162,7 @@ class Driver:
         del model, splits
         self.sweep, own = sweep, sweep.storage / sweep.name
         shared = "://" in (sweep.study or "")
-        grows = is_copy(own)  # a file that only grows, of which object storage gets the difference
+        grows = is_copy(own) or sweep.study == "journal"  # a file that only grows
         if not shared and not grows:
             shutil.copy(database, own / STUDY)
             with closing(sqlite3.connect(own / STUDY)) as connection:
@@ -193,19 +193,20 @@ class Driver:
         self._searcher = StudySearcher(self.study, sweep, self.timed, somewhere, forecast.costs)
         self._scheduler = MoAsha(sweep, self.study)
         self._out: dict[str, dict[str, Any]] = {}
+        self._params: dict[str, dict[str, Any]] = {}
 
     def ask(self, key: str) -> bool:
         """Hand out a trial; returns whether there was one."""
         suggestion = self._searcher.suggest(key)
         if isinstance(suggestion, dict):
             self._out[key] = suggestion
+            self._params[key] = flatten(parse(TrialConfig, suggestion["trial"]))
         return isinstance(suggestion, dict)
 
     def report(self, key: str, epoch: int) -> bool:
         """Take in an epoch; returns whether the trial goes on."""
         suggestion = self._out[key]
-        params = flatten(parse(TrialConfig, suggestion["trial"]))
-        values = objectives(params, epoch, self._full, self.draw)
+        values = objectives(self._params[key], epoch, self._full, self.draw)
         result: dict[str, Any] = {f"report/{o.name}": v for o, v in zip(OBJECTIVES, values, strict=True)}
         result["report/epoch"] = epoch
         stand_in = cast("TuneTrial", SimpleNamespace(config=suggestion))
