@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from alast_tune.config import TrialConfig
-from alast_tune.methods.base import blocks_of, embed, token_count
-from alast_tune.methods.budgets import relative_magnitudes
-from alast_tune.methods.tap import QkvTap
-from alast_tune.models import InputSpec, VisionTransformer, input_spec
+from alast_tune.methods.summary import scores_of, summary_updates, why_no_scores
+from alast_tune.models import InputSpec, input_spec
+from alast_tune.models.backbone import Backbone, embed, run_block, token_count
 from alast_tune.storage import atomic_write
 from alast_tune.train import Run, load_trial
 
@@ -47,7 +46,7 @@ class BlockReport:
     images_IHWC: NDArray[np.uint8]
     """Validation images of different classes, as far as there are."""
     attended: tuple[int, ...]
-    """The A blocks: in the middle of the early, middle and late third."""
+    """The A blocks: in the middle of the early, middle and late third; none where no attention scores tokens."""
     attention_AIhw: NDArray[np.float64]
     """Share of the class token's attention that each patch gets, mean over heads (figure 4)."""
 
@@ -83,7 +82,8 @@ def report_blocks(config: TrialConfig, folder: Path) -> BlockReport:
     shown = _of_different_classes(splits.validation.labels)
     seen_BCHW, _ = splits.validation.__getitems__(shown)
     depth = len(before.blocks)
-    attended = tuple(dict.fromkeys((2 * third + 1) * depth // 6 for third in range(3)))
+    middles = dict.fromkeys((2 * third + 1) * depth // 6 for third in range(3))
+    attended = () if why_no_scores(after) else tuple(middles)
     records = [record for record in run.meter.ledger.records if not record.probe]
     stretches = np.array_split(np.arange(len(records)), min(COLUMNS, len(records)))
     budgets = np.array([record.budgets for record in records], dtype=np.float64).reshape(len(records), -1)
@@ -119,26 +119,25 @@ def _of_different_classes(labels: Tensor) -> list[int]:
 
 
 @torch.no_grad()
-def _magnitudes(model: VisionTransformer, images_BCHW: Tensor) -> NDArray[np.float64]:
+def _magnitudes(model: Backbone, images_BCHW: Tensor) -> NDArray[np.float64]:
     model.eval()
-    magnitudes: NDArray[np.float64] = (
-        relative_magnitudes(blocks_of(model), embed(model, images_BCHW)).double().cpu().numpy()
-    )
+    magnitudes: NDArray[np.float64] = summary_updates(model, embed(model, images_BCHW))[0].double().cpu().numpy()
     return magnitudes
 
 
 @torch.no_grad()
-def _attention(model: VisionTransformer, images_BCHW: Tensor, attended: tuple[int, ...]) -> NDArray[np.float64]:
-    """Class token's attention to the patches, all tokens flowing, (A, I, h, w)."""
+def _attention(model: Backbone, images_BCHW: Tensor, attended: tuple[int, ...]) -> NDArray[np.float64]:
+    """Give the patches' scores, all tokens flowing, (A, I, h, w)."""
     model.eval()
-    tap = QkvTap(model)
-    registers = int(model.num_prefix_tokens) - 1
+    scores = scores_of(model, "report") if attended else None
     maps = []
     x_BND = embed(model, images_BCHW)
-    for index, block in enumerate(blocks_of(model)):
-        tap.listening = index in attended
-        x_BND = block(x_BND)
-        if tap.listening:
-            scores_BN = tap.class_scores(block.attn)[:, registers:]
-            maps.append(scores_BN.reshape(len(scores_BN), *model.patch_embed.grid_size).double().cpu().numpy())
-    return np.stack(maps)
+    for index in range(len(model.blocks)):
+        listens = index in attended
+        if scores:
+            scores.listen(listens)
+        x_BND = run_block(model, index, x_BND)
+        if scores and listens:
+            scores_BP = scores.patches(index, x_BND, None)
+            maps.append(scores_BP.reshape(len(scores_BP), *model.patch_embed.grid_size).double().cpu().numpy())
+    return np.stack(maps) if maps else np.empty((0, len(images_BCHW), *model.patch_embed.grid_size))

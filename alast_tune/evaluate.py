@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
+from alast_tune.models.backbone import Backbone, predict
 from alast_tune.parallel import total_over_ranks
 
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device, dtype: torch.dtype | None = None
+    model: Backbone, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device, dtype: torch.dtype | None = None
 ) -> tuple[float, float]:
     """Share of correct answers in [0, 1] and mean cross-entropy; ``dtype`` is that of autocast, None for none.
 
@@ -27,7 +28,7 @@ def evaluate(
     for images, labels in batches:
         images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
         with torch.autocast(device.type, dtype, enabled=dtype is not None):
-            logits = model(images).float()
+            logits = predict(model, images).float()
         right += (logits.argmax(dim=1) == labels).sum()
         loss += F.cross_entropy(logits, labels, reduction="sum")
         count += len(labels)

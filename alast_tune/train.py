@@ -26,7 +26,8 @@ from alast_tune.evaluate import evaluate
 from alast_tune.failpoints import failpoint
 from alast_tune.fingerprints import Fingerprints, fingerprints, keep_fingerprints
 from alast_tune.methods import Method, build_method, compile_blocks, most_influential, with_blocks_chosen
-from alast_tune.models import VisionTransformer, create_model, input_spec
+from alast_tune.models import create_model, input_spec
+from alast_tune.models.backbone import Backbone
 from alast_tune.optimizers import build_optimizer, rate
 from alast_tune.parallel import sum_gradients, total_over_ranks, world
 from alast_tune.results import EpochReport, Measurements
@@ -47,7 +48,7 @@ AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 """What forwards run in, by ``train.precision``."""
 
 
-def load_trial(config: TrialConfig, verify: bool = True) -> tuple[VisionTransformer, Splits]:
+def load_trial(config: TrialConfig, verify: bool = True) -> tuple[Backbone, Splits]:
     """Build the model, its classifier sized to the dataset, and load the data at its input size.
 
     Args:

@@ -27,7 +27,8 @@ from alast_tune.data.machine import available_bytes, cpu_count, smallest_card
 from alast_tune.data.opening import open_sources
 from alast_tune.errors import ConfigError
 from alast_tune.methods import build_method
-from alast_tune.models import VisionTransformer, architecture_of, check_weights, input_spec, outline
+from alast_tune.models import architecture_of, check_weights, input_spec, outline
+from alast_tune.models.backbone import Backbone
 from alast_tune.optimizers import build_optimizer
 
 MODEL = "deit_small_patch16_224"
@@ -213,7 +214,7 @@ def _bytes(given: Any) -> float:
 
 def _full_peak(trial: TrialConfig) -> Callable[[int], float]:
     """Predict the peak of full fine-tuning by batch, bytes; from shapes alone."""
-    model: VisionTransformer = outline(trial.model.model_copy(update={"num_classes": trial.model.num_classes or 100}))
+    model: Backbone = outline(trial.model.model_copy(update={"num_classes": trial.model.num_classes or 100}))
     full = build_method(FullConfig(), model, trial.train)
     optimizer = build_optimizer(trial.train, full.parameters())
     side = input_spec(model).image_size

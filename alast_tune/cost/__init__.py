@@ -26,7 +26,7 @@ from alast_tune.cost.prediction import (
     step_peak_bytes,
 )
 from alast_tune.methods.base import Method, StepPlan
-from alast_tune.models import VisionTransformer
+from alast_tune.models.backbone import Backbone
 from alast_tune.parallel import largest_over_ranks
 from alast_tune.results import Measurements
 
@@ -49,7 +49,7 @@ class Meter:
     Evaluation counts for the peak alone.
     """
 
-    def __init__(self, model: VisionTransformer, train: TrainConfig) -> None:
+    def __init__(self, model: Backbone, train: TrainConfig) -> None:
         self.clock = Clock()
         self.ledger = Ledger()
         self.exploring = False

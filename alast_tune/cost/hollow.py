@@ -20,9 +20,8 @@ from torch.utils.flop_counter import flop_registry
 
 from alast_tune.config import MethodConfig
 from alast_tune.methods import flow_of
-from alast_tune.methods.base import blocks_of
 from alast_tune.methods.parameters import trainable_parameters
-from alast_tune.models import VisionTransformer
+from alast_tune.models.backbone import Backbone, blocks_of
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -125,7 +124,7 @@ class HollowModel:
         model: as the method has prepared it; stays as it is.
     """
 
-    def __init__(self, config: MethodConfig, model: VisionTransformer) -> None:
+    def __init__(self, config: MethodConfig, model: Backbone) -> None:
         may = {id(p) for p in trainable_parameters(config, model)}
         memo: dict[int, Any] = {}
         for module in model.modules():
@@ -141,13 +140,25 @@ class HollowModel:
             if kind not in alike:
                 alike[kind] = copy.deepcopy(block, memo)
             memo[id(block)] = alike[kind]
-        self.model: VisionTransformer = copy.deepcopy(model, memo)
+        self.model: Backbone = copy.deepcopy(model, memo)
         self.flow = flow_of(config, self.model)
+        grid, rope = int(model.patch_embed.num_patches), getattr(self.model, "rope", None)
+        buffers = rope.named_buffers() if rope is not None else ()
+        self._positions = [(rope, name, each.shape[1:]) for name, each in buffers if each.shape[:1] == (grid,)]
         used = {id(p) for p in self.model.parameters()}
         self._trainable = [p for p in map(memo.__getitem__, may) if id(p) in used]
 
-    def prepare(self, block: nn.Module | None, trains: bool, accumulating: bool) -> None:
-        """Let train what may train, a frozen block left out; with ``accumulating`` gradients are there already."""
+    def prepare(self, block: nn.Module | None, trains: bool, accumulating: bool, patches: int) -> None:
+        """Let train what may train, a frozen block left out.
+
+        Args:
+            block: the one that runs next.
+            trains: whether it does.
+            accumulating: gradients are there already.
+            patches: of an image, by which rotary positions are made.
+        """
+        for rope, name, rest in self._positions:
+            setattr(rope, name, torch.empty(patches, *rest))
         frozen = set() if block is None or trains else {id(p) for p in block.parameters()}
         for parameter in self._trainable:
             parameter.requires_grad_(id(parameter) not in frozen)

@@ -115,7 +115,7 @@ def distinct_counts(sizes: frozenset[int], prefix: int) -> tuple[int, int, int]:
 
     def unique(*numbers: int) -> bool:
         marks = {_largest_prime(number) for number in numbers}
-        if len(marks) < len(numbers) or marks & seen or any(size % mark == 0 for size in sizes for mark in marks):
+        if len(marks) < len(set(numbers)) or marks & seen or any(size % mark == 0 for size in sizes for mark in marks):
             return False
         seen.update(marks)
         return min(marks) > 10  # smaller ones count matrices, heads and bytes

@@ -18,9 +18,9 @@ from torch.nn import functional as F
 from alast_tune.config import MethodConfig
 from alast_tune.cost.hollow import HollowModel
 from alast_tune.cost.part import Counts, Flowing, Part, PartCost, distinct_counts, run_part
-from alast_tune.methods.base import Stage, StepPlan, blocks_of, classify, embed
-from alast_tune.methods.budgets import relative_magnitudes
-from alast_tune.models import VisionTransformer
+from alast_tune.methods.base import Stage, StepPlan
+from alast_tune.methods.summary import summary_updates
+from alast_tune.models.backbone import Backbone, blocks_of, classify, embed, predict
 
 Precision = Literal["fp32", "bf16", "fp16"]
 _DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -49,7 +49,7 @@ class Parts:
         image_size: side of the images, pixels.
     """
 
-    def __init__(self, model: VisionTransformer, image_size: int) -> None:
+    def __init__(self, model: Backbone, image_size: int) -> None:
         self._model = model
         channels = int(model.patch_embed.proj.in_channels)
         self._images = (Flowing((channels, image_size, image_size), torch.float32, False),)
@@ -93,7 +93,7 @@ class Parts:
         embedded = add("embed", _whole(partial(embed, model), first))
         live, peak = embedded.left, embedded.peak
         if plan.calibrated:
-            looked = add("calibrate", _whole(lambda x: relative_magnitudes(model.blocks, x.detach()), first))
+            looked = add("calibrate", _whole(lambda x: summary_updates(model, x.detach()), first))
             parts.pop(), costs.pop()
             peak = max(peak, live + looked.peak)
         flops = looked.flops if plan.calibrated else 0
@@ -101,8 +101,9 @@ class Parts:
         for stage, block, trains in zip(stages, blocks_of(model), plan.trainable_L, strict=True):
             cost = add((id(block), stage.kind, trains), stage, block, trains)
             peak, live = max(peak, live + cost.peak), live + cost.left
-        leaving = stages[-1].leaving
-        cost = add("end", Stage(partial(self._loss, model), leaving, leaving))
+        last = stages[-1]
+        leaving = 1 if last.alone else last.leaving
+        cost = add("end", Stage(partial(self._loss, model), leaving, leaving, scales=not last.alone))
         peak, live = max(peak, live + cost.peak), live + cost.left
         held = live = live - sum(cost.copies for cost in costs)
         for part, cost in zip(reversed(parts), reversed(costs), strict=True):
@@ -110,7 +111,7 @@ class Parts:
                 peak, live = max(peak, live + cost.backward_peak), live + cost.backward_left
         return StepBytes(flops + sum(cost.flops for cost in costs), held, peak, live)
 
-    def _loss(self, model: VisionTransformer, x_BND: Tensor, leaving: int) -> Tensor:
+    def _loss(self, model: Backbone, x_BND: Tensor, leaving: int) -> Tensor:
         return F.cross_entropy(classify(model, x_BND), self._labels_B)
 
     def calibration_flops(self, config: MethodConfig, batch: int) -> int:
@@ -119,14 +120,14 @@ class Parts:
         model = hollow.model
 
         def look(x: Tensor) -> Tensor:
-            return relative_magnitudes(model.blocks, embed(model, x))
+            return summary_updates(model, embed(model, x))[0]
 
         return self._forward(hollow, "look", look, batch, "fp32").flops
 
     def evaluation(self, config: MethodConfig, batch: int, precision: Precision = "fp32") -> tuple[int, int]:
         """Give FLOPs and peak of a forward as evaluation does it, the model's own on all tokens."""
         hollow = self._hollow_model(config)
-        cost = self._forward(hollow, "evaluate", hollow.model, batch, precision)
+        cost = self._forward(hollow, "evaluate", partial(predict, hollow.model), batch, precision)
         return cost.flops, cost.peak
 
     def _forward(
@@ -144,6 +145,8 @@ class Parts:
         return self._hollow[setup]
 
     def _counts(self, batch: int, arriving: int, leaving: int) -> Counts:
+        if not self._prefix:  # every token is a patch
+            return batch, arriving, leaving, 1, 1
         return batch, arriving, leaving, arriving - self._prefix, leaving - self._prefix
 
     def _part(
@@ -157,7 +160,7 @@ class Parts:
         block: Any = None,
         trains: bool = True,
     ) -> Part:
-        drops = stage.leaving < stage.arriving
+        drops = stage.leaving < stage.arriving and not stage.alone
         tokens = drops if stage.scales else (stage.arriving, stage.leaving)
         key = id(hollow), kind, tokens, given, precision, accumulating
         if key not in self._parts:
@@ -167,7 +170,9 @@ class Parts:
             ran = ran if drops else (*ran[:2], 1, ran[3], 1)
             if not stage.scales:
                 arriving, leaving, ran = stage.arriving, stage.leaving, (batch, 1, 1, 1, 1)
-            hollow.prepare(block, trains, accumulating)
+            # Positions of tokens that are left are chosen from the whole image's.
+            patches = max((self._tokens if len(given) > 1 else arriving) - self._prefix, 1)
+            hollow.prepare(block, trains, accumulating, patches)
             first = given is self._images
             around = (batch,) if first else (batch, arriving)
             shapes = [(*around, *one.shape) for one in given]

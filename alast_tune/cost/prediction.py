@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 from alast_tune.config import HeadConfig, MethodConfig
 from alast_tune.cost.parts import Parts, Precision
 from alast_tune.methods.base import StepPlan
-from alast_tune.models import VisionTransformer
+from alast_tune.models.backbone import Backbone
 
 FLOAT = 4
 """Bytes of a single-precision number."""
@@ -48,7 +48,7 @@ class StepCosts:
         image_size: side of the images, pixels.
     """
 
-    def __init__(self, model: VisionTransformer, image_size: int) -> None:
+    def __init__(self, model: Backbone, image_size: int) -> None:
         self.model = model
         self.image_size = image_size
         self._parts = Parts(model, image_size)
@@ -117,7 +117,7 @@ class StepCosts:
 
 
 def step_cost(
-    model: VisionTransformer,
+    model: Backbone,
     method_config: MethodConfig,
     plan: StepPlan,
     image_size: int,
@@ -130,15 +130,13 @@ def step_cost(
     return StepCosts(model, image_size).step(method_config, plan, batch, optimizer, precision, accumulate)
 
 
-def step_flops(
-    model: VisionTransformer, method_config: MethodConfig, plan: StepPlan, image_size: int, batch: int
-) -> int:
+def step_flops(model: Backbone, method_config: MethodConfig, plan: StepPlan, image_size: int, batch: int) -> int:
     """Count forward and backward of one training step under a plan, for ``batch`` images."""
     return StepCosts(model, image_size).image_flops(method_config, plan) * batch
 
 
 def step_peak_bytes(
-    model: VisionTransformer,
+    model: Backbone,
     method_config: MethodConfig,
     plan: StepPlan,
     image_size: int,
@@ -151,13 +149,13 @@ def step_peak_bytes(
     return step_cost(model, method_config, plan, image_size, batch, optimizer, precision, accumulate).peak_bytes
 
 
-def forward_flops(model: VisionTransformer, image_size: int, batch: int) -> int:
+def forward_flops(model: Backbone, image_size: int, batch: int) -> int:
     """Count one forward with every token, as evaluation does it."""
     return StepCosts(model, image_size).forward_flops(batch)
 
 
 def evaluation_peak_bytes(
-    model: VisionTransformer, image_size: int, batch: int, optimizer: Optimizer, precision: Precision = "fp32"
+    model: Backbone, image_size: int, batch: int, optimizer: Optimizer, precision: Precision = "fp32"
 ) -> int:
     """Predict an evaluation's peak, as :class:`StepCosts` does."""
     return StepCosts(model, image_size).evaluation_peak_bytes(batch, optimizer, precision)

@@ -1,7 +1,5 @@
 """Fine-tuning methods, one a file, behind one protocol."""
 
-from timm.models.vision_transformer import VisionTransformer
-
 from alast_tune.config import (
     AlastConfig,
     AplaConfig,
@@ -17,12 +15,13 @@ from alast_tune.config import (
 from alast_tune.errors import ConfigError
 from alast_tune.methods.alast import Alast, AlastFlow, drawable_blocks
 from alast_tune.methods.apla import Apla
-from alast_tune.methods.base import Flow, Method, StepPlan, blocks_of
+from alast_tune.methods.base import Flow, Method, StepPlan
 from alast_tune.methods.bsr import Bsr
 from alast_tune.methods.dropping import Dropping
 from alast_tune.methods.freezing import Full, Head, TopK, most_influential, with_blocks_chosen
 from alast_tune.methods.lora import Lora
 from alast_tune.methods.tome import Merging, Tome
+from alast_tune.models.backbone import Backbone, blocks_of
 
 __all__ = [
     "Alast",
@@ -45,7 +44,7 @@ __all__ = [
 ]
 
 
-def build_method(config: MethodConfig, model: VisionTransformer, train: TrainConfig | None = None) -> Method:
+def build_method(config: MethodConfig, model: Backbone, train: TrainConfig | None = None) -> Method:
     """Wrap a model for fine-tuning; ``train`` gives alpha's default (its learning rate) and the seed.
 
     Raises:
@@ -72,7 +71,7 @@ def build_method(config: MethodConfig, model: VisionTransformer, train: TrainCon
             return Apla(config, model, train.seed)
 
 
-def flow_of(config: MethodConfig, model: VisionTransformer) -> Flow:
+def flow_of(config: MethodConfig, model: Backbone) -> Flow:
     """Give the training forward of a method on a model that the method has prepared."""
     match config:
         case AlastConfig():

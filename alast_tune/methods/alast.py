@@ -6,17 +6,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from alast_tune.config import AlastConfig
-from alast_tune.methods.base import StepPlan, classify, embed
-from alast_tune.methods.budgets import class_delta, relative_magnitudes
-from alast_tune.methods.dropping import Dropping
+from alast_tune.methods.base import StepPlan
+from alast_tune.methods.budgets import class_delta
+from alast_tune.methods.dropping import Dropping, Tokens
 from alast_tune.methods.lora import adapted_blocks, add_adapters, merge_adapters
 from alast_tune.methods.parameters import set_trainable, trainable_parameters
 from alast_tune.methods.planner import Planner
+from alast_tune.methods.summary import summarise, summary_updates
+from alast_tune.models.backbone import Backbone, classify, embed
 from alast_tune.parallel import total_over_ranks
 
 _ANY_LENGTH = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
@@ -31,7 +32,7 @@ class Alast:
 
     Args:
         config: the reading of the paper.
-        model: any timm Vision Transformer with a class token; stays as it is.
+        model: any accepted timm model; stays as it is.
         alpha: budget learning rate, equation 6.
         seed: of the drawing of blocks.
 
@@ -39,7 +40,7 @@ class Alast:
         ConfigError: more trainable blocks than the model has.
     """
 
-    def __init__(self, config: AlastConfig, model: VisionTransformer, alpha: float, seed: int) -> None:
+    def __init__(self, config: AlastConfig, model: Backbone, alpha: float, seed: int) -> None:
         if config.lora is not None:
             add_adapters(config.lora, model)
         self.model = model
@@ -111,7 +112,7 @@ class Alast:
         def choose(before_BND: Tensor, after_BND: Tensor) -> int:
             index, arriving = len(deltas), before_BND.shape[1]
             tokens.append(arriving)
-            deltas.append(_delta(before_BND, after_BND))
+            deltas.append(self._flow.delta(before_BND, after_BND))
             if learning:
                 self._planner.learn(index, deltas[-1], len(images_BCHW))
             if index == last:
@@ -122,15 +123,18 @@ class Alast:
             return prefix + self._planner.keep(index, arriving - prefix)
 
         last = len(self.model.blocks) - 1
+        flowing: Tokens = x_BND
+        del x_BND  # a name would hold it until the end
         for index, trains in enumerate(plan.trainable_L):
             drops = planned is not None and index < last and planned[index + 1] < planned[index]
             listens = drops or (learning and index < last)
-            x_BND = self._flow.run(index, trains, listens, x_BND, choose)
+            flowing = self._flow.run(index, trains, listens, flowing, choose)
         if first:
             self._planner.plan = StepPlan(tuple(tokens), plan.trainable_L, calibrated)
         self._deltas.append(torch.stack(deltas))
         self._images += len(images_BCHW)
-        return classify(self.model, x_BND)
+        assert isinstance(flowing, Tensor)
+        return classify(self.model, flowing)
 
     def end_step(self) -> None:
         """Move the budgets by equation 6 (``same_step`` has already), and keep the deltas.
@@ -140,7 +144,7 @@ class Alast:
         """
         self._planner.end_step(torch.stack(self._deltas).sum(dim=0), self._images)
 
-    def export(self) -> VisionTransformer:
+    def export(self) -> Backbone:
         """The model itself; with adapters a copy in which they are merged."""
         return self.model if self.config.lora is None else merge_adapters(self.model)
 
@@ -164,11 +168,11 @@ class Alast:
         Args:
             x_BND: what enters the first block, of the first micro-batch.
         """
-        sums_L, seen = relative_magnitudes(self.model.blocks, x_BND) * len(x_BND), len(x_BND)
+        sums_L, seen = summary_updates(self.model, x_BND)[0] * len(x_BND), len(x_BND)
         for images_BCHW in self._micro_batches[1:]:
             with torch.no_grad():
                 x_BND = embed(self.model, images_BCHW)
-            sums_L += relative_magnitudes(self.model.blocks, x_BND) * len(x_BND)
+            sums_L += summary_updates(self.model, x_BND)[0] * len(x_BND)
             seen += len(x_BND)
         sums_L, images = total_over_ranks(sums_L, seen)
         self._planner.calibrate(sums_L.cpu() / images)
@@ -177,7 +181,7 @@ class Alast:
 class AlastFlow(Dropping):
     """Blocks of which each looks how much it has moved the class token, and drops tokens."""
 
-    def __init__(self, config: AlastConfig, model: VisionTransformer) -> None:
+    def __init__(self, config: AlastConfig, model: Backbone) -> None:
         super().__init__(config, model, residual=config.frozen_backward == "residual")
         self._learns = config.budget_timing == "same_step"
 
@@ -185,19 +189,18 @@ class AlastFlow(Dropping):
         """Say whether a block's attention may be looked at: where budgets learn, nobody knows before it has run."""
         return drops or (self._learns and index < len(self.model.blocks) - 1)
 
-    def _stage(self, index: int, trains: bool, listens: bool, x_BND: Tensor, leaving: int) -> Tensor:
+    def delta(self, before_BND: Tensor, after_BND: Tensor) -> Tensor:
+        """Say how much a block has moved the summary, equation 5, summed over the batch."""
+        return class_delta(summarise(self.model, before_BND), summarise(self.model, after_BND), "batch_sum")
+
+    def _stage(self, index: int, trains: bool, listens: bool, tokens: Tokens, leaving: int) -> Tokens:
         def choose(before_BND: Tensor, after_BND: Tensor) -> int:
-            _delta(before_BND, after_BND)
+            self.delta(before_BND, after_BND)
             return leaving
 
-        return self.run(index, trains, listens, x_BND, choose)
+        return self.run(index, trains, listens, tokens, choose)
 
 
-def _delta(before_BND: Tensor, after_BND: Tensor) -> Tensor:
-    """How much a block has moved the class token, summed over the batch."""
-    return class_delta(before_BND[:, 0].detach(), after_BND[:, 0].detach(), "batch_sum")
-
-
-def drawable_blocks(config: AlastConfig, model: VisionTransformer) -> list[bool]:
+def drawable_blocks(config: AlastConfig, model: Backbone) -> list[bool]:
     """Say which blocks may be drawn, (L,): those with adapters, or all."""
     return [True] * len(model.blocks) if config.lora is None else adapted_blocks(config.lora, model)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from alast_tune.config import AplaConfig
 from alast_tune.errors import ConfigError
-from alast_tune.methods.base import Constant, blocks_of
+from alast_tune.methods.base import Constant
+from alast_tune.methods.summary import cannot
+from alast_tune.models.backbone import Backbone, blocks_of
 
 
 class PartialLinear(nn.Module):
@@ -63,8 +64,10 @@ class Apla(Constant):
         ConfigError: more columns than the projections have.
     """
 
-    def __init__(self, config: AplaConfig, model: VisionTransformer, seed: int) -> None:
+    def __init__(self, config: AplaConfig, model: Backbone, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
+        if not all(hasattr(getattr(block, "attn", None), "proj") for block in blocks_of(model)):
+            raise cannot(config.name, f"is built of {type(blocks_of(model)[0]).__name__}, without such a projection")
         for block in blocks_of(model):
             width = block.attn.proj.out_features
             if config.columns is not None and config.columns >= width:
@@ -74,7 +77,7 @@ class Apla(Constant):
                 block.attn.proj = PartialLinear(block.attn.proj, drawn)
         super().__init__(config, model, [True] * len(model.blocks))
 
-    def export(self) -> VisionTransformer:
+    def export(self) -> Backbone:
         """A copy with whole projections, or the model itself if they were never cut."""
         if not any(isinstance(block.attn.proj, PartialLinear) for block in blocks_of(self.model)):
             return self.model

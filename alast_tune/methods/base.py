@@ -6,12 +6,12 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from alast_tune.config import MethodConfig
 from alast_tune.errors import ConfigError
 from alast_tune.methods.parameters import set_trainable, trainable_parameters
+from alast_tune.models.backbone import Backbone, classify, embed, needs_class_token_alone, run_block, token_count
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,8 @@ class Stage:
     """What decides the cost besides the block, whether it trains, and the tokens."""
     scales: bool = True
     """Whether every tensor's size is a product with token counts (or patch counts) for factors."""
+    alone: bool = False
+    """Whether the class token leaves by itself, for nobody looks at the others."""
 
 
 class Flow:
@@ -49,18 +51,24 @@ class Flow:
         model: as the method has prepared it.
     """
 
-    def __init__(self, config: MethodConfig, model: VisionTransformer) -> None:
+    def __init__(self, config: MethodConfig, model: Backbone) -> None:
         self.config = config
         self.model = model
 
     def stages(self, plan: StepPlan) -> list[Stage]:
         """Give a plan's stages, one a block."""
 
-        def run(block: nn.Module) -> Callable[[Tensor, int], Tensor]:
-            return lambda x_BND, leaving: block(x_BND)
+        def run(index: int) -> Callable[[Tensor, int], Tensor]:
+            return lambda x_BND, leaving: run_block(self.model, index, x_BND)
 
-        counts = plan.tokens_L
-        return [Stage(run(block), count, count) for block, count in zip(blocks_of(self.model), counts, strict=True)]
+        return [
+            Stage(run(index), count, count, self.alone(index), alone=self.alone(index))
+            for index, count in enumerate(plan.tokens_L)
+        ]
+
+    def alone(self, index: int) -> bool:
+        """Say whether the class token alone leaves a block."""
+        return index == len(self.model.blocks) - 1 and needs_class_token_alone(self.model)
 
 
 def run_stages(stages: Iterable[Stage], tokens: Any) -> Any:
@@ -77,7 +85,7 @@ class Method(Protocol):
     ``end_step``; all its micro-batches follow one plan, and come to what the whole batch would.
     """
 
-    model: VisionTransformer
+    model: Backbone
     """What the optimizer and the evaluation see."""
 
     @property
@@ -105,7 +113,7 @@ class Method(Protocol):
     def end_step(self) -> None:
         """Learn from the step, after its backward; completes ``plan``."""
 
-    def export(self) -> VisionTransformer:
+    def export(self) -> Backbone:
         """Give the model as plain timm, adapters merged; the model itself where nothing was added to it."""
 
     def state_dict(self) -> dict[str, Any]:
@@ -120,7 +128,7 @@ class Constant:
 
     Args:
         config: its settings.
-        model: any timm Vision Transformer with a class token.
+        model: any accepted timm model.
         trainable_L: the blocks in which something trains.
         tokens_L: what each block receives; unset: all tokens.
         flow: how they receive it; unset: as the model's own forward has it.
@@ -129,7 +137,7 @@ class Constant:
     def __init__(
         self,
         config: MethodConfig,
-        model: VisionTransformer,
+        model: Backbone,
         trainable_L: Sequence[bool],
         tokens_L: Sequence[int] | None = None,
         flow: Flow | None = None,
@@ -161,7 +169,7 @@ class Constant:
     def end_step(self) -> None:
         """Nothing to learn."""
 
-    def export(self) -> VisionTransformer:
+    def export(self) -> Backbone:
         """The model itself."""
         return self.model
 
@@ -173,27 +181,7 @@ class Constant:
         """Nothing to take over."""
 
 
-def embed(model: VisionTransformer, images_BCHW: Tensor) -> Tensor:
-    """Turn images into the tokens (B, N, D) that enter the first block, by timm's own modules."""
-    x_BND = model.patch_embed(images_BCHW)
-    x_BND = model._pos_embed(x_BND)
-    x_BND = model.patch_drop(x_BND)
-    tokens: Tensor = model.norm_pre(x_BND)
-    return tokens
-
-
-def classify(model: VisionTransformer, x_BND: Tensor) -> Tensor:
-    """Turn what leaves the last block into logits (B, K), by timm's own modules."""
-    logits: Tensor = model.forward_head(model.norm(x_BND))
-    return logits
-
-
-def blocks_of(model: VisionTransformer) -> list[Any]:
-    """List the transformer blocks; untyped, as timm leaves their parts (``attn.qkv``, ``mlp.fc1``) to the reader."""
-    return list(model.blocks)
-
-
-def check_blocks(field: str, blocks: Sequence[int], model: VisionTransformer) -> None:
+def check_blocks(field: str, blocks: Sequence[int], model: Backbone) -> None:
     """Refuse numbers of blocks that there are not.
 
     Raises:
@@ -202,8 +190,3 @@ def check_blocks(field: str, blocks: Sequence[int], model: VisionTransformer) ->
     for block in blocks:
         if not 0 <= block < len(model.blocks):
             raise ConfigError(field, block, f"the model has blocks 0 to {len(model.blocks) - 1}")
-
-
-def token_count(model: VisionTransformer) -> int:
-    """Count the tokens of an image: patches, class token and registers."""
-    return int(model.patch_embed.num_patches) + int(model.num_prefix_tokens)

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from timm.models.vision_transformer import VisionTransformer
-
 from alast_tune.config import BsrConfig
 from alast_tune.errors import ConfigError
-from alast_tune.methods.base import Constant, check_blocks, token_count
+from alast_tune.methods.base import Constant, check_blocks
 from alast_tune.methods.dropping import Dropping
 from alast_tune.methods.freezing import chosen_blocks
 from alast_tune.methods.tokens import keep_count
+from alast_tune.models.backbone import Backbone, token_count
 
 
 class Bsr(Constant):
@@ -26,7 +25,7 @@ class Bsr(Constant):
         ConfigError: a block that the model does not have, or one to drop after that trains or is the last.
     """
 
-    def __init__(self, config: BsrConfig, model: VisionTransformer) -> None:
+    def __init__(self, config: BsrConfig, model: Backbone) -> None:
         mask_L = chosen_blocks(config, model)
         drop_after = default_drops(mask_L) if config.drop_after is None else config.drop_after
         check_blocks("method.drop_after", drop_after, model)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 def class_delta(
@@ -27,28 +27,6 @@ def relative_magnitude(before_BD: Tensor, after_BD: Tensor) -> Tensor:
     update_B = (after_BD - before_BD).float().norm(dim=-1)
     magnitude: Tensor = (update_B / after_BD.float().norm(dim=-1).clamp_min(1e-12)).mean()
     return magnitude
-
-
-@torch.no_grad()
-def relative_magnitudes(blocks: Iterable[nn.Module], x_BND: Tensor) -> Tensor:
-    """Relative magnitude of the class token's update in each block, from what enters the first (figure 2); (L,)."""
-    return class_updates(blocks, x_BND)[0]
-
-
-@torch.no_grad()
-def class_updates(blocks: Iterable[nn.Module], x_BND: Tensor) -> tuple[Tensor, Tensor]:
-    """Look at the class token's update in each block, all tokens, from what enters the first.
-
-    Returns:
-        Relative magnitudes, and the deltas summed over the batch, (L,) each.
-    """
-    magnitudes, deltas = [], []
-    for block in blocks:
-        y_BND = block(x_BND)
-        magnitudes.append(relative_magnitude(x_BND[:, 0], y_BND[:, 0]))
-        deltas.append(class_delta(x_BND[:, 0], y_BND[:, 0], "batch_sum"))
-        x_BND = y_BND
-    return torch.stack(magnitudes), torch.stack(deltas)
 
 
 def update_budgets(

@@ -1,4 +1,4 @@
-"""A training forward in which tokens go after some of the blocks, ranked by the class token's attention in these."""
+"""A training forward in which tokens go after some of the blocks, ranked by their scores in these."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ from functools import partial
 from typing import Any
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from alast_tune.config import MethodConfig
-from alast_tune.methods.base import Flow, Stage, StepPlan, blocks_of
-from alast_tune.methods.tap import QkvTap
+from alast_tune.methods.base import Flow, Stage, StepPlan
+from alast_tune.methods.summary import scores_of
 from alast_tune.methods.tokens import keep_tokens
+from alast_tune.models.backbone import Backbone, run_block
+
+Tokens = Tensor | tuple[Tensor, Tensor]
+"""Tokens (B, N, D); with rotary positions, once some have gone, also which of the image's they are, (B, N)."""
 
 
 class Dropping(Flow):
@@ -21,14 +24,17 @@ class Dropping(Flow):
 
     Args:
         config: of the method.
-        model: as the method has prepared it; each block's ``attn.qkv`` gets a hook.
+        model: as the method has prepared it; each block's attention may get hooks.
         residual: gradients pass a frozen block by its skip connection alone.
+
+    Raises:
+        ConfigError: a model whose tokens have no scores.
     """
 
-    def __init__(self, config: MethodConfig, model: VisionTransformer, residual: bool = False) -> None:
+    def __init__(self, config: MethodConfig, model: Backbone, residual: bool = False) -> None:
         super().__init__(config, model)
         self._residual = residual
-        self._tap = QkvTap(model)
+        self._scores = scores_of(model, config.name)
 
     def stages(self, plan: StepPlan) -> list[Stage]:
         """Give a plan's stages, one a block; a block whose tokens do not go is not listened to."""
@@ -37,7 +43,8 @@ class Dropping(Flow):
         for index, (arriving, leaving) in enumerate(zip(plan.tokens_L, leaving_L, strict=True)):
             listens = self.listens(index, arriving > leaving)
             run = partial(self._stage, index, plan.trainable_L[index], listens)
-            stages.append(Stage(run, arriving, leaving, (listens, index == len(leaving_L) - 1)))
+            kind = listens, index == len(leaving_L) - 1
+            stages.append(Stage(run, arriving, leaving, kind, alone=self.alone(index)))
         return stages
 
     def listens(self, index: int, drops: bool) -> bool:
@@ -45,30 +52,34 @@ class Dropping(Flow):
         return drops
 
     def run(
-        self, index: int, trains: bool, listens: bool, x_BND: Tensor, choose: Callable[[Tensor, Tensor], int]
-    ) -> Tensor:
+        self, index: int, trains: bool, listens: bool, tokens: Tokens, choose: Callable[[Tensor, Tensor], int]
+    ) -> Tokens:
         """Run a block; let as many tokens flow on as ``choose`` says, given those before and after the block."""
-        block = blocks_of(self.model)[index]
-        self._tap.listening = listens
-        y_BND = self._block(block, trains, x_BND)
+        x_BND, kept_BN = tokens if isinstance(tokens, tuple) else (tokens, None)
+        self._scores.listen(listens)
+        y_BND = self._block(index, trains, x_BND, kept_BN)
         leaving, arriving = choose(x_BND, y_BND), x_BND.shape[1]
         if leaving < arriving:
             prefix = int(self.model.num_prefix_tokens)
-            scores_BN = self._tap.class_scores(block.attn)[:, prefix - 1 :]
-            y_BND, _ = keep_tokens(y_BND, scores_BN, leaving - prefix)
-        self._tap.forget()
-        return y_BND
+            scores_BP = self._scores.patches(index, y_BND, kept_BN)
+            y_BND, chosen_BP = keep_tokens(y_BND, scores_BP, leaving - prefix)
+            if getattr(self.model, "rope", None) is not None:
+                first_BF = torch.arange(prefix, device=y_BND.device).expand(len(y_BND), -1)
+                chosen_BN = torch.cat([first_BF, chosen_BP + prefix], dim=1)
+                kept_BN = chosen_BN if kept_BN is None else kept_BN.gather(1, chosen_BN)
+        self._scores.listen(False)
+        return y_BND if kept_BN is None or index == len(self.model.blocks) - 1 else (y_BND, kept_BN)
 
-    def _stage(self, index: int, trains: bool, listens: bool, x_BND: Tensor, leaving: int) -> Tensor:
-        return self.run(index, trains, listens, x_BND, lambda before_BND, after_BND: leaving)
+    def _stage(self, index: int, trains: bool, listens: bool, tokens: Tokens, leaving: int) -> Tokens:
+        return self.run(index, trains, listens, tokens, lambda before_BND, after_BND: leaving)
 
-    def _block(self, block: Any, trains: bool, x_BND: Tensor) -> Tensor:
+    def _block(self, index: int, trains: bool, x_BND: Tensor, kept_BN: Tensor | None) -> Tensor:
         if trains or not self._residual or not x_BND.requires_grad:
-            y_BND: Tensor = block(x_BND)
-            return y_BND
+            return run_block(self.model, index, x_BND, kept_BN)
         with torch.no_grad():
-            y_BND = block(x_BND)
-        passed: Tensor = _PassGradient.apply(x_BND, y_BND)
+            y_BND = run_block(self.model, index, x_BND, kept_BN)
+        skipped_BND = x_BND if len(y_BND[0]) == len(x_BND[0]) else x_BND[:, : y_BND.shape[1]]
+        passed: Tensor = _PassGradient.apply(skipped_BND, y_BND)
         return passed
 
 

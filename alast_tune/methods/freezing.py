@@ -9,24 +9,23 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from timm.models.vision_transformer import VisionTransformer
-
 from alast_tune.config import BlockChoice, FullConfig, HeadConfig, MethodConfig, TopKConfig
 from alast_tune.errors import ConfigError, DivergedError
 from alast_tune.methods.base import Constant, check_blocks
+from alast_tune.models.backbone import Backbone
 
 
 class Full(Constant):
     """Everything trains."""
 
-    def __init__(self, config: FullConfig, model: VisionTransformer) -> None:
+    def __init__(self, config: FullConfig, model: Backbone) -> None:
         super().__init__(config, model, [True] * len(model.blocks))
 
 
 class Head(Constant):
     """The classifier alone trains (linear probe)."""
 
-    def __init__(self, config: HeadConfig, model: VisionTransformer) -> None:
+    def __init__(self, config: HeadConfig, model: Backbone) -> None:
         super().__init__(config, model, [False] * len(model.blocks))
 
 
@@ -37,11 +36,11 @@ class TopK(Constant):
         ConfigError: a block that the model does not have.
     """
 
-    def __init__(self, config: TopKConfig, model: VisionTransformer) -> None:
+    def __init__(self, config: TopKConfig, model: Backbone) -> None:
         super().__init__(config, model, chosen_blocks(config, model))
 
 
-def chosen_blocks(config: BlockChoice, model: VisionTransformer) -> list[bool]:
+def chosen_blocks(config: BlockChoice, model: Backbone) -> list[bool]:
     """Turn ``blocks`` into a mask over the model's, (L,).
 
     Raises:

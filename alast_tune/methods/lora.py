@@ -4,30 +4,38 @@ from __future__ import annotations
 
 import copy
 
-from timm.models.vision_transformer import VisionTransformer
-
 from alast_tune.config import Adapters, LoraConfig
 from alast_tune.methods.base import Constant, check_blocks
+from alast_tune.methods.summary import cannot
+from alast_tune.models.backbone import Backbone, blocks_of
+
+_LAYERS = {
+    "qkv": ("attn.qkv", "attn.q_proj", "attn.k_proj", "attn.v_proj"),
+    "proj": ("attn.proj",),
+    "fc1": ("mlp.fc1", "mlp.fc1_g", "mlp.fc1_x"),
+    "fc2": ("mlp.fc2",),
+}
+"""What timm's kinds of block call the layers that adapters stand beside."""
 
 
 class Lora(Constant):
     """Adapters and classifier train, every other weight is frozen."""
 
-    def __init__(self, config: LoraConfig, model: VisionTransformer) -> None:
+    def __init__(self, config: LoraConfig, model: Backbone) -> None:
         add_adapters(config, model)
         super().__init__(config, model, adapted_blocks(config, model))
 
-    def export(self) -> VisionTransformer:
+    def export(self) -> Backbone:
         """A copy with the adapters merged into the weights."""
         return merge_adapters(self.model)
 
 
-def adapted_blocks(config: Adapters, model: VisionTransformer) -> list[bool]:
+def adapted_blocks(config: Adapters, model: Backbone) -> list[bool]:
     """Say which blocks get adapters, (L,)."""
     return [config.blocks is None or block in config.blocks for block in range(len(model.blocks))]
 
 
-def add_adapters(config: Adapters, model: VisionTransformer) -> None:
+def add_adapters(config: Adapters, model: Backbone) -> None:
     """Put adapters beside the blocks' linear layers; they start as no change at all.
 
     Raises:
@@ -35,19 +43,27 @@ def add_adapters(config: Adapters, model: VisionTransformer) -> None:
     """
     import peft  # seconds to import, and only this needs it
 
-    check_blocks(
-        "method.blocks" if isinstance(config, LoraConfig) else "method.lora.blocks", config.blocks or (), model
-    )
-    blocks = "|".join(str(block) for block, adapted in enumerate(adapted_blocks(config, model)) if adapted)
+    method = "lora" if isinstance(config, LoraConfig) else "alast"
+    check_blocks("method.blocks" if method == "lora" else "method.lora.blocks", config.blocks or (), model)
+    wanted = {name for target in config.targets for name in _LAYERS[target]}
+    found = []
+    for index, adapted in enumerate(adapted_blocks(config, model)):
+        layers = [f"blocks.{index}.{name}" for name, _ in blocks_of(model)[index].named_modules() if name in wanted]
+        found += layers if adapted else []
+        if adapted and not layers:
+            raise cannot(method, f"has none of the layers {', '.join(config.targets)} in its blocks")
     settings = peft.LoraConfig(
         r=config.rank,
         lora_alpha=config.lora_alpha,  # type: ignore[arg-type]  # peft divides by the rank: any number will do
-        target_modules=rf"blocks\.({blocks})\.(attn|mlp)\.({'|'.join(config.targets)})",
+        target_modules=found,
     )
     peft.inject_adapter_in_model(settings, model)
+    for block in blocks_of(model):
+        if getattr(getattr(block, "attn", None), "q_bias", None) is not None:
+            block.attn.qkv_bias_separate = True  # else timm's EvaAttention takes the weight from beside the adapter
 
 
-def merge_adapters(model: VisionTransformer) -> VisionTransformer:
+def merge_adapters(model: Backbone) -> Backbone:
     """Copy a model with its adapters added to the weights they stand beside: plain timm again."""
     from peft.tuners.lora import LoraLayer
 

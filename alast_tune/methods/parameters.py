@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from alast_tune.config import (
@@ -18,9 +17,10 @@ from alast_tune.config import (
     TomeConfig,
     TopKConfig,
 )
+from alast_tune.models.backbone import Backbone, attention_pool
 
 
-def trainable_parameters(config: MethodConfig, model: VisionTransformer) -> list[nn.Parameter]:
+def trainable_parameters(config: MethodConfig, model: Backbone) -> list[nn.Parameter]:
     """List what may ever train, on a model that its method has prepared (adapters in place)."""
     match config:
         case FullConfig() | TomeConfig():
@@ -49,22 +49,23 @@ def set_trainable(parameters: Iterable[nn.Parameter], trainable: bool) -> None:
             parameter.grad = None
 
 
-def _outputs(model: VisionTransformer) -> list[nn.Parameter]:
-    """What follows the blocks: the final norms and the classifier."""
-    return [p for module in (model.norm, model.fc_norm, model.head) for p in module.parameters()]
+def _outputs(model: Backbone) -> list[nn.Parameter]:
+    """What follows the blocks: the final norms, an attention pool, and the classifier."""
+    modules = (model.norm, attention_pool(model), model.fc_norm, model.head)
+    return [p for module in modules if module is not None for p in module.parameters()]
 
 
-def _embeddings(model: VisionTransformer) -> list[nn.Parameter]:
+def _embeddings(model: Backbone) -> list[nn.Parameter]:
     """What comes before the blocks."""
     later = {id(p) for p in (*model.blocks.parameters(), *_outputs(model))}
     return [p for p in model.parameters() if id(p) not in later]
 
 
-def _adapters(model: VisionTransformer) -> list[nn.Parameter]:
+def _adapters(model: Backbone) -> list[nn.Parameter]:
     """peft's low-rank matrices."""
     return [p for name, p in model.blocks.named_parameters() if ".lora_" in name]
 
 
-def _projections(model: VisionTransformer) -> list[nn.Parameter]:
+def _projections(model: Backbone) -> list[nn.Parameter]:
     """Attention's output projections, of those that were cut the part that trains."""
     return [p for name, p in model.blocks.named_parameters() if ".attn.proj." in name and ".frozen." not in name]

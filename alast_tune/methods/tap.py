@@ -5,50 +5,58 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from alast_tune.methods.base import blocks_of
-from alast_tune.methods.tokens import class_attention
+from alast_tune.models.backbone import Backbone, blocks_of, rotate
 
 
-class QkvTap:
-    """Listens at every block's ``qkv`` while it is told to; fused attention stays on.
+class AttentionTap:
+    """Listens at every block's attention while it is told to; fused attention stays on.
 
     Args:
-        model: its ``attn.qkv`` modules get a forward hook each.
+        model: of each block's ``attn``, ``q_norm`` and ``k_norm`` get a forward hook.
     """
 
-    def __init__(self, model: VisionTransformer) -> None:
+    def __init__(self, model: Backbone) -> None:
         self.listening = False
-        self._qkv: Tensor | None = None
+        self._heard: dict[str, Tensor] = {}
         for block in blocks_of(model):
-            block.attn.qkv.register_forward_hook(self._remember)
+            block.attn.q_norm.register_forward_hook(self._remember("q"))
+            block.attn.k_norm.register_forward_hook(self._remember("k"))
 
-    def _remember(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        if self.listening:
-            self._qkv = output.detach()
+    def _remember(self, name: str) -> Any:
+        def remember(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            if self.listening:
+                self._heard[name] = output.detach()
+
+        return remember
 
     def forget(self) -> None:
         """Let go of the last block's, and stop listening."""
-        self.listening, self._qkv = False, None
+        self.listening = False
+        self._heard.clear()
 
     @torch.no_grad()
-    def class_scores(self, attention: Any) -> Tensor:
-        """Class token's attention row of the block just run, mean over heads, (B, N-1); then forgets."""
-        q_BHND, k_BHND, _ = self._take(attention)
-        return class_attention(attention.q_norm(q_BHND[:, :, :1]), attention.k_norm(k_BHND), attention.scale)
+    def queries_and_keys(self, attention: Any, rope: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Give those that the block just run has compared, (B, H, N, d) each; then forget.
+
+        Args:
+            attention: the block's.
+            rope: rotary positions that the block has got.
+        """
+        q_BHND, k_BHND = (rotate(attention, x_BHND, rope) for x_BHND in self._take())
+        if (groups := getattr(attention, "num_kv_groups", 1)) > 1:
+            k_BHND = k_BHND.repeat_interleave(groups, dim=1)
+        return q_BHND, k_BHND
 
     @torch.no_grad()
-    def mean_keys(self, attention: Any) -> Tensor:
-        """Keys of the block just run, mean over heads, (B, N, d); then forgets."""
-        _, k_BHND, _ = self._take(attention)
-        mean: Tensor = attention.k_norm(k_BHND).mean(dim=1)
-        return mean
+    def mean_keys(self) -> Tensor:
+        """Give the keys of the block just run, without positions, mean over heads, (B, N, d); then forget."""
+        mean_BNd: Tensor = self._take()[1].mean(dim=1)
+        return mean_BNd
 
-    def _take(self, attention: Any) -> tuple[Tensor, ...]:
-        assert self._qkv is not None, "asked for right after the block's attention has run, while listening"
-        B, N, _ = self._qkv.shape
-        q_k_v = self._qkv.reshape(B, N, 3, attention.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+    def _take(self) -> tuple[Tensor, Tensor]:
+        assert self._heard, "asked for right after the block's attention has run, while listening"
+        heard = self._heard["q"], self._heard["k"]
         self.forget()
-        return q_k_v
+        return heard

@@ -19,6 +19,17 @@ def class_attention(q_BHND: Tensor, k_BHND: Tensor, scale: float) -> Tensor:
     return scores_BHN.float().softmax(dim=-1).mean(dim=1)[:, 1:]
 
 
+def attention_received(q_BHND: Tensor, k_BHND: Tensor, scale: float) -> Tensor:
+    """Attention that each token receives, mean over all tokens that pay it and over the heads: (B, N), in [0, 1].
+
+    The columns' means of softmax(scale q k^T), head by head: O(N^2 D), and never more than one head's matrix is there.
+    """
+    received_BN = q_BHND.new_zeros(q_BHND.shape[0], q_BHND.shape[2], dtype=torch.float32)
+    for q_BND, k_BND in zip(q_BHND.unbind(1), k_BHND.unbind(1), strict=True):
+        received_BN = received_BN + (q_BND @ k_BND.mT * scale).float().softmax(dim=-1).mean(dim=1)
+    return received_BN / q_BHND.shape[1]
+
+
 def keep_tokens(x_BND: Tensor, score_BN: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Keep the ``count`` best-scored tokens of each image; those without a score always stay.
 

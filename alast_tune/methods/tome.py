@@ -12,14 +12,23 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer import Block
 from torch import Tensor
 from torch.nn import functional as F
 
 from alast_tune.config import TomeConfig
 from alast_tune.errors import ConfigError
-from alast_tune.methods.base import Constant, Flow, Stage, StepPlan, blocks_of, token_count
-from alast_tune.methods.tap import QkvTap
+from alast_tune.methods.base import Constant, Flow, Stage, StepPlan
+from alast_tune.methods.summary import cannot
+from alast_tune.methods.tap import AttentionTap
+from alast_tune.models.backbone import (
+    Backbone,
+    attention_pool,
+    blocks_of,
+    needs_class_token_alone,
+    run_block,
+    token_count,
+)
 
 
 def bipartite_merge(
@@ -78,7 +87,7 @@ class Tome(Constant):
         ConfigError: another number of r's than of blocks, or FLOPs that no merging reaches.
     """
 
-    def __init__(self, config: TomeConfig, model: VisionTransformer) -> None:
+    def __init__(self, config: TomeConfig, model: Backbone) -> None:
         depth = len(model.blocks)
         flow = Merging(config, model)
         self.merges_L = flow.merges_L
@@ -87,46 +96,52 @@ class Tome(Constant):
 
 
 class Merging(Flow):
-    """Every block with merged tokens between its attention and its MLP.
+    """Every block with merged tokens between its attention and its MLP; after the last one nobody looks at others.
 
     Raises:
-        ConfigError: as :func:`merges`.
+        ConfigError: as :func:`merges`, and a model that cannot know for how many patches a token stands.
     """
 
-    def __init__(self, config: TomeConfig, model: VisionTransformer) -> None:
+    def __init__(self, config: TomeConfig, model: Backbone) -> None:
         super().__init__(config, model)
+        if model.global_pool != "token" or attention_pool(model) is not None:
+            raise cannot(config.name, "classifies from all tokens, as if each stood for one patch")
+        if not all(type(block) is Block for block in blocks_of(model)) or not needs_class_token_alone(model):
+            raise cannot(config.name, f"is built of {type(blocks_of(model)[0]).__name__}, not of timm's plain Block")
         self.merges_L = merges(config, model)
-        self._tap = QkvTap(model)
+        self._tap = AttentionTap(model)
 
     def stages(self, plan: StepPlan) -> list[Stage]:
         """Give a plan's stages, one a block; tokens come with how many patches each stands for, once some merged."""
-        prefix, last = int(self.model.num_prefix_tokens), len(self.model.blocks) - 1
-        counts = tokens_after(self.merges_L, plan.tokens_L[0], prefix)
+        counts = tokens_after(self.merges_L, plan.tokens_L[0], int(self.model.num_prefix_tokens))
 
-        def run(index: int, block: Any) -> Callable[[Any, int], Any]:
-            return lambda tokens, leaving: self._run(block, tokens, leaving, index == last)
+        def run(index: int) -> Callable[[Any, int], Any]:
+            return lambda tokens, leaving: self._run(index, tokens, leaving)
 
         return [
-            Stage(run(index, block), counts[index], counts[index + 1], index == last, scales=False)
-            for index, block in enumerate(blocks_of(self.model))
+            Stage(run(index), counts[index], counts[index + 1], self.alone(index), False, self.alone(index))
+            for index in range(len(self.merges_L))
         ]
 
-    def _run(self, block: Any, tokens: Any, leaving: int, last: bool) -> Any:
-        """Run a block; tokens come alone as long as each stands for one patch, and when they leave the last one."""
+    def _run(self, index: int, tokens: Any, leaving: int) -> Any:
+        """Run a block; tokens come alone as long as each stands for one patch."""
         x_BND, size_BN1 = tokens if isinstance(tokens, tuple) else (tokens, None)
+        weights = None if size_BN1 is None else size_BN1.log().transpose(1, 2)[:, None].to(_dtype(x_BND))
+        if self.alone(index):
+            return run_block(self.model, index, x_BND, mask=weights)
+        block = blocks_of(self.model)[index]
         r = x_BND.shape[1] - leaving
         self._tap.listening = r > 0
-        weights = None if size_BN1 is None else size_BN1.log().transpose(1, 2)[:, None].to(_dtype(x_BND))
         x_BND = x_BND + block.drop_path1(block.ls1(block.attn(block.norm1(x_BND), attn_mask=weights)))
         if r > 0:
             size = x_BND.new_ones(*x_BND.shape[:2], 1) if size_BN1 is None else size_BN1
             prefix = int(self.model.num_prefix_tokens)
-            x_BND, size_BN1 = bipartite_merge(x_BND, self._tap.mean_keys(block.attn), size, r, prefix)
+            x_BND, size_BN1 = bipartite_merge(x_BND, self._tap.mean_keys(), size, r, prefix)
         x_BND = x_BND + block.drop_path2(block.ls2(block.mlp(block.norm2(x_BND))))
-        return x_BND if last or size_BN1 is None else (x_BND, size_BN1)
+        return x_BND if size_BN1 is None else (x_BND, size_BN1)
 
 
-def merges(config: TomeConfig, model: VisionTransformer) -> tuple[int, ...]:
+def merges(config: TomeConfig, model: Backbone) -> tuple[int, ...]:
     """Find r of each block, (L,): as given, or the smallest total, spread evenly, that reaches the FLOPs asked for.
 
     Raises:
@@ -158,13 +173,16 @@ def tokens_after(merges_L: Sequence[int], tokens: int, prefix: int) -> list[int]
     return counts
 
 
-def _block_flops(model: VisionTransformer, counts: Sequence[int]) -> int:
+def _block_flops(model: Backbone, counts: Sequence[int]) -> int:
     """FLOPs of all blocks' forward and backward an image, but for a constant factor."""
     total = 0
-    for block, before, after in zip(blocks_of(model), counts[:-1], counts[1:], strict=True):
-        attention = block.attn.qkv.weight.numel() + block.attn.proj.weight.numel()
+    for index, block in enumerate(blocks_of(model)):
+        before, after = counts[index : index + 2]
+        queries, after = (1, 1) if index == len(model.blocks) - 1 else (before, after)  # the class token alone
+        keys = block.attn.qkv.weight.numel() * 2 // 3
+        others = keys // 2 + block.attn.proj.weight.numel()
         mlp = block.mlp.fc1.weight.numel() + block.mlp.fc2.weight.numel()
-        total += 6 * (before * attention + after * mlp) + 14 * before**2 * block.attn.attn_dim
+        total += 6 * (before * keys + queries * others + after * mlp) + 14 * queries * before * block.attn.attn_dim
     return total
 
 

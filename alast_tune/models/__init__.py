@@ -1,7 +1,6 @@
 """timm Vision Transformers: by name, from a local checkpoint (``checkpoints.py``), or the embedded backbone.
 
-Whatever cannot be fine-tuned here is refused before any weights are fetched: everything that does
-not classify from a class token through plain timm blocks.
+Whatever cannot be fine-tuned here is refused before any weights are fetched; ``backbone.py`` says what is accepted.
 """
 
 from __future__ import annotations
@@ -15,25 +14,24 @@ from typing import Any
 import timm
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers.attention import Attention
 from timm.layers.patch_embed import PatchEmbed
 from timm.models import is_model_in_modules
 from timm.models.deit import VisionTransformerDistilled
-from timm.models.vision_transformer import Block, VisionTransformer, checkpoint_filter_fn
-from torch import nn
+from timm.models.vision_transformer import VisionTransformer
 
 from alast_tune.config import ModelConfig
 from alast_tune.errors import ConfigError
+from alast_tune.models.backbone import Backbone
 from alast_tune.models.checkpoints import file_fingerprint, read_checkpoint, shorten_list, weights_file
 from alast_tune.models.hub import cached, no_weights, weights_source
-from alast_tune.models.recognition import candidates, has_shapes_of, named_by, unknown
+from alast_tune.models.recognition import candidates, has_shapes_of, in_timms_names, named_by, unknown
 
 __all__ = [
     "EMBEDDED_MEAN",
     "EMBEDDED_STD",
     "EMBEDDED_WEIGHTS",
+    "Backbone",
     "InputSpec",
-    "VisionTransformer",
     "architecture_of",
     "check_weights",
     "create_model",
@@ -52,8 +50,8 @@ EMBEDDED_WEIGHTS = Path(__file__).parents[1] / "embedded" / "backbone.safetensor
 
 EMBEDDED_SHAPE: dict[str, Any] = {"patch_size": 4, "embed_dim": 80, "depth": 12, "num_heads": 5}
 
-TIMM_MODULES = ("vision_transformer", "deit")
-"""Where timm's plain Vision Transformers live."""
+TIMM_MODULES = ("vision_transformer", "deit", "eva")
+"""Where timm's Vision Transformers live."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +80,7 @@ def timm_arguments(config: ModelConfig, image_size: int) -> tuple[str, dict[str,
     return name, {"img_size": image_size, **shape}
 
 
-def create_model(config: ModelConfig) -> VisionTransformer:
+def create_model(config: ModelConfig) -> Backbone:
     """Build a Vision Transformer and load its weights, float32 on the CPU.
 
     A ``checkpoint`` takes precedence over ``pretrained``. Without ``num_classes`` the model keeps its own
@@ -96,7 +94,7 @@ def create_model(config: ModelConfig) -> VisionTransformer:
     if config.name == "embedded":
         size = config.image_size or 32
         _check_image_size(size, patch_size=4)
-        model = embedded_vit(config.num_classes or 0, size)
+        model: Backbone = embedded_vit(config.num_classes or 0, size)
         _pretrained_cfg(model).update(mean=EMBEDDED_MEAN, std=EMBEDDED_STD)
         weights = config.checkpoint or (EMBEDDED_WEIGHTS if config.pretrained else None)
     else:
@@ -131,7 +129,7 @@ def architecture_of(checkpoint: Path, key: str | None = None) -> str:
     raise unknown(checkpoint, state)
 
 
-def outline(config: ModelConfig) -> VisionTransformer:
+def outline(config: ModelConfig) -> Backbone:
     """Build a model on the meta device: its shapes, without memory or weights.
 
     Raises:
@@ -161,7 +159,7 @@ def weights_fingerprint(config: ModelConfig) -> str | None:
     return None if file is None else file_fingerprint(file)
 
 
-def input_spec(model: VisionTransformer) -> InputSpec:
+def input_spec(model: Backbone) -> InputSpec:
     """Say which images a model from :func:`create_model` takes."""
     size = model.patch_embed.img_size
     assert size is not None
@@ -173,15 +171,15 @@ def input_spec(model: VisionTransformer) -> InputSpec:
     )
 
 
-def _pretrained_cfg(model: VisionTransformer) -> dict[str, Any]:
+def _pretrained_cfg(model: Backbone) -> dict[str, Any]:
     """Get what timm hangs onto its models, under a name that torch's typing does not know; made if missing."""
     cfg: dict[str, Any] = model.__dict__.setdefault("pretrained_cfg", {})
     return cfg
 
 
-def _create_timm(config: ModelConfig) -> VisionTransformer:
+def _create_timm(config: ModelConfig) -> Backbone:
     skeleton = _skeleton(config.name)
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {"dynamic_img_size": False}  # one size, whose positions are computed once
     if config.num_classes is not None:
         options["num_classes"] = config.num_classes
     if config.image_size is not None:
@@ -200,11 +198,14 @@ def _create_timm(config: ModelConfig) -> VisionTransformer:
             model = timm.create_model(config.name, pretrained=True, pretrained_cfg_overlay=overlay, **options)
         except Exception as error:  # whichever HTTP client, cache or file format failed, the remedy is the same
             raise no_weights(config.name, f"could not be loaded ({type(error).__name__}: {error})") from error
-    assert isinstance(model, VisionTransformer)
+    assert isinstance(model, Backbone)
+    rope: Any = getattr(model, "rope", None)
+    if getattr(rope, "aug_active", False):
+        rope.aug_active = False  # positions drawn anew in each block would fit no image
     return model
 
 
-def _skeleton(name: str) -> VisionTransformer:
+def _skeleton(name: str) -> Backbone:
     """Build the architecture without memory, and refuse what the methods cannot work on."""
     architecture, _, tag = name.partition(".")
     known = [model for module in TIMM_MODULES for model in timm.list_models(module=module)]
@@ -213,7 +214,7 @@ def _skeleton(name: str) -> VisionTransformer:
         hint = f"did you mean {' or '.join(close)}?" if close else "deit_small_patch16_224 is one, embedded another"
         raise ConfigError("model.name", name, f"timm has no such model; {hint}")
     if not is_model_in_modules(architecture, TIMM_MODULES):
-        raise ConfigError("model.name", name, "is not a timm VisionTransformer; take one, deit_small_patch16_224 say")
+        raise ConfigError("model.name", name, "is no plain timm Vision Transformer; take deit_small_patch16_224, say")
     try:
         with torch.device("meta"):
             model = timm.create_model(name, pretrained=False)
@@ -222,28 +223,17 @@ def _skeleton(name: str) -> VisionTransformer:
         if not tag or tag in tags:
             raise
         raise ConfigError("model.name", name, f"no such weights; after the dot goes {shorten_list(tags)}") from error
-    assert isinstance(model, VisionTransformer)
+    assert isinstance(model, Backbone)
 
     def refuse(what: str, instead: str) -> ConfigError:
         return ConfigError("model.name", name, f"{what}; take {instead}")
 
     if isinstance(model, VisionTransformerDistilled):
         raise refuse("has a distillation token and two classifiers", architecture.replace("_distilled", ""))
-    if not model.has_class_token:
-        raise refuse("has no class token, by which tokens are ranked", "deit_small_patch16_224 or a DINOv2, say")
-    if model.global_pool != "token":
-        raise refuse(
-            f"classifies by {model.global_pool} pooling, not from the class token", "vit_base_patch16_224, say"
-        )
-    blocks = list(model.blocks)
-    plain = type(model.patch_embed) is PatchEmbed and all(
-        type(block) is Block and type(block.attn) is Attention and getattr(block.attn, "gate", None) is None
-        for block in blocks
-    )
-    if not plain:
-        raise refuse(f"is built of {type(blocks[0]).__name__}, not of timm's plain Block", "vit_base_patch16_224, say")
-    if not all(isinstance(getattr(block.mlp, layer, None), nn.Linear) for block in blocks for layer in ("fc1", "fc2")):
-        raise refuse(f"has {type(blocks[0].mlp).__name__} for an MLP, without fc1 and fc2", "vit_base_patch16_224, say")
+    if type(model.patch_embed) is not PatchEmbed:
+        raise refuse(f"embeds patches by {type(model.patch_embed).__name__}", "vit_base_patch16_224, say")
+    if not model.global_pool:
+        raise refuse("does not classify", "vit_base_patch16_224, say")
     return model
 
 
@@ -260,16 +250,14 @@ def _other_classifier(config: ModelConfig, classes: int) -> ConfigError:
     return ConfigError("model.keep_classifier", True, remedy)
 
 
-def _load_weights(model: VisionTransformer, config: ModelConfig, path: Path) -> None:
+def _load_weights(model: Backbone, config: ModelConfig, path: Path) -> None:
     """Load a local checkpoint strictly; only a classifier that is not to be kept may be missing or of another size."""
     name = config.name
     # FlexiViT's grids are resized differently from everybody else's, as timm does for its own downloads.
     flexible = name.startswith("flexivit")
     resizing: dict[str, Any] = {"interpolation": "bilinear", "antialias": False} if flexible else {}
     try:
-        state = checkpoint_filter_fn(
-            read_checkpoint(path, config.checkpoint_key), model, adapt_layer_scale=True, **resizing
-        )
+        state = in_timms_names(read_checkpoint(path, config.checkpoint_key), model, **resizing)
     except ConfigError:
         raise
     except Exception as error:  # the conversions assume a family of models and fail in many ways on others

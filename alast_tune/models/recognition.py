@@ -6,12 +6,14 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import timm
-from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+from timm.models import eva, vision_transformer
 from torch import Size, Tensor
 
 from alast_tune.errors import ConfigError
+from alast_tune.models.backbone import Backbone
 
 SIZES = {192: "tiny", 384: "small", 512: "medium", 768: "base", 1024: "large", 1280: "huge"}
 """What timm calls a model by its width."""
@@ -43,7 +45,7 @@ def candidates(state: dict[str, Tensor], modules: tuple[str, ...]) -> list[str]:
     return sorted(fitting, key=lambda name: (not name.endswith(f"_{side}"), not name.startswith("deit_"), len(name)))
 
 
-def has_shapes_of(model: VisionTransformer, state: dict[str, Tensor]) -> bool:
+def has_shapes_of(model: Backbone, state: dict[str, Tensor]) -> bool:
     """Whether weights are a model's, by all names and shapes but those of the classifier and the position grid.
 
     Args:
@@ -51,10 +53,23 @@ def has_shapes_of(model: VisionTransformer, state: dict[str, Tensor]) -> bool:
         state: of a checkpoint, in the names of its family.
     """
     try:
-        found = checkpoint_filter_fn(dict(state), model, adapt_layer_scale=True)
+        found = in_timms_names(dict(state), model)
     except Exception:  # the conversions assume a family of models and fail in many ways on others
         return False
     return dict(_shapes(found)) == dict(_shapes(model.state_dict()))
+
+
+def in_timms_names(state: dict[str, Tensor], model: Backbone, **resizing: Any) -> dict[str, Tensor]:
+    """Convert weights to a model's names and image size, as timm does for its own downloads.
+
+    Args:
+        state: of a checkpoint, in the names of its family.
+        model: may be on the meta device.
+        resizing: how position grids are resized, where not as usual.
+    """
+    if isinstance(model, eva.Eva):
+        return eva.checkpoint_filter_fn(state, model, **resizing)
+    return vision_transformer.checkpoint_filter_fn(state, model, adapt_layer_scale=True, **resizing)
 
 
 def _shapes(state: dict[str, Tensor]) -> Iterator[tuple[str, Size]]:

@@ -16,10 +16,9 @@ from alast_tune.config import AlastConfig, BlockChoice, DataConfig, MethodConfig
 from alast_tune.cost import StepCosts
 from alast_tune.data import Splits
 from alast_tune.methods import StepPlan, budget_rate, build_method, drawable_blocks, with_blocks_chosen
-from alast_tune.methods.base import embed
-from alast_tune.methods.budgets import class_updates
 from alast_tune.methods.planner import Planner
-from alast_tune.models import VisionTransformer
+from alast_tune.methods.summary import summary_updates
+from alast_tune.models.backbone import Backbone, embed
 from alast_tune.optimizers import build_optimizer
 from alast_tune.train import load_trial
 
@@ -45,15 +44,15 @@ class Costs:
 
 @dataclass(frozen=True)
 class _Start:
-    """What is known of a model and a data set: shapes, and how the untouched model moves its class token."""
+    """What is known of a model and a data set: shapes, and how the untouched model moves the images' summary."""
 
-    model: VisionTransformer
+    model: Backbone
     """On the meta device: no weights."""
     image_size: int
     images: int
     """To train on."""
     magnitudes_L: Tensor
-    """Relative magnitudes of the class token's updates, on a few images with all tokens."""
+    """Relative magnitudes of the summary's updates, on a few images with all tokens."""
     deltas_L: Tensor
     """Their squared lengths, summed over these images."""
 
@@ -98,7 +97,7 @@ class Forecast:
         stages = [self._costs(config, method_config, growth) for method_config in _stages(config.method)]
         return Costs(stages[-1].train_flops, max(stage.peak_bytes for stage in stages))
 
-    def look_at(self, config: TrialConfig, model: VisionTransformer, splits: Splits) -> None:
+    def look_at(self, config: TrialConfig, model: Backbone, splits: Splits) -> None:
         """See how a model moves its class token on a few images; it loses its weights, for they are not needed again.
 
         Args:
@@ -109,7 +108,7 @@ class Forecast:
         spread = torch.linspace(0, len(splits.validation) - 1, IMAGES).int().tolist()
         images_BCHW, _ = splits.validation.__getitems__(spread)  # these are never augmented
         with torch.inference_mode():
-            magnitudes_L, deltas_L = class_updates(model.blocks, embed(model, images_BCHW))
+            magnitudes_L, deltas_L = summary_updates(model, embed(model, images_BCHW))
         side, images = images_BCHW.shape[-1], len(splits.train)
         self._starts[config.model, config.data] = _Start(model.to("meta"), side, images, magnitudes_L, deltas_L)
         _give_back_memory()

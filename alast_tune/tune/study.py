@@ -23,7 +23,7 @@ from alast_tune.errors import ConfigError
 from alast_tune.fingerprints import Fingerprints, fingerprints, keep_fingerprints
 from alast_tune.lease import SweepLease, exclusive_driver
 from alast_tune.methods import build_method, with_blocks_chosen
-from alast_tune.models import VisionTransformer
+from alast_tune.models.backbone import Backbone
 from alast_tune.optimizers import build_optimizer
 from alast_tune.results import TrialResult
 from alast_tune.storage import CHECKPOINTS, address_of, atomic_write, fetch, is_copy
@@ -270,7 +270,7 @@ def _with_absolute_paths(sweep: SweepConfig) -> SweepConfig:
     )
 
 
-def reference_point(trial: TrialConfig, model: VisionTransformer, splits: Splits) -> tuple[float, float, float]:
+def reference_point(trial: TrialConfig, model: Backbone, splits: Splits) -> tuple[float, float, float]:
     """Accuracy 0 and 1.1 times the cost of full fine-tuning, for as many epochs at the same batch size.
 
     Both predicted, before any training; the trial's own method is tried on, so that what cannot work is said now.

@@ -35,8 +35,11 @@ def watch(model: Any, *inputs: Tensor) -> Iterator[Kept]:
     def at(place: str) -> Any:
         return lambda *_: setattr(kept, "place", place)
 
-    handles = [block.register_forward_pre_hook(at(f"block {index}")) for index, block in enumerate(model.blocks)]
+    # The last block may not be called as a whole: it ends where the final norm begins.
+    begins = [(getattr(block, "norm1", block), index) for index, block in enumerate(model.blocks)]
+    handles = [module.register_forward_pre_hook(at(f"block {index}")) for module, index in begins]
     handles += [block.register_forward_hook(at("outside")) for block in model.blocks]
+    handles.append(model.norm.register_forward_pre_hook(at("outside")))
     with torch.autograd.graph.saved_tensors_hooks(kept.save, lambda tensor: tensor):
         yield kept
     for handle in handles:

@@ -24,6 +24,7 @@ from alast_tune.cost.prediction import evaluation_peak_bytes
 from alast_tune.errors import ConfigError, DivergedError
 from alast_tune.evaluate import evaluate
 from alast_tune.models import create_model
+from alast_tune.models.backbone import predict
 from alast_tune.optimizers import build_optimizer
 from alast_tune.results import EpochReport
 from alast_tune.train import Run, fit, last_report
@@ -98,7 +99,7 @@ def test_an_epoch_is_what_a_plain_loop_does(tiny_trial: TinyTrial) -> None:
             warm = min(1, (done + 1) / 2)  # half an epoch has two steps
             for group in optimizer.param_groups:
                 group["lr"] = 1e-3 * warm * 0.5 * (1 + math.cos(math.pi * done / (2 * STEPS)))
-            loss = F.cross_entropy(model(images), labels)
+            loss = F.cross_entropy(predict(model, images), labels)
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()

@@ -75,5 +75,5 @@ def test_the_model_is_left_as_it_was() -> None:
     for parameter, (requires_grad, grad, value) in zip(model.parameters(), before, strict=True):
         assert parameter.requires_grad == requires_grad and parameter.grad is grad
         assert torch.equal(parameter, value)
-    assert all(len(block.attn.qkv._forward_hooks) == 1 for block in model.blocks)  # type: ignore[union-attr]
+    assert all(len(block.attn.q_norm._forward_hooks) == 1 for block in model.blocks)  # type: ignore[union-attr]
     assert method.plan.tokens_L == (17,) * DEPTH

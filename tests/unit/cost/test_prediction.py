@@ -1,7 +1,6 @@
 """What a step will cost: FLOPs equal torch's counter to the last one, bytes are autograd's and MemTracker's."""
 
 import random
-import re
 import statistics
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -18,10 +17,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from alast_tune.config import MethodConfig, TrainConfig, TrialConfig
 from alast_tune.cost import StepCost, forward_flops, step_cost, step_flops, step_peak_bytes
 from alast_tune.cost.memory import track_live_bytes
+from alast_tune.errors import ConfigError
 from alast_tune.methods import Method, build_method
-from alast_tune.models import TIMM_MODULES, VisionTransformer, _skeleton
+from alast_tune.models import TIMM_MODULES, Backbone, _skeleton
+from alast_tune.models.backbone import predict
 from tests.unit.every_method import METHODS, MODELS, Case, cases, random_case, vit
 from tests.unit.kept import watch
+from tests.unit.kinds import CLASS_TOKEN, KINDS, small
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +70,7 @@ class Step:
 
 
 def steps(
-    model: VisionTransformer, config: MethodConfig, batch: int, precision: Any = "fp32", accumulate: int = 1
+    model: Backbone, config: MethodConfig, batch: int, precision: Any = "fp32", accumulate: int = 1
 ) -> Iterator[Step]:
     """The first two steps: ALaST calibrates at one, and has an earlier delta at the other."""
     method = build_method(config, model, TrainConfig(seed=batch))
@@ -159,48 +161,35 @@ def test_what_the_tap_holds_counts_where_nothing_waits_for_the_backward() -> Non
     assert second.peak_error <= 0.01
 
 
-# Of each structural kind of plain Vision Transformer that timm has, one.
-KINDS = (
-    "vit_tiny_patch16_224",
-    "flexivit_small",  # positions of the patches alone
-    "vit_small_patch14_dinov2",  # layer scale
-    "vit_small_patch14_reg4_dinov2",  # registers
-    "vit_base_patch16_224_miil",  # no bias of queries, keys and values
-    "deit3_small_patch16_224",  # layer scale, positions of the patches alone
-    "vit_xsmall_patch16_clip_224",  # a norm before the blocks
-    "vit_base_patch32_clip_quickgelu_224",  # QuickGELU
-    "vit_base_patch16_radio_v3",  # no final norm, layer scale, registers
-    "vit_huge_patch16_radio_v3",  # no final norm, registers
-    "vit_intern300m_patch14_448",  # no final norm, layer scale
-    "vit_giant_patch14_dinov2",  # a gated MLP, layer scale
-    "vit_giant_patch14_reg4_dinov2",  # a gated MLP, layer scale, registers
-)
+REFUSED = {  # by methods that ask for scores of tokens, or for linear layers of their own
+    "vit_dwee_patch16_reg1_gap_256": ("alast", "fast"),
+    "vit_base_patch16_xp_224": ("alast", "fast"),
+}
 
 
-def small(name: str) -> VisionTransformer:
-    """Two narrow blocks of timm's model, 16 patches."""
-    patch = re.search(r"patch(\d+)", name)
-    side = 4 * int(patch[1] if patch else 16)
-    model = timm.create_model(name, num_classes=10, img_size=side, embed_dim=48, depth=2, num_heads=3)
-    assert isinstance(model, VisionTransformer)
-    return model
-
-
-@pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize(
-    "values",
+    ("values", "precision"),
     [
-        {"name": "full"},
-        {"name": "tome", "merge": 4},
-        {"name": "alast", "reading": "paper", "trainable_blocks": 1, "initial_budget": 0.5, "lora": {}},
+        ({"name": "full"}, "bf16"),
+        ({"name": "tome", "merge": 4}, "fp32"),
+        ({"name": "alast", "reading": "paper", "trainable_blocks": 1, "initial_budget": 0.5, "lora": {}}, "fp32"),
+        ({"name": "alast", "reading": "fast", "trainable_blocks": 1, "target_budget": 0.5, "keep_multiple": 1}, "bf16"),
     ],
-    ids=lambda values: values["name"],
+    ids=lambda value: value if isinstance(value, str) else value.get("reading", value["name"]),
 )
-def test_every_structural_kind_costs_what_is_predicted(name: str, values: dict[str, Any]) -> None:
-    first, second = steps(small(name), setting(values), batch=24)
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")
+def test_every_structural_kind_costs_what_is_predicted(name: str, values: dict[str, Any], precision: str) -> None:
+    model = small(name)
+    asks = (values["name"] == "tome" and name not in CLASS_TOKEN) or values["name"] in REFUSED.get(name, ())
+    if asks:
+        with pytest.raises(ConfigError, match=f"^method.name = {values['name']}: the model "):
+            build_method(setting(values), model)
+        return
+    first, second = steps(model, setting(values), 24, precision)
     assert first.predicted.flops == first.flops
     assert second.predicted.flops == second.flops
-    assert first.held_error <= 0.001
+    assert first.held_error <= 0.002
     assert second.peak_error <= 0.005
 
 
@@ -211,32 +200,23 @@ def test_a_model_without_positions_costs_what_is_predicted() -> None:
     assert first.held_error <= 0.001 and second.peak_error <= 0.005
 
 
-def structure(model: VisionTransformer) -> tuple[Any, ...]:
-    """What the meter could know or not know of a model, but for its sizes."""
-    block = model.blocks[0]
-    parts = (block.mlp, block.mlp.act, block.norm1, block.ls1, block.attn.q_norm, model.norm_pre, model.norm)  # type: ignore[union-attr]
-    biases = (block.attn.qkv.bias, block.attn.proj.bias)  # type: ignore[union-attr]
-    return (
-        *(type(part).__name__ for part in parts),
-        *(bias is None for bias in biases),
-        model.pos_embed is None,
-        model.no_embed_class,
-        model.reg_token is None,
-    )
-
-
 @pytest.mark.nightly
-def test_no_kind_that_is_accepted_has_been_forgotten() -> None:
-    known = {structure(_skeleton(name)) for name in KINDS}
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")
+def test_all_that_timm_has_costs_what_is_predicted() -> None:
+    """One step of all that is accepted, two narrow blocks of each."""
     seen = 0
     for name in (name for module in TIMM_MODULES for name in timm.list_models(module=module)):
         try:
-            model = _skeleton(name)
-        except ValueError:
+            _skeleton(name)
+        except ConfigError:
             continue
+        alike = {"sapiens2": "vit_base_patch16_sapiens2", "mixed": "vit_small_patch16_rope_mixed_224"}
+        model = small(name, KINDS[next((of for part, of in alike.items() if part in name), "vit_tiny_patch16_224")])
+        first, second = steps(model, setting({"name": "full"}), batch=5)
+        assert (first.predicted.flops, second.predicted.flops) == (first.flops, second.flops), name
+        assert first.held_error <= 0.005 and second.peak_error <= 0.01, name
         seen += 1
-        assert structure(model) in known, name
-    assert seen > 80
+    assert seen >= 240
 
 
 def test_a_model_without_memory_is_enough() -> None:
@@ -271,5 +251,5 @@ def test_the_three_ways_to_ask_agree_and_an_optimizer_without_moments_costs_less
 def test_evaluation_is_one_forward() -> None:
     model = vit().eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(torch.randn(3, 3, 32, 32))
+        predict(model, torch.randn(3, 3, 32, 32))
     assert forward_flops(model, 32, 3) == counter.get_total_flops()

@@ -54,9 +54,9 @@ def test_exact_frozen_blocks_save_less_than_trained_ones_and_below_the_lowest_no
     for kept in steps(method, 12):
         assert len(set(method.plan.tokens_L)) == 1  # else blocks could not be compared
         lowest = method.plan.trainable_L.index(True)
-        trained = [n for n, trains in zip(by_block(kept), method.plan.trainable_L, strict=True) if trains]
+        trained = [n for n, trains in zip(by_block(kept)[:-1], method.plan.trainable_L, strict=False) if trains]
         assert by_block(kept)[:lowest] == [0] * lowest
-        for index in range(lowest + 1, DEPTH):
+        for index in range(lowest + 1, DEPTH - 1):  # of the last one it is the class token's alone
             if not method.plan.trainable_L[index]:
                 # Not the inputs of its four linear layers, that is two normalised ones and the activation's output.
                 assert 0 < by_block(kept)[index] < 0.75 * min(trained)
@@ -86,5 +86,6 @@ def test_dropped_tokens_are_not_kept() -> None:
         for budget in (0.25, 1.0)
     )
     assert few[0] == pytest.approx(all_of_them[0], rel=0.05)
-    for one, other in zip(few[1:], all_of_them[1:], strict=True):
+    for one, other in zip(few[1:-1], all_of_them[1:-1], strict=True):
         assert one == pytest.approx(other * 17 / 65, rel=0.05)
+    assert few[-1] < all_of_them[-1] < all_of_them[1] / 3  # keys and values, and the class token's

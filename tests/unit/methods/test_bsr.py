@@ -68,7 +68,7 @@ def test_tokens_by_hand(options: dict[str, Any], tokens: tuple[int, ...]) -> Non
     method = bsr(vit(), blocks=(4, 5), **options)
     seen: list[int] = []
     for block in method.model.blocks:
-        block.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape[1]))
+        block.norm1.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape[1]))
     method.forward(images())
     assert method.plan.tokens_L == tuple(seen) == tokens
 

@@ -216,13 +216,17 @@ def test_one_number_is_for_every_block_and_several_are_one_each() -> None:
 
 
 def block_flops(merges_L: tuple[int, ...]) -> int:
-    """Forward and backward of the plain model's blocks: 2 FLOPs a multiply-add, a product's backward is two more."""
+    """Forward and backward of the plain model's blocks: 2 FLOPs a multiply-add, a product's backward is two more.
+
+    In the last block all but keys and values is the class token's alone.
+    """
     total, tokens = 0, TOKENS
-    for r in merges_L:
+    for block, r in enumerate(merges_L):
         after = tokens - min(r, (tokens - 1) // 2)
-        products = 4 * WIDTH**2 * tokens + 8 * WIDTH**2 * after  # qkv and proj, fc1 and fc2
-        scores_and_values = 4 * WIDTH * tokens**2
-        total += 3 * 2 * products + scores_and_values + 10 * WIDTH * tokens**2  # fused: scores once more, four products
+        queries, beyond = (1, 1) if block == DEPTH - 1 else (tokens, after)
+        products = 2 * WIDTH**2 * (tokens + queries) + 8 * WIDTH**2 * beyond  # keys, values; q and proj; fc1 and fc2
+        scores_and_values = 4 * WIDTH * tokens * queries
+        total += 3 * 2 * products + scores_and_values + 10 * WIDTH * tokens * queries  # fused: scores once more
         tokens = after
     return total
 

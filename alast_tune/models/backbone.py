@@ -1,0 +1,168 @@
+"""What every accepted timm model is made of: an embedding, blocks in a row, and a classifier.
+
+timm's own modules run, one after the other. Rotary positions follow the tokens that are kept, and where the classifier
+sees the class token alone, the last block computes nothing else.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import torch
+from timm.layers.attention import Attention, AttentionRope
+from timm.layers.pos_embed_sincos import apply_rot_embed_cat, get_mixed_freqs
+from timm.models.eva import Eva, EvaAttention, EvaBlock
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import Tensor
+from torch.nn import functional as F
+
+Backbone: TypeAlias = VisionTransformer | Eva
+"""A timm model that can be fine-tuned here."""
+
+
+def blocks_of(model: Backbone) -> list[Any]:
+    """List the transformer blocks; untyped, as timm leaves their parts (``attn.qkv``, ``mlp.fc1``) to the reader."""
+    return list(model.blocks)
+
+
+def token_count(model: Backbone) -> int:
+    """Count the tokens of an image: patches, class token and registers."""
+    return int(model.patch_embed.num_patches) + int(model.num_prefix_tokens)
+
+
+def attention_pool(model: Backbone) -> Any:
+    """Give the pool through which the model classifies; None if it takes a token, or a mean."""
+    return model.attn_pool
+
+
+def embed(model: Backbone, images_BCHW: Tensor) -> Tensor:
+    """Turn images into the tokens (B, N, D) that enter the first block, by timm's own modules."""
+    x_BND = model._pos_embed(model.patch_embed(images_BCHW))
+    if isinstance(model, Eva):
+        x_BND, _ = x_BND
+    else:
+        x_BND = model.patch_drop(x_BND)
+    tokens: Tensor = model.norm_pre(x_BND)
+    return tokens
+
+
+def run_block(model: Backbone, index: int, x_BND: Tensor, kept_BN: Tensor | None = None, mask: Any = None) -> Tensor:
+    """Run a block as timm has it; the last one on what the classifier needs of it.
+
+    Args:
+        model: whose block.
+        index: of the block.
+        x_BND: tokens that come.
+        kept_BN: which of the image's tokens they are; unset: all. Rotary positions ask for it.
+        mask: added to the attention's scores, as timm's blocks take it.
+
+    Returns:
+        All tokens, (B, N, D); of the last block the class token by itself, (B, 1, D), where
+        :func:`needs_class_token_alone` says so. Queries, projection and MLP are then computed for it alone.
+    """
+    block = blocks_of(model)[index]
+    rope = rotations(model, index, kept_BN)
+    if index == len(model.blocks) - 1 and needs_class_token_alone(model):
+        attended_B1D = _attend_from_class_token(block.attn, block.norm1(x_BND), rope, mask)
+        x_B1D = x_BND[:, :1] + block.drop_path1(_scaled(block, 1, attended_B1D))
+        y_B1D: Tensor = x_B1D + block.drop_path2(_scaled(block, 2, block.mlp(block.norm2(x_B1D))))
+        return y_B1D
+    options = {"rope": rope, "attn_mask": mask}
+    y_BND: Tensor = block(x_BND, **{name: value for name, value in options.items() if value is not None})
+    return y_BND
+
+
+def rotations(model: Backbone, index: int, kept_BN: Tensor | None = None) -> Tensor | None:
+    """Give the rotary positions of the patches in a block, as its attention takes them; None without."""
+    rope: Any = getattr(model, "rope", None)
+    if rope is None:
+        return None
+    if model.rope_mixed:  # learned, a block and head each; of this block alone
+        turned: Tensor = get_mixed_freqs(rope.freqs[:, index], rope.t_x, rope.t_y)
+    else:
+        turned = rope.get_embed()
+    if kept_BN is None:
+        return turned
+    prefix = int(model.num_prefix_tokens)
+    chosen = turned[..., kept_BN[:, prefix:] - prefix, :]  # (B, P, d), or (H, B, P, d)
+    return chosen.transpose(0, 1) if chosen.dim() == 4 else chosen[:, None]
+
+
+def rotate(attention: Any, x_BHND: Tensor, rope: Tensor | None) -> Tensor:
+    """Turn queries or keys by their positions, class token and registers left out, as timm's attention does."""
+    prefix = int(attention.num_prefix_tokens) if rope is not None else 0
+    if rope is None or x_BHND.shape[2] <= prefix:
+        return x_BHND
+    turned = apply_rot_embed_cat(x_BHND[:, :, prefix:], rope, half=attention.rotate_half)
+    return torch.cat([x_BHND[:, :, :prefix], turned], dim=2).type_as(x_BHND)
+
+
+def needs_class_token_alone(model: Backbone) -> bool:
+    """Say whether, of what leaves the last block, only the class token is used, and can be computed by itself."""
+    last = blocks_of(model)[-1]
+    known = type(last) in (Block, EvaBlock) and type(last.attn) in (Attention, AttentionRope, EvaAttention)
+    return model.global_pool == "token" and attention_pool(model) is None and known
+
+
+def classify(model: Backbone, x_BND: Tensor) -> Tensor:
+    """Turn what leaves the last block into logits (B, K), by timm's own modules."""
+    logits: Tensor = model.forward_head(model.norm(x_BND))
+    return logits
+
+
+def predict(model: Backbone, images_BCHW: Tensor) -> Tensor:
+    """Turn images into logits (B, K), as ``model(images)`` does, without what nobody looks at in the last block."""
+    x_BND = embed(model, images_BCHW)
+    for index in range(len(model.blocks)):
+        x_BND = run_block(model, index, x_BND)
+    return classify(model, x_BND)
+
+
+def _scaled(block: Any, half: int, x_BND: Tensor) -> Tensor:
+    """Apply a block's layer scale, which timm's two kinds of block keep in different ways."""
+    if isinstance(block, Block):
+        scaled: Tensor = (block.ls1 if half == 1 else block.ls2)(x_BND)
+        return scaled
+    gamma = block.gamma_1 if half == 1 else block.gamma_2
+    return x_BND if gamma is None else gamma * x_BND
+
+
+def _attend_from_class_token(attention: Any, x_BND: Tensor, rope: Tensor | None, mask: Any) -> Tensor:
+    """Compute the class token's row of timm's attention, (B, 1, D)."""
+    q_B1A, k_BNA, v_BNA = _project(attention, x_BND)
+    q_BH1d, k_BHNd, v_BHNd = (x.unflatten(2, (-1, attention.head_dim)).transpose(1, 2) for x in (q_B1A, k_BNA, v_BNA))
+    q_BH1d, k_BHNd = attention.q_norm(q_BH1d), attention.k_norm(k_BHNd)  # the class token has no position
+    k_BHNd = rotate(attention, k_BHNd, rope)
+    if getattr(attention, "num_kv_groups", 1) > 1:
+        k_BHNd, v_BHNd = (x.repeat_interleave(attention.num_kv_groups, dim=1) for x in (k_BHNd, v_BHNd))
+    dropout = attention.attn_drop.p if attention.training else 0.0
+    seen = F.scaled_dot_product_attention(q_BH1d, k_BHNd.type_as(v_BHNd), v_BHNd, attn_mask=mask, dropout_p=dropout)
+    seen = attention.norm(seen.transpose(1, 2).flatten(2))
+    if attention.gate is not None:
+        seen = seen * attention.gate(x_BND[:, :1]).sigmoid()
+    row_B1D: Tensor = attention.proj_drop(attention.proj(seen))
+    return row_B1D
+
+
+def _project(attention: Any, x_BND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute the class token's query, (B, 1, A), and every token's key and value, (B, N, A) each."""
+    if attention.qkv is None:
+        return attention.q_proj(x_BND[:, :1]), attention.k_proj(x_BND), attention.v_proj(x_BND)
+    layer = attention.qkv
+    width = layer.out_features // 3
+    parts = (width, 2 * width)
+    plain = getattr(layer, "base_layer", layer)
+    q_weight, kv_weight = plain.weight.split(parts)
+    q_bias, kv_bias = (None, None) if plain.bias is None else plain.bias.split(parts)
+    if getattr(attention, "q_bias", None) is not None:
+        q_bias, kv_bias = attention.q_bias, torch.cat([attention.k_bias, attention.v_bias])
+    q_B1A = F.linear(x_BND[:, :1], q_weight, q_bias)
+    kv_BNA = F.linear(x_BND, kv_weight, kv_bias)
+    if plain is not layer:  # peft's: an adapter beside the layer
+        (name,) = layer.active_adapters
+        q_up, kv_up = layer.lora_B[name].weight.split(parts)
+        low_BNr = layer.lora_A[name](layer.lora_dropout[name](x_BND)) * layer.scaling[name]
+        q_B1A = q_B1A + F.linear(low_BNr[:, :1], q_up)
+        kv_BNA = kv_BNA + F.linear(low_BNr, kv_up)
+    k_BNA, v_BNA = kv_BNA.chunk(2, dim=2)
+    return q_B1A, k_BNA, v_BNA
