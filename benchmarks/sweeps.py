@@ -3,7 +3,7 @@
     mlflow server --backend-store-uri postgresql+psycopg://mlflow@127.0.0.1/mlflow ...
     MLFLOW_TRACKING_URI=http://127.0.0.1:5000 python benchmarks/sweeps.py --study postgresql://...
 
-Each sweep is a process with a driver as in scale.py, which hands out made-up trials without a pause, and then waits
+Each sweep is a process with a driver as in made_up.py, which hands out made-up trials without a pause, and then waits
 until MLflow has all that it wrote of them. Hence two rates: trials that the drivers carry, and writes that the server
 takes; a sweep of real trials is slower than either. Rates depend on whoever else is on the machine, CPU time (of a
 driver a trial, of servers a write) much less. Checked at the end: every trial's run is in MLflow, once.
@@ -32,7 +32,7 @@ from rich.table import Table
 from alast_tune.cli import guarded
 from alast_tune.lease import SweepLease
 from alast_tune.tracking import pending
-from benchmarks.scale import Driver, studies, sweep_in
+from benchmarks.made_up import Driver, studies, sweep_in
 
 
 def one_sweep(name: str, sampler: str, database: Path, trials: int, url: str | None, gate: Barrier) -> dict[str, float]:

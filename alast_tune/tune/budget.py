@@ -16,7 +16,7 @@ class TimeBudget:
     """The time in which a sweep starts trials, over all its drivers.
 
     A trial that runs when it is used up is finished: stopped, it would be lost. Of a driver that is killed, the time
-    since a trial last ended does not count.
+    since a trial last ended, and up to a second before, does not count.
 
     Args:
         study: keeps what is used.
@@ -30,12 +30,16 @@ class TimeBudget:
         self._clock = clock
         used: float = study.user_attrs.get(USED, 0.0)
         self._started = clock() - used
+        self._kept = -math.inf
 
     @property
     def over(self) -> bool:
         """Whether no trial may start any more."""
         return self._clock() - self._started >= self._seconds
 
-    def keep(self) -> None:
-        """Keep what is used in the study."""
-        self._study.set_user_attr(USED, round(self._clock() - self._started, 1))
+    def keep(self, every: float = 0.0) -> None:
+        """Keep what is used in the study, if the last time was longer ago than ``every`` seconds."""
+        used = self._clock() - self._started
+        if used - self._kept >= every:
+            self._kept = used
+            self._study.set_user_attr(USED, round(used, 1))

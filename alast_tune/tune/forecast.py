@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import ctypes
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -10,10 +12,11 @@ from torch.optim import Optimizer
 
 from alast_tune.config import BlockChoice, DataConfig, MethodConfig, ModelConfig, TopKConfig, TrialConfig
 from alast_tune.cost import StepCosts
+from alast_tune.data import Splits
 from alast_tune.methods import StepPlan, build_method, with_blocks_chosen
 from alast_tune.methods.base import FirstLook
 from alast_tune.methods.summary import summary_updates
-from alast_tune.models.backbone import embed
+from alast_tune.models.backbone import Backbone, embed
 from alast_tune.optimizers import build_optimizer
 from alast_tune.train import load_trial
 
@@ -84,6 +87,22 @@ class Forecast:
         stages = [self._costs(config, method_config, growth) for method_config in _stages(config.method)]
         return Costs(stages[-1].train_flops, max(stage.peak_bytes for stage in stages))
 
+    def look_at(self, config: TrialConfig, model: Backbone, splits: Splits) -> None:
+        """See how a model moves the summary of a few images; it loses its weights, for they are not needed again.
+
+        Args:
+            config: of trials with this model and data.
+            model: with its weights, untouched.
+            splits: of the data.
+        """
+        spread = torch.linspace(0, len(splits.validation) - 1, IMAGES).int().tolist()
+        images_BCHW, _ = splits.validation.__getitems__(spread)  # these are never augmented
+        with torch.inference_mode():
+            magnitudes_L, deltas_L = summary_updates(model, embed(model, images_BCHW))
+        look = FirstLook(model.to("meta"), len(images_BCHW), magnitudes_L, deltas_L)
+        self._starts[config.model, config.data] = _Start(look, images_BCHW.shape[-1], len(splits.train))
+        _give_back_memory()
+
     def _costs(self, config: TrialConfig, method_config: MethodConfig, growth: float) -> Costs:
         start, train = self._look_at(config), config.train
         prepared = self._prepare(config, method_config, start)
@@ -101,13 +120,7 @@ class Forecast:
     def _look_at(self, config: TrialConfig) -> _Start:
         key = config.model, config.data
         if key not in self._starts:
-            model, splits = load_trial(config, verify=False)
-            spread = torch.linspace(0, len(splits.validation) - 1, IMAGES).int().tolist()
-            images_BCHW, _ = splits.validation.__getitems__(spread)  # these are never augmented
-            with torch.inference_mode():
-                magnitudes_L, deltas_L = summary_updates(model, embed(model, images_BCHW))
-            look = FirstLook(model.to("meta"), len(images_BCHW), magnitudes_L, deltas_L)
-            self._starts[key] = _Start(look, images_BCHW.shape[-1], len(splits.train))
+            self.look_at(config, *load_trial(config, verify=False))
         return self._starts[key]
 
     def _prepare(self, config: TrialConfig, method_config: MethodConfig, start: _Start) -> _Prepared:
@@ -119,6 +132,12 @@ class Forecast:
             optimizer = build_optimizer(config.train, method.parameters())
             self._prepared[key] = _Prepared(StepCosts(method.model, start.image_size), method.plan, optimizer)
         return self._prepared[key]
+
+
+def _give_back_memory() -> None:
+    """Let glibc return what weights took to the system, which it would keep for later; other libraries do."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _stages(config: MethodConfig) -> list[MethodConfig]:

@@ -41,32 +41,45 @@ class TrialHistory:
         self._teaching = teaching
         self.known: set[tuple[tuple[str, Any], ...]] = set()
         """Parameters of all that were proposed."""
-        self._seen: set[int] = set()
+        self._taken = 0
+        """So many trials, the first ones, have been looked at;"""
+        self._open: list[int] = []
+        """and these of them had not ended then."""
         self._members: list[FrozenTrial] = []
         """Complete trials that no other dominates."""
+        self._front_F3: Floats | None = None
+        """Kept until it changes."""
         self._others: deque[FrozenTrial] = deque(maxlen=MEMORY)
 
     def update(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-        """Take in those that have ended since; returns those that have not."""
-        others = [trial for trial in trials if trial.number not in self._seen]
+        """Take in those that have ended since; returns those that have not.
+
+        Args:
+            trials: all of the study, by number.
+        """
+        others = [*(trials[place] for place in self._open), *trials[self._taken :]]
+        self._taken = len(trials)
+        self._open = [trial.number for trial in others if not trial.state.is_finished()]
         fresh = [trial for trial in others if trial.state.is_finished()]
-        self._seen.update(trial.number for trial in fresh)
         self.known.update(point(trial.params) for trial in fresh if BASELINE not in trial.user_attrs)
         complete = [trial for trial in fresh if trial.state == TrialState.COMPLETE]
         self._others.extend(trial for trial in fresh if trial.state != TrialState.COMPLETE)
         if complete:
             candidates = self._members + complete
             on_front = pareto_mask([trial.values for trial in candidates], DIRECTIONS)
+            self._front_F3 = None
             self._members = [trial for trial, member in zip(candidates, on_front, strict=True) if member]
             self._others.extend(trial for trial, member in zip(candidates, on_front, strict=True) if not member)
         return [trial for trial in others if not trial.state.is_finished()]
 
     def front(self) -> Floats:
         """Objectives of the front, (F, 3); of a large one of the points that add most."""
-        front_F3 = np.array([trial.values for trial in self._members], dtype=np.float64).reshape(-1, 3)
-        if len(front_F3) <= LARGEST_FRONT:
-            return front_F3
-        return front_F3[np.argsort(hypervolume_contributions(front_F3, DIRECTIONS))[-LARGEST_FRONT:]]
+        if self._front_F3 is None:
+            front_F3 = np.array([trial.values for trial in self._members], dtype=np.float64).reshape(-1, 3)
+            if len(front_F3) > LARGEST_FRONT:
+                front_F3 = front_F3[np.argsort(hypervolume_contributions(front_F3, DIRECTIONS))[-LARGEST_FRONT:]]
+            self._front_F3 = front_F3
+        return self._front_F3
 
     def params(self) -> list[Params]:
         """Parameters of the front and of the latest others."""

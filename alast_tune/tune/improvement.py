@@ -86,9 +86,11 @@ def expected_improvement(
     points_F3 = points_F3[np.argsort(points_F3[:, 0])]
     levels_L = np.array([least, *points_F3[:, 0], 1.0])  # no accuracy is above 1
     slab_LC = -np.diff(_expected_excess(mean_C, deviation_C, levels_L[:, None]), axis=0)
-    gain_C = np.zeros_like(mean_C)
-    for place, slab_C in enumerate(slab_LC):
-        gain_C += slab_C * uncovered_area(costs_C2, points_F3[place:, 1:])
+    cheapest_K2 = np.empty((0, 2))  # of those of higher accuracy: what they cover is all that any of them covers
+    gain_C: Floats = slab_LC[-1] * uncovered_area(costs_C2, cheapest_K2)
+    for slab_C, costs_2 in zip(slab_LC[-2::-1], points_F3[::-1, 1:], strict=True):
+        cheapest_K2 = np.concatenate([cheapest_K2[(cheapest_K2 < costs_2).any(axis=1)], costs_2[None]])
+        gain_C += slab_C * uncovered_area(costs_C2, cheapest_K2)
     return gain_C
 
 

@@ -34,6 +34,8 @@ FORECASTS = 48
 """So many configurations' costs are forecast, once; those of others are interpolated."""
 FORECAST_ERROR = 0.05
 """Standard deviation of a forecast's logarithm from the truth."""
+RELEARNT = 8
+"""Interpolated costs are learnt anew after so many trials, or a sixteenth of those learnt from if that is fewer."""
 EXACT = 8
 """Of the candidates that promise most by interpolated costs, so many are forecast themselves."""
 LEAST_CHANCE = 0.01
@@ -71,10 +73,11 @@ class EhviSampler(BaseSampler):
         self._draw = np.random.default_rng(seed)
         self._random = RandomSampler(seed=seed)
         self._all = _everything(self._space)
-        self._width = sum(_columns(item) for item in self._space.values())
         self._forecasts: tuple[Floats, Floats] | None = None
         self._accuracy = Surrogate()
         self._costs = Surrogate(), Surrogate()
+        self._learnt: int | None = None
+        """So many trials had ended when costs were last learnt."""
         self._history = TrialHistory(teaching)
         self._fits = Surrogate()
 
@@ -94,11 +97,11 @@ class EhviSampler(BaseSampler):
         candidates = self._candidates([other.params for other in running])
         front_F3 = self._history.front()
         seen = self._history.observations()
+        if len(seen) < 2:
+            return candidates[self._explore(self._expected_costs(seen, self._encode(candidates))[:, 0], proposed)]
+
         X_C = self._encode([*candidates, *(other.params for other in running)])
         costs_C2 = self._expected_costs(seen, X_C)
-        if len(seen) < 2:
-            return candidates[self._explore(costs_C2[: len(candidates), 0], proposed)]
-
         X_T, values_T3, error_T = self._encode([observation[0] for observation in seen]), *columns_of(seen)
         self._accuracy.fit(X_T, values_T3[:, 0], error_T, proposed)
         mean_C, deviation_C = self._accuracy.predict(X_C)
@@ -144,17 +147,18 @@ class EhviSampler(BaseSampler):
 
     def _candidates(self, running: list[Params]) -> list[Params]:
         """Draw from what has not been proposed yet; in a large space half of them near what has been."""
-        known = self._history.known | {point(params) for params in running}
+        known, out = self._history.known, {point(params) for params in running}
+
+        def is_new(params: Params) -> bool:
+            place = point(params)
+            return place not in known and place not in out
+
         if self._all:
-            fresh = [params for params in self._all if point(params) not in known] or self._all
+            fresh = list(filter(is_new, self._all)) or self._all
             count = min(CANDIDATES, len(fresh))
             return [fresh[place] for place in self._draw.choice(len(fresh), count, replace=False)]
-        near = [*self._history.params(), *running]
-        drawn = [
-            self._point(near[self._draw.integers(len(near))] if near and index % 2 else None)
-            for index in range(CANDIDATES)
-        ]
-        return [params for params in drawn if point(params) not in known] or drawn
+        drawn = self._points(CANDIDATES, [*self._history.params(), *running])
+        return list(filter(is_new, drawn)) or drawn
 
     def _explore(self, flops_C: Floats, count: int) -> int:
         """Begin with the cheapest, then spread over the costs."""
@@ -167,6 +171,12 @@ class EhviSampler(BaseSampler):
             self._forecasts = self._forecast_some()
         X_P, forecasts_P2 = self._forecasts
         measured = [observation for observation in seen if math.isfinite(observation[1][1])]
+        if self._learnt is None or len(self._history.known) - self._learnt > min(RELEARNT, len(measured) // 16):
+            self._learnt = len(self._history.known)
+            self._fit_costs(measured, X_P, forecasts_P2)
+        return np.exp(np.stack([surrogate.mean(X_C) for surrogate in self._costs], axis=1))
+
+    def _fit_costs(self, measured: list[Observation], X_P: Floats, forecasts_P2: Floats) -> None:
         X_T = np.concatenate([X_P, self._encode([observation[0] for observation in measured])])
         values_T2 = np.concatenate(
             [forecasts_P2, np.log([observation[1][1:] for observation in measured]).reshape(-1, 2)]
@@ -174,10 +184,9 @@ class EhviSampler(BaseSampler):
         error_T = np.repeat([FORECAST_ERROR, 1e-3], [len(X_P), len(measured)])
         for surrogate, values_T in zip(self._costs, values_T2.T, strict=True):
             surrogate.fit(X_T, values_T, error_T, len(values_T))
-        return np.exp(np.stack([surrogate.mean(X_C) for surrogate in self._costs], axis=1))
 
     def _forecast_some(self) -> tuple[Floats, Floats]:
-        pool = self._all if 0 < len(self._all) <= FORECASTS else [self._point() for _ in range(FORECASTS)]
+        pool = self._all if 0 < len(self._all) <= FORECASTS else self._points(FORECASTS)
         known: list[Params] = []
         costs: list[Sequence[float]] = []
         for params in pool:
@@ -190,17 +199,21 @@ class EhviSampler(BaseSampler):
             raise ConfigError("space", ", ".join(self._space), f"none of {len(pool)} points of it works: {unworkable}")
         return self._encode(known), np.log(costs)
 
-    def _point(self, near: Params | None = None) -> Params:
-        """Draw a configuration; ``near``: with about half of the parameters as they are there."""
-        fresh = {path: _from_unit(item, self._draw.random()) for path, item in self._space.items()}
-        if near is None:
-            return fresh
-        return {path: near[path] if self._draw.random() < 0.5 else value for path, value in fresh.items()}
+    def _points(self, count: int, near: Sequence[Params] = ()) -> list[Params]:
+        """Draw configurations; every second one with about half of its parameters as one of those near has them."""
+        columns = [_from_unit(item, self._draw.random(count)) for item in self._space.values()]
+        drawn: list[Params] = [dict(zip(self._space, values, strict=True)) for values in zip(*columns, strict=True)]
+        if near:
+            chosen = self._draw.integers(len(near), size=count).tolist()
+            kept = (self._draw.random((count, len(self._space))) < 0.5).tolist()
+            for index in range(1, count, 2):
+                other = near[chosen[index]]
+                drawn[index] |= {path: other[path] for path in itertools.compress(self._space, kept[index])}
+        return drawn
 
     def _encode(self, points: Sequence[Params]) -> Floats:
         """(T, D) in [0, 1]: a column a parameter, several for a choice among names."""
-        rows = [[x for path, item in self._space.items() for x in _to_unit(item, params[path])] for params in points]
-        return np.array(rows, dtype=np.float64).reshape(len(points), self._width)
+        return np.hstack([_to_unit(item, [params[path] for params in points]) for path, item in self._space.items()])
 
 
 def _van_der_corput(index: int) -> float:
@@ -223,32 +236,32 @@ def _everything(space: Mapping[str, BaseDistribution]) -> list[Params]:
     return [dict(zip(space, point, strict=True)) for point in itertools.product(*values)]
 
 
-def _columns(item: BaseDistribution) -> int:
-    return len(item.choices) if isinstance(item, CategoricalDistribution) and _ordered(item) is None else 1
-
-
-def _to_unit(item: BaseDistribution, value: Any) -> list[float]:
-    """Put a value into [0, 1]; a choice among names has a column for each."""
+def _to_unit(item: BaseDistribution, values: Sequence[Any]) -> Floats:
+    """Put values into [0, 1], (T, 1); a choice among names has a column for each, (T, names)."""
     if isinstance(item, CategoricalDistribution):
         order = _ordered(item)
         if order is None:
-            return [float(value == choice) for choice in item.choices]
-        return [order.index(value) / max(1, len(order) - 1)]
+            same = [[value == choice for choice in item.choices] for value in values]
+            return np.array(same, dtype=np.float64).reshape(len(values), len(item.choices))
+        places_T = [order.index(value) for value in values]
+        return np.array(places_T, dtype=np.float64)[:, None] / max(1, len(order) - 1)
     assert isinstance(item, FloatDistribution | IntDistribution)
-    low, high, value = (math.log(x) if item.log else x for x in (item.low, item.high, value))
-    return [(value - low) / (high - low) if high > low else 0.0]
+    values_T1, low, high = np.array(values, dtype=np.float64)[:, None], item.low, item.high
+    if item.log:
+        values_T1, low, high = np.log(values_T1), math.log(low), math.log(high)
+    return (values_T1 - low) / (high - low) if high > low else np.zeros_like(values_T1)
 
 
-def _from_unit(item: BaseDistribution, unit: float) -> Any:
-    """Look up the value at a place in [0, 1)."""
+def _from_unit(item: BaseDistribution, units_T: Floats) -> list[Any]:
+    """Look up the values at places in [0, 1)."""
     if isinstance(item, CategoricalDistribution):
-        return item.choices[int(unit * len(item.choices))]
+        return [item.choices[place] for place in (units_T * len(item.choices)).astype(int).tolist()]
     assert isinstance(item, FloatDistribution | IntDistribution)
     if isinstance(item, IntDistribution):
-        return item.low + int(unit * (item.high - item.low + 1))
+        return list((item.low + (units_T * (item.high - item.low + 1)).astype(int)).tolist())
     low, high = (math.log(x) if item.log else x for x in (item.low, item.high))
-    value = low + unit * (high - low)
-    return min(max(math.exp(value) if item.log else value, item.low), item.high)
+    values_T = low + units_T * (high - low)
+    return list(np.clip(np.exp(values_T) if item.log else values_T, item.low, item.high).tolist())
 
 
 def _ordered(item: CategoricalDistribution) -> list[Any] | None:

@@ -12,12 +12,10 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 from optuna.trial import FrozenTrial, Trial, TrialState
 from ray.tune.search import Searcher
 
@@ -25,17 +23,17 @@ from alast_tune.config import SweepConfig, TrialConfig
 from alast_tune.errors import ConfigError
 from alast_tune.failpoints import failpoint
 from alast_tune.plots import human_bytes, human_flops
-from alast_tune.results import OBJECTIVES, TrialResult
+from alast_tune.results import OBJECTIVES
 from alast_tune.storage import address_of
 from alast_tune.text import safe
 from alast_tune.tune.attributes import BASELINE, DUPLICATE_OF
 from alast_tune.tune.budget import TimeBudget
 from alast_tune.tune.forecast import GROWTH, Costs
-from alast_tune.tune.grid import GridSampler
-from alast_tune.tune.resources import Packing, Request
-from alast_tune.tune.sampler import EhviSampler
-from alast_tune.tune.space import BASELINES, is_point, point, to_optuna, trial_config
-from alast_tune.tune.trials import baselines, epoch_key, epochs_of, superseded, to_result
+from alast_tune.tune.live import LiveTrial, Observer
+from alast_tune.tune.resources import Packing
+from alast_tune.tune.samplers import sampler_for
+from alast_tune.tune.space import point, size_of, to_optuna, trial_config
+from alast_tune.tune.trials import baselines, epochs_of, superseded, to_result
 
 _LOG = logging.getLogger(__name__)
 
@@ -56,34 +54,6 @@ FLOPS_SLACK = 0.1
 
 _STARVED = 1.0
 """How far a trial that ran out of memory is told to be above the limit: by how much it really was nobody knows."""
-
-
-class Observer(Protocol):
-    """Who wants to know how trials fare."""
-
-    def started(self, number: int, config: TrialConfig, params: Mapping[str, object], baseline: str | None) -> None:
-        """A trial was handed to a worker, for the first time or again."""
-
-    def reported(self, number: int, metrics: Mapping[str, float]) -> None:
-        """It finished an epoch."""
-
-    def ended(self, result: TrialResult) -> None:
-        """The study knows how it ended."""
-
-
-@dataclass
-class _Live:
-    """A trial that is out."""
-
-    trial: Trial
-    config: TrialConfig
-    request: Request
-    orphan: bool = False
-    """Begun by an earlier driver, whose checkpoints it goes on from."""
-    epochs: list[list[float]] = field(default_factory=list)
-    """Objectives after each, and seconds spent in training by then."""
-    device: str | None = None
-    """The kind of device that it trains on; empty if there were several."""
 
 
 class StudySearcher(Searcher):
@@ -120,7 +90,7 @@ class StudySearcher(Searcher):
         self._budget = budget or TimeBudget(study, None)
         self._space = to_optuna(sweep.space)
         self._grid = list(sweep.combinations()) if sweep.sampler == "grid" else None
-        study.sampler = self._sampler()
+        study.sampler = sampler_for(study, sweep, forecast)
         old = superseded(study)
         earlier = [
             trial
@@ -136,8 +106,8 @@ class StudySearcher(Searcher):
             own = trial.user_attrs.keys().isdisjoint({BASELINE, DUPLICATE_OF})  # what repeated another was never run
             if own and trial.params.keys() == self._space.keys():
                 self._numbers.setdefault(point(trial.params), trial.number)
-        self._live: dict[str, _Live] = {}
-        self._size = math.prod(_count(item) for item in self._space.values())
+        self._live: dict[str, LiveTrial] = {}
+        self._size = size_of(self._space)
         self._in_a_row = 0
         self._crashes: dict[int, tuple[str, bool]] = {}
         self._stops: dict[int, str] = {}
@@ -200,8 +170,8 @@ class StudySearcher(Searcher):
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Pass an epoch on, and keep it."""
         self._in_a_row = 0
-        self._see_device(self._live[trial_id], result.get("device"))
-        self._take(self._live[trial_id], _metrics(result))
+        self._live[trial_id].keep_device(result.get("device"))
+        self._live[trial_id].keep_epoch(_metrics(result), self._observer)
 
     def crashed(self, number: int, reason: str, starved: bool) -> None:
         """Hear why a trial will end with an error; the first to say so knows best.
@@ -226,8 +196,8 @@ class StudySearcher(Searcher):
         self._packing.release(live.request)
         metrics, trouble = _metrics(result), (result or {}).get("trouble")
         if metrics and not trouble:
-            self._see_device(live, (result or {}).get("device"))
-            self._take(live, metrics)
+            live.keep_device((result or {}).get("device"))
+            live.keep_epoch(metrics, self._observer)
         epochs, budget = int(metrics.get("epoch", len(live.epochs))), live.config.train.epochs
         values = {objective.name: metrics.get(objective.name, math.nan) for objective in OBJECTIVES}
         unusable = [name for name, value in values.items() if not math.isfinite(value)]
@@ -269,35 +239,7 @@ class StudySearcher(Searcher):
     def restore(self, checkpoint_path: str) -> None:
         """Nothing: a resumed sweep reopens the study."""
 
-    def _sampler(self) -> optuna.samplers.BaseSampler:
-        """Make the sweep's sampler; where there are trials already, one that does not repeat their draws."""
-        sweep = self._sweep
-        if self._grid is not None:
-            return GridSampler(self._space, self._grid)
-        seed = sweep.seed + 7919 * len(self._study.get_trials(deepcopy=False))
-        if sweep.sampler == "random":
-            return optuna.samplers.RandomSampler(seed=seed)
-        if sweep.sampler == "nsga2":
-            return optuna.samplers.NSGAIISampler(seed=seed, population_size=max(4, min(50, sweep.trials // 4)))
-        if sweep.sampler == "gp":
-            return optuna.samplers.GPSampler(seed=seed)
-        if sweep.sampler == "tpe":
-            return optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True)
-        accuracy, flops, peak = self._study.user_attrs["reference_point"]
-        worst = (
-            sweep.min_accuracy or accuracy,
-            min(sweep.max_flops or flops, flops),
-            min(sweep.max_memory or peak, peak),
-        )
-        teaching = [baseline for baseline in BASELINES if is_point(sweep, baseline)]
-        return EhviSampler(self._space, self._costs, worst, seed, teaching)
-
-    def _costs(self, params: dict[str, Any]) -> tuple[float, float]:
-        """Forecast a configuration's training FLOPs and peak bytes."""
-        costs = self._forecast(trial_config(self._sweep, params), 0.0)
-        return costs.train_flops, costs.peak_bytes
-
-    def _orphan(self) -> _Live | None:
+    def _orphan(self) -> LiveTrial | None:
         """Take up a trial of an earlier driver, with the curve it has so far."""
         frozen = self._orphans.pop(0)
         counted = _is_own(frozen)
@@ -314,7 +256,7 @@ class StudySearcher(Searcher):
             live.device = frozen.user_attrs.get("device")
         return live
 
-    def _propose(self) -> _Live | None:
+    def _propose(self) -> LiveTrial | None:
         """Ask for a new trial; None for one that is not launched."""
         failpoint("before-ask")
         trial = self._study.ask(self._space)
@@ -338,7 +280,7 @@ class StudySearcher(Searcher):
         self._study.tell(trial, state=TrialState.PRUNED)
         return True
 
-    def _admit(self, trial: Trial, *, orphan: bool = False) -> _Live | None:
+    def _admit(self, trial: Trial, *, orphan: bool = False) -> LiveTrial | None:
         """Find room for a trial; None for one that cannot work or be of use, which the study is told.
 
         An orphan that fits nowhere is not told: what it has done is not lost on a smaller cluster.
@@ -354,7 +296,7 @@ class StudySearcher(Searcher):
         foreseen = {"train_flops": costs.train_flops, "peak_bytes": float(costs.peak_bytes)}
         if self._sweep.allow(**foreseen | {"train_flops": costs.train_flops * (1 - FLOPS_SLACK * learns)}):
             try:
-                return _Live(trial, config, self._packing.place(self._forecast(config, GROWTH).peak_bytes))
+                return LiveTrial(trial, config, self._packing.place(self._forecast(config, GROWTH).peak_bytes))
             except ConfigError as error:
                 if orphan:
                     self.waiting.append(trial.number)
@@ -368,31 +310,6 @@ class StudySearcher(Searcher):
             trial.set_user_attr("launched", False)
         self._tell(trial, TrialState.PRUNED, f"never launched: predicted {broken}", epochs=0)
         return None
-
-    def _take(self, live: _Live, metrics: Mapping[str, float]) -> None:
-        """Keep an epoch's objectives with the trial, by which it is compared, also after a restart; and its time.
-
-        One that a restart has repeated, to the same end, is known already. Told first and kept then: a driver killed
-        between the two tells it again, and never leaves it out. Each epoch is written once, so that the study grows by
-        the same for each; those behind one that came to another end are struck out first, the last of them first.
-        """
-        epoch = int(metrics.get("epoch", 0))
-        values = [metrics.get(objective.name, math.nan) for objective in OBJECTIVES]
-        if [kept[:-1] for kept in live.epochs[epoch - 1 : epoch]] == [values]:
-            return
-        self._observer.reported(live.trial.number, metrics)
-        if all(map(math.isfinite, values)) and len(live.epochs) >= epoch - 1:
-            for later in range(len(live.epochs), epoch, -1):
-                live.trial.set_user_attr(epoch_key(later), None)
-            live.epochs[epoch - 1 :] = [[*values, metrics.get("train_seconds", math.nan)]]
-            live.trial.set_user_attr(epoch_key(epoch), live.epochs[-1])
-
-    def _see_device(self, live: _Live, device: str | None) -> None:
-        """Keep the kind of device that a trial trains on, once; an empty one if a restart has moved it to another."""
-        if device is not None and device != live.device:
-            first = live.device is None and not live.epochs  # an older version has kept no device of its epochs
-            live.device = device if first else ""
-            live.trial.set_user_attr("device", live.device)
 
     def _constrain(self, trial: Trial, **objectives: float) -> list[str]:
         """Set Optuna's constraints from measured or predicted objectives; say which limits are broken."""
@@ -409,7 +326,7 @@ class StudySearcher(Searcher):
             trial.set_user_attr("reason", safe(reason))
         told = self._study.tell(trial, values, state)
         failpoint("after-tell")
-        self._budget.keep()
+        self._budget.keep(every=1)
         self._observer.ended(to_result(told, self._sweep))
 
 
@@ -417,13 +334,6 @@ def _constrain_once(trial: Trial, limit: str, excess: float) -> None:
     """Set one of Optuna's constraints, which it keeps as they are: a driver that was killed may have set it."""
     if limit not in trial.constraints:
         trial.set_constraint(limit, excess)
-
-
-def _count(item: BaseDistribution) -> float:
-    """Count a parameter's values; infinite for a real one."""
-    if isinstance(item, CategoricalDistribution):
-        return len(item.choices)
-    return (item.high - item.low) // item.step + 1 if isinstance(item, IntDistribution) else math.inf
 
 
 def _is_own(trial: FrozenTrial) -> bool:

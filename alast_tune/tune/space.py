@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -42,6 +43,17 @@ def _distribution(item: Distribution) -> BaseDistribution:
     if isinstance(item, IntRange):
         return IntDistribution(item.low, item.high)
     return CategoricalDistribution(choices_of(item) or ())
+
+
+def size_of(space: Mapping[str, BaseDistribution]) -> float:
+    """Count a space's configurations; infinite with a real parameter."""
+
+    def count(item: BaseDistribution) -> float:
+        if isinstance(item, CategoricalDistribution):
+            return len(item.choices)
+        return (item.high - item.low) // item.step + 1 if isinstance(item, IntDistribution) else math.inf
+
+    return math.prod(map(count, space.values()))
 
 
 def trial_config(sweep: SweepConfig, params: Mapping[str, Any], baseline: str | None = None) -> TrialConfig:

@@ -77,6 +77,7 @@ class Prepared:
     """How many."""
     origin: Fingerprints
     """Of the images and the starting weights."""
+    forecast: Forecast
     earlier: Sequence[Earlier]
     """What a new sweep begins with, of the one that it is warm-started from."""
     console: Console
@@ -163,12 +164,14 @@ def prepare(sweep: SweepConfig, *, resume: bool, retry_failed: bool, console: Co
     for note in splits.notes:
         say(f"note: {note}")
     reference = reference_point(sweep.trial, model, splits)  # tries the method on: what cannot work says so here
-    if not resume and sweep.warm_start is None:
-        check_limits(sweep, Forecast().costs)
     origin = fingerprints(splits, sweep.trial.model)
+    forecast = Forecast()
+    forecast.look_at(sweep.trial, model, splits)  # before there is much else in memory
+    if not resume and sweep.warm_start is None:
+        check_limits(sweep, forecast.costs)
     earlier = earlier_results(sweep, origin, say) if sweep.warm_start and not resume else []
     images = len(splits.validation)
-    return Prepared(sweep, resume, retry_failed, uri, reference, images, origin, earlier, console, say)
+    return Prepared(sweep, resume, retry_failed, uri, reference, images, origin, forecast, earlier, console, say)
 
 
 def search(prepared: Prepared, lease: SweepLease, tracker: Tracker, stop: Stop, told: Callbacks) -> optuna.Study:
@@ -217,7 +220,7 @@ def search(prepared: Prepared, lease: SweepLease, tracker: Tracker, stop: Stop, 
             sweep,
             CallbackObserver(observer, told),
             packing,
-            Forecast().costs,
+            prepared.forecast.costs,
             lambda number: checkpoints(folder, number),
             budget,
         )
@@ -248,7 +251,7 @@ def search(prepared: Prepared, lease: SweepLease, tracker: Tracker, stop: Stop, 
 def _begin(prepared: Prepared) -> optuna.Study:
     """Open the sweep's study; a new one begins with earlier results and the baselines."""
     sweep, folder = prepared.sweep, prepared.folder
-    study = open_study(sweep, folder, new=not prepared.resume, must_exist=prepared.resume)
+    study = open_study(sweep, folder, new=not prepared.resume, must_exist=prepared.resume, alone=True)
     name_metrics(study)
     _keep(sweep, folder / "sweep.json")
     if "reference_point" not in study.user_attrs:

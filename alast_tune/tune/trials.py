@@ -6,7 +6,6 @@ import math
 import sqlite3
 import warnings
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from alast_tune.storage import STUDY, STUDY_JOURNAL, address_of, atomic_write, i
 from alast_tune.tune.attributes import BASELINE, DUPLICATE_OF
 from alast_tune.tune.space import baseline_params, begins_with, trial_config
 from alast_tune.tune.study_file import StudyFile
+from alast_tune.tune.write_through import WriteThroughStorage
 
 _ID = "study.id"
 """Part of the name of a sweep's study in a database."""
@@ -41,7 +41,9 @@ _STATES = {
 }
 
 
-def open_study(sweep: SweepConfig, folder: Path, *, new: bool = False, must_exist: bool = False) -> optuna.Study:
+def open_study(
+    sweep: SweepConfig, folder: Path, *, new: bool = False, must_exist: bool = False, alone: bool = False
+) -> optuna.Study:
     """Create or reopen the sweep's study, in its folder or in the database that the sweep names.
 
     Args:
@@ -49,6 +51,7 @@ def open_study(sweep: SweepConfig, folder: Path, *, new: bool = False, must_exis
         folder: of the sweep.
         new: give a study in a database a name of its own, kept in the sweep's folder wherever that is mounted.
         must_exist: refuse to begin an empty one.
+        alone: no other process writes it while this one does, so that it is read once.
 
     Raises:
         ConfigError: a database that cannot be used, no study where one should be, or SQLite in object storage.
@@ -61,12 +64,14 @@ def open_study(sweep: SweepConfig, folder: Path, *, new: bool = False, must_exis
         raise ConfigError("resume", sweep.name, _LOST.format(files[0]))
     try:
         storage = _file(sweep.study, folder) if url is None else _database(url)
-        with suppress(KeyError):  # making one that is there would write, too
-            return optuna.load_study(study_name=name, storage=storage)
-        if must_exist:
-            where = f"{name} in the database" if url else next(file for file in files if file.exists())
-            raise ConfigError("resume", sweep.name, _LOST.format(where))
-        return optuna.create_study(storage=storage, study_name=name, directions=list(DIRECTIONS))
+        try:
+            study = optuna.load_study(study_name=name, storage=storage)
+        except KeyError:  # making one that is there would write, too
+            if must_exist:
+                where = f"{name} in the database" if url else next(file for file in files if file.exists())
+                raise ConfigError("resume", sweep.name, _LOST.format(where)) from None
+            study = optuna.create_study(storage=storage, study_name=name, directions=list(DIRECTIONS))
+        return optuna.load_study(study_name=name, storage=WriteThroughStorage(storage, name)) if alone else study
     except (ImportError, SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
         if url is None:
             raise  # what is wrong with a file is said elsewhere

@@ -15,6 +15,7 @@ from rich.console import Console
 from alast_tune.config import SweepConfig
 from alast_tune.fingerprints import Fingerprints
 from alast_tune.results import OBJECTIVES
+from alast_tune.tune.forecast import Forecast
 from alast_tune.tune.study import Prepared, _begin
 from tests.integration.harness import PATIENCE, free_port
 
@@ -25,7 +26,7 @@ def test_optuna_dashboard_has_the_names_of_the_objectives(tmp_path: Path) -> Non
     origin = Fingerprints(data="0123456789abcdef", weights=None)
     (tmp_path / "s").mkdir()
     prepared = Prepared(
-        sweep, False, False, "", (0.0, 4e12, 8e8), 16, origin, [], Console(file=io.StringIO()), lambda line: None
+        sweep, False, False, "", (0.0, 4e12, 8e8), 16, origin, Forecast(), [], Console(file=io.StringIO()), print
     )
     study = _begin(prepared)
     study.tell(study.ask(), [0.9, 4e12, 8e8])
