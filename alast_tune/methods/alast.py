@@ -60,6 +60,7 @@ class AlastConfig(MethodConfig):
     name: Literal["alast"] = "alast"
     label = "ALaST"
     foremost = "trainable_blocks"
+
     reading: Literal["paper", "authors", "fast"] = Field(
         "fast", description="defaults of the options below: the paper's text, a co-author's code, or ours"
     )

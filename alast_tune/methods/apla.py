@@ -22,6 +22,7 @@ class AplaConfig(MethodConfig):
     name: Literal["apla"] = "apla"
     label = "APLA"
     foremost = "columns"
+
     columns: int | None = Field(
         None, ge=1, description="train so many of each projection's outputs, drawn once; unset: all"
     )

@@ -29,6 +29,7 @@ class BsrConfig(BlockChoice):
     name: Literal["bsr"] = "bsr"
     label = "BSR"
     foremost = "keep"
+
     keep: float = Field(0.7, gt=0, le=1, description="share of the arriving patch tokens that a dropping block lets on")
     drop_after: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
         None, description="frozen blocks that drop; unset: those nearest to a quarter, half and three quarters"

@@ -60,6 +60,14 @@ class BlockChoice(MethodConfig):
         chosen = [model.blocks[block] for block in self.blocks or ()]
         return outputs(model) + [p for block in chosen for p in block.parameters()]
 
+    def build(self, model: Backbone, train: TrainConfig) -> Method:
+        """Wrap a model.
+
+        Raises:
+            ConfigError: a block that the model does not have, or blocks that are still to be explored.
+        """
+        return Constant(self, model, chosen_blocks(self, model))
+
     def words(self) -> Iterator[tuple[str, str]]:
         """Say which blocks, or how many."""
         yield "count", f"{self.count} blocks" if self.blocks is None else ""
@@ -71,14 +79,6 @@ class TopKConfig(BlockChoice):
 
     name: Literal["top_k"] = "top_k"
     label = "top-k blocks"
-
-    def build(self, model: Backbone, train: TrainConfig) -> Method:
-        """Wrap a model.
-
-        Raises:
-            ConfigError: a block that the model does not have, or blocks that are still to be explored.
-        """
-        return Constant(self, model, chosen_blocks(self, model))
 
 
 def chosen_blocks(config: BlockChoice, model: Backbone) -> list[bool]:

@@ -39,6 +39,7 @@ class TomeConfig(MethodConfig):
     label = "ToMe"
     foremost = "merge"
     splits_blocks = True
+
     merge: Annotated[int, Field(ge=0)] | tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
         None, description="r, tokens merged away in each block; one number or one a block"
     )
