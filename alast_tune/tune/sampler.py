@@ -34,8 +34,6 @@ FORECASTS = 48
 """So many configurations' costs are forecast, once; those of others are interpolated."""
 FORECAST_ERROR = 0.05
 """Standard deviation of a forecast's logarithm from the truth."""
-RELEARNT = 8
-"""Interpolated costs are learnt anew after so many trials, or a sixteenth of those learnt from if that is fewer."""
 EXACT = 8
 """Of the candidates that promise most by interpolated costs, so many are forecast themselves."""
 LEAST_CHANCE = 0.01
@@ -76,8 +74,8 @@ class EhviSampler(BaseSampler):
         self._forecasts: tuple[Floats, Floats] | None = None
         self._accuracy = Surrogate()
         self._costs = Surrogate(), Surrogate()
-        self._learnt: int | None = None
-        """So many trials had ended when costs were last learnt."""
+        self._measured: list[Observation] | None = None
+        """What the costs were last learnt from."""
         self._history = TrialHistory(teaching)
         self._fits = Surrogate()
 
@@ -171,8 +169,8 @@ class EhviSampler(BaseSampler):
             self._forecasts = self._forecast_some()
         X_P, forecasts_P2 = self._forecasts
         measured = [observation for observation in seen if math.isfinite(observation[1][1])]
-        if self._learnt is None or len(self._history.known) - self._learnt > min(RELEARNT, len(measured) // 16):
-            self._learnt = len(self._history.known)
+        if measured != self._measured:
+            self._measured = measured
             self._fit_costs(measured, X_P, forecasts_P2)
         return np.exp(np.stack([surrogate.mean(X_C) for surrogate in self._costs], axis=1))
 
