@@ -94,7 +94,7 @@ def test_a_table_serves_as_well(two_classes: Path, tmp_path: Path) -> None:
     rows = [f"in/{file.parent.name}/{file.name},{file.parent.name}" for file in (tmp_path / "in").rglob("*.png")]
     (tmp_path / "pets.csv").write_text("\n".join(["path,label", *rows]))
     found = choices(tmp_path / "pets.csv")
-    assert (found.sweep.name, found.sweep.trial.data.root) == ("pets.csv", tmp_path / "pets.csv")
+    assert (found.sweep.name, found.sweep.trial.data.root) == ("pets", tmp_path / "pets.csv")
     assert said(found)["classes"].endswith("2: dark, light")
     assert "the images are 16" in said(found)["image size"]
 
