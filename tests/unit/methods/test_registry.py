@@ -187,7 +187,7 @@ def test_a_package_registers_it_for_every_process(package: Path, capsys: pytest.
 def test_the_command_line_has_its_options(package: Path) -> None:
     """In a process of its own, as a person runs it."""
     (package / "mine.yaml").write_text(write_yaml({"method": {"name": "plugged"}}))
-    code = "from alast_tune.cli import main; main(['train', '--help'])"
+    code = "from alast_tune.cli import main; main(['train', '--help-all'])"
     paths = {"PYTHONPATH": f"{package}:{Path(alast_tune.__file__).parents[1]}"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=paths, check=True)
     assert "--method.share float" in done.stdout

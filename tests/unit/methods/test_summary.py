@@ -7,8 +7,10 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from alast_tune.config import TrialConfig
 from alast_tune.errors import ConfigError
-from alast_tune.methods.summary import scores_of, summarise, summary_updates
+from alast_tune.methods import build_method
+from alast_tune.methods.summary import scores_of, summarise, summary_updates, why_no_scores
 from alast_tune.models.backbone import Backbone, blocks_of, embed, run_block
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -49,7 +51,7 @@ def attention_of(model: Backbone, index: int, x_BND: Tensor) -> Tensor:
 def test_attention_s_scores_are_timm_s_softmax(name: str) -> None:
     model = small(name)
     x_BND = embed(model, torch.randn(3, 3, 64, 64))
-    scores, prefix = scores_of(model, "alast"), model.num_prefix_tokens
+    scores, prefix = scores_of(model), model.num_prefix_tokens
     scores.listen(True)
     y_BND = run_block(model, 0, x_BND)
     found_BP = scores.patches(0, y_BND, None)
@@ -65,7 +67,7 @@ def test_attention_s_scores_are_timm_s_softmax(name: str) -> None:
 def test_the_pool_s_scores_are_the_attention_that_it_pays(name: str) -> None:
     model = small(name)
     x_BND = embed(model, torch.randn(3, 3, 64, 64))
-    pool, scores = model.attn_pool, scores_of(model, "alast")
+    pool, scores = model.attn_pool, scores_of(model)
     found_BP = scores.patches(0, x_BND, None)
     pool.fused_attn = False
     rows: list[Tensor] = []
@@ -128,9 +130,8 @@ def _rope(model: Any) -> dict[str, Tensor]:
 def test_models_without_scores_are_refused_in_a_line(model_name: str, why: str) -> None:
     with torch.device("meta"):
         model = timm.create_model(model_name, pretrained=False)
-    with pytest.raises(ConfigError) as caught:
-        scores_of(model, "alast")
-    assert str(caught.value) == f"method.name = alast: the model {why}; take another method, lora say, or another model"
+    assert why_no_scores(model) == why
+    with pytest.raises(ConfigError, match=f"^method.name = bsr: the model {why}; take another method or another"):
+        build_method(TrialConfig.model_validate({"method": {"name": "bsr", "blocks": [1]}}).method, model)
     model.attn_pool = nn.Identity()
-    with pytest.raises(ConfigError, match="has an attention pool of another kind"):
-        scores_of(model, "alast")
+    assert why_no_scores(model) == "has an attention pool of another kind than SigLIP's"
