@@ -1,6 +1,7 @@
-"""What a sweep or a training started from: fingerprints of its images and of its weights, kept in its folder.
+"""What a sweep or a training started from: fingerprints of its images and of its weights, and who measures it.
 
-Places of files may change, and what lies there may not: results of other images or weights do not compare.
+Kept in its folder. Places of files may change, and what lies there may not: results of other images or weights do not
+compare, and neither do those of another meter.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from alast_tune.models import weights_fingerprint
 from alast_tune.storage import atomic_write
 
 FILE = "fingerprints.json"
+METER = 2
+"""Raised whenever the same step is counted otherwise. 2: the last block computes the class token alone."""
 _LOG = logging.getLogger(__name__)
 
 
@@ -26,6 +29,8 @@ class Fingerprints(Record):
     """Of the splits."""
     weights: str | None
     """Of the file with the weights; None if they are drawn at random."""
+    meter: int = METER
+    """Version of the meter that counts its FLOPs and peaks."""
 
     def differences(self, found: Fingerprints) -> str:
         """Say what of these is something else now, with both fingerprints; empty if nothing is."""
@@ -34,6 +39,8 @@ class Fingerprints(Record):
             f"other {what} (fingerprint {now or 'none'}, not {then or 'none'})"
             for what, (then, now) in pairs.items()
             if now != then
+        ) or (
+            f"FLOPs counted in another way (meter {found.meter}, not {self.meter})" if found.meter != self.meter else ""
         )
 
 
@@ -45,7 +52,7 @@ def fingerprints(splits: Splits, model: ModelConfig) -> Fingerprints:
 def read_fingerprints(folder: Path) -> Fingerprints | None:
     """Read what a folder's sweep or training started from; None if it was begun before that was kept."""
     file = folder / FILE
-    return parse(Fingerprints, read_mapping(file)) if file.exists() else None
+    return parse(Fingerprints, {"meter": 1} | read_mapping(file)) if file.exists() else None
 
 
 def keep_fingerprints(

@@ -151,6 +151,7 @@ def promoted_config(
     """
     _, splits = load_trial(member.config)
     found = fingerprints(splits, member.config.model)
+    found = found.model_copy(update={"meter": origin.meter}) if origin else found  # however its costs were counted
     if origin and (differences := origin.differences(found)):
         raise ConfigError("pick", member.trial_id, f"was measured otherwise: here are {differences}; put them back")
     versions = {"python": platform.python_version(), "alast-tune": __version__}

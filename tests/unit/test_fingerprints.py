@@ -38,6 +38,12 @@ def test_what_a_folder_began_with_is_kept_and_compared(tmp_path: Path) -> None:
     assert read_fingerprints(tmp_path) == ONE
 
 
+def test_a_folder_that_was_counted_in_another_way_is_not_gone_on_with(tmp_path: Path) -> None:
+    (tmp_path / FILE).write_text('{"data": "d1", "weights": "w1"}')  # as the first version has written it
+    with pytest.raises(ConfigError, match=r"here are FLOPs counted in another way \(meter 2, not 1\)"):
+        keep_fingerprints(ONE, tmp_path, "resume")
+
+
 def test_a_run_goes_on_where_its_files_have_moved_and_not_where_they_are_others(
     tmp_path: Path, two_classes: Path
 ) -> None:
