@@ -84,7 +84,8 @@ class ModelConfig(Record):
     """Which Vision Transformer, and where its weights come from."""
 
     name: str = Field(
-        "embedded", description="embedded, or any timm Vision Transformer with a class token (deit_small_patch16_224)"
+        "embedded",
+        description="embedded, or a timm Vision Transformer (deit_small_patch16_224); doctor --models lists all",
     )
     pretrained: bool = Field(True, description="start from pretrained weights (timm's hub, unless checkpoint is set)")
     checkpoint: Path | None = Field(
