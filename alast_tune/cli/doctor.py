@@ -11,9 +11,10 @@ import torch
 from pydantic import BaseModel, Field
 from rich.console import Console
 
-from alast_tune.config import method_names
+from alast_tune.config import find_method, method_names
 from alast_tune.data import known_datasets
 from alast_tune.data.machine import available_bytes, cpu_count, limit_threads, memory_bytes
+from alast_tune.errors import ConfigError
 from alast_tune.methods.support import all_support
 from alast_tune.plots import human_bytes
 from alast_tune.terminal import describe
@@ -55,6 +56,11 @@ def machine() -> dict[str, object]:
             seen[package] = "not installed"
     seen["data sets"] = ", ".join(known_datasets())
     seen["methods"] = ", ".join(method_names())
+    for method in method_names():
+        try:
+            find_method(method)
+        except ConfigError as error:
+            seen[f"method {method}"] = str(error)
     seen["CPUs"] = cpu_count()
     seen["torch threads"] = limit_threads()
     seen["memory"] = f"{human_bytes(memory_bytes())}, {human_bytes(available_bytes())} of it available"

@@ -123,6 +123,16 @@ class MethodConfig(Record):
 
         return Foreseen((plan,), frozenset({plan}))
 
+    @model_validator(mode="after")
+    def _check_hashes(self) -> Self:
+        for name in type(self).model_fields:
+            try:
+                hash(value := getattr(self, name))
+            except TypeError:
+                remedy = f"cannot be hashed, which the meter needs; have {type(self).__name__}.{name} a tuple, no list"
+                raise ConfigError(f"method.{name}", value, remedy) from None
+        return self
+
     @model_validator(mode="wrap")
     @classmethod
     def _find(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
@@ -231,6 +241,8 @@ def _name_of(settings: Any, field: str) -> str:
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z][\w-]*", name):
         remedy = 'has no name; write name: Literal["mine"] = "mine", letters, digits, _ and -'
         raise ConfigError(field, settings.__name__, remedy)
+    if settings.foremost not in {None, *settings.model_fields}:
+        raise ConfigError(field, settings.__name__, f"has no field {settings.foremost}, which is its foremost; add it")
     plain = MethodConfig
     if (settings.trainable_parameters, settings.build) == (plain.trainable_parameters, plain.build):
         raise ConfigError(field, settings.__name__, "does not say what trains; give it trainable_parameters(model)")

@@ -33,13 +33,33 @@ def build_method(config: MethodConfig, model: Backbone, train: TrainConfig | Non
     """Wrap a model for fine-tuning; ``train`` gives alpha's default (its learning rate) and the seed.
 
     Raises:
-        ConfigError: a model or settings that do not fit, blocks that are still to be explored, or micro-batches where
-            budgets learn within a forward, which would see but the first.
+        ConfigError: a model or settings that do not fit, blocks that are still to be explored, micro-batches where
+            budgets learn within a forward, which would see but the first, or parameters that cannot be trained.
     """
     if why := config.why_not(model):
         remedy = f"the model {why}; take another method or another model (alast-tune doctor --models lists them)"
         raise ConfigError("method.name", config.name, remedy)
-    return config.build(model, train or TrainConfig())
+    method = config.build(model, train or TrainConfig())
+    _check_parameters(method)
+    return method
+
+
+def _check_parameters(method: Method) -> None:
+    """Refuse a method that trains nothing, something that the model does not have, or something twice.
+
+    Raises:
+        ConfigError: of these, the first that is met.
+    """
+    listed, has = [id(p) for p in method.parameters()], {id(p) for p in method.model.parameters()}
+    if not listed:
+        fault = "trains nothing: its trainable_parameters are none of this model's"
+    elif not has.issuperset(listed):
+        fault = "trains a parameter that is no part of the model; have it in one of the model's modules"
+    elif len(set(listed)) < len(listed):
+        fault = "lists a parameter twice, which would count twice; have trainable_parameters list each once"
+    else:
+        return
+    raise ConfigError("method.name", method.config.name, fault)
 
 
 def compile_blocks(method: Method) -> None:

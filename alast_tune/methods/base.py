@@ -168,7 +168,7 @@ class Constant:
     ) -> None:
         self.config: MethodConfig = config
         self.model = model
-        self._parameters = config.trainable_parameters(model)
+        self._parameters = list(config.trainable_parameters(model))
         if trainable_L is None:
             trains = {id(p) for p in self._parameters}
             trainable_L = [any(id(p) in trains for p in block.parameters()) for block in model.blocks]

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import timm
 
-from alast_tune.config import known_methods
+from alast_tune.config import MethodConfig, known_methods
 from alast_tune.errors import ConfigError
-from alast_tune.models import TIMM_MODULES, skeleton
+from alast_tune.models import TIMM_MODULES, Backbone, skeleton
 
 
 @dataclass(frozen=True)
@@ -47,4 +47,12 @@ def all_support(pattern: str = "*") -> Iterator[Support]:
         except ConfigError as error:
             yield Support(name, str(error).partition(f"{name}: ")[2], {})
             continue
-        yield Support(name, "", {method: settings.why_not(model) for method, settings in methods.items()})
+        yield Support(name, "", {method: _why_not(settings, model) for method, settings in methods.items()})
+
+
+def _why_not(settings: MethodConfig, model: Backbone) -> str:
+    """Ask a method about a model; it may be anybody's code, and may need settings that have no default."""
+    try:
+        return settings.why_not(model)
+    except Exception as error:
+        return f"cannot say whether it can ({type(error).__name__}: {error})"

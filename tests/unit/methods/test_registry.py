@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+import torch
 from pydantic import Field
 from ray import cloudpickle
 from torch import nn
@@ -14,6 +15,7 @@ from torch import nn
 import alast_tune
 from alast_tune import plugins
 from alast_tune.cli import main
+from alast_tune.cli.doctor import machine
 from alast_tune.config import (
     MethodConfig,
     SweepConfig,
@@ -121,7 +123,13 @@ def test_what_is_no_method_is_refused() -> None:
 
         name: str  # type: ignore[assignment]
 
+    class Lacking(Norms):
+        """Has no such setting."""
+
+        foremost = "width"
+
     for wrong, text in (
+        (Lacking, "register_method = Lacking: has no field width, which is its foremost"),
         (Silent, "register_method = Silent: does not say what trains; give it trainable_parameters"),
         (Nameless, 'register_method = Nameless: has no name; write name: Literal["mine"]'),
         (dict, "is no class of alast_tune.MethodConfig"),
@@ -129,6 +137,54 @@ def test_what_is_no_method_is_refused() -> None:
         with pytest.raises(ConfigError) as caught:
             alast_tune.register_method(wrong)  # type: ignore[type-var]
         assert text in str(caught.value)
+
+
+def test_settings_that_cannot_be_hashed_are_refused() -> None:
+    @alast_tune.register_method
+    class Listed(Norms):
+        """Has a list."""
+
+        name: Literal["listed"] = "listed"  # type: ignore[assignment]
+        which: list[int] = Field(default_factory=lambda: [1])
+
+    assert refusal({"name": "listed"}) == (
+        "method.which = [1]: cannot be hashed, which the meter needs; have Listed.which a tuple, no list"
+    )
+
+
+def test_what_cannot_train_is_refused_before_the_first_step() -> None:
+    class Foreign(Norms):
+        """Trains what the model does not have."""
+
+        def trainable_parameters(self, model: Any) -> list[nn.Parameter]:
+            return [nn.Parameter(torch.zeros(1))]
+
+    class Nothing(Norms):
+        """Trains nothing."""
+
+        def trainable_parameters(self, model: Any) -> list[nn.Parameter]:
+            return []
+
+    class Twice(Norms):
+        """Trains the classifier twice."""
+
+        def trainable_parameters(self, model: Any) -> list[nn.Parameter]:
+            return 2 * list(model.head.parameters())
+
+    class Lazily(Norms):
+        """Gives what trains one by one."""
+
+        def trainable_parameters(self, model: Any) -> Any:
+            return model.head.parameters()
+
+    for wrong, text in (
+        (Foreign, "trains a parameter that is no part of the model"),
+        (Nothing, "trains nothing"),
+        (Twice, "lists a parameter twice"),
+    ):
+        with pytest.raises(ConfigError, match=f"^method.name = norms: {text}"):
+            build_method(wrong(), vit())
+    assert len(build_method(Lazily(), vit()).parameters()) == 2
 
 
 def test_workers_of_ray_register_what_their_driver_has(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,6 +238,7 @@ def test_a_package_registers_it_for_every_process(package: Path, capsys: pytest.
         "plugged_methods:Plugged; rename or uninstall one"
     )
     assert list(known_methods()) == [*(name for name in OURS if name != "lora"), "plugged"]
+    assert machine()["method other"] == refusal({"name": "other"})  # doctor says which cannot be used
 
 
 def test_the_command_line_has_its_options(package: Path) -> None:

@@ -4,7 +4,10 @@ from collections import Counter
 
 import pytest
 
+from alast_tune.config import FullConfig
+from alast_tune.methods import support
 from alast_tune.methods.support import all_support
+from alast_tune.models import Backbone
 
 
 def test_a_line_says_what_can_be_done_with_a_model_and_why_not() -> None:
@@ -21,6 +24,21 @@ def test_a_line_says_what_can_be_done_with_a_model_and_why_not() -> None:
     assert parallel.methods == ["full", "head", "top_k"]
     assert "but alast, bsr: is built of ParallelScalingBlock, whose attention scores no tokens" in str(parallel)
     assert "but lora: has none of the layers qkv, proj, fc1, fc2 in its blocks" in str(parallel)
+
+
+def test_a_method_that_cannot_be_asked_hinders_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Needy(FullConfig):
+        """Has a setting without a default."""
+
+        depth: int
+
+        def why_not(self, model: Backbone) -> str:
+            return "is too deep" if len(model.blocks) > self.depth else ""
+
+    monkeypatch.setattr(support, "known_methods", lambda: {"needy": Needy, "full": FullConfig})
+    (found,) = all_support("vit_tiny_patch16_224")
+    assert found.methods == ["full"]
+    assert "but needy: cannot say whether it can (AttributeError: " in str(found)
 
 
 @pytest.mark.slow
