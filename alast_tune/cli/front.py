@@ -87,7 +87,8 @@ class Front(Limits):
         if self.within is not None and len(self.sweeps) > 1:
             raise ConfigError("within", self.within, "is asked of one sweep, beside its own full fine-tuning; name one")
         near = NEAR if self.within is None else self.within
-        fronts = [within(FrontFile.read(find_front(sweep, self.storage)), self, near) for sweep in self.sweeps]
+        files = [find_front(sweep, self.storage) for sweep in self.sweeps]
+        fronts = [within(FrontFile.read(file), self, near) for file in files]
         names = [front.sweep for front in fronts]
         if len(set(names)) < len(names):  # the same name in two storages
             labels = [
@@ -98,6 +99,13 @@ class Front(Limits):
         front = fronts[0]
         if len(fronts) > 1:
             fronts, front = joint_front(fronts)
+            from alast_tune.fingerprints import read_fingerprints  # imports torch
+
+            meters = {known.meter for file in files if (known := read_fingerprints(file.parent))}
+            if len(meters) > 1:
+                printer(Console(stderr=True))(
+                    "note: the sweeps' FLOPs were counted in different ways, and do not compare"
+                )
         if self.plot:
             drawn = fronts_html(fronts).encode() if self.plot.suffix == ".html" else fronts_png(fronts)
             self.plot.parent.mkdir(parents=True, exist_ok=True)

@@ -86,6 +86,10 @@ def test_fronts_of_several_sweeps_are_compared_and_drawn(sweep: Path, capsys: py
     main(["front", str(sweep), str(other), "--json"])
     joint = json.loads(capsys.readouterr().out)
     assert [member["trial_id"] for member in joint["front"]] == ["other/0000", "mine/0000"]
+    for folder, meter in ((sweep, ""), (other, ', "meter": 2')):
+        (folder / "fingerprints.json").write_text(f'{{"data": "d1", "weights": null{meter}}}')
+    main(["front", str(sweep), str(other), "--json"])
+    assert "note: the sweeps' FLOPs were counted in different ways" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
