@@ -84,7 +84,9 @@ class ModelConfig(Record):
     """Which Vision Transformer, and where its weights come from."""
 
     name: str = Field(
-        "embedded", description="embedded, or any timm Vision Transformer with a class token (deit_small_patch16_224)"
+        "embedded",
+        description="embedded, or one of timm's Vision Transformers (deit_small_patch16_224); "
+        "alast-tune doctor --models lists them",
     )
     pretrained: bool = Field(True, description="start from pretrained weights (timm's hub, unless checkpoint is set)")
     checkpoint: Path | None = Field(
