@@ -47,8 +47,8 @@ def block_sections(
         sections.append(Section(f"blocks-{number}", _training(report), f"Block by block · {title}", text))
         text = (
             "Attention that patches of validation images get after fine-tuning, mean over the heads: from the class "
-            "token, all tokens or the pool, whichever the model classifies by; each map has its own scale, from dark to "
-            "bright."
+            "token, all tokens or the pool, whichever the model classifies by; each map has its own scale, from dark "
+            "to bright."
         )
         sections.append(Section(f"attention-{number}", _attention(report), "", text))
     return sections
