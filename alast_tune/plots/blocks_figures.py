@@ -39,14 +39,16 @@ def block_sections(
     for number, report in reports.items():
         text = (
             "How often each block trained and how many tokens it got; how much of what leaves a block is its own "
-            "contribution, |f(x)| / |f(x) + x| of the class token, over validation images, all tokens flowing"
+            "contribution, |f(x)| / |f(x) + x| of the image's summary (its class token, or a mean of its tokens), over "
+            "validation images, all tokens flowing"
         )
         text += "; and each block's compute budget, step by step." if report.budgets_SL.size else "."
         title = block_title(front, results, number)
         sections.append(Section(f"blocks-{number}", _training(report), f"Block by block · {title}", text))
         text = (
-            "Attention of the class token to the patches of validation images after fine-tuning, mean over the heads; "
-            "each map has its own scale, from dark to bright."
+            "Attention that patches of validation images get after fine-tuning, mean over the heads: from the class "
+            "token, all tokens or the pool, whichever the model classifies by; each map has its own scale, from dark "
+            "to bright."
         )
         sections.append(Section(f"attention-{number}", _attention(report), "", text))
     return sections

@@ -62,7 +62,7 @@ def blocks_png(title: str, report: BlockReport) -> bytes:
 
 def _attention(figure: SubFigure, report: BlockReport) -> None:
     count, rows = len(report.images_IHWC), 1 + len(report.attended)
-    figure.suptitle("Attention of the class token after fine-tuning", fontsize=11, color=INK)
+    figure.suptitle("Attention to the patches after fine-tuning", fontsize=11, color=INK)
     panels = figure.subplots(rows, count, squeeze=False)
     for image in range(count):
         panels[0, image].imshow(report.images_IHWC[image], interpolation="nearest")
