@@ -1,7 +1,7 @@
 """What training costs: one meter for every method.
 
-``prediction.py`` says what a step will cost, from its plan alone: composed (``parts.py``) of parts (``part.py``) run
-without data (``hollow.py``); ``memory.py`` and ``clock.py`` measure; ``ledger.py`` writes a line a step.
+``prediction.py`` says what a step will cost, from its plan alone: composed of parts (``part.py``) run without data
+(``hollow.py``); ``memory.py`` and ``clock.py`` measure; ``ledger.py`` writes a line a step.
 """
 
 from __future__ import annotations
@@ -17,14 +17,7 @@ from alast_tune.config import FullConfig, MethodConfig, TrainConfig
 from alast_tune.cost.clock import Clock
 from alast_tune.cost.ledger import STEPS, Ledger, StepRecord
 from alast_tune.cost.memory import MemoryMeter
-from alast_tune.cost.prediction import (
-    StepCost,
-    StepCosts,
-    forward_flops,
-    step_cost,
-    step_flops,
-    step_peak_bytes,
-)
+from alast_tune.cost.prediction import StepCost, StepCosts, step_flops, step_peak_bytes
 from alast_tune.methods.base import Method, StepPlan
 from alast_tune.models.backbone import Backbone
 from alast_tune.parallel import largest_over_ranks
@@ -37,8 +30,6 @@ __all__ = [
     "Meter",
     "StepCost",
     "StepCosts",
-    "forward_flops",
-    "step_cost",
     "step_flops",
     "step_peak_bytes",
 ]
