@@ -1,7 +1,7 @@
 """What training costs: one meter for every method.
 
-``prediction.py`` says what a step will cost, from its plan alone: composed (``parts.py``) of parts (``part.py``) run
-without data (``hollow.py``); ``memory.py`` and ``clock.py`` measure; ``ledger.py`` writes a line a step.
+``prediction.py`` says what a step will cost, from its plan alone: composed of parts (``part.py``) run without data
+(``hollow.py``); ``memory.py`` and ``clock.py`` measure; ``ledger.py`` writes a line a step.
 """
 
 from __future__ import annotations
@@ -17,14 +17,7 @@ from alast_tune.config import FullConfig, MethodConfig, TrainConfig
 from alast_tune.cost.clock import Clock
 from alast_tune.cost.ledger import STEPS, Ledger, StepRecord
 from alast_tune.cost.memory import MemoryMeter
-from alast_tune.cost.prediction import (
-    StepCost,
-    StepCosts,
-    forward_flops,
-    step_cost,
-    step_flops,
-    step_peak_bytes,
-)
+from alast_tune.cost.prediction import StepCost, StepCosts, step_flops, step_peak_bytes
 from alast_tune.methods.base import Method, StepPlan
 from alast_tune.models.backbone import Backbone
 from alast_tune.parallel import largest_over_ranks
@@ -37,11 +30,11 @@ __all__ = [
     "Meter",
     "StepCost",
     "StepCosts",
-    "forward_flops",
-    "step_cost",
     "step_flops",
     "step_peak_bytes",
 ]
+
+_SUMS = ("flops", "exploration_flops", "heaviest_bytes")
 
 
 class Meter:
@@ -57,7 +50,7 @@ class Meter:
         self._model = model
         self._train = train
         self._memory = MemoryMeter(model)
-        self._predicted: dict[int, StepCosts] = {}
+        self._by_size: dict[int, StepCosts] = {}
         self._flops = 0
         self._exploration_flops = 0
         self._heaviest_bytes = 0  # of all predicted steps
@@ -70,32 +63,30 @@ class Meter:
         """
 
         def cost(config: MethodConfig, plan: StepPlan) -> StepCost:
-            predicted, train = self._costs(images_BCHW.shape[-1]), self._train
-            return predicted.step(config, plan, len(images_BCHW), optimizer, train.precision, train.accumulate)
+            costs, train = self._costs(images_BCHW.shape[-1]), self._train
+            return costs.step(config, plan, len(images_BCHW), optimizer, train.precision, train.accumulate)
 
         with self._memory.step(lambda: cost(method.config, method.plan).peak_bytes, optimizer, images_BCHW):
             yield
         done = cost(method.config, method.plan)
-        depth = len(method.plan.tokens_L)
-        full = cost(FullConfig(), StepPlan((method.plan.tokens_L[0],) * depth, (True,) * depth))
-        flops = done.flops * batch // len(images_BCHW)  # every image costs the same
-        self._flops += flops
-        self._heaviest_bytes = max(self._heaviest_bytes, done.peak_bytes)
-        self.ledger.add(
-            StepRecord(
-                step=self.ledger.steps,
-                images=batch,
-                probe=self.exploring,
-                flops=flops,
-                held_bytes=done.held_bytes,
-                full_held_bytes=full.held_bytes,
-                predicted_peak_bytes=done.peak_bytes,
-                measured_peak_bytes=self._memory.last_bytes,
-                trainable_L=method.plan.trainable_L,
-                tokens_L=method.plan.tokens_L,
-                budgets_L=getattr(method, "budgets", ()),
-            )
+        tokens_L, trainable_L = method.plan.tokens_L, method.plan.trainable_L
+        full = cost(FullConfig(), StepPlan((tokens_L[0],) * len(tokens_L), (True,) * len(tokens_L)))
+        record = StepRecord(
+            step=self.ledger.steps,
+            images=batch,
+            probe=self.exploring,
+            flops=done.flops * batch // len(images_BCHW),  # every image costs the same
+            held_bytes=done.held_bytes,
+            full_held_bytes=full.held_bytes,
+            predicted_peak_bytes=done.peak_bytes,
+            measured_peak_bytes=self._memory.last_bytes,
+            trainable_L=trainable_L,
+            tokens_L=tokens_L,
+            budgets_L=getattr(method, "budgets", ()),
         )
+        self._flops += record.flops
+        self._heaviest_bytes = max(self._heaviest_bytes, done.peak_bytes)
+        self.ledger.add(record)
 
     @contextmanager
     def evaluation(self, optimizer: Optimizer, image_size: int, most: int) -> Iterator[int]:
@@ -115,9 +106,9 @@ class Meter:
             yield size
 
     def _costs(self, image_size: int) -> StepCosts:
-        if image_size not in self._predicted:
-            self._predicted[image_size] = StepCosts(self._model, image_size)
-        return self._predicted[image_size]
+        if image_size not in self._by_size:
+            self._by_size[image_size] = StepCosts(self._model, image_size)
+        return self._by_size[image_size]
 
     def add_forward(self, image_size: int, images: int) -> None:
         """Count forwards, all tokens, that a method needed beside its steps; ``images`` are all ranks'."""
@@ -134,27 +125,19 @@ class Meter:
             train_flops=self._flops,
             peak_bytes=peak_bytes,
             steady_peak_bytes=steady_peak_bytes,
-            wall_seconds=self.clock.wall_seconds,
-            train_seconds=self.clock.train_seconds,
             exploration_flops=self._exploration_flops,
+            **self.clock.read(),
         )
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values for a checkpoint."""
-        return {
-            "clock": self.clock.state_dict(),
-            "memory": self._memory.state_dict(),
-            "ledger": self.ledger.state_dict(),
-            "flops": self._flops,
-            "exploration_flops": self._exploration_flops,
-            "heaviest_bytes": self._heaviest_bytes,
-        }
+        parts = {"clock": self.clock.read(), "memory": self._memory.state_dict(), "ledger": self.ledger.state_dict()}
+        return parts | {name: getattr(self, f"_{name}") for name in _SUMS}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from where :meth:`state_dict` was taken."""
-        self.clock.load_state_dict(state["clock"])
+        self.clock = Clock(**state["clock"])
         self._memory.load_state_dict(state["memory"])
         self.ledger.load_state_dict(state["ledger"])
-        self._flops = state["flops"]
-        self._exploration_flops = state["exploration_flops"]
-        self._heaviest_bytes = state["heaviest_bytes"]
+        for name in _SUMS:
+            setattr(self, f"_{name}", state[name])

@@ -8,17 +8,11 @@ from contextlib import contextmanager
 
 
 class Clock:
-    """Seconds since the run began, and those spent in training steps; resumed runs add up."""
+    """Seconds since the run began, and those spent in training steps; a resumed run's begin with those before."""
 
-    def __init__(self) -> None:
-        self._started = time.monotonic()
-        self._before = 0.0
-        self.train_seconds = 0.0
-
-    @property
-    def wall_seconds(self) -> float:
-        """All the run's time: training, validation, measuring."""
-        return self._before + time.monotonic() - self._started
+    def __init__(self, wall_seconds: float = 0.0, train_seconds: float = 0.0) -> None:
+        self._began = time.monotonic() - wall_seconds
+        self.train_seconds = train_seconds
 
     @contextmanager
     def training(self) -> Iterator[None]:
@@ -27,11 +21,6 @@ class Clock:
         yield
         self.train_seconds += time.monotonic() - started
 
-    def state_dict(self) -> dict[str, float]:
-        """Plain values for a checkpoint."""
-        return {"wall_seconds": self.wall_seconds, "train_seconds": self.train_seconds}
-
-    def load_state_dict(self, state: dict[str, float]) -> None:
-        """Go on from where :meth:`state_dict` was taken."""
-        self._started, self._before = time.monotonic(), state["wall_seconds"]
-        self.train_seconds = state["train_seconds"]
+    def read(self) -> dict[str, float]:
+        """Give both: all the run's time (training, validation, measuring), and that in training steps."""
+        return {"wall_seconds": time.monotonic() - self._began, "train_seconds": self.train_seconds}

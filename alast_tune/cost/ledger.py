@@ -5,11 +5,9 @@ from __future__ import annotations
 import csv
 import logging
 import os
-import shutil
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
 from typing import IO, Any
@@ -92,16 +90,17 @@ class Ledger:
 
     def read(self) -> Iterator[StepRecord]:
         """Read the steps back, one at a time; none may be added meanwhile."""
-        with self._rewound() as file:
-            rows = csv.reader(line.decode() for line in file)
-            depth = sum(name.startswith("trains_") for name in next(rows, []))
-            for row in rows:
-                costs = [int(cost or 0) for cost in row[: len(_COSTS)]]
-                trains, tokens, budgets = (row[len(_COSTS) :][begin : begin + depth] for begin in (0, depth, 2 * depth))
-                blocks = tuple(one == "1" for one in trains), tuple(map(int, tokens)), tuple(map(float, budgets))
-                values: list[Any] = [*costs, *blocks]
-                record = StepRecord(*values)
-                yield replace(record, probe=bool(record.probe))
+        rows = csv.reader(line.decode() for line in self._lines())
+        depth = sum(name.startswith("trains_") for name in next(rows, []))
+        for row in rows:
+            costs: dict[str, Any] = {name: int(cost or 0) for name, cost in zip(_COSTS, row, strict=False)}
+            blocks = row[len(_COSTS) :]
+            yield StepRecord(
+                **costs | {"probe": bool(costs["probe"])},
+                trainable_L=tuple(one == "1" for one in blocks[:depth]),
+                tokens_L=tuple(map(int, blocks[depth : 2 * depth])),
+                budgets_L=tuple(map(float, blocks[2 * depth :])),
+            )
 
     def keep_in(self, path: Path) -> None:
         """Go on in a file, which is cut back to the steps so far; one that is not this run's stays as ``.bak``."""
@@ -118,8 +117,8 @@ class Ledger:
         self._file.flush()
         if path == self._path:
             return
-        with self._rewound() as lines, atomic_write(path) as scratch, scratch.open("wb") as file:
-            shutil.copyfileobj(lines, file)
+        with atomic_write(path) as scratch, scratch.open("wb") as file:
+            file.writelines(self._lines())
 
     def state_dict(self) -> dict[str, int]:
         """How much of the file a checkpoint goes with."""
@@ -143,12 +142,11 @@ class Ledger:
             self._file, self._restored = _temporary(), None
             self.unknown, self._bytes, self._checksum = self.steps, 0, 0
 
-    @contextmanager
-    def _rewound(self) -> Iterator[IO[bytes]]:
-        """Have the file at its beginning, and then again where lines are added."""
+    def _lines(self) -> Iterator[bytes]:
+        """Read the file from its beginning; then it is again where lines are added."""
         self._file.seek(0)
         try:
-            yield self._file
+            yield from self._file
         finally:
             self._file.seek(0, os.SEEK_END)
 

@@ -53,10 +53,8 @@ class MemoryMeter:
             images_BCHW: of the step.
         """
         if self._cuda:
-            torch.cuda.reset_peak_memory_stats()
-            yield
-            self.last_bytes = torch.cuda.max_memory_allocated() - workspace_bytes()
-            self._measured = max(self._measured, self.last_bytes)
+            with self._allocating():
+                yield
             self._count(self.last_bytes)
             return
         missing = _missing_bytes(optimizer)
@@ -76,6 +74,14 @@ class MemoryMeter:
             if predicted > self._probed:
                 self._probed, self._scale = predicted, measured[0] / predicted
 
+    @contextmanager
+    def _allocating(self) -> Iterator[None]:
+        """Have the allocator measure what runs inside."""
+        torch.cuda.reset_peak_memory_stats()
+        yield
+        self.last_bytes = torch.cuda.max_memory_allocated() - workspace_bytes()
+        self._measured = max(self._measured, self.last_bytes)
+
     def _count(self, peak_bytes: int) -> None:
         peak = rounded_peak(peak_bytes)
         self._peaks[peak] = self._peaks.get(peak, 0) + 1
@@ -88,11 +94,8 @@ class MemoryMeter:
             predicted: its peak, all moments counted.
             optimizer: of the training.
         """
-        if self._cuda:
-            torch.cuda.reset_peak_memory_stats()
-        yield
-        if self._cuda:
-            self._measured = max(self._measured, torch.cuda.max_memory_allocated() - workspace_bytes())
+        with self._allocating() if self._cuda else nullcontext():
+            yield
         self._evaluation = max(self._evaluation, predicted - _missing_bytes(optimizer))
 
     @property

@@ -61,19 +61,15 @@ class Part:
         self, log: Sequence[int], flops: Sequence[int], marks: Sequence[int], ran: Counts, output: tuple[Flowing, ...]
     ) -> None:
         self.output = output
-        self._start, self._left, self._ended, self._sent, self._came = marks
-        terms: dict[Counts, int] = {}
-        split = [(terms.setdefault(split_size(abs(size), ran)[0], len(terms)), size) for size in log]
-        products = [split_size(size, ran) for size in flops]
-        columns = [terms.setdefault(powers, len(terms)) for powers, _ in products]
-        changes = np.zeros((len(log) + 1, len(terms)), np.int64)
-        for row, (column, size) in enumerate(split, 1):
-            changes[row, column] = size // abs(size) * split_size(abs(size), ran)[1] if size else 0
-        self._live = changes.cumsum(axis=0)
-        self._flops = np.zeros(len(terms), np.int64)
-        for column, (_, factor) in zip(columns, products, strict=True):
-            self._flops[column] += factor
-        self._powers = np.array(list(terms), np.int64).reshape(len(terms), len(ran))
+        self._marks = marks
+        split = [split_size(size, ran) for size in (0, *log, *flops)]
+        columns = {powers: column for column, powers in enumerate(dict.fromkeys(powers for powers, _ in split))}
+        factors = np.zeros((len(split), len(columns)), np.int64)
+        for row, (powers, factor) in enumerate(split):
+            factors[row, columns[powers]] = factor
+        self._live = factors[: len(log) + 1].cumsum(axis=0)
+        self._flops = factors[len(log) + 1 :].sum(axis=0)
+        self._powers = np.array(list(columns), np.int64)
         self._costs: dict[Counts, PartCost] = {}
 
     def cost(self, counts: Counts) -> PartCost:
@@ -81,12 +77,13 @@ class Part:
         if counts not in self._costs:
             values = (np.array(counts, np.int64) ** self._powers).prod(axis=1)
             live = self._live @ values
-            forward, backward = live[self._start : self._left + 1], live[self._sent : self._came + 1]
+            start, left, ended, sent, came = self._marks
+            forward, backward = live[start : left + 1], live[sent : came + 1]
             self._costs[counts] = PartCost(
                 flops=int(self._flops @ values),
                 peak=int(forward.max() - forward[0]),
                 left=int(forward[-1] - forward[0]),
-                copies=int(forward[-1] - live[self._ended]),
+                copies=int(forward[-1] - live[ended]),
                 backward_peak=int(backward.max() - backward[0]),
                 backward_left=int(backward[-1] - backward[0]),
             )
@@ -126,13 +123,7 @@ def distinct_counts(sizes: frozenset[int], prefix: int) -> tuple[int, int, int]:
 
 
 def _largest_prime(number: int) -> int:
-    factor = 2
-    while factor * factor <= number:
-        if number % factor == 0:
-            number //= factor
-        else:
-            factor += 1
-    return number
+    return max(n for n in range(2, number + 1) if number % n == 0 and all(n % factor for factor in range(2, n)))
 
 
 def run_part(

@@ -9,20 +9,32 @@ attention of width A, a plain block costs an image
     backward, trained  4 N W + 10 N^2 A     and reach the weights
     class-token row    2 N A                where tokens are dropped after the block
 
-Nobody adds this up, though: real modules are run without data, part by part (``parts.py``).
+Nobody adds this up, though: a step is composed of its parts (embedding, each block, classifier with loss, whatever
+looks on), real modules that are run without data (``part.py``), alike ones once. Between two parts only tokens go one
+way and their gradient the other, so that what the parts add gives what the whole takes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal
 
 import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from alast_tune.config import HeadConfig, MethodConfig
-from alast_tune.cost.parts import Parts, Precision
-from alast_tune.methods.base import StepPlan
-from alast_tune.models.backbone import Backbone
+from alast_tune.cost.hollow import HollowModel
+from alast_tune.cost.part import Counts, Flowing, Part, PartCost, distinct_counts, run_part
+from alast_tune.methods.base import Stage, StepPlan
+from alast_tune.methods.summary import summary_updates
+from alast_tune.models.backbone import Backbone, blocks_of, classify, embed, predict
+
+Precision = Literal["fp32", "bf16", "fp16"]
+_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 FLOAT = 4
 """Bytes of a single-precision number."""
@@ -40,8 +52,19 @@ class StepCost:
     """Most that is ever live: weights, moments, gradients, images, activations and temporaries."""
 
 
+@dataclass(frozen=True)
+class _MicroStep:
+    """A micro-batch's forward and backward; weights, moments and images are not counted."""
+
+    flops: int
+    held: int
+    peak: int
+    gradients: int
+    """What is left at the end."""
+
+
 class StepCosts:
-    """Predicts a model's steps and evaluations; what several have in common is walked once.
+    """Predicts a model's steps and evaluations; parts that several have in common are run once.
 
     Args:
         model: as its method has prepared it; may lie on the meta device.
@@ -49,10 +72,18 @@ class StepCosts:
     """
 
     def __init__(self, model: Backbone, image_size: int) -> None:
-        self.model = model
-        self.image_size = image_size
-        self._parts = Parts(model, image_size)
+        self._model = model
+        shape = (int(model.patch_embed.proj.in_channels), image_size, image_size)
+        self._images = (Flowing(shape, torch.float32, False),)
+        self._image_bytes = FLOAT * 3 * image_size**2
         self._weight_bytes = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+        self._prefix = int(model.num_prefix_tokens)
+        self._tokens = (image_size // model.patch_embed.patch_size[0]) ** 2 + self._prefix
+        others = {p.numel() for p in model.parameters()} | {self._tokens, self._tokens - self._prefix}
+        self._run_with = distinct_counts(frozenset(others), self._prefix)
+        self._labels_B = torch.empty(self._run_with[0], dtype=torch.int64)
+        self._hollow: dict[MethodConfig, HollowModel] = {}
+        self._parts: dict[object, Part] = {}
 
     def step(
         self,
@@ -74,20 +105,20 @@ class StepCosts:
             accumulate: micro-batches that the batch is split into.
         """
         micro = -(-batch // accumulate)
-        first = self._parts.step(config, plan, micro, precision)
+        first = self._micro_step(config, plan, micro, precision)
         working, flops = first.peak, first.flops
         if micro < batch:
-            again = self._parts.step(config, replace(plan, calibrated=False), micro, precision, accumulating=True)
+            again = self._micro_step(config, replace(plan, calibrated=False), micro, precision, accumulating=True)
             working = max(working, first.gradients + again.peak)
             flops += again.flops * (batch - micro) // micro
             if plan.calibrated:  # on all micro-batches, before the first one's forward
-                flops += self._parts.calibration_flops(config, batch - micro)
+                flops += self._forward(config, _embedded_updates, batch - micro).flops
         update = first.gradients + _update_bytes(optimizer, first.gradients)
         return StepCost(flops, first.held, self._there(batch, optimizer) + max(working, update))
 
     def image_flops(self, config: MethodConfig, plan: StepPlan) -> int:
         """Count forward and backward of one image of a training step."""
-        return self._parts.step(config, plan, 1).flops
+        return self._micro_step(config, plan, 1, "fp32").flops
 
     def evaluation_batch(
         self, most: int, training_peak_bytes: int, optimizer: Optimizer, precision: Precision = "fp32"
@@ -98,36 +129,118 @@ class StepCosts:
             Images, and the predicted peak; one image may take more than training does on fewer tokens.
         """
         while True:
-            peak_bytes = self.evaluation_peak_bytes(most, optimizer, precision)
+            working = self._forward(HeadConfig(), predict, most, precision).peak
+            peak_bytes = self._there(most, optimizer) + working
             if peak_bytes <= training_peak_bytes or most == 1:
                 return most, peak_bytes
             most //= 2
 
-    def evaluation_peak_bytes(self, batch: int, optimizer: Optimizer, precision: Precision = "fp32") -> int:
-        """Predict the peak of live tensor bytes of an evaluation, ``batch`` images at a time."""
-        return self._there(batch, optimizer) + self._parts.evaluation(HeadConfig(), batch, precision)[1]
-
     def forward_flops(self, batch: int) -> int:
         """Count one forward with every token, as evaluation does it."""
-        return self._parts.evaluation(HeadConfig(), batch)[0]
+        return self._forward(HeadConfig(), predict, batch).flops
 
     def _there(self, batch: int, optimizer: Optimizer) -> int:
         """Bytes that are live from beginning to end: weights, moments and a batch of images."""
-        return self._weight_bytes + FLOAT * moments(optimizer) + FLOAT * batch * 3 * self.image_size**2
+        return self._weight_bytes + FLOAT * moments(optimizer) + self._image_bytes * batch
+
+    def _micro_step(
+        self, config: MethodConfig, plan: StepPlan, batch: int, precision: Precision, accumulating: bool = False
+    ) -> _MicroStep:
+        """Compose a micro-batch's step; ``accumulating`` adds its gradients to those that are there already."""
+        hollow = self._hollow_model(config)
+        model, first, stages = hollow.model, plan.tokens_L[0], hollow.flow.stages(plan)
+        alone = stages[-1].alone
+        leaving = 1 if alone else stages[-1].leaving
+        whole: list[tuple[Stage, nn.Module | None, bool]] = [
+            (_whole("embed", partial(embed, model), first), None, True),
+            *zip(stages, blocks_of(model), plan.trainable_L, strict=True),
+            (Stage(partial(self._loss, model), leaving, leaving, "loss", scales=not alone), None, True),
+        ]
+        parts: list[Part] = []
+        costs: list[PartCost] = []
+        live = peak = 0
+        for stage, block, trains in whole:
+            given = parts[-1].output if parts else self._images
+            parts.append(self._part(hollow, stage, given, precision, accumulating, block, trains))
+            costs.append(cost := parts[-1].cost(self._counts(batch, stage.arriving, stage.leaving)))
+            peak, live = max(peak, live + cost.peak), live + cost.left
+        held = live = live - sum(cost.copies for cost in costs)
+        for part, cost in zip(reversed(parts), reversed(costs), strict=True):
+            if any(one.passes for one in part.output):
+                peak, live = max(peak, live + cost.backward_peak), live + cost.backward_left
+        flops = sum(cost.flops for cost in costs)
+        if plan.calibrated:
+            look = _whole("calibrate", lambda x_BND: summary_updates(model, x_BND.detach()), first)
+            part = self._part(hollow, look, parts[0].output, precision, accumulating)
+            looked = part.cost(self._counts(batch, first, first))
+            peak, flops = max(peak, costs[0].left + looked.peak), flops + looked.flops
+        return _MicroStep(flops, held, peak, live)
+
+    def _loss(self, model: Backbone, x_BND: Tensor, leaving: int) -> Tensor:
+        return F.cross_entropy(classify(model, x_BND), self._labels_B)
+
+    def _forward(
+        self, config: MethodConfig, run: Callable[[Backbone, Tensor], Any], batch: int, precision: Precision = "fp32"
+    ) -> PartCost:
+        """Give the cost of a forward without gradients, all tokens."""
+        hollow = self._hollow_model(config)
+        stage = _whole(run, torch.no_grad()(partial(run, hollow.model)), self._tokens)
+        part = self._part(hollow, stage, self._images, precision)
+        return part.cost(self._counts(batch, self._tokens, self._tokens))
+
+    def _hollow_model(self, config: MethodConfig) -> HollowModel:
+        """Get the hollow copy for a method's settings, one for all that cost the same."""
+        if config not in self._hollow:
+            setup = config.cost_settings()
+            if setup not in self._hollow:
+                self._hollow[setup] = HollowModel(setup, self._model)
+            self._hollow[config] = self._hollow[setup]
+        return self._hollow[config]
+
+    def _counts(self, batch: int, arriving: int, leaving: int) -> Counts:
+        if not self._prefix:  # every token is a patch
+            return batch, arriving, leaving, 1, 1
+        return batch, arriving, leaving, arriving - self._prefix, leaving - self._prefix
+
+    def _part(
+        self,
+        hollow: HollowModel,
+        stage: Stage,
+        given: tuple[Flowing, ...],
+        precision: Precision,
+        accumulating: bool = False,
+        block: nn.Module | None = None,
+        trains: bool = True,
+    ) -> Part:
+        """Get the part that a stage is, given what flows into it; run it if none was alike."""
+        drops = stage.leaving < stage.arriving and not stage.alone
+        tokens = drops if stage.scales else (stage.arriving, stage.leaving)
+        key = id(hollow), id(block), trains, stage.kind, tokens, given, precision, accumulating
+        if key not in self._parts:
+            batch, arriving, leaving = self._run_with
+            ran = self._counts(batch, arriving, leaving)
+            if not stage.scales:
+                arriving, leaving, ran = stage.arriving, stage.leaving, (batch, 1, 1, 1, 1)
+            elif not drops:
+                leaving, ran = arriving, (*ran[:2], 1, ran[3], 1)
+            # Positions of tokens that are left are chosen from the whole image's.
+            patches = max((self._tokens if len(given) > 1 else arriving) - self._prefix, 1)
+            hollow.prepare(block, trains, accumulating, patches)
+            first = given is self._images
+            around = (batch,) if first else (batch, arriving)
+            shapes = [(*around, *one.shape) for one in given]
+            self._parts[key] = run_part(lambda x: stage.run(x, leaving), shapes, given, ran, _DTYPES[precision], first)
+        return self._parts[key]
 
 
-def step_cost(
-    model: Backbone,
-    method_config: MethodConfig,
-    plan: StepPlan,
-    image_size: int,
-    batch: int,
-    optimizer: Optimizer,
-    precision: Precision = "fp32",
-    accumulate: int = 1,
-) -> StepCost:
-    """Predict one training step, as :class:`StepCosts` does."""
-    return StepCosts(model, image_size).step(method_config, plan, batch, optimizer, precision, accumulate)
+def _whole(kind: Hashable, run: Callable[[Tensor], Any], tokens: int) -> Stage:
+    """Make a stage of what always has all tokens."""
+    return Stage(lambda x, leaving: run(x), tokens, tokens, kind, scales=False)
+
+
+def _embedded_updates(model: Backbone, images_BCHW: Tensor) -> Tensor:
+    """Look at the updates as calibration does on micro-batches that are not the step's first."""
+    return summary_updates(model, embed(model, images_BCHW))[0]
 
 
 def step_flops(model: Backbone, method_config: MethodConfig, plan: StepPlan, image_size: int, batch: int) -> int:
@@ -145,20 +258,9 @@ def step_peak_bytes(
     precision: Precision = "fp32",
     accumulate: int = 1,
 ) -> int:
-    """Predict the peak of live tensor bytes of one training step under a plan; arguments as :func:`step_cost`'s."""
-    return step_cost(model, method_config, plan, image_size, batch, optimizer, precision, accumulate).peak_bytes
-
-
-def forward_flops(model: Backbone, image_size: int, batch: int) -> int:
-    """Count one forward with every token, as evaluation does it."""
-    return StepCosts(model, image_size).forward_flops(batch)
-
-
-def evaluation_peak_bytes(
-    model: Backbone, image_size: int, batch: int, optimizer: Optimizer, precision: Precision = "fp32"
-) -> int:
-    """Predict an evaluation's peak, as :class:`StepCosts` does."""
-    return StepCosts(model, image_size).evaluation_peak_bytes(batch, optimizer, precision)
+    """Predict the peak of live tensor bytes of one training step under a plan; arguments as :class:`StepCosts`'s."""
+    costs = StepCosts(model, image_size)
+    return costs.step(method_config, plan, batch, optimizer, precision, accumulate).peak_bytes
 
 
 def moments(optimizer: Optimizer) -> int:

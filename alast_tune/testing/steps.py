@@ -15,7 +15,7 @@ from torch.optim import Adam, Optimizer
 from torch.utils.flop_counter import FlopCounterMode
 
 from alast_tune.config import MethodConfig, TrainConfig
-from alast_tune.cost import StepCost, step_cost
+from alast_tune.cost import StepCost, StepCosts
 from alast_tune.cost.memory import track_live_bytes
 from alast_tune.methods import Method, build_method
 from alast_tune.models.backbone import Backbone, blocks_of
@@ -77,6 +77,7 @@ def measured_steps(
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()  # moments are in place
     optimizer.zero_grad(set_to_none=True)
+    costs = StepCosts(model, side)
     for number in range(2):
         images, labels = torch.randn(size, 3, side, side), torch.randint(0, CLASSES, (size,))
         parts, watched = list(images.tensor_split(accumulate)), []
@@ -93,7 +94,7 @@ def measured_steps(
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         method.end_step()
-        predicted = step_cost(model, config, method.plan, side, size, optimizer, precision, accumulate)
+        predicted = costs.step(config, method.plan, size, optimizer, precision, accumulate)
         yield MeasuredStep(predicted, counter.get_total_flops(), peak[0], watched)
 
 

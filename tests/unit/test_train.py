@@ -23,8 +23,7 @@ from alast_tune import checkpoint, models, train
 from alast_tune.blocks import report_blocks
 from alast_tune.config import ModelConfig, TrainConfig, TrialConfig
 from alast_tune.cost import STEPS as STEPS_CSV
-from alast_tune.cost import memory
-from alast_tune.cost.prediction import evaluation_peak_bytes
+from alast_tune.cost import StepCosts, memory
 from alast_tune.errors import ConfigError, DivergedError
 from alast_tune.evaluate import evaluate
 from alast_tune.exploration import explore
@@ -401,7 +400,8 @@ def test_evaluation_is_in_the_peak_and_takes_no_more_than_training(
     run.evaluate("validation")
     assert measured[0] <= report.cost.peak_bytes * 1.005
     assert run.meter.read().peak_bytes == report.cost.peak_bytes
-    forecast = evaluation_peak_bytes(run.model, 128, sizes[0], run._optimizer)
+    size, forecast = StepCosts(run.model, 128).evaluation_batch(sizes[0], 2 * measured[0], run._optimizer)
+    assert size == sizes[0]
     assert measured[0] == pytest.approx(forecast, rel=0.03)
 
 

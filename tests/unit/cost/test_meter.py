@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from alast_tune.config import TrainConfig, TrialConfig
-from alast_tune.cost import STEPS, Ledger, Meter, clock, forward_flops, step_cost
+from alast_tune.cost import STEPS, Ledger, Meter, StepCosts, clock
 from alast_tune.cost.clock import Clock
 from alast_tune.cost.ledger import StepRecord
 from alast_tune.methods import Method, build_method
@@ -39,9 +39,10 @@ def test_a_step_is_predicted_measured_and_written_down_and_its_flops_are_all_ran
     meter, method, optimizer, images = setting(name="top_k", blocks=(1, 4))
     for _ in range(2):
         step(meter, method, optimizer, images, batch=12)  # two more ranks have as many
-    cost = step_cost(method.model, method.config, method.plan, 32, 4, optimizer, accumulate=2)
+    costs = StepCosts(method.model, 32)
+    cost = costs.step(method.config, method.plan, 4, optimizer, accumulate=2)
     everything = TrialConfig.model_validate({"method": {"name": "full"}}).method
-    full = step_cost(method.model, everything, StepPlan((17,) * DEPTH, (True,) * DEPTH), 32, 4, optimizer, accumulate=2)
+    full = costs.step(everything, StepPlan((17,) * DEPTH, (True,) * DEPTH), 4, optimizer, accumulate=2)
     for number, record in enumerate(meter.ledger.read()):
         assert (record.step, record.images, record.probe) == (number, 12, False)
         assert (record.trainable_L, record.tokens_L) == (method.plan.trainable_L, method.plan.tokens_L)
@@ -65,10 +66,11 @@ def test_exploration_has_its_price_and_forwards_count() -> None:
     meter.add_forward(32, images=5)
     meter.end_exploration()
     step(meter, method, optimizer, images, batch=4)
-    one = step_cost(method.model, method.config, method.plan, 32, 4, optimizer, accumulate=2).flops
+    costs = StepCosts(method.model, 32)
+    one = costs.step(method.config, method.plan, 4, optimizer, accumulate=2).flops
     assert [record.probe for record in meter.ledger.read()] == [True, False]
-    assert meter.read().exploration_flops == one + forward_flops(method.model, 32, 5)
-    assert meter.read().train_flops == 2 * one + forward_flops(method.model, 32, 5)
+    assert meter.read().exploration_flops == one + costs.forward_flops(5)
+    assert meter.read().train_flops == 2 * one + costs.forward_flops(5)
 
 
 def test_a_resumed_meter_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,12 +209,11 @@ def test_clock_adds_up_over_interruptions(monkeypatch: pytest.MonkeyPatch) -> No
     now[0] = 12.0
     with first.training():
         now[0] = 15.0
-    assert (first.wall_seconds, first.train_seconds) == (5.0, 3.0)
-    saved = first.state_dict()
+    saved = first.read()
+    assert saved == {"wall_seconds": 5.0, "train_seconds": 3.0}
     now[0] = 1000.0  # another machine's
-    second = Clock()
-    second.load_state_dict(saved)
+    second = Clock(**saved)
     now[0] = 1001.0
     with second.training():
         now[0] = 1003.0
-    assert (second.wall_seconds, second.train_seconds) == (8.0, 5.0)
+    assert second.read() == {"wall_seconds": 8.0, "train_seconds": 5.0}

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from alast_tune.config import TrialConfig
-from alast_tune.cost import part, parts
-from alast_tune.cost.parts import Parts, Precision
+from alast_tune.cost import StepCosts, part, prediction
+from alast_tune.cost.prediction import Precision
 from alast_tune.methods import StepPlan, build_method
 from tests.unit.every_method import DEPTH, MODELS, vit
 
@@ -36,7 +36,7 @@ def test_it_does_not_matter_on_how_many_images_and_tokens_a_part_was_run(values:
     model = vit(MODELS[kind] | {"patch_size": 4})
     config = TrialConfig.model_validate({"method": values}).method
     method, draw = build_method(config, model), random.Random(0)
-    once, again = Parts(model, 32), Parts(model, 32)
+    once, again = StepCosts(model, 32), StepCosts(model, 32)
     prefix = int(model.num_prefix_tokens)
     again._run_with = (59, 2 * 41 + prefix, 43)
     assert once._run_with != again._run_with
@@ -45,8 +45,8 @@ def test_it_does_not_matter_on_how_many_images_and_tokens_a_part_was_run(values:
     for precision in precisions:
         plan = drawn_plan(draw, 64 + prefix, prefix + 1) if config.name == "alast" else method.plan
         for accumulating in (False, True):
-            step = again.step(config, plan, 6, precision, accumulating)
-            assert once.step(config, plan, 6, precision, accumulating) == step
+            step = again._micro_step(config, plan, 6, precision, accumulating)
+            assert once._micro_step(config, plan, 6, precision, accumulating) == step
 
 
 def test_sizes_are_taken_apart() -> None:
@@ -58,11 +58,11 @@ def test_a_new_plan_needs_no_run_once_its_kinds_of_blocks_are_known(monkeypatch:
     model, draw = vit({"patch_size": 4}), random.Random(0)
     config = TrialConfig.model_validate({"method": {"name": "alast", "trainable_blocks": 3}}).method
     build_method(config, model)
-    known = Parts(model, 32)
+    known = StepCosts(model, 32)
     for _ in range(60):
-        known.step(config, drawn_plan(draw, 65, 2), 8)
-    monkeypatch.setattr(parts, "run_part", None)
-    costs = {known.step(config, drawn_plan(draw, 65, 2), 8) for _ in range(20)}
+        known._micro_step(config, drawn_plan(draw, 65, 2), 8, "fp32")
+    monkeypatch.setattr(prediction, "run_part", None)
+    costs = {known._micro_step(config, drawn_plan(draw, 65, 2), 8, "fp32") for _ in range(20)}
     assert len(costs) > 15
 
 
@@ -71,7 +71,7 @@ def test_the_model_is_left_as_it_was() -> None:
     config = TrialConfig.model_validate({"method": {"name": "alast", "trainable_blocks": 3}}).method
     method = build_method(config, model)
     before = [(p.requires_grad, p.grad, p.clone()) for p in model.parameters()]
-    Parts(model, 32).step(config, StepPlan((17, 17, 9, 9, 5, 5), (True, False) * 3), 8, "bf16", True)
+    StepCosts(model, 32)._micro_step(config, StepPlan((17, 17, 9, 9, 5, 5), (True, False) * 3), 8, "bf16", True)
     for parameter, (requires_grad, grad, value) in zip(model.parameters(), before, strict=True):
         assert parameter.requires_grad == requires_grad and parameter.grad is grad
         assert torch.equal(parameter, value)

@@ -11,7 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from alast_tune.config import MethodConfig, TrainConfig, TrialConfig
-from alast_tune.cost import forward_flops, step_cost, step_flops, step_peak_bytes
+from alast_tune.cost import StepCosts, step_flops, step_peak_bytes
 from alast_tune.errors import ConfigError
 from alast_tune.methods import build_method
 from alast_tune.models import TIMM_MODULES, skeleton
@@ -174,7 +174,7 @@ def test_a_model_without_memory_is_enough() -> None:
     config = setting({"name": "lora"})
     method, twin = (build_method(config, each, TrainConfig()) for each in (model, vit()))
     costs = [
-        step_cost(m.model, config, m.plan, 32, 8, torch.optim.Adam(m.parameters()), "bf16") for m in (method, twin)
+        StepCosts(m.model, 32).step(config, m.plan, 8, torch.optim.Adam(m.parameters()), "bf16") for m in (method, twin)
     ]
     assert costs[0] == costs[1]
 
@@ -187,7 +187,7 @@ def test_the_three_ways_to_ask_agree_and_an_optimizer_without_moments_costs_less
         "fused": torch.optim.Adam(method.parameters(), fused=True),
         "sgd": torch.optim.SGD(method.parameters(), 0.1, momentum=0.9),
     }
-    costs = {name: step_cost(model, config, method.plan, 32, 1, each) for name, each in optimizers.items()}
+    costs = {name: StepCosts(model, 32).step(config, method.plan, 1, each) for name, each in optimizers.items()}
     assert costs["adam"].flops == step_flops(model, config, method.plan, 32, 1)
     assert costs["adam"].peak_bytes == step_peak_bytes(model, config, method.plan, 32, 1, optimizers["adam"])
     numbers = sum(p.numel() for p in method.parameters())
@@ -201,4 +201,4 @@ def test_evaluation_is_one_forward() -> None:
     model = vit().eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         predict(model, torch.randn(3, 3, 32, 32))
-    assert forward_flops(model, 32, 3) == counter.get_total_flops()
+    assert StepCosts(model, 32).forward_flops(3) == counter.get_total_flops()
