@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from alast_tune.config import AlastConfig, Choice, SweepConfig, TrialConfig, Variants, choices_of
+from alast_tune.config import Choice, SweepConfig, TrialConfig, Variants, choices_of
 from alast_tune.errors import ConfigError
 from alast_tune.plots import human_bytes, human_flops
 from alast_tune.tune.forecast import Costs
@@ -49,7 +49,7 @@ def check_limits(sweep: SweepConfig, forecast: Callable[[TrialConfig], Costs]) -
             except ConfigError:  # two parameters, each fine, that contradict each other
                 seen[key] = math.inf, {}
             else:
-                learns = isinstance(config.method, AlastConfig) and config.method.alpha != 0
+                learns = config.method.learns()
                 flops = costs.train_flops * (1 - FLOPS_SLACK * learns)
                 foreseen = {"train_flops": flops, "peak_bytes": float(costs.peak_bytes)}
                 seen[key] = max(sweep.excess(**foreseen).values()), foreseen

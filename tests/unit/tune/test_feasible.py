@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from alast_tune.config import SweepConfig, TrialConfig
+from alast_tune.config import FullConfig, SweepConfig, TrialConfig
 from alast_tune.errors import ConfigError
 from alast_tune.tune.feasible import check_limits
 from alast_tune.tune.forecast import Costs
@@ -41,6 +41,15 @@ def test_nothing_more_is_asked_once_something_fits() -> None:
     assert forecast.asked == 1
     check_limits(sweep(min_accuracy=0.99), forecast)  # which nobody can foresee
     assert forecast.asked == 1
+
+
+def test_of_anybodys_method_that_learns_what_is_forecast_may_be_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    space = {"train/batch_size": {"type": "categorical", "choices": [1, 2]}}
+    full = sweep(max_flops=0.95e9, sampler="grid", space=space, trial={"method": {"name": "full"}})
+    with pytest.raises(ConfigError, match="max_flops"):
+        check_limits(full, Forecast())
+    monkeypatch.setattr(FullConfig, "learns", lambda self: True)
+    check_limits(full, Forecast())
 
 
 @pytest.mark.parametrize(
