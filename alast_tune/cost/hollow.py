@@ -127,14 +127,16 @@ class HollowModel:
         memo: dict[int, Any] = {}
         for module in model.modules():
             memo |= {id(getattr(module, hooks)): OrderedDict() for hooks in _HOOKS}
-        for parameter in model.parameters():
-            memo[id(parameter)] = nn.Parameter(torch.empty(parameter.shape, dtype=parameter.dtype), False)
-        memo |= {id(b): torch.empty(b.shape, dtype=b.dtype) for b in model.buffers()}
+            for p in module.parameters(recurse=False):
+                memo[id(p)] = nn.Parameter(torch.empty(p.shape, dtype=p.dtype), False)
+            for b in module.buffers(recurse=False):
+                memo[id(b)] = torch.empty(b.shape, dtype=b.dtype)
         alike: dict[object, nn.Module] = {}
         for block in blocks_of(model):
-            modules = tuple((name, type(module)) for name, module in block.named_modules())
-            shapes = tuple((name, p.shape, id(p) in may) for name, p in block.named_parameters())
-            kind = modules, shapes
+            kind = tuple(
+                (name, type(module), *((of, p.shape, id(p) in may) for of, p in module.named_parameters(recurse=False)))
+                for name, module in block.named_modules()
+            )
             if kind not in alike:
                 alike[kind] = copy.deepcopy(block, memo)
             memo[id(block)] = alike[kind]
