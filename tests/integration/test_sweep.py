@@ -114,7 +114,7 @@ def test_a_driver_killed_between_two_writes_loses_and_repeats_nothing(ray_here: 
     folder = pareto.storage / "killed"
     kills = [
         # Where, the study's states then, and how many trials the front has seen, which is there whole.
-        ("after-ask:2", ["COMPLETE"], 1),  # a proposal that nobody has heard of is not there yet
+        ("after-ask:2", ["COMPLETE", "RUNNING"], 1),  # a baseline, which is there from the start
         ("after-tell", ["COMPLETE", "COMPLETE"], 1),  # nobody else knows of the second
         ("while-front-is-written", ["COMPLETE", "COMPLETE"], 1),  # a resumed sweep begins with that
     ]
