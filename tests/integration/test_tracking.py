@@ -93,7 +93,7 @@ def test_a_sweep_is_a_parent_its_trials_children_and_its_front_findable(
     files = {file.path for file in client.list_artifacts(parent)}
     assert files == {"front.json", "report.html", "front.png", "front_table.json"}
     page = Path(client.download_artifacts(parent, "report.html", str(tmp_path))).read_text(encoding="utf-8")
-    assert f"alast-tune promote {tmp_path / 's'} --pick" in page
+    assert f"alast-tune promote s --storage {tmp_path} --pick" in page
     table = json.loads(Path(client.download_artifacts(parent, "front_table.json", str(tmp_path))).read_text())
     assert "accuracy" in table["columns"] and len(table["data"]) == 2
 
@@ -172,7 +172,7 @@ def test_a_front_logged_again_replaces_the_earlier_one(storage: Path, tmp_path: 
         {"path": "front_table.json", "type": "table"}
     ]
     page = Path(client.download_artifacts(parent, "report.html", str(tmp_path))).read_text(encoding="utf-8")
-    assert f"alast-tune promote {storage / 's'} --pick 0003 -o best.yaml" in page
+    assert f"alast-tune promote s --storage {storage} --pick 0003 -o best.yaml" in page
     table = json.loads(Path(client.download_artifacts(parent, "front_table.json", str(tmp_path))).read_text())
     assert table["columns"] == [
         "trial",

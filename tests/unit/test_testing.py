@@ -17,7 +17,6 @@ class Heads(MethodConfig):
     """The classifier trains."""
 
     name: Literal["heads"] = "heads"
-    values: Any = 1
 
     def trainable_parameters(self, model: Any) -> list[nn.Parameter]:
         return list(model.head.parameters())
@@ -78,7 +77,6 @@ class Nameless(Heads):
 @pytest.mark.parametrize(
     ("config", "wrong"),
     [
-        (Heads(values=[1]), "its values cannot be hashed: give tuples in place of lists"),
         (Nameless(), r"its words are of \['colour'\], which are no settings"),
         (Shifted(), "all tokens flow, and the logits are not the model's"),
         (Unlisted(), "has a gradient and is frozen"),
