@@ -1,4 +1,7 @@
-"""Brings what has changed in the copy of a sweep's folder to where it is kept: of files that grow, what is new."""
+"""Brings what has changed in the copy of a sweep's folder to where it is kept: of files that grow, what is new.
+
+So it is with the queue for MLflow, a database: its differences are brought.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,17 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
+from alast_tune.differences import give_back, last, take, watched
 from alast_tune.failpoints import failpoint
 from alast_tune.objects import Objects
 from alast_tune.segments import SUFFIX, name_at, parse, segments_of, to_merge
 from alast_tune.storage import ELSEWHERE, STUDY, STUDY_JOURNAL
 
 _DATABASE = ".db"
+_DIFFERENCES = 4
+"""So many times as much as the whole database its differences may be,"""
+_LEAST = 1 << 16
+"""or so many bytes."""
 _MAY_GO = ("front/", "report.html", "mlflow-refused.jsonl")
 """Files that a sweep itself deletes, to write them anew, and the folder of such. All else stays in the original, should
 somebody clear the copy away."""
@@ -35,24 +43,29 @@ class Saver:
         self._kept = {self._name(file): _stamp(file) for file in _files(folder)}
 
     def save(self) -> None:
-        """Upload what has changed, the study first: it is the truth. Delete what the sweep has deleted here.
+        """Upload what has changed. Delete what the sweep has deleted here.
 
-        A process that is killed meanwhile leaves each file as it was or as it is; of one that grows, a beginning.
+        A process that is killed meanwhile leaves each file as it was or as it is; of one that grows, a beginning. What
+        MLflow is still to hear of comes before the study: a trial that the study has further behind goes on there and
+        tells MLflow again, but what the study has already nobody would tell.
 
         Raises:
             OSError: it cannot be written.
         """
-        for file in sorted(_files(self._folder), key=lambda file: file.name not in {STUDY, STUDY_JOURNAL}):
+        for file in sorted(_files(self._folder), key=lambda file: _turn(self._name(file))):
             stamp, name = _stamp(file), self._name(file)
             if self._kept.get(name) != stamp:
                 if file.suffix == SUFFIX and not name.startswith(_MAY_GO):
                     self._extend(file, name)
+                elif file.suffix == _DATABASE and file.name != STUDY:
+                    self._send_difference(file, name)
                 else:
                     self._put(name, _contents(file))
-                    self._delete_parts(name, but=name)  # of a version that took it for one that only grows
+                    self._delete_parts(name)  # of a version that took it for one that only grows
                 self._kept[name] = stamp
         for name in [name for name in self._kept if name.startswith(_MAY_GO) and not (self._folder / name).exists()]:
-            self._delete_parts(name)  # else another copy would have it again
+            self._delete(name)  # else another copy would have it again
+            self._delete_parts(name)
             del self._kept[name]
 
     def _extend(self, file: Path, name: str) -> None:
@@ -75,6 +88,35 @@ class Saver:
                 self._delete(segment.name)
                 failpoint("amid-merge")
 
+    def _send_difference(self, file: Path, name: str) -> None:
+        """Upload what has changed in a database, or all of it once its differences are much more than that."""
+        with watched(file) as (database, noted):
+            new = take(database) if noted else b""
+            sizes = self._objects.sizes
+            sent = sum(sizes[part] for part in self._parts(name))
+            whole = not noted or name not in sizes or sent > max(_DIFFERENCES * sizes[name], _LEAST)
+            try:
+                if whole:
+                    self._put(name, _contents(file))
+                elif new:
+                    self._put(name_at(name, last(database)), new)
+            except BaseException:
+                if new:
+                    give_back(database, new)
+                raise
+            failpoint("after-difference")
+        if whole:
+            self._delete_parts(name)
+
+    def _parts(self, name: str) -> list[str]:
+        """Name the objects that a file has beside the one of its name."""
+        return [part for part in self._objects.sizes if part != name and parse(part)[0] == name]
+
+    def _delete_parts(self, name: str) -> None:
+        for part in self._parts(name):
+            self._delete(part)
+            failpoint("amid-parts")
+
     def _put(self, name: str, contents: bytes) -> None:
         self._check()
         self._objects.put(name, contents)
@@ -83,13 +125,15 @@ class Saver:
         self._check()
         self._objects.delete(name)
 
-    def _delete_parts(self, name: str, but: str = "") -> None:
-        """Delete the objects of a file."""
-        for part in [part for part in self._objects.sizes if part != but and parse(part)[0] == name]:
-            self._delete(part)
-
     def _name(self, file: Path) -> str:
         return file.relative_to(self._folder).as_posix()
+
+
+def _turn(name: str) -> int:
+    """Say when a file is uploaded: what leaves the queue for a file must be there before it is gone from the queue."""
+    if name.startswith("mlflow-"):
+        return int(name.endswith(_DATABASE))
+    return 2 if name in {STUDY, STUDY_JOURNAL} else 3
 
 
 def _files(folder: Path) -> Iterator[Path]:

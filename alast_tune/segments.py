@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 SUFFIX = ".jsonl"
 """Of a file that only grows, line by line."""
-_SEGMENT = re.compile(r"(.+\.jsonl)\.(\d{12})")
+_SEGMENT = re.compile(r"(.+\.(?:jsonl|db))\.(\d{12})")
 _RUN = 32
 """So many of a size become one."""
 _SIZES = (0, 1 << 14, 1 << 20)
@@ -32,13 +32,13 @@ class Segment(NamedTuple):
 
 
 def parse(name: str) -> tuple[str, int]:
-    """Tell an object's file, and where in it the object begins."""
+    """Tell an object's file, and where in it the object begins; of a database's difference its number."""
     found = _SEGMENT.fullmatch(name)
     return (found[1], int(found[2])) if found else (name, 0)
 
 
 def name_at(file: str, start: int) -> str:
-    """Name the segment of a file that begins at a byte."""
+    """Name the segment of a file that begins at a byte, or the difference of a database with a number."""
     return f"{file}.{start:012d}" if start else file
 
 

@@ -2,7 +2,7 @@
 
 The copy's path follows from the address and the other way round, so that all code has plain paths. What is in
 the object storage is the truth: a copy is brought up to date before it is used. Files that only grow (``.jsonl``) are
-there in segments. Checkpoints are never in a copy; workers write them where the sweep is kept.
+there in segments, a database as it once was and its differences. Checkpoints are never in a copy; workers write them where the sweep is kept.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Annotated
 from filelock import FileLock, Timeout
 from pydantic import AfterValidator, PlainSerializer
 
+from alast_tune.differences import bring_up_to_date
 from alast_tune.errors import ConfigError
 from alast_tune.objects import Objects
-from alast_tune.segments import SUFFIX, Segment, parse, segments_of
+from alast_tune.segments import SUFFIX, Segment, name_at, parse, segments_of
 
 if TYPE_CHECKING:
     from pyarrow import fs
@@ -275,6 +276,9 @@ def _fetched(path: Path, file: str, objects: Objects) -> bool:
     path.write_bytes(contents)
     for trace in (f"{path}-wal", f"{path}-shm"):  # SQLite's, of what was there before
         Path(trace).unlink(missing_ok=True)
+    differences = [] if grows else sorted(start for of, start in map(parse, objects.sizes) if of == file and start)
+    if there and differences:
+        return bring_up_to_date(path, differences, lambda number: objects.get(name_at(file, number)))
     return there
 
 

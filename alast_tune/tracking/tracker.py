@@ -81,12 +81,15 @@ class Tracker:
         with closing(Queue(folder)) as queue:
             return queue.run(SWEEP).status == "FINISHED"
 
-    def start_sweep(self, sweep: SweepConfig, fingerprint: str | None = None) -> str:
+    def start_sweep(
+        self, sweep: SweepConfig, fingerprint: str | None = None, save: Callable[[], None] = lambda: None
+    ) -> str:
         """Open the parent run, or reopen that of a sweep that is resumed; returns its id.
 
         Args:
             sweep: its settings.
             fingerprint: of its images, as new runs name their data set; None where no trial is to be run.
+            save: is called before MLflow hears of it; what the folder has then, a later driver must find.
 
         Raises:
             ConfigError: the store cannot be written to, does not have that run, or has it in its bin.
@@ -94,7 +97,7 @@ class Tracker:
         note = f"Sweep `{sweep.name}`, {sweep.trials} trials: running."
         images = sweep.trial.data, fingerprint
         return self.start_run(
-            self._storage / sweep.name, "sweep", {"mlflow.note.content": note}, flatten(sweep), images
+            self._storage / sweep.name, "sweep", {"mlflow.note.content": note}, flatten(sweep), images, save
         )
 
     def start_run(
@@ -104,6 +107,7 @@ class Tracker:
         tags: Mapping[str, str],
         params: Mapping[str, Any],
         images: tuple[DataConfig, str | None],
+        save: Callable[[], None] = lambda: None,
     ) -> str:
         """Open the run that a folder stands for, or reopen it; returns its id.
 
@@ -113,6 +117,7 @@ class Tracker:
             tags: besides those that every such run has.
             params: of a new run; those of one that is reopened never change.
             images: what it trains on, and their fingerprint, if that is known.
+            save: see :meth:`start_sweep`.
 
         Raises:
             ConfigError: the store cannot be written to, does not have that run, or has it in its bin.
@@ -123,15 +128,17 @@ class Tracker:
         parent = self._queue.run(SWEEP).run_id
         if parent:
             self._experiment = experiment_of(self._client, self.uri, parent)
-        self._writer = Writer(self._client, self._experiment, self._queue, self.uri, self._say)
         sweep_id = self._queue.sweep_id or uuid4().hex
         common = {"mlflow.runName": folder.name, "mlflow.user": _user(), "mlflow.source.name": "alast-tune"}
         common |= {"alast.kind": kind, "alast.version": __version__, "alast.sweep_id": sweep_id}
         if self._wanted and not parent:
             self._queue.note(EXPERIMENT, self._wanted)
-        self._started, self._images = True, images
         dataset = {} if parent else dataset_of(*images)
-        self._open(SWEEP, {**common, **tags}, {} if parent else params, dataset)  # a sweep's --trials may have changed
+        # A sweep's --trials may have changed.
+        self._queue.ask(_opening(SWEEP, {**common, **tags}, {} if parent else params, dataset))
+        save()
+        self._writer = Writer(self._client, self._experiment, self._queue, self.uri, self._say)
+        self._started, self._images = True, images
         if parent:
             return parent
         self._writer.flush(patience=0)
@@ -158,12 +165,12 @@ class Tracker:
             "alast.sweep_id": self._queue.sweep_id,
         }
         if self._queue.run(run).status is not None:
-            self._open(run, tags)
+            self._writer.ask(_opening(run, tags))
             return
         names = {name: value for name, value in params.items() if "/" not in name}
         data, fingerprint = self._images
         dataset = dataset_of(config.data, fingerprint) if same_images(config.data, data) else {}
-        self._open(run, tags, names | flatten(config), dataset)
+        self._writer.ask(_opening(run, tags, names | flatten(config), dataset))
 
     def log_epoch(self, number: int, metrics: Mapping[str, float], step: int) -> None:
         """Log an epoch's metrics; those that are not finite numbers, which ruin MLflow's charts, are left out."""
@@ -193,8 +200,12 @@ class Tracker:
         return self.end_trial(result.number, end_status(result), tags)
 
     def reconcile_runs(self, results: Sequence[TrialResult]) -> None:
-        """End the runs of trials that the study has as ended: a driver may have died between the two."""
+        """End the runs of trials that the study has as ended: a driver may have died between the two.
+
+        One that runs may have a run that the queue does not know, if the driver died before the queue was uploaded.
+        """
         self._costs.reconcile(results)
+        self._writer.may_exist = frozenset(trial_id(one.number) for one in results if one.state == "running")
         for result in results:
             left = self._queue.run(trial_id(result.number)).status
             if result.state != "running" and left is not None and left != end_status(result):
@@ -286,27 +297,31 @@ class Tracker:
         Little time may be left, and whatever made the sweep end matters more: what is not written in
         ``LAST_MOMENT`` stays in the queue.
         """
-        now = int(time.time() * 1000)
+        now = _now()
         self._writer.end_now(
             self._queue.open_runs(), lambda run: Operation(run, "end", now, status="KILLED"), LAST_MOMENT
         )
         self._close()
 
-    def _open(
-        self,
-        run: str,
-        tags: Mapping[str, str],
-        params: Mapping[str, Any] | None = None,
-        dataset: Mapping[str, str] | None = None,
-    ) -> None:
-        texts = {name: readable_param(value)[:_VALUE] for name, value in (params or {}).items()}
-        self._ask(run, "open", tags=tags, params=texts, dataset=dataset or {})
-
     def _log_metrics(self, run: str, metrics: Mapping[str, float], step: int) -> None:
         self._ask(run, "log", metrics=readable_metrics(metrics), step=step)
 
     def _ask(self, run: str, do: Literal["open", "log", "end", "upload", "model"], **values: Any) -> None:
-        self._writer.ask(Operation(run, do, int(time.time() * 1000), **values))
+        self._writer.ask(Operation(run, do, _now(), **values))
+
+
+def _opening(
+    run: str,
+    tags: Mapping[str, str],
+    params: Mapping[str, Any] | None = None,
+    dataset: Mapping[str, str] | None = None,
+) -> Operation:
+    texts = {name: readable_param(value)[:_VALUE] for name, value in (params or {}).items()}
+    return Operation(run, "open", _now(), tags=tags, params=texts, dataset=dataset or {})
+
+
+def _now() -> int:
+    return int(time.time() * 1000)
 
 
 def end_status(result: TrialResult) -> Literal["FINISHED", "FAILED"]:

@@ -61,6 +61,8 @@ class Writer:
         """Operations that have failed, and how often each while the store took others."""
         self._marked = False
         """Whether the parent may have that tag."""
+        self.may_exist: frozenset[str] = frozenset()
+        """Trials whose run an earlier driver may have made without leaving a word of it in the queue."""
         self.trouble = ""
         """Why the store cannot be written to at the moment."""
         self._thread = threading.Thread(target=self._run, name="mlflow-writer", daemon=True)
@@ -275,7 +277,8 @@ class Writer:
     def _open(self, key: int, operation: Operation) -> str:
         """Make a run, or mark it as running again; one made by a try whose answer was lost is found by its tags."""
         run_id = self._queue.run(operation.run).run_id
-        if run_id is None and (key <= self._queue.inherited or key in self._tries):
+        unsure = key <= self._queue.inherited or key in self._tries or operation.run in self.may_exist
+        if run_id is None and unsure:
             run_id = self._find(operation)
         if run_id is not None:
             self._client.update_run(run_id, "RUNNING")

@@ -73,8 +73,9 @@ class SweepObserver:
 
     def started(self, number: int, config: TrialConfig, params: Mapping[str, object], baseline: str | None) -> None:
         """Open the trial's MLflow run."""
+        self._lease.save()  # or it could leave a run, and checkpoints, under a number that nobody knows
         self._tracker.start_trial(number, config, params, baseline)
-        self._lease.save()  # or it could leave checkpoints under a number that nobody knows
+        self._lease.save()
         self.progress.started(number, config, params, baseline)
 
     def reported(self, number: int, metrics: Mapping[str, float]) -> None:

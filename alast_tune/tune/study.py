@@ -198,7 +198,7 @@ def search(prepared: Prepared, lease: SweepLease, tracker: Tracker, stop: Stop, 
             "MLFLOW_TRACKING_URI", prepared.uri, "several nodes need a tracking server; set it to one's http address"
         )
     study = _begin(prepared)
-    tracker.start_sweep(sweep, prepared.origin.data)
+    tracker.start_sweep(sweep, prepared.origin.data, lease.save)
     before = results(study, sweep)
     tracker.reconcile_runs(before)
     total = sweep.trials + len(baselines(study))
