@@ -5,7 +5,9 @@ import math
 import os
 import shutil
 import socket
+import sqlite3
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import mlflow
@@ -16,6 +18,7 @@ from alast_tune.errors import ConfigError
 from alast_tune.results import FrontFile, TrialResult
 from alast_tune.summary import summarise
 from alast_tune.tracking import Tracker, default_uri, is_file_based, run_ids, tracker
+from alast_tune.tracking.kept import FILE
 from alast_tune.tracking.store import open_store
 from tests.integration.harness import mlflow_server
 
@@ -133,6 +136,38 @@ def test_a_run_left_open_by_a_driver_that_died_after_telling_the_study_is_settle
     client = mlflow.MlflowClient(uri)
     runs = run_ids(storage / "s")
     assert {n: client.get_run(run).info.status for n, run in runs.items()} == {0: "FINISHED", 1: "FAILED", 2: "RUNNING"}
+
+
+@pytest.mark.parametrize("uploaded", ["parent asked for", "trial not asked for"])
+def test_a_driver_killed_before_its_queue_was_uploaded_leaves_no_second_run(storage: Path, uploaded: str) -> None:
+    """What a later driver finds is what the folder was when it was last saved."""
+    uri, folder, saved = default_uri(storage), storage / "s", storage / "saved.db"
+
+    def save() -> None:
+        with closing(sqlite3.connect(folder / FILE)) as database:
+            database.execute("vacuum into ?", (str(saved),))
+
+    first = Tracker(uri, storage)
+    first.start_sweep(SWEEP, save=save)
+    if uploaded == "trial not asked for":
+        saved.unlink()
+        save()
+    first.start_trial(0, TrialConfig(), {})
+    assert first._writer.flush(patience=0)
+    first._writer.close()
+    shutil.rmtree(folder)
+    folder.mkdir()
+    saved.rename(folder / FILE)
+
+    second = Tracker(uri, storage)
+    second.start_sweep(SWEEP)
+    second.reconcile_runs([TrialResult(0, "running", TrialConfig(), {}, None, 0)])
+    second.start_trial(0, TrialConfig(), {})
+    second.end_trial(0, "FINISHED")
+    second.end_sweep("FINISHED")
+    runs = mlflow.MlflowClient(uri).search_runs(["1"])
+    assert sorted(run.data.tags["alast.kind"] for run in runs) == ["sweep", "trial"]
+    assert {run.info.status for run in runs} == {"FINISHED"}
 
 
 def test_where_a_store_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
