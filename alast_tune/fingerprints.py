@@ -6,8 +6,6 @@ compare, and neither do those of another meter.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
 from pathlib import Path
 
 from alast_tune.config import ModelConfig, Record, parse, read_mapping
@@ -19,7 +17,6 @@ from alast_tune.storage import atomic_write
 FILE = "fingerprints.json"
 METER = 2
 """Raised whenever the same step is counted otherwise. 2: the last block computes the class token alone."""
-_LOG = logging.getLogger(__name__)
 
 
 class Fingerprints(Record):
@@ -31,6 +28,12 @@ class Fingerprints(Record):
     """Of the file with the weights; None if they are drawn at random."""
     meter: int = METER
     """Version of the meter that counts its FLOPs and peaks."""
+
+    def remedy(self, found: Fingerprints) -> str:
+        """Say what to do about differences: images and weights can be put back, and a meter cannot."""
+        if (self.data, self.weights) == (found.data, found.weights):
+            return "use the version of alast-tune that counted so"
+        return "put them back"
 
     def differences(self, found: Fingerprints) -> str:
         """Say what of these is something else now, with both fingerprints; empty if nothing is."""
@@ -55,26 +58,26 @@ def read_fingerprints(folder: Path) -> Fingerprints | None:
     return parse(Fingerprints, {"meter": 1} | read_mapping(file)) if file.exists() else None
 
 
-def keep_fingerprints(
-    found: Fingerprints, folder: Path, field: str, say: Callable[[str], None] = _LOG.warning, *, new: bool = False
-) -> None:
-    """Write down what a sweep or training starts from, or refuse to go on with other images or weights.
+def keep_fingerprints(found: Fingerprints, folder: Path, field: str, *, new: bool = False) -> None:
+    """Write down what a sweep or training starts from, or refuse to go on with other images, weights or another meter.
 
     Args:
         found: here and now.
         folder: of the sweep or training.
         field: setting to name in a refusal.
-        say: prints a line: where nothing was written down by then, nobody knows.
         new: nothing has been trained in the folder yet.
 
     Raises:
-        ConfigError: something is different.
+        ConfigError: something is different, or nobody knows what it was begun with.
     """
-    before = None if new else read_fingerprints(folder)
-    if before is None:
-        if not new:
-            say(f"note: {folder.name} has no {FILE}; whether data and starting weights are the same is not known")
+    if new:
         with atomic_write(folder / FILE) as scratch:
             scratch.write_text(found.model_dump_json(indent=2) + "\n")
-    elif differences := before.differences(found):
-        raise ConfigError(field, folder, f"was begun otherwise: here are {differences}; put them back, or start anew")
+        return
+    before = read_fingerprints(folder)
+    if before is None:  # all versions that left it out had the first meter
+        why = f"has no {FILE}: the version of alast-tune that began it counted FLOPs in another way"
+        raise ConfigError(field, folder, f"{why}; use that version, or start anew")
+    if differences := before.differences(found):
+        remedy = f"{before.remedy(found)}, or start anew"
+        raise ConfigError(field, folder, f"was begun otherwise: here are {differences}; {remedy}")

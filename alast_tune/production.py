@@ -212,7 +212,7 @@ def training(
     with exclusive_driver(folder, "output"):
         _check_settings(trial, folder)
         found = fingerprints(splits, trial.model)
-        keep_fingerprints(found, folder, "output", say, new=not (folder / checkpoint.FILE).exists())
+        keep_fingerprints(found, folder, "output", new=not (folder / checkpoint.FILE).exists())
         compared = _compared(config, found, input_spec(model))
         _warn_of_other_origin(config, compared, say)
         tracker = Tracker(default_uri(folder.parent), folder.parent, say, experiment)

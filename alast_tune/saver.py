@@ -133,6 +133,8 @@ def _turn(name: str) -> int:
     """Say when a file is uploaded: what leaves the queue for a file must be there before it is gone from the queue."""
     if name.startswith("mlflow-"):
         return int(name.endswith(_DATABASE))
+    if name == "sweep.json":  # which makes it a sweep to be resumed
+        return 4
     return 2 if name in {STUDY, STUDY_JOURNAL} else 3
 
 

@@ -43,8 +43,10 @@ def reseed(folder: Path, runs: int, console: Console) -> Reseeded:
     again, begun = _free_name(_seeds_of(sweep, front.front, runs))
     _, splits = load_trial(sweep.trial)
     before = read_fingerprints(folder)
-    if before and (differences := before.differences(fingerprints(splits, sweep.trial.model))):
-        raise ConfigError("reseed", runs, f"{sweep.name} was run otherwise: here are {differences}; put them back")
+    here = fingerprints(splits, sweep.trial.model)
+    if before and (differences := before.differences(here)):
+        remedy = before.remedy(here)
+        raise ConfigError("reseed", runs, f"{sweep.name} was run otherwise: here are {differences}; {remedy}")
     results = run_sweep(again, resume=begun, console=console)
     found: dict[str, list[SeedRun]] = defaultdict(list)
     for result in results:

@@ -191,7 +191,7 @@ def search(prepared: Prepared, lease: SweepLease, tracker: Tracker, stop: Stop, 
         ConfigError: a cluster or a store that cannot serve the sweep.
     """
     sweep, folder = prepared.sweep, prepared.folder
-    keep_fingerprints(prepared.origin, folder, "resume", prepared.say, new=not prepared.resume)
+    keep_fingerprints(prepared.origin, folder, "resume", new=not prepared.resume)
     packing = packing_of(sweep, stop, prepared.say)
     if is_file_based(prepared.uri) and sum(node["Alive"] for node in ray.nodes()) > 1:
         raise ConfigError(
