@@ -65,6 +65,8 @@ class _Reader:
         self._parquet = root.suffix.lower() == ".parquet"
 
     def read(self) -> Opened:
+        if not self._root.exists():
+            raise self._refuse("there is no such file; give the path of one that is there")
         try:
             table = self._read_parquet() if self._parquet else self._read_csv()
             image, label = self._find(table, "image"), self._find(table, "label")
