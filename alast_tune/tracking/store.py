@@ -115,6 +115,8 @@ def _as_config_error(uri: str) -> Iterator[None]:
             remedy = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
         elif uri.startswith("http"):
             remedy = "start the server"
+        elif isinstance(error, ImportError) and uri.startswith("postgresql"):
+            remedy = "pip install 'psycopg[binary]'"
         else:
             remedy = "give sqlite:///FILE or a server's address"
         raise ConfigError("MLFLOW_TRACKING_URI", uri, f"cannot be used ({why}); {remedy}, or unset it") from None

@@ -72,7 +72,12 @@ def open_study(
                 raise ConfigError("resume", sweep.name, _LOST.format(where)) from None
             study = optuna.create_study(storage=storage, study_name=name, directions=list(DIRECTIONS))
         return optuna.load_study(study_name=name, storage=WriteThroughStorage(storage, name)) if alone else study
-    except (ImportError, SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+    except ImportError:
+        if url is None:
+            raise
+        remedy = "PostgreSQL takes psycopg, which cannot be imported here; pip install 'psycopg[binary]'"
+        raise ConfigError("study", url, remedy) from None
+    except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
         if url is None:
             raise  # what is wrong with a file is said elsewhere
         raise ConfigError("study", url, f"cannot be used ({database_said(error)})") from None
