@@ -45,6 +45,9 @@ from alast_tune.storage import copy_of, display_path, listing, names_with, words
 from alast_tune.summary import check_complete
 from alast_tune.terminal import answers, front_table, printer, reseeded_table
 from alast_tune.tracking import REPORT, pending
+from alast_tune.tune.feasible import check_limits
+from alast_tune.tune.forecast import Forecast
+from alast_tune.tune.preview import without_cache
 from alast_tune.tune.reseed import reseed
 from alast_tune.tune.study import run_sweep
 
@@ -224,6 +227,8 @@ def main(arguments: list[str] | None = None) -> None:
     if options.dry_run:
         for line in plan_of(sweep, options.chosen):
             print(f"# {line}")
+        if not resume and sweep.warm_start is None:
+            check_limits(sweep.model_copy(update={"trial": without_cache(sweep.trial)}), Forecast().costs)
         print(yaml_of(sweep), end="")
         return
     if options.chosen and not resume:
