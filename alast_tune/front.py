@@ -33,6 +33,25 @@ def pareto_mask(values_TM: ArrayLike, directions: Sequence[Direction]) -> NDArra
     return np.asarray(moocore.is_nondominated(losses_TM, keep_weakly=True), dtype=np.bool_)
 
 
+def dominating(values_TM: ArrayLike, row: int, directions: Sequence[Direction]) -> NDArray[np.bool_]:
+    """Tell the points that dominate one of them: nowhere worse, and somewhere better.
+
+    Args:
+        values_TM: (T, M), each objective in its own unit.
+        row: of that one.
+        directions: M of them.
+
+    Returns:
+        (T,) bool.
+
+    Raises:
+        ValueError: as :func:`pareto_mask`.
+    """
+    losses_TM = _losses(values_TM, directions)
+    found_T: NDArray[np.bool_] = (losses_TM <= losses_TM[row]).all(axis=1) & (losses_TM < losses_TM[row]).any(axis=1)
+    return found_T
+
+
 def pareto_rank(values_TM: ArrayLike, directions: Sequence[Direction]) -> NDArray[np.int64]:
     """Sort into fronts: 0 is the front, 1 the front of what is left without it, and so on (Deb et al. 2002).
 

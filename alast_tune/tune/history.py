@@ -50,6 +50,8 @@ class TrialHistory:
         self._front_F3: Floats | None = None
         """Kept until it changes."""
         self._others: deque[FrozenTrial] = deque(maxlen=MEMORY)
+        self._curves: dict[int, list[list[float]]] = {}
+        """Of the trials that were learnt from last."""
 
     def update(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
         """Take in those that have ended since; returns those that have not.
@@ -98,9 +100,11 @@ class TrialHistory:
             for trial in complete
             if trial.user_attrs.get(BASELINE, "") in {"", *self._teaching}
         ]
-        curves = [curve for trial in complete if (curve := curve_of(trial.user_attrs))]
+        known = self._curves
+        self._curves = {t.number: known[t.number] if t.number in known else curve_of(t.user_attrs) for t in kept}
+        curves = [curve for trial in complete if (curve := self._curves[trial.number])]
         for trial in kept:
-            curve = curve_of(trial.user_attrs)
+            curve = self._curves[trial.number]
             if trial.state == TrialState.PRUNED and curve and fits(trial):
                 observations.extend(_projected(trial.params, curve, curves))
             elif trial.state == TrialState.FAIL and not _crashed(trial):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from bisect import bisect_left
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,6 @@ from numpy.typing import NDArray
 from scipy.special import ndtr
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
-
-from alast_tune.front import pareto_mask
-from alast_tune.results import DIRECTIONS
 
 Floats = NDArray[np.float64]
 
@@ -67,8 +65,9 @@ def expected_improvement(
 ) -> Floats:
     """Expect how much hypervolume candidates add, their costs known and their accuracy Gaussian.
 
-    Between two accuracies of the front, z and the next above, a candidate adds the area of costs that nobody of
-    higher accuracy covers, times the part of that slab it is expected to reach, E(a - z)+ - E(a - next)+.
+    What a candidate's costs would cover is divided by whom of those there covers a part with the highest accuracy, z:
+    there the candidate adds as much as its accuracy is expected to exceed that, E(a - z)+ - E(a - 1)+, for none is
+    above 1. It takes time that grows with the number of points as their sorting does.
 
     Args:
         mean_C: (C,) expected accuracy.
@@ -81,17 +80,42 @@ def expected_improvement(
         (C,) share of the box between the reference point and the ideal.
     """
     points_F3 = points_F3[(points_F3[:, 1:] < 1.0).all(axis=1) & (points_F3[:, 0] > least)]
-    if len(points_F3):
-        points_F3 = points_F3[pareto_mask(points_F3, DIRECTIONS)]
-    points_F3 = points_F3[np.argsort(points_F3[:, 0])]
-    levels_L = np.array([least, *points_F3[:, 0], 1.0])  # no accuracy is above 1
-    slab_LC = -np.diff(_expected_excess(mean_C, deviation_C, levels_L[:, None]), axis=0)
-    cheapest_K2 = np.empty((0, 2))  # of those of higher accuracy: what they cover is all that any of them covers
-    gain_C: Floats = slab_LC[-1] * uncovered_area(costs_C2, cheapest_K2)
-    for slab_C, costs_2 in zip(slab_LC[-2::-1], points_F3[::-1, 1:], strict=True):
-        cheapest_K2 = np.concatenate([cheapest_K2[(cheapest_K2 < costs_2).any(axis=1)], costs_2[None]])
-        gain_C += slab_C * uncovered_area(costs_C2, cheapest_K2)
-    return gain_C
+    points_F3 = points_F3[np.argsort(-points_F3[:, 0], kind="stable")]
+    owner_S, low_S2, high_S2, cheapest_K2 = _parts(points_F3[:, 1:])
+    levels_L = np.array([1.0, least, *points_F3[:, 0]])
+    excess_LC = _expected_excess(mean_C, deviation_C, levels_L[:, None])
+    above_LC = excess_LC[1:] - excess_LC[0]
+    sides_SC2 = np.clip(high_S2[:, None] - np.maximum(low_S2[:, None], costs_C2), 0.0, None)
+    gain_C: Floats = above_LC[0] * uncovered_area(costs_C2, cheapest_K2)
+    return gain_C + (above_LC[1 + owner_S] * sides_SC2[..., 0] * sides_SC2[..., 1]).sum(axis=0)
+
+
+def _parts(costs_F2: Floats) -> tuple[NDArray[np.int64], Floats, Floats, Floats]:
+    """Divide what points' boxes to (1, 1) cover into rectangles, each the first point's that covers it.
+
+    Args:
+        costs_F2: (F, 2) below 1, in the order in which they come.
+
+    Returns:
+        (S,) whose each is, (S, 2) and (S, 2) between which costs it lies; (K, 2) the points that nobody else covers.
+    """
+    flops, peaks = list[float](), list[float]()  # of the outline so far: the former rise, the latter fall
+    owners, parts = list[int](), list[tuple[float, float, float, float]]()
+    for owner, (left, low) in enumerate(costs_F2.tolist()):
+        start = end = bisect_left(flops, left)
+        at, ceiling = left, peaks[start - 1] if start else 1.0
+        if ceiling <= low:
+            continue
+        while end < len(flops) and peaks[end] >= low:  # that the point covers
+            parts.append((at, low, flops[end], ceiling))
+            at, ceiling = flops[end], peaks[end]
+            end += 1
+        parts.append((at, low, flops[end] if end < len(flops) else 1.0, ceiling))
+        owners += [owner] * (len(parts) - len(owners))
+        flops[start:end], peaks[start:end] = [left], [low]
+    parts_S4 = np.array(parts, dtype=np.float64).reshape(-1, 4)
+    outline_K2 = np.array([flops, peaks], dtype=np.float64).T
+    return np.array(owners, dtype=np.int64), parts_S4[:, :2], parts_S4[:, 2:], outline_K2
 
 
 def _expected_excess(mean_C: Floats, deviation_C: Floats, level_L1: Floats) -> Floats:

@@ -22,7 +22,7 @@ from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from alast_tune.config import Limits, SweepConfig
-from alast_tune.front import hypervolume_contributions, pareto_mask, pareto_rank
+from alast_tune.front import dominating, hypervolume_contributions, pareto_rank
 from alast_tune.results import DIRECTIONS, OBJECTIVES
 from alast_tune.storage import address_of
 from alast_tune.tune.storage_errors import storage_trouble
@@ -76,8 +76,9 @@ class Rungs:
     def why(self, number: int, epoch: int) -> str:
         """Say how a trial stands at a rung that it has reached, and which trials dominate it there."""
         rung = self._rungs[epoch]
-        place, _ = place_by_front(list(rung.values()), list(rung).index(number))
-        ahead = [f"{n:04d}" for n, other in rung.items() if not pareto_mask([other, rung[number]], DIRECTIONS)[1]]
+        values_TM, row = list(rung.values()), list(rung).index(number)
+        place, _ = place_by_front(values_TM, row)
+        ahead = [f"{n:04d}" for n, better in zip(rung, dominating(values_TM, row, DIRECTIONS), strict=True) if better]
         more = f" and {len(ahead) - 3} more" if len(ahead) > 3 else ""
         return f"place {place + 1} of {len(rung)} there, dominated by {', '.join(ahead[:3])}{more}"
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -84,13 +85,13 @@ class StudySearcher(Searcher):
         self._sweep = sweep
         self._observer = observer
         self._packing = packing
-        self._forecast = forecast
+        self._forecast = lru_cache(maxsize=32)(forecast)  # what is proposed has just been considered
         self._folder = address_of(sweep.storage / sweep.name)
         self._checkpoints = checkpoints
         self._budget = budget or TimeBudget(study, None)
         self._space = to_optuna(sweep.space)
         self._grid = list(sweep.combinations()) if sweep.sampler == "grid" else None
-        study.sampler = sampler_for(study, sweep, forecast)
+        study.sampler = sampler_for(study, sweep, self._forecast)
         old = superseded(study)
         earlier = [
             trial

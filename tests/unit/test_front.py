@@ -8,6 +8,7 @@ from hypothesis.extra.numpy import arrays
 from scipy import stats
 
 from alast_tune.front import (
+    dominating,
     front_probability,
     hypervolume,
     hypervolume_contributions,
@@ -39,6 +40,14 @@ def dominates(one, other, directions):
 
 def brute_mask(values, directions):
     return np.array([not any(dominates(other, one, directions) for other in values) for one in values], dtype=bool)
+
+
+@given(clouds(min_points=1), st.data())
+def test_those_that_dominate_one_equal_brute_force(cloud, data):
+    values, directions = cloud
+    row = data.draw(st.integers(0, len(values) - 1))
+    expected = [dominates(other, values[row], directions) for other in values]
+    assert dominating(values, row, directions).tolist() == expected
 
 
 @given(clouds())

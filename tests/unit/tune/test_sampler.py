@@ -1,5 +1,6 @@
 """The cost-aware sampler: its closed forms against Monte Carlo, and what it learns from whom."""
 
+import itertools
 import math
 from typing import Any
 
@@ -10,12 +11,12 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import TrialState, create_trial
 
 from alast_tune.errors import ConfigError
-from alast_tune.front import hypervolume
+from alast_tune.front import hypervolume, pareto_mask
 from alast_tune.results import DIRECTIONS
 from alast_tune.tune import history as module
 from alast_tune.tune.attributes import BASELINE
 from alast_tune.tune.history import TrialHistory
-from alast_tune.tune.improvement import Surrogate, expected_improvement, uncovered_area
+from alast_tune.tune.improvement import Surrogate, _expected_excess, expected_improvement, uncovered_area
 from alast_tune.tune.sampler import EhviSampler
 
 SPACE: dict[str, BaseDistribution] = {
@@ -55,6 +56,29 @@ def test_the_uncovered_area_is_what_monte_carlo_finds() -> None:
     for candidate_2, area in zip(candidates_C2, uncovered_area(candidates_C2, others_K2), strict=True):
         assert area == pytest.approx(((points_N2 >= candidate_2).all(-1) & ~covered_N).mean(), abs=0.004)
     assert uncovered_area(np.array([[0.25, 0.5], [1.0, 0.0]]), np.zeros((0, 2))) == pytest.approx([0.375, 0.0])
+
+
+@pytest.mark.parametrize("points", [0, 1, 2, 40, 400])
+@pytest.mark.parametrize("grid", [4, 1000], ids=["ties", "no ties"])
+@pytest.mark.parametrize("least", [0.0, 0.45])
+def test_the_expected_improvement_is_the_sum_over_slabs_between_accuracies(
+    points: int, grid: int, least: float
+) -> None:
+    """Between two accuracies the area that nobody of higher accuracy covers, times the part of the slab reached."""
+    draw = np.random.default_rng(points)
+    mean_C, deviation_C, costs_C2 = draw.random(50), 0.01 + 0.2 * draw.random(50), 1.1 * draw.random((50, 2))
+    points_F3 = np.round(1.1 * draw.random((points, 3)) * grid) / grid  # a Gaussian process may guess more than 1
+    expected_C = np.zeros(50)
+    used_F3 = points_F3[(points_F3[:, 1:] < 1).all(axis=1) & (points_F3[:, 0] > least)]
+    used_F3 = used_F3[np.argsort(used_F3[:, 0])]
+    levels = [least, *used_F3[:, 0], 1.0]
+    for place, (low, high) in enumerate(itertools.pairwise(levels)):
+        excess_low, excess_high = (_expected_excess(mean_C, deviation_C, np.array([[level]]))[0] for level in (low, high))
+        higher_K2 = used_F3[place:, 1:]
+        higher_K2 = higher_K2[pareto_mask(higher_K2, DIRECTIONS[1:])] if len(higher_K2) else higher_K2
+        expected_C += (excess_low - excess_high) * uncovered_area(costs_C2, higher_K2)
+    found_C = expected_improvement(mean_C, deviation_C, costs_C2, points_F3, least)
+    assert found_C == pytest.approx(expected_C, rel=1e-9, abs=1e-14)
 
 
 @pytest.mark.parametrize("least", [0.0, 0.45])

@@ -305,6 +305,23 @@ def test_beyond_a_limit_or_the_reference_nothing_is_worth_anything(
     assert study.sampler._forecast({"method/trainable_blocks": 3}) == (1e12, 1e8)
 
 
+def test_what_a_proposal_costs_is_forecast_once(tmp_path: Path) -> None:
+    asked: list[tuple[TrialConfig, float]] = []
+
+    def counted(trial: TrialConfig, growth: float) -> Costs:
+        asked.append((trial, growth))
+        return forecast(trial, growth)
+
+    config = sweep(sampler="ehvi", trials=8)
+    search = StudySearcher(opened(config, tmp_path), config, Recorder(), everywhere(config), counted)
+    for turn in range(6):
+        before = len(asked)
+        assert isinstance(search.suggest(str(turn)), dict)
+        search.on_trial_complete(str(turn), report(accuracy=0.1 * turn))
+        fresh = asked[before:]
+        assert len(fresh) == len(set(fresh)) > 0
+
+
 def test_results_read_back_what_the_study_holds(tmp_path: Path) -> None:
     search, study, _ = searcher(tmp_path)
     search.suggest("a")
