@@ -25,6 +25,12 @@ from alast_tune.tune.cluster import Stop
 from alast_tune.tune.schedule import last_line
 
 
+_SHARE = 4096
+"""So many bytes of ``front.json`` a trial are written, on the average,"""
+_LONGEST = 60.0
+"""unless it was written longer ago than so many seconds."""
+
+
 def _is_counted(result: TrialResult) -> bool:
     """Whether it was asked for, or is a baseline: no other trial takes the place of one that cannot run."""
     return result.launched or result.baseline is not None
@@ -61,7 +67,8 @@ class SweepObserver:
         ended = [result for result in before if result.state != "running"]
         self._front = FrontTracker(sweep.name, reference, sweep.limits, ended, validation_images)
         self._nodes: dict[int, str] = {}
-        self._written = -math.inf
+        self._written, self._size, self._ended = -math.inf, 0, 0
+        """When ``front.json`` was last written, bytes of it, trials that have ended since."""
         self._changed = True
         finished = sum(_is_counted(result) and result.origin is None for result in ended)
         self.progress = SweepProgress(sweep.name, total, finished, console)
@@ -93,11 +100,12 @@ class SweepObserver:
         """End the trial's MLflow run; if it changes the front, say so."""
         self._tracker.end_result(result)
         changed = self._front.add(result)
+        self._ended += 1
         front = self.front
         if changed:
             self._changed = True
             self._tracker.tag_front([member.trial_id for member in front.front])
-        self._write(every=1)  # a large front takes a while, and trials may be short
+        self._write()
         if result.launched:
             progress = {"hypervolume": front.hypervolume, "hypervolume_share": front.hypervolume_share}
             progress |= {"best_accuracy": front.best_accuracy, "failed": front.trials.failed}
@@ -110,20 +118,23 @@ class SweepObserver:
 
     def pulse(self) -> None:
         """Keep what epochs have brought, now and then."""
-        self._write(every=10)
+        self._write()
         self._lease.save(every=10)
 
     def close(self) -> None:
         """Leave the terminal as it is, and ``front.json`` as the front is."""
         self.progress.close()
         with suppress(OSError):  # a full disk may be the very reason why the sweep ends
-            self._write()
+            self._write(at_once=True)
 
-    def _write(self, every: float = 0.0) -> None:
-        """Write ``front.json`` if the front has changed, and the last time was longer ago than ``every`` seconds."""
-        if self._changed and time.monotonic() - self._written >= every:
+    def _write(self, at_once: bool = False) -> None:
+        """Write ``front.json`` if the front has changed, not too often: all of a large one for each trial is much."""
+        waited = time.monotonic() - self._written
+        due = at_once or waited >= _LONGEST or (waited >= 1 and self._ended * _SHARE >= self._size)
+        if self._changed and due:
             self._tracker.with_run_ids(self.front).write(self._file)
-            self._written, self._changed = time.monotonic(), False
+            self._written, self._size, self._ended = time.monotonic(), self._file.stat().st_size, 0
+            self._changed = False
 
     def tried_again(self, number: int, reason: str) -> None:
         """Say that a trial's worker has failed, and that it is tried again."""
