@@ -1,10 +1,11 @@
-"""An Optuna study in a file that only grows, written by one process: no lock, and no wait for the disk."""
+"""An Optuna study in a file that only grows, written by one process: no lock, and a wait for the disk once a second."""
 
 from __future__ import annotations
 
 import errno
 import json
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ from optuna.storages.journal import BaseJournalBackend
 class StudyFile(BaseJournalBackend):
     """Optuna's log, a line of JSON an operation.
 
-    Optuna's own backend takes a lock and flushes the disk for each; here the sweep's folder is kept to one driver, and
-    what a disk loses is in the object storage.
+    Optuna's own backend takes a lock and flushes the disk for each; here the sweep's folder is kept to one driver. A
+    process killed at any moment loses nothing, a machine that loses power at worst the last second.
 
     Args:
         path: of the file, made if it is not there.
@@ -24,6 +25,9 @@ class StudyFile(BaseJournalBackend):
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._whole = False
+        """Whether the file is known to end with a whole line."""
+        self._flushed = time.monotonic()
         self._read, self._offset = 0, 0
         """Lines and bytes that were read."""
         path.touch()
@@ -48,6 +52,9 @@ class StudyFile(BaseJournalBackend):
             OSError: the disk is full.
         """
         lines = b"".join(json.dumps(log, separators=(",", ":")).encode() + b"\n" for log in logs)
+        if not self._whole:
+            _drop_half_a_line(self._path)
+            self._whole = True
         with self._path.open("ab", buffering=0) as file:
             end = file.tell()
             try:
@@ -56,3 +63,20 @@ class StudyFile(BaseJournalBackend):
             except OSError:
                 file.truncate(end)
                 raise
+            if time.monotonic() - self._flushed >= 1:
+                os.fsync(file.fileno())
+                self._flushed = time.monotonic()
+
+
+def _drop_half_a_line(path: Path) -> None:
+    """Let a file end where its last whole line does: what a machine without power has left behind that."""
+    with path.open("rb+") as file:
+        end = start = file.seek(0, os.SEEK_END)
+        found = b""
+        while start and b"\n" not in found:
+            start = max(0, start - (1 << 16))
+            file.seek(start)
+            found = file.read(min(end - start, 1 << 16))
+        whole = start + found.rfind(b"\n") + 1
+        if whole < end:
+            file.truncate(whole)

@@ -13,7 +13,6 @@ from uuid import uuid4
 
 import optuna
 import sqlalchemy
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -119,9 +118,8 @@ def _file(kind: str | None, folder: Path) -> optuna.storages.BaseStorage:
     """
     grows, database = folder / STUDY_JOURNAL, folder / STUDY
     if not database.exists() and (grows.exists() or kind == "journal" or (kind is None and is_copy(folder))):
-        backend = StudyFile(grows) if is_copy(folder) else JournalFileBackend(str(grows))
         try:
-            return optuna.storages.JournalStorage(backend)
+            return optuna.storages.JournalStorage(StudyFile(grows))
         except (ValueError, LookupError, TypeError, AssertionError) as error:  # what no line of it can bring about
             raise optuna.exceptions.StorageInternalError(f"{STUDY_JOURNAL} is damaged: {error}") from None
     if is_copy(folder) and not database.exists():

@@ -21,7 +21,7 @@ class Silent:
     """Hears of everything, and does nothing."""
 
     def __getattr__(self, name: str) -> Any:
-        return lambda *arguments: arguments[0] if name == "with_run_ids" else None
+        return lambda *values, **options: values[0] if name == "with_run_ids" else None
 
 
 def member(number: int) -> TrialResult:

@@ -81,6 +81,11 @@ def test_half_a_line_is_not_there_and_a_full_disk_leaves_none(tmp_path: Path) ->
     with file.open("ab") as out:
         out.write(b'{"op_code": 4, "wor')
     assert len(optuna.load_study(storage=JournalStorage(StudyFile(file)), study_name="a").trials) == 1
+    StudyFile(file).append_logs([])  # by a driver
+    assert file.read_bytes() == whole
+    file.write_bytes(b"x" * 100_000)
+    StudyFile(file).append_logs([])
+    assert file.read_bytes() == b""
     file.write_bytes(whole)
 
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
