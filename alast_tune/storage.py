@@ -2,7 +2,8 @@
 
 The copy's path follows from the address and the other way round, so that all code has plain paths. What is in
 the object storage is the truth: a copy is brought up to date before it is used. Files that only grow (``.jsonl``) are
-there in segments, a database as it once was and its differences. Checkpoints are never in a copy; workers write them where the sweep is kept.
+there in segments, a database as it once was and its differences. Checkpoints are never in a copy; workers write them
+where the sweep is kept.
 """
 
 from __future__ import annotations

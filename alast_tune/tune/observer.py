@@ -24,7 +24,6 @@ from alast_tune.tracking import Tracker
 from alast_tune.tune.cluster import Stop
 from alast_tune.tune.schedule import last_line
 
-
 _SHARE = 4096
 """So many bytes of ``front.json`` a trial are written, on the average,"""
 _LONGEST = 60.0

@@ -63,6 +63,10 @@ class Machine:
             self.queue.done(batch)
         self.saver.save()
 
+    def trials(self, count: int) -> None:
+        for number in range(count):
+            self.trial(number)
+
 
 def rows(folder: Path) -> dict[str, list[tuple[object, ...]]]:
     """All that a queue holds."""
@@ -132,8 +136,7 @@ def test_a_killed_driver_leaves_what_it_has_uploaded_and_is_gone_on_with(
 
     monkeypatch.setattr("alast_tune.saver.failpoint", killed)
     with pytest.raises(Killed):
-        for number in range(300):
-            first.trial(number)
+        first.trials(300)
     monkeypatch.undo()
     monkeypatch.setattr("alast_tune.objects._open", lambda *arguments: first.objects._store)
     left = rows(first.folder)

@@ -73,7 +73,9 @@ def test_the_expected_improvement_is_the_sum_over_slabs_between_accuracies(
     used_F3 = used_F3[np.argsort(used_F3[:, 0])]
     levels = [least, *used_F3[:, 0], 1.0]
     for place, (low, high) in enumerate(itertools.pairwise(levels)):
-        excess_low, excess_high = (_expected_excess(mean_C, deviation_C, np.array([[level]]))[0] for level in (low, high))
+        excess_low, excess_high = (
+            _expected_excess(mean_C, deviation_C, np.array([[level]]))[0] for level in (low, high)
+        )
         higher_K2 = used_F3[place:, 1:]
         higher_K2 = higher_K2[pareto_mask(higher_K2, DIRECTIONS[1:])] if len(higher_K2) else higher_K2
         expected_C += (excess_low - excess_high) * uncovered_area(costs_C2, higher_K2)

@@ -31,5 +31,7 @@ def test_a_study_in_a_database_whose_driver_is_not_there(tmp_path: Path, monkeyp
     monkeypatch.setitem(sys.modules, "psycopg", None)
     space = {"method/alpha": {"type": "float", "low": 0.1, "high": 1.0}}
     sweep = SweepConfig.model_validate({"study": "postgresql://u@127.0.0.1:9/db", "space": space})
-    with pytest.raises(ConfigError, match=r"^study = postgresql://u@127.0.0.1:9/db: .*; pip install 'psycopg\[binary\]'$"):
+    with pytest.raises(
+        ConfigError, match=r"^study = postgresql://u@127.0.0.1:9/db: .*; pip install 'psycopg\[binary\]'$"
+    ):
         open_study(sweep, tmp_path, new=True)
