@@ -217,9 +217,10 @@ class Constant:
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Training forward: embedding, all stages, classifier; or stages from ``plan.start`` on, given what enters."""
-        start = self._plan.start
-        tokens = images_BCHW if start else embed(self.model, images_BCHW)
-        return classify(self.model, run_stages(self._flow.stages(self._plan)[start:], tokens))
+        stages = self._flow.stages(self._plan)[self._plan.start :]
+        # Without a name for the embedded tokens, which would hold them until the end.
+        tokens = run_stages(stages, images_BCHW if self._plan.start else embed(self.model, images_BCHW))
+        return classify(self.model, tokens)
 
     def end_step(self) -> None:
         """Nothing to learn."""

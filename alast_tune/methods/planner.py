@@ -45,7 +45,9 @@ class Planner:
     ) -> None:
         depth, most = len(drawable), sum(drawable)
         if config.trainable_blocks > most:
-            what = "the model has" if most == depth else "method.lora.blocks and method.from_block leave"
+            limits = {"method.lora.blocks": config.lora and config.lora.blocks, "method.from_block": config.from_block}
+            set_ = [name for name, limit in limits.items() if limit]
+            what = f"{' and '.join(set_)} leave{'s' * (len(set_) < 2)}" if set_ else "the model has"
             raise ConfigError("method.trainable_blocks", config.trainable_blocks, f"{what} {most} blocks")
         self._config = config
         self._patches, self._prefix = patches, prefix
