@@ -86,8 +86,9 @@ def expected_improvement(
     excess_LC = _expected_excess(mean_C, deviation_C, levels_L[:, None])
     above_LC = excess_LC[1:] - excess_LC[0]
     sides_SC2 = np.clip(high_S2[:, None] - np.maximum(low_S2[:, None], costs_C2), 0.0, None)
-    gain_C: Floats = above_LC[0] * uncovered_area(costs_C2, cheapest_K2)
-    return gain_C + (above_LC[1 + owner_S] * sides_SC2[..., 0] * sides_SC2[..., 1]).sum(axis=0)
+    gain_C: Floats = (above_LC[1 + owner_S] * sides_SC2[..., 0] * sides_SC2[..., 1]).sum(axis=0)
+    gain_C += above_LC[0] * uncovered_area(costs_C2, cheapest_K2)
+    return gain_C
 
 
 def _parts(costs_F2: Floats) -> tuple[NDArray[np.int64], Floats, Floats, Floats]:
