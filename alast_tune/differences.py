@@ -103,7 +103,7 @@ def bring_up_to_date(file: Path, numbers: Sequence[int], read: Callable[[int], b
 
 
 def _opened(file: Path) -> sqlite3.Connection:
-    database = sqlite3.connect(file, isolation_level=None)
+    database = sqlite3.connect(file, isolation_level=None, timeout=60)  # the queue's own thread writes it too
     database.execute("pragma synchronous = off")  # what this disk loses is in the object storage
     return database
 
