@@ -30,6 +30,7 @@ from alast_tune.models import create_model, input_spec
 from alast_tune.models.backbone import Backbone
 from alast_tune.optimizers import build_optimizer, rate
 from alast_tune.parallel import sum_gradients, total_over_ranks, world
+from alast_tune.phases import phases_of
 from alast_tune.results import EpochReport, Measurements
 
 CHECK_EVERY = 50
@@ -77,6 +78,7 @@ class Run:
         self.model, self._splits = load_trial(config, verify)
         self.model.to(self.device)
         self.steps_per_epoch = len(self._loader(0))
+        self._phases = phases_of(config.train)
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=config.train.precision == "fp16")
         self._dtype = AUTOCAST[config.train.precision]
         self.meter = Meter(self.model, config.train)
@@ -172,7 +174,7 @@ class Run:
         parts = min(self.config.train.accumulate, len(images_BCHW))
         loss = torch.zeros((), device=self.device)
         micro_batches = images_BCHW.tensor_split(parts)
-        method.begin_step(self.meter.ledger.steps, micro_batches)
+        method.begin_step(self.meter.ledger.steps, micro_batches, self._phases[self.epoch].token_keep)
         with self.meter.step(method, optimizer, images_BCHW, batch):
             for images, labels in zip(micro_batches, labels_B.tensor_split(parts), strict=True):
                 with torch.autocast(self.device.type, self._dtype, enabled=self._dtype is not None):

@@ -118,6 +118,16 @@ class TrainConfig(Record):
     accumulate: int = Field(
         1, ge=1, description="split each batch into so many forwards and backwards, for less memory"
     )
+    token_keep: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="share of each image's patch tokens, drawn at random at each step, that training goes on with; "
+        "evaluation takes all (PatchDropout)",
+    )
+    token_keep_last: float | None = Field(
+        None, gt=0, le=1, description="the share in the last epoch, to which it changes evenly; unset: it stays"
+    )
     learning_rate: float = Field(1e-4, gt=0, description="unset: 1e-4, with adapters 1e-3, as in the paper")
     warmup_epochs: float = Field(0.0, ge=0, description="linear warm-up of the learning rate")
     schedule: Literal["constant", "cosine"] = "constant"
@@ -133,6 +143,13 @@ class TrainConfig(Record):
         if self.warmup_epochs > self.epochs:
             remedy = f"is beyond train.epochs = {self.epochs}: the full rate would never be reached; give less"
             raise ConfigError("train.warmup_epochs", self.warmup_epochs, remedy)
+        return self
+
+    @model_validator(mode="after")
+    def _check_phases(self) -> Self:
+        if self.token_keep_last is not None and self.epochs == 1:
+            remedy = "one epoch has no first and last; leave it out and set train.token_keep, or train longer"
+            raise ConfigError("train.token_keep_last", self.token_keep_last, remedy)
         return self
 
 

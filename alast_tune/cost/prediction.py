@@ -29,9 +29,9 @@ from torch.optim import Optimizer
 from alast_tune.config import HeadConfig, MethodConfig
 from alast_tune.cost.hollow import HollowModel
 from alast_tune.cost.part import Counts, Flowing, Part, PartCost, distinct_counts, run_part
-from alast_tune.methods.base import Stage, StepPlan
+from alast_tune.methods.base import Stage, StepPlan, random_drop
 from alast_tune.methods.summary import summary_updates
-from alast_tune.models.backbone import Backbone, blocks_of, classify, embed, predict
+from alast_tune.models.backbone import Backbone, blocks_of, classify, embed, predict, token_count
 
 Precision = Literal["fp32", "bf16", "fp16"]
 _DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -78,7 +78,7 @@ class StepCosts:
         self._image_bytes = FLOAT * 3 * image_size**2
         self._weight_bytes = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
         self._prefix = int(model.num_prefix_tokens)
-        self._tokens = (image_size // model.patch_embed.patch_size[0]) ** 2 + self._prefix
+        self._tokens = token_count(model, image_size)
         others = {p.numel() for p in model.parameters()} | {self._tokens, self._tokens - self._prefix}
         self._run_with = distinct_counts(frozenset(others), self._prefix)
         self._labels_B = torch.empty(self._run_with[0], dtype=torch.int64)
@@ -148,11 +148,13 @@ class StepCosts:
     ) -> _MicroStep:
         """Compose a micro-batch's step; ``accumulating`` adds its gradients to those that are there already."""
         hollow = self._hollow_model(config)
-        model, first, stages = hollow.model, plan.tokens_L[0], hollow.flow.stages(plan)
+        model, stages = hollow.model, hollow.flow.stages(plan)
+        first = plan.image_tokens or plan.tokens_L[0]
         alone = stages[-1].alone
         leaving = 1 if alone else stages[-1].leaving
         whole: list[tuple[Stage, nn.Module | None, bool]] = [
             (_whole("embed", partial(embed, model), first), None, True),
+            *((stage, None, True) for stage in random_drop(model, plan)),
             *zip(stages, blocks_of(model), plan.trainable_L, strict=True),
             (Stage(partial(self._loss, model), leaving, leaving, "loss", scales=not alone), None, True),
         ]

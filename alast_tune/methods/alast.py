@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Annotated, Any, Literal, Self
 
 import torch
@@ -11,13 +12,23 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from alast_tune.config import MethodConfig, Record, TrainConfig, as_plain_values
-from alast_tune.methods.base import FirstLook, Flow, Foreseen, Method, StepPlan
+from alast_tune.methods.base import (
+    FirstLook,
+    Flow,
+    Foreseen,
+    Method,
+    StepPlan,
+    entering_tokens,
+    random_drop,
+    run_stages,
+)
 from alast_tune.methods.budgets import class_delta
-from alast_tune.methods.dropping import Dropping, Tokens
+from alast_tune.methods.dropping import Dropping
 from alast_tune.methods.lora import LEARNING_RATE, Adapters, add_adapters, merge_adapters
 from alast_tune.methods.parameters import adapters, embeddings, outputs, set_trainable
 from alast_tune.methods.planner import Planner, budget_rate, drawable_blocks, foresee_plans
 from alast_tune.methods.summary import summarise, summary_updates, why_no_scores
+from alast_tune.methods.tokens import Tokens
 from alast_tune.models.backbone import Backbone, classify, embed
 from alast_tune.parallel import total_over_ranks
 from alast_tune.text import short_number
@@ -170,7 +181,7 @@ class AlastConfig(MethodConfig):
 
     def foresee(self, look: FirstLook, plan: StepPlan, train: TrainConfig, batch: int, growth: float) -> Foreseen:
         """Let the planner take the first step's decisions, and draw blocks a few times."""
-        return foresee_plans(self, look, budget_rate(self, train), train.seed, batch, growth)
+        return foresee_plans(self, look, plan, budget_rate(self, train), train.seed, batch, growth)
 
 
 class Alast:
@@ -233,9 +244,10 @@ class Alast:
         """What the settings say may train."""
         return self._parameters
 
-    def begin_step(self, step: int, micro_batches: Sequence[Tensor] = ()) -> None:
+    def begin_step(self, step: int, micro_batches: Sequence[Tensor] = (), token_keep: float = 1.0) -> None:
         """Draw the blocks that train; under ``next_step`` also fix how many tokens each gets."""
         self._deltas, self._images, self._micro_batches = [], 0, micro_batches
+        self._planner.enter(*entering_tokens(self.model, micro_batches, token_keep))
         if not self._planner.calibrates_next:  # otherwise the forward decides, once it has seen the images
             self._decide()
 
@@ -272,14 +284,14 @@ class Alast:
             return prefix + self._planner.keep(index, arriving - prefix)
 
         last = len(self.model.blocks) - 1
-        flowing: Tokens = x_BND
+        flowing: Tokens = run_stages(random_drop(self.model, plan), x_BND)
         del x_BND  # a name would hold it until the end
         for index, trains in enumerate(plan.trainable_L):
             drops = planned is not None and index < last and planned[index + 1] < planned[index]
             listens = drops or (learning and index < last)
             flowing = self._flow.run(index, trains, listens, flowing, choose)
         if first:
-            self._planner.plan = StepPlan(tuple(tokens), plan.trainable_L, calibrated)
+            self._planner.plan = replace(plan, tokens_L=tuple(tokens), calibrated=calibrated)
         self._deltas.append(torch.stack(deltas))
         self._images += len(images_BCHW)
         assert isinstance(flowing, Tensor)

@@ -4,14 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from alast_tune.config import MethodConfig
 from alast_tune.errors import ConfigError
 from alast_tune.methods.parameters import set_trainable
-from alast_tune.models.backbone import Backbone, classify, embed, needs_class_token_alone, run_block, token_count
+from alast_tune.methods.tokens import Tokens, keep_tokens, with_prefix
+from alast_tune.models.backbone import (
+    Backbone,
+    classify,
+    embed,
+    has_rotary_positions,
+    needs_class_token_alone,
+    run_block,
+    token_count,
+)
 
 
 @dataclass(frozen=True)
@@ -24,6 +35,8 @@ class StepPlan:
     """Which blocks get gradients."""
     calibrated: bool = False
     """Whether the step began with one no-grad pass of its images, all tokens, to set the budgets."""
+    image_tokens: int | None = None
+    """Tokens of an image, of which those that enter are drawn at random; unset: all of them enter."""
 
 
 @dataclass(frozen=True)
@@ -81,18 +94,50 @@ class Flow:
 
     def stages(self, plan: StepPlan) -> list[Stage]:
         """Give a plan's stages, one a block."""
-
-        def run(index: int) -> Callable[[Tensor, int], Tensor]:
-            return lambda x_BND, leaving: run_block(self.model, index, x_BND)
-
         return [
-            Stage(run(index), count, count, self.alone(index), alone=self.alone(index))
+            Stage(partial(self._run, index), count, count, self.alone(index), alone=self.alone(index))
             for index, count in enumerate(plan.tokens_L)
         ]
 
     def alone(self, index: int) -> bool:
         """Say whether the class token alone leaves a block."""
         return index == len(self.model.blocks) - 1 and needs_class_token_alone(self.model)
+
+    def _run(self, index: int, tokens: Tokens, leaving: int) -> Tokens:
+        x_BND, kept_BN = tokens if isinstance(tokens, tuple) else (tokens, None)
+        del tokens
+        x_BND = run_block(self.model, index, x_BND, kept_BN)
+        return x_BND if kept_BN is None or index == len(self.model.blocks) - 1 else (x_BND, kept_BN)
+
+
+def random_drop(model: Backbone, plan: StepPlan) -> list[Stage]:
+    """Give the stage before the blocks at which patch tokens go at random, each image's own; none if none go.
+
+    PatchDropout (Liu et al. 2022, arXiv:2208.07220), drawn by torch's global generator of the device.
+    """
+    if plan.image_tokens is None:
+        return []
+    prefix, rotary = int(model.num_prefix_tokens), has_rotary_positions(model)
+
+    def run(x_BND: Tensor, entering: int) -> Tokens:
+        chances_BP = torch.rand(len(x_BND), x_BND.shape[1] - prefix, device=x_BND.device)
+        x_BND, kept_BP = keep_tokens(x_BND, chances_BP, entering - prefix)
+        return (x_BND, with_prefix(kept_BP, prefix)) if rotary else x_BND
+
+    return [Stage(run, plan.image_tokens, plan.tokens_L[0], "random")]
+
+
+def entering_tokens(model: Backbone, micro_batches: Sequence[Tensor] = (), token_keep: float = 1.0) -> tuple[int, int]:
+    """Count the tokens of an image, and those of them that enter the first block, class token and registers counted.
+
+    Args:
+        model: whose tokens.
+        micro_batches: images, by whose size the tokens are counted; none: the model's own.
+        token_keep: share of the patch tokens that enter, rounded; at least one does.
+    """
+    prefix = int(model.num_prefix_tokens)
+    tokens = token_count(model, micro_batches[0].shape[-1] if micro_batches else None)
+    return tokens, prefix + max(1, round(token_keep * (tokens - prefix)))
 
 
 def run_stages(stages: Iterable[Stage], tokens: Any) -> Any:
@@ -123,12 +168,13 @@ class Method(Protocol):
     def parameters(self) -> list[nn.Parameter]:
         """Every parameter that may ever train: the optimizer's, from the first step to the last."""
 
-    def begin_step(self, step: int, micro_batches: Sequence[Tensor] = ()) -> None:
+    def begin_step(self, step: int, micro_batches: Sequence[Tensor] = (), token_keep: float = 1.0) -> None:
         """Decide what the step will do and set ``requires_grad`` accordingly.
 
         Args:
             step: its number.
             micro_batches: the images that its forwards will get, for what has to look at all of them first.
+            token_keep: share of each image's patch tokens, drawn at random, that enter the first block.
         """
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
@@ -154,8 +200,7 @@ class Constant:
         config: its settings.
         model: any accepted timm model.
         trainable_L: the blocks in which something trains; unset: as the settings' ``trainable_parameters`` say.
-        tokens_L: what each block receives; unset: all tokens.
-        flow: how they receive it; unset: as the settings say.
+        flow: how they receive tokens; unset: as the settings say.
     """
 
     def __init__(
@@ -163,7 +208,6 @@ class Constant:
         config: MethodConfig,
         model: Backbone,
         trainable_L: Sequence[bool] | None = None,
-        tokens_L: Sequence[int] | None = None,
         flow: Flow | None = None,
     ) -> None:
         self.config: MethodConfig = config
@@ -172,26 +216,33 @@ class Constant:
         if trainable_L is None:
             trains = {id(p) for p in self._parameters}
             trainable_L = [any(id(p) in trains for p in block.parameters()) for block in model.blocks]
-        self._plan = StepPlan(tuple(tokens_L or [token_count(model)] * len(model.blocks)), tuple(trainable_L))
+        self._trainable_L = tuple(trainable_L)
+        self._plan = self._plan_for(*entering_tokens(model))
         self._flow = flow or config.flow(model)
         set_trainable(model.parameters(), False)
         set_trainable(self._parameters, True)
 
     @property
     def plan(self) -> StepPlan:
-        """The same for every step."""
+        """The same for every step on as many tokens."""
         return self._plan
+
+    def tokens(self, entering: int) -> Sequence[int]:
+        """Say how many tokens each block receives, (L,), if so many enter the first; by default all do as many."""
+        return [entering] * len(self.model.blocks)
 
     def parameters(self) -> list[nn.Parameter]:
         """What trains."""
         return self._parameters
 
-    def begin_step(self, step: int, micro_batches: Sequence[Tensor] = ()) -> None:
-        """Nothing to decide."""
+    def begin_step(self, step: int, micro_batches: Sequence[Tensor] = (), token_keep: float = 1.0) -> None:
+        """Count the tokens that enter."""
+        self._plan = self._plan_for(*entering_tokens(self.model, micro_batches, token_keep))
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Training forward: embedding, all stages, classifier."""
-        return classify(self.model, run_stages(self._flow.stages(self._plan), embed(self.model, images_BCHW)))
+        stages = [*random_drop(self.model, self._plan), *self._flow.stages(self._plan)]
+        return classify(self.model, run_stages(stages, embed(self.model, images_BCHW)))
 
     def end_step(self) -> None:
         """Nothing to learn."""
@@ -206,6 +257,10 @@ class Constant:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Nothing to take over."""
+
+    def _plan_for(self, image: int, entering: int) -> StepPlan:
+        tokens_L = tuple(self.tokens(entering))
+        return StepPlan(tokens_L, self._trainable_L, image_tokens=image if entering < image else None)
 
 
 def check_blocks(field: str, blocks: Sequence[int], model: Backbone) -> None:

@@ -140,11 +140,13 @@ class Tome(Constant):
     """
 
     def __init__(self, config: TomeConfig, model: Backbone) -> None:
-        depth = len(model.blocks)
         flow = Merging(config, model)
         self.merges_L = flow.merges_L
-        tokens_L = tokens_after(self.merges_L, token_count(model), int(model.num_prefix_tokens))[:depth]
-        super().__init__(config, model, [True] * depth, tokens_L, flow)
+        super().__init__(config, model, [True] * len(model.blocks), flow)
+
+    def tokens(self, entering: int) -> list[int]:
+        """Say how many tokens each block receives, (L,)."""
+        return tokens_after(self.merges_L, entering, int(self.model.num_prefix_tokens))[: len(self.merges_L)]
 
 
 class Merging(Flow):

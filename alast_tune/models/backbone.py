@@ -25,9 +25,25 @@ def blocks_of(model: Backbone) -> list[Any]:
     return list(model.blocks)
 
 
-def token_count(model: Backbone) -> int:
-    """Count the tokens of an image: patches, class token and registers."""
-    return int(model.patch_embed.num_patches) + int(model.num_prefix_tokens)
+def token_count(model: Backbone, image_size: int | None = None) -> int:
+    """Count the tokens of an image: patches, class token and registers.
+
+    Args:
+        model: whose tokens.
+        image_size: side of the image, pixels; unset: the model's own.
+    """
+    patches = model.patch_embed.num_patches if image_size is None else patches_at(model, image_size)
+    return int(patches) + int(model.num_prefix_tokens)
+
+
+def patches_at(model: Backbone, image_size: int) -> int:
+    """Count the patches of a square image of so many pixels a side."""
+    return int((image_size // model.patch_embed.patch_size[0]) ** 2)
+
+
+def has_rotary_positions(model: Backbone) -> bool:
+    """Say whether blocks have to know which of the image's tokens come to them."""
+    return getattr(model, "rope", None) is not None
 
 
 def attention_pool(model: Backbone) -> Any:

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import copy
 import ctypes
+from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
 from torch.optim import Optimizer
 
-from alast_tune.config import BlockChoice, DataConfig, MethodConfig, ModelConfig, TopKConfig, TrialConfig
+from alast_tune.config import DataConfig, MethodConfig, ModelConfig, TopKConfig, TrialConfig
 from alast_tune.cost import StepCosts
 from alast_tune.data import Splits
-from alast_tune.methods import StepPlan, build_method, with_blocks_chosen
+from alast_tune.methods import Method, build_method, with_blocks_chosen
 from alast_tune.methods.base import FirstLook
 from alast_tune.methods.summary import summary_updates
 from alast_tune.models.backbone import Backbone, embed
 from alast_tune.optimizers import build_optimizer
+from alast_tune.phases import Phase, phases_of
 from alast_tune.train import load_trial
 
 IMAGES = 4
@@ -52,8 +55,7 @@ class _Prepared:
     """A model that a method has prepared, and what updates it."""
 
     costs: StepCosts
-    plan: StepPlan
-    """Of every step, unless the method learns."""
+    method: Method
     optimizer: Optimizer
 
 
@@ -84,7 +86,10 @@ class Forecast:
         Raises:
             ConfigError: a configuration that cannot work.
         """
-        stages = [self._costs(config, method_config, growth) for method_config in _stages(config.method)]
+        phases, chosen = phases_of(config.train), with_blocks_chosen(config.method)
+        stages = [self._costs(config, chosen, growth, phases)]
+        if chosen is not config.method:  # it explores: this is the heaviest probe
+            stages.insert(0, self._costs(config, TopKConfig(blocks=(0,)), growth, phases[:1]))
         return Costs(stages[-1].train_flops, max(stage.peak_bytes for stage in stages))
 
     def look_at(self, config: TrialConfig, model: Backbone, splits: Splits) -> None:
@@ -103,19 +108,23 @@ class Forecast:
         self._starts[config.model, config.data] = _Start(look, images_BCHW.shape[-1], len(splits.train))
         _give_back_memory()
 
-    def _costs(self, config: TrialConfig, method_config: MethodConfig, growth: float) -> Costs:
+    def _costs(self, config: TrialConfig, method_config: MethodConfig, growth: float, phases: Sequence[Phase]) -> Costs:
+        """Predict the costs of epochs, whose phases these are."""
         start, train = self._look_at(config), config.train
         prepared = self._prepare(config, method_config, start)
         batch = min(train.batch_size, start.images)
-        plans = method_config.foresee(start.look, prepared.plan, train, batch, growth)
         parts = min(train.accumulate, batch)
         costs, optimizer, precision = prepared.costs, prepared.optimizer, train.precision
-        image_flops = sum(costs.image_flops(method_config, plan) for plan in plans.drawn) / len(plans.drawn)
-        training = max(
-            costs.step(method_config, plan, batch, optimizer, precision, parts).peak_bytes for plan in plans.heaviest
-        )
+        image_flops, training = 0.0, 0
+        for phase, epochs in Counter(phases).items():
+            prepared.method.begin_step(0, (), phase.token_keep)
+            plans = method_config.foresee(start.look, prepared.method.plan, train, batch, growth)
+            each = sum(costs.image_flops(method_config, plan) for plan in plans.drawn) / len(plans.drawn)
+            image_flops += each * epochs
+            peaks = [costs.step(method_config, plan, batch, optimizer, precision, parts) for plan in plans.heaviest]
+            training = max(training, *(one.peak_bytes for one in peaks))
         _, evaluation = costs.evaluation_batch(-(-batch // parts), training, optimizer, precision)
-        return Costs(image_flops * start.images * train.epochs, max(training, evaluation))
+        return Costs(image_flops * start.images, max(training, evaluation))
 
     def _look_at(self, config: TrialConfig) -> _Start:
         key = config.model, config.data
@@ -130,7 +139,7 @@ class Forecast:
         if key not in self._prepared:
             method = build_method(setup, copy.deepcopy(start.look.model), config.train)
             optimizer = build_optimizer(config.train, method.parameters())
-            self._prepared[key] = _Prepared(StepCosts(method.model, start.image_size), method.plan, optimizer)
+            self._prepared[key] = _Prepared(StepCosts(method.model, start.image_size), method, optimizer)
         return self._prepared[key]
 
 
@@ -138,9 +147,3 @@ def _give_back_memory() -> None:
     """Let glibc return what weights took to the system, which it would keep for later; other libraries do."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
-
-
-def _stages(config: MethodConfig) -> list[MethodConfig]:
-    """What a run trains in turn: if it explores, the heaviest probe and the first blocks, else just the method."""
-    explores = isinstance(config, BlockChoice) and config.blocks is None
-    return [TopKConfig(blocks=(0,)), with_blocks_chosen(config)] if explores else [config]
