@@ -95,7 +95,7 @@ class Flow:
     def stages(self, plan: StepPlan) -> list[Stage]:
         """Give a plan's stages, one a block."""
         return [
-            Stage(partial(self._run, index), count, count, self.alone(index), alone=self.alone(index))
+            Stage(partial(self._run, index), count, count, index == len(plan.tokens_L) - 1, alone=self.alone(index))
             for index, count in enumerate(plan.tokens_L)
         ]
 
