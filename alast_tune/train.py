@@ -78,7 +78,7 @@ class Run:
         self.model, self._splits = load_trial(config, verify)
         self.model.to(self.device)
         self.steps_per_epoch = len(self._loader(0))
-        self._phases = phases_of(config.train)
+        self._phases = phases_of(config.train, self.model)
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=config.train.precision == "fp16")
         self._dtype = AUTOCAST[config.train.precision]
         self.meter = Meter(self.model, config.train)
@@ -168,13 +168,14 @@ class Run:
 
     def _step(self, method: Method, optimizer: Optimizer, images_BCHW: Tensor, labels_B: Tensor) -> Tensor:
         """One update from this rank's share of a batch; returns its part of the batch's mean loss."""
-        images_BCHW = images_BCHW.to(self.device, non_blocking=True)
+        phase = self._phases[self.epoch]
+        images_BCHW = phase.resize(images_BCHW.to(self.device, non_blocking=True))
         labels_B = labels_B.to(self.device, non_blocking=True)
         _, batch = total_over_ranks(images_BCHW.new_zeros(1), len(images_BCHW))
         parts = min(self.config.train.accumulate, len(images_BCHW))
         loss = torch.zeros((), device=self.device)
         micro_batches = images_BCHW.tensor_split(parts)
-        method.begin_step(self.meter.ledger.steps, micro_batches, self._phases[self.epoch].token_keep)
+        method.begin_step(self.meter.ledger.steps, micro_batches, phase.token_keep)
         with self.meter.step(method, optimizer, images_BCHW, batch):
             for images, labels in zip(micro_batches, labels_B.tensor_split(parts), strict=True):
                 with torch.autocast(self.device.type, self._dtype, enabled=self._dtype is not None):

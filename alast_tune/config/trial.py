@@ -128,6 +128,12 @@ class TrainConfig(Record):
     token_keep_last: float | None = Field(
         None, gt=0, le=1, description="the share in the last epoch, to which it changes evenly; unset: it stays"
     )
+    image_size_first: int | None = Field(
+        None,
+        ge=1,
+        description="side of the training images in the first epoch, pixels; grows evenly, patch by patch, to the "
+        "model's own image size in the last epoch, at which all evaluation is; unset: always the model's own",
+    )
     learning_rate: float = Field(1e-4, gt=0, description="unset: 1e-4, with adapters 1e-3, as in the paper")
     warmup_epochs: float = Field(0.0, ge=0, description="linear warm-up of the learning rate")
     schedule: Literal["constant", "cosine"] = "constant"
@@ -147,9 +153,10 @@ class TrainConfig(Record):
 
     @model_validator(mode="after")
     def _check_phases(self) -> Self:
-        if self.token_keep_last is not None and self.epochs == 1:
-            remedy = "one epoch has no first and last; leave it out and set train.token_keep, or train longer"
-            raise ConfigError("train.token_keep_last", self.token_keep_last, remedy)
+        for name in ("token_keep_last", "image_size_first"):
+            if getattr(self, name) is not None and self.epochs == 1:
+                remedy = "one epoch is the first and the last; leave it out, or set train.epochs to 2 or more"
+                raise ConfigError(f"train.{name}", getattr(self, name), remedy)
         return self
 
 

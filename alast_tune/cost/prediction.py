@@ -72,7 +72,7 @@ class StepCosts:
     """
 
     def __init__(self, model: Backbone, image_size: int) -> None:
-        self._model = model
+        self._model, self._image_size = model, image_size
         shape = (int(model.patch_embed.proj.in_channels), image_size, image_size)
         self._images = (Flowing(shape, torch.float32, False),)
         self._image_bytes = FLOAT * 3 * image_size**2
@@ -195,7 +195,7 @@ class StepCosts:
         if config not in self._hollow:
             setup = config.cost_settings()
             if setup not in self._hollow:
-                self._hollow[setup] = HollowModel(setup, self._model)
+                self._hollow[setup] = HollowModel(setup, self._model, self._image_size)
             self._hollow[config] = self._hollow[setup]
         return self._hollow[config]
 

@@ -6,10 +6,13 @@ sees the class token alone, the last block computes nothing else.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import torch
 from timm.layers.attention import Attention, AttentionRope
+from timm.layers.format import Format
 from timm.layers.pos_embed_sincos import apply_rot_embed_cat, get_mixed_freqs
 from timm.models.eva import Eva, EvaAttention, EvaBlock
 from timm.models.vision_transformer import Block, VisionTransformer
@@ -51,15 +54,48 @@ def attention_pool(model: Backbone) -> Any:
     return model.attn_pool
 
 
+def why_one_size(model: Backbone) -> str:
+    """Say why a model takes images of one size alone, in words that follow "the model"; nothing if it takes others."""
+    rope = getattr(model, "rope", None)
+    known = rope is None or (hasattr(rope, "update_feat_shape") and rope.feat_shape is not None)
+    return "" if known else f"has positions by {type(rope).__name__}, which are of one image size"
+
+
 def embed(model: Backbone, images_BCHW: Tensor) -> Tensor:
-    """Turn images into the tokens (B, N, D) that enter the first block, by timm's own modules."""
-    x_BND = model._pos_embed(model.patch_embed(images_BCHW))
+    """Turn images into the tokens (B, N, D) that enter the first block, by timm's own modules.
+
+    The positions of images of another size than the model's own are resampled, and train as its own ones do.
+    """
+    with _positions_for(model, (int(images_BCHW.shape[-2]), int(images_BCHW.shape[-1]))):
+        x_BND = model._pos_embed(model.patch_embed(images_BCHW))
     if isinstance(model, Eva):
         x_BND, _ = x_BND
     else:
         x_BND = model.patch_drop(x_BND)
     tokens: Tensor = model.norm_pre(x_BND)
     return tokens
+
+
+@contextmanager
+def _positions_for(model: Backbone, image_size: tuple[int, int]) -> Iterator[None]:
+    """Have timm embed images of a size as it does in models with ``dynamic_img_size``; rotary positions stay so."""
+    patches, rope = model.patch_embed, getattr(model, "rope", None)
+    grid = patches.dynamic_feat_size(image_size)
+    if getattr(rope, "feat_shape", None) not in (None, grid, list(grid)):
+        with torch.inference_mode(False), torch.no_grad():
+            rope.update_feat_shape(grid)  # type: ignore[union-attr]  # new buffers: what autograd holds is left alone
+    if grid == patches.grid_size:
+        yield
+        return
+    options: dict[str, Any] = {"strict_img_size": False, "flatten": False, "output_fmt": Format.NHWC}
+    before = {name: getattr(patches, name) for name in options}, model.dynamic_img_size
+    try:
+        vars(patches).update(options)
+        model.dynamic_img_size = True
+        yield
+    finally:
+        vars(patches).update(before[0])
+        model.dynamic_img_size = before[1]
 
 
 def run_block(model: Backbone, index: int, x_BND: Tensor, kept_BN: Tensor | None = None, mask: Any = None) -> Tensor:

@@ -61,6 +61,7 @@ def measured_steps(
     accumulate: int = 1,
     watch: Callable[..., AbstractContextManager[Any]] | None = None,
     token_keep: float = 1.0,
+    image_size: int | None = None,
 ) -> Iterator[MeasuredStep]:
     """Measure the first two steps: a method may look at its images first at one, and have learned at the other.
 
@@ -72,9 +73,10 @@ def measured_steps(
         accumulate: micro-batches.
         watch: looks on at the first step's forwards, given model, images and labels, each time anew.
         token_keep: share of the patch tokens that enter the first block.
+        image_size: side of the images, pixels; unset: the model's own.
     """
     method = build_method(config, model, TrainConfig(seed=size))
-    optimizer, side = adam(method, 1e-3, 0.0), model.patch_embed.img_size[0]
+    optimizer, side = adam(method, 1e-3, 0.0), image_size or model.patch_embed.img_size[0]
     for parameter in method.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()  # moments are in place

@@ -54,9 +54,16 @@ class _Start:
 class _Prepared:
     """A model that a method has prepared, and what updates it."""
 
-    costs: StepCosts
     method: Method
     optimizer: Optimizer
+    by_size: dict[int, StepCosts]
+    """Of images of so many pixels a side."""
+
+    def costs(self, image_size: int) -> StepCosts:
+        """Give the costs of images of a size."""
+        if image_size not in self.by_size:
+            self.by_size[image_size] = StepCosts(self.method.model, image_size)
+        return self.by_size[image_size]
 
 
 class Forecast:
@@ -86,7 +93,8 @@ class Forecast:
         Raises:
             ConfigError: a configuration that cannot work.
         """
-        phases, chosen = phases_of(config.train), with_blocks_chosen(config.method)
+        phases = phases_of(config.train, self._look_at(config).look.model)
+        chosen = with_blocks_chosen(config.method)
         stages = [self._costs(config, chosen, growth, phases)]
         if chosen is not config.method:  # it explores: this is the heaviest probe
             stages.insert(0, self._costs(config, TopKConfig(blocks=(0,)), growth, phases[:1]))
@@ -114,16 +122,19 @@ class Forecast:
         prepared = self._prepare(config, method_config, start)
         batch = min(train.batch_size, start.images)
         parts = min(train.accumulate, batch)
-        costs, optimizer, precision = prepared.costs, prepared.optimizer, train.precision
+        optimizer, precision = prepared.optimizer, train.precision
         image_flops, training = 0.0, 0
         for phase, epochs in Counter(phases).items():
-            prepared.method.begin_step(0, (), phase.token_keep)
+            side = phase.image_size or start.image_size
+            costs = prepared.costs(side)
+            prepared.method.begin_step(0, [torch.empty(1, 3, side, side, device="meta")], phase.token_keep)
             plans = method_config.foresee(start.look, prepared.method.plan, train, batch, growth)
             each = sum(costs.image_flops(method_config, plan) for plan in plans.drawn) / len(plans.drawn)
             image_flops += each * epochs
             peaks = [costs.step(method_config, plan, batch, optimizer, precision, parts) for plan in plans.heaviest]
             training = max(training, *(one.peak_bytes for one in peaks))
-        _, evaluation = costs.evaluation_batch(-(-batch // parts), training, optimizer, precision)
+        whole = prepared.costs(start.image_size)
+        _, evaluation = whole.evaluation_batch(-(-batch // parts), training, optimizer, precision)
         return Costs(image_flops * start.images, max(training, evaluation))
 
     def _look_at(self, config: TrialConfig) -> _Start:
@@ -139,7 +150,7 @@ class Forecast:
         if key not in self._prepared:
             method = build_method(setup, copy.deepcopy(start.look.model), config.train)
             optimizer = build_optimizer(config.train, method.parameters())
-            self._prepared[key] = _Prepared(StepCosts(method.model, start.image_size), method, optimizer)
+            self._prepared[key] = _Prepared(method, optimizer, {})
         return self._prepared[key]
 
 
