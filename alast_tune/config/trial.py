@@ -191,6 +191,15 @@ class TrialConfig(Record):
         return filled
 
 
+_PHASES = ("token_keep", "token_keep_last", "image_size_first")
+
+
+def with_whole_images(trial: TrialConfig) -> TrialConfig:
+    """Let all tokens of images at the model's own size train, as what others are compared with does."""
+    whole = {name: TrainConfig.model_fields[name].default for name in _PHASES if name in trial.train.model_fields_set}
+    return trial.model_copy(update={"train": trial.train.model_copy(update=whole)})
+
+
 PLACES = (
     "data/root",
     "data/download",
