@@ -18,6 +18,7 @@ from alast_tune.methods.base import (
     Foreseen,
     Method,
     StepPlan,
+    arriving_tokens,
     entering_tokens,
     random_drop,
     run_stages,
@@ -25,7 +26,7 @@ from alast_tune.methods.base import (
 from alast_tune.methods.budgets import class_delta
 from alast_tune.methods.dropping import Dropping
 from alast_tune.methods.lora import LEARNING_RATE, Adapters, add_adapters, merge_adapters
-from alast_tune.methods.parameters import adapters, embeddings, outputs, set_trainable
+from alast_tune.methods.parameters import adapters, embeddings, outputs, parameters_to_train, set_trainable
 from alast_tune.methods.planner import Planner, budget_rate, drawable_blocks, foresee_plans
 from alast_tune.methods.summary import summarise, summary_updates, why_no_scores
 from alast_tune.methods.tokens import Tokens
@@ -171,6 +172,7 @@ class AlastConfig(MethodConfig):
     def cost_settings(self) -> MethodConfig:
         """Leave out all but adapters, embeddings, and how frozen blocks and budgets take part in the forward."""
         return AlastConfig(
+            from_block=self.from_block,
             lora=self.lora,
             train_embeddings=self.train_embeddings,
             frozen_backward=self.frozen_backward,
@@ -202,7 +204,7 @@ class Alast:
 
     def __init__(self, config: AlastConfig, model: Backbone, alpha: float, seed: int) -> None:
         if config.lora is not None:
-            add_adapters(config.lora, model)
+            add_adapters(config.lora, model, config.from_block)
         self.model = model
         self.config = config
         self._planner = Planner(
@@ -217,7 +219,7 @@ class Alast:
         self._deltas: list[Tensor] = []  # (L,) of each micro-batch, summed over
         self._images = 0  # so many images
 
-        self._parameters = config.trainable_parameters(model)
+        self._parameters = parameters_to_train(config, model)
         set_trainable(model.parameters(), False)
         set_trainable(self._parameters, True)
         chosen = {id(p) for p in self._parameters}
@@ -247,7 +249,8 @@ class Alast:
     def begin_step(self, step: int, micro_batches: Sequence[Tensor] = (), token_keep: float = 1.0) -> None:
         """Draw the blocks that train; under ``next_step`` also fix how many tokens each gets."""
         self._deltas, self._images, self._micro_batches = [], 0, micro_batches
-        self._planner.enter(*entering_tokens(self.model, micro_batches, token_keep))
+        tokens = arriving_tokens(self.model, micro_batches)
+        self._planner.enter(tokens, entering_tokens(tokens, int(self.model.num_prefix_tokens), token_keep))
         if not self._planner.calibrates_next:  # otherwise the forward decides, once it has seen the images
             self._decide()
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from alast_tune.config import MethodConfig
 from alast_tune.errors import ConfigError
-from alast_tune.methods.parameters import set_trainable
+from alast_tune.methods.parameters import embeddings, parameters_to_train, set_trainable
 from alast_tune.methods.tokens import Tokens, keep_tokens, with_prefix
 from alast_tune.models.backbone import (
     Backbone,
@@ -35,8 +35,15 @@ class StepPlan:
     """Which blocks get gradients."""
     calibrated: bool = False
     """Whether the step began with one no-grad pass of its images, all tokens, to set the budgets."""
+    start: int = 0
+    """First block that the step runs, on what entered it in a pass over all images, made once (``features.py``)."""
     image_tokens: int | None = None
-    """Tokens of an image, of which those that enter are drawn at random; unset: all of them enter."""
+    """Tokens of an image, of which those that enter block ``start`` are drawn at random; unset: all of them enter."""
+
+    @property
+    def computed_tokens(self) -> tuple[int, ...]:
+        """Tokens that each block computes in the step."""
+        return (0,) * self.start + self.tokens_L[self.start :]
 
 
 @dataclass(frozen=True)
@@ -124,20 +131,17 @@ def random_drop(model: Backbone, plan: StepPlan) -> list[Stage]:
         x_BND, kept_BP = keep_tokens(x_BND, chances_BP, entering - prefix)
         return (x_BND, with_prefix(kept_BP, prefix)) if rotary else x_BND
 
-    return [Stage(run, plan.image_tokens, plan.tokens_L[0], "random")]
+    return [Stage(run, plan.image_tokens, plan.tokens_L[plan.start], "random")]
 
 
-def entering_tokens(model: Backbone, micro_batches: Sequence[Tensor] = (), token_keep: float = 1.0) -> tuple[int, int]:
-    """Count the tokens of an image, and those of them that enter the first block, class token and registers counted.
+def arriving_tokens(model: Backbone, micro_batches: Sequence[Tensor]) -> int:
+    """Count the tokens of a step's images, class token and registers counted; without images, of the model's own."""
+    return token_count(model, micro_batches[0].shape[-1] if micro_batches else None)
 
-    Args:
-        model: whose tokens.
-        micro_batches: images, by whose size the tokens are counted; none: the model's own.
-        token_keep: share of the patch tokens that enter, rounded; at least one does.
-    """
-    prefix = int(model.num_prefix_tokens)
-    tokens = token_count(model, micro_batches[0].shape[-1] if micro_batches else None)
-    return tokens, prefix + max(1, round(token_keep * (tokens - prefix)))
+
+def entering_tokens(tokens: int, prefix: int, token_keep: float) -> int:
+    """Count those of an image's tokens that enter: class token and registers, and a share of the rest, one at least."""
+    return prefix + max(1, round(token_keep * (tokens - prefix)))
 
 
 def run_stages(stages: Iterable[Stage], tokens: Any) -> Any:
@@ -199,7 +203,7 @@ class Constant:
     Args:
         config: its settings.
         model: any accepted timm model.
-        trainable_L: the blocks in which something trains; unset: as the settings' ``trainable_parameters`` say.
+        trainable_L: the blocks in which something trains; unset: those with parameters that may train.
         flow: how they receive tokens; unset: as the settings say.
     """
 
@@ -212,12 +216,13 @@ class Constant:
     ) -> None:
         self.config: MethodConfig = config
         self.model = model
-        self._parameters = list(config.trainable_parameters(model))
+        self._parameters = parameters_to_train(config, model)
         if trainable_L is None:
             trains = {id(p) for p in self._parameters}
             trainable_L = [any(id(p) in trains for p in block.parameters()) for block in model.blocks]
         self._trainable_L = tuple(trainable_L)
-        self._plan = self._plan_for(*entering_tokens(model))
+        self._start = 0
+        self._plan = self._plan_for()
         self._flow = flow or config.flow(model)
         set_trainable(model.parameters(), False)
         set_trainable(self._parameters, True)
@@ -227,9 +232,28 @@ class Constant:
         """The same for every step on as many tokens."""
         return self._plan
 
-    def tokens(self, entering: int) -> Sequence[int]:
-        """Say how many tokens each block receives, (L,), if so many enter the first; by default all do as many."""
-        return [entering] * len(self.model.blocks)
+    def tokens(self, entering: int, start: int = 0) -> Sequence[int]:
+        """Say how many tokens each block receives, from a block on which so many enter; by default as many."""
+        return [entering] * (len(self.model.blocks) - start)
+
+    @property
+    def lowest(self) -> int:
+        """Give the first block that trains; as many as there are blocks: none does; 0 also where the embedding does."""
+        trains = {id(p) for p in self._parameters}
+        if any(id(p) in trains for p in embeddings(self.model)):
+            return 0
+        return (*self._plan.trainable_L, True).index(True)
+
+    def begin_at(self, start: int) -> None:
+        """From now on get, in place of images, what :meth:`trunk` makes of them."""
+        self._start = start
+        self._plan = self._plan_for()
+
+    @torch.no_grad()
+    def trunk(self, images_BCHW: Tensor) -> Any:
+        """Run what lies below the block at which the steps begin, the embedding too: images to tokens (B, N, D)."""
+        stages = self._flow.stages(self._plan_for())[: self._start]
+        return run_stages(stages, embed(self.model, images_BCHW))
 
     def parameters(self) -> list[nn.Parameter]:
         """What trains."""
@@ -237,12 +261,14 @@ class Constant:
 
     def begin_step(self, step: int, micro_batches: Sequence[Tensor] = (), token_keep: float = 1.0) -> None:
         """Count the tokens that enter."""
-        self._plan = self._plan_for(*entering_tokens(self.model, micro_batches, token_keep))
+        self._plan = self._plan_for(micro_batches, token_keep)
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        """Training forward: embedding, all stages, classifier."""
-        stages = [*random_drop(self.model, self._plan), *self._flow.stages(self._plan)]
-        return classify(self.model, run_stages(stages, embed(self.model, images_BCHW)))
+        """Training forward: embedding, all stages, classifier; or stages from ``plan.start`` on, given what enters."""
+        start = self._plan.start
+        stages = [*random_drop(self.model, self._plan), *self._flow.stages(self._plan)[start:]]
+        # Without a name for the embedded tokens, which would hold them until the end.
+        return classify(self.model, run_stages(stages, images_BCHW if start else embed(self.model, images_BCHW)))
 
     def end_step(self) -> None:
         """Nothing to learn."""
@@ -258,9 +284,15 @@ class Constant:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Nothing to take over."""
 
-    def _plan_for(self, image: int, entering: int) -> StepPlan:
-        tokens_L = tuple(self.tokens(entering))
-        return StepPlan(tokens_L, self._trainable_L, image_tokens=image if entering < image else None)
+    def _plan_for(self, micro_batches: Sequence[Tensor] = (), token_keep: float = 1.0) -> StepPlan:
+        start, below_L = self._start, self.tokens(token_count(self.model))
+        if start == len(below_L):  # nothing is left to run but the classifier
+            return StepPlan(tuple(below_L), self._trainable_L, start=start)
+        arriving = below_L[start] if start else arriving_tokens(self.model, micro_batches)
+        entering = entering_tokens(arriving, int(self.model.num_prefix_tokens), token_keep)
+        tokens_L = (*below_L[:start], *self.tokens(entering, start))
+        drawn_from = arriving if entering < arriving else None
+        return StepPlan(tokens_L, self._trainable_L, start=start, image_tokens=drawn_from)
 
 
 def check_blocks(field: str, blocks: Sequence[int], model: Backbone) -> None:

@@ -72,11 +72,11 @@ class Bsr(Constant):
         self._keep, self._drop_after = config.keep, drop_after
         super().__init__(config, model, mask_L)
 
-    def tokens(self, entering: int) -> list[int]:
-        """Say how many tokens each block receives, (L,)."""
+    def tokens(self, entering: int, start: int = 0) -> list[int]:
+        """Say how many tokens each block receives, from a block on."""
         prefix = int(self.model.num_prefix_tokens)
         tokens = [entering]
-        for block in range(len(self.model.blocks) - 1):
+        for block in range(start, len(self.model.blocks) - 1):
             patches = tokens[-1] - prefix
             kept = keep_count(self._keep, patches, patches, prefix, "image") if block in self._drop_after else patches
             tokens.append(prefix + kept)

@@ -142,11 +142,11 @@ class Tome(Constant):
     def __init__(self, config: TomeConfig, model: Backbone) -> None:
         flow = Merging(config, model)
         self.merges_L = flow.merges_L
-        super().__init__(config, model, [True] * len(model.blocks), flow)
+        super().__init__(config, model, flow=flow)
 
-    def tokens(self, entering: int) -> list[int]:
-        """Say how many tokens each block receives, (L,)."""
-        return tokens_after(self.merges_L, entering, int(self.model.num_prefix_tokens))[: len(self.merges_L)]
+    def tokens(self, entering: int, start: int = 0) -> list[int]:
+        """Say how many tokens each block receives, from a block on."""
+        return tokens_after(self.merges_L[start:], entering, int(self.model.num_prefix_tokens))[:-1]
 
 
 class Merging(Flow):
@@ -163,7 +163,8 @@ class Merging(Flow):
 
     def stages(self, plan: StepPlan) -> list[Stage]:
         """Give a plan's stages, one a block; tokens come with how many patches each stands for, once some merged."""
-        counts = tokens_after(self.merges_L, plan.tokens_L[0], int(self.model.num_prefix_tokens))
+        last = tokens_after(self.merges_L[-1:], plan.tokens_L[-1], int(self.model.num_prefix_tokens))
+        counts = [*plan.tokens_L[:-1], *last]
 
         def run(index: int) -> Callable[[Any, int], Any]:
             return lambda tokens, leaving: self._run(index, tokens, leaving)

@@ -87,15 +87,18 @@ def _positions_for(model: Backbone, image_size: tuple[int, int]) -> Iterator[Non
     if grid == patches.grid_size:
         yield
         return
-    options: dict[str, Any] = {"strict_img_size": False, "flatten": False, "output_fmt": Format.NHWC}
-    before = {name: getattr(patches, name) for name in options}, model.dynamic_img_size
+    dynamic: list[tuple[Any, dict[str, Any]]] = [
+        (model, {"dynamic_img_size": True}),
+        (patches, {"strict_img_size": False, "flatten": False, "output_fmt": Format.NHWC}),
+    ]
+    before = [{name: getattr(module, name) for name in options} for module, options in dynamic]
     try:
-        vars(patches).update(options)
-        model.dynamic_img_size = True
+        for module, options in dynamic:
+            vars(module).update(options)
         yield
     finally:
-        vars(patches).update(before[0])
-        model.dynamic_img_size = before[1]
+        for (module, _), options in zip(dynamic, before, strict=True):
+            vars(module).update(options)
 
 
 def run_block(model: Backbone, index: int, x_BND: Tensor, kept_BN: Tensor | None = None, mask: Any = None) -> Tensor:
@@ -162,12 +165,26 @@ def classify(model: Backbone, x_BND: Tensor) -> Tensor:
     return logits
 
 
-def predict(model: Backbone, images_BCHW: Tensor) -> Tensor:
-    """Turn images into logits (B, K), as ``model(images)`` does, without what nobody looks at in the last block."""
-    x_BND = embed(model, images_BCHW)
-    for index in range(len(model.blocks)):
+def predict(model: Backbone, images_BCHW: Tensor, start: int = 0) -> Tensor:
+    """Turn images into logits (B, K), as ``model(images)`` does, without what nobody looks at in the last block.
+
+    Args:
+        model: that predicts.
+        images_BCHW: or, with ``start``, the tokens (B, N, D) that enter this block.
+        start: first block that runs; as many as there are blocks: none does.
+    """
+    x_BND = images_BCHW if start else embed(model, images_BCHW)
+    for index in range(start, len(model.blocks)):
         x_BND = run_block(model, index, x_BND)
     return classify(model, x_BND)
+
+
+def predict_tokens(model: Backbone, images_BCHW: Tensor, start: int) -> Tensor:
+    """Turn images into the tokens (B, N, D) that enter a block; the rest of :func:`predict` begins with them."""
+    x_BND = embed(model, images_BCHW)
+    for index in range(start):
+        x_BND = run_block(model, index, x_BND)
+    return x_BND
 
 
 def _scaled(block: Any, half: int, x_BND: Tensor) -> Tensor:

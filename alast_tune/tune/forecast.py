@@ -12,10 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch.optim import Optimizer
 
-from alast_tune.config import DataConfig, MethodConfig, ModelConfig, TopKConfig, TrialConfig
+from alast_tune.config import BlockChoice, DataConfig, MethodConfig, ModelConfig, TopKConfig, TrialConfig
 from alast_tune.cost import StepCosts
 from alast_tune.data import Splits
-from alast_tune.methods import Method, build_method, with_blocks_chosen
+from alast_tune.features import features_start
+from alast_tune.methods import Constant, Method, build_method, with_blocks_chosen
 from alast_tune.methods.base import FirstLook
 from alast_tune.methods.summary import summary_updates
 from alast_tune.models.backbone import Backbone, embed
@@ -94,10 +95,9 @@ class Forecast:
             ConfigError: a configuration that cannot work.
         """
         phases = phases_of(config.train, self._look_at(config).look.model)
-        chosen = with_blocks_chosen(config.method)
-        stages = [self._costs(config, chosen, growth, phases)]
-        if chosen is not config.method:  # it explores: this is the heaviest probe
-            stages.insert(0, self._costs(config, TopKConfig(blocks=(0,)), growth, phases[:1]))
+        *probes, last = _stages(config.method)
+        stages = [self._costs(config, probe, growth, phases[:1], cached=False) for probe in probes]
+        stages.append(self._costs(config, last, growth, phases, cached=config.data.features == "cache"))
         return Costs(stages[-1].train_flops, max(stage.peak_bytes for stage in stages))
 
     def look_at(self, config: TrialConfig, model: Backbone, splits: Splits) -> None:
@@ -113,32 +113,39 @@ class Forecast:
         with torch.inference_mode():
             magnitudes_L, deltas_L = summary_updates(model, embed(model, images_BCHW))
         look = FirstLook(model.to("meta"), len(images_BCHW), magnitudes_L, deltas_L)
-        self._starts[config.model, config.data] = _Start(look, images_BCHW.shape[-1], len(splits.train))
+        self._starts[config.model, _images_of(config.data)] = _Start(look, images_BCHW.shape[-1], len(splits.train))
         _give_back_memory()
 
-    def _costs(self, config: TrialConfig, method_config: MethodConfig, growth: float, phases: Sequence[Phase]) -> Costs:
+    def _costs(
+        self, config: TrialConfig, method_config: MethodConfig, growth: float, phases: Sequence[Phase], cached: bool
+    ) -> Costs:
         """Predict the costs of epochs, whose phases these are."""
         start, train = self._look_at(config), config.train
         prepared = self._prepare(config, method_config, start)
+        method, optimizer, precision = prepared.method, prepared.optimizer, train.precision
         batch = min(train.batch_size, start.images)
         parts = min(train.accumulate, batch)
-        optimizer, precision = prepared.optimizer, train.precision
-        image_flops, training = 0.0, 0
+        whole, micro, flops, peak = prepared.costs(start.image_size), -(-batch // parts), 0.0, 0
+        first = features_start(method) if cached else 0
+        if isinstance(method, Constant):
+            method.begin_at(first)
+        if first:
+            peak = whole.trunk_batch(method_config, method.plan, micro, optimizer, precision)[1]
+            flops = whole.trunk_flops(method_config, method.plan) * start.images * config.data.views
         for phase, epochs in Counter(phases).items():
             side = phase.image_size or start.image_size
             costs = prepared.costs(side)
-            prepared.method.begin_step(0, [torch.empty(1, 3, side, side, device="meta")], phase.token_keep)
-            plans = method_config.foresee(start.look, prepared.method.plan, train, batch, growth)
-            each = sum(costs.image_flops(method_config, plan) for plan in plans.drawn) / len(plans.drawn)
-            image_flops += each * epochs
-            peaks = [costs.step(method_config, plan, batch, optimizer, precision, parts) for plan in plans.heaviest]
-            training = max(training, *(one.peak_bytes for one in peaks))
-        whole = prepared.costs(start.image_size)
-        _, evaluation = whole.evaluation_batch(-(-batch // parts), training, optimizer, precision)
-        return Costs(image_flops * start.images, max(training, evaluation))
+            method.begin_step(0, [torch.empty(1, 3, side, side, device="meta")], phase.token_keep)
+            plans = method_config.foresee(start.look, method.plan, train, batch, growth)
+            image_flops = sum(costs.image_flops(method_config, plan) for plan in plans.drawn) / len(plans.drawn)
+            flops += image_flops * start.images * epochs
+            steps = [costs.step(method_config, plan, batch, optimizer, precision, parts) for plan in plans.heaviest]
+            peak = max(peak, *(step.peak_bytes for step in steps))
+        _, evaluation = whole.evaluation_batch(micro, peak, optimizer, precision, first)
+        return Costs(flops, max(peak, evaluation))
 
     def _look_at(self, config: TrialConfig) -> _Start:
-        key = config.model, config.data
+        key = config.model, _images_of(config.data)
         if key not in self._starts:
             self.look_at(config, *load_trial(config, verify=False))
         return self._starts[key]
@@ -146,7 +153,7 @@ class Forecast:
     def _prepare(self, config: TrialConfig, method_config: MethodConfig, start: _Start) -> _Prepared:
         """Let a method prepare a copy without weights, the same for all settings of the same costs."""
         setup = method_config.cost_settings()
-        key = config.model, config.data, setup, config.train.optimizer
+        key = config.model, _images_of(config.data), setup, config.train.optimizer
         if key not in self._prepared:
             method = build_method(setup, copy.deepcopy(start.look.model), config.train)
             optimizer = build_optimizer(config.train, method.parameters())
@@ -154,7 +161,18 @@ class Forecast:
         return self._prepared[key]
 
 
+def _images_of(data: DataConfig) -> DataConfig:
+    """Leave out of the settings of the data what makes no other images of them."""
+    return data.model_copy(update={"features": "none", "views": 1, "augment": "none"})
+
+
 def _give_back_memory() -> None:
     """Let glibc return what weights took to the system, which it would keep for later; other libraries do."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def _stages(config: MethodConfig) -> list[MethodConfig]:
+    """What a run trains in turn: if it explores, the heaviest probe and the first blocks, else just the method."""
+    explores = isinstance(config, BlockChoice) and config.blocks is None
+    return [TopKConfig(blocks=(config.from_block,)), with_blocks_chosen(config)] if explores else [config]

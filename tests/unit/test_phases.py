@@ -48,12 +48,14 @@ def test_shares_and_sizes_change_evenly_and_end_at_the_last_ones() -> None:
         ({"image_size_first": 32}, "train.image_size_first = 32: images grow from it to the model's own size, 32;"),
         ({"image_size_first": 7}, "train.image_size_first = 7: is less than a patch; give 8 pixels at least"),
         ({"image_size_first": 16, "epochs": 1}, "train.image_size_first = 16: one epoch is the first and the last"),
+        ({"image_size_first": 16, "features": "cache"}, "train.image_size_first = 16: features are kept of images of"),
         ({"token_keep_last": 1, "epochs": 1}, "train.token_keep_last = 1.0: one epoch is the first and the last"),
     ],
 )
 def test_what_cannot_work_is_refused_in_one_line(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as refusal:
-        phases_of(parse(TrialConfig, {"train": values}).train, small_model())
+        data = {"features": values.pop("features", "none")}
+        phases_of(parse(TrialConfig, {"train": values, "data": data}).train, small_model())
     assert str(refusal.value).startswith(message) and "\n" not in str(refusal.value)
 
 

@@ -11,7 +11,6 @@ from torch.nn import functional as F
 
 from alast_tune.config import MethodConfig, TrialConfig
 from alast_tune.methods import build_method
-from alast_tune.methods.base import entering_tokens
 from alast_tune.testing.steps import batch, gradients, measured_steps
 from tests.unit.every_method import DEPTH, vit
 from tests.unit.kinds import KINDS, small
@@ -79,11 +78,16 @@ def test_a_share_of_1_and_one_that_rounds_to_all_are_today_s_step_bit_for_bit(va
 
 
 def test_at_least_one_patch_enters_and_the_size_of_the_images_counts() -> None:
-    model = vit({"reg_tokens": 4})
-    assert entering_tokens(model) == (21, 21)
-    assert entering_tokens(model, [torch.empty(2, 3, 32, 32)], 0.5) == (21, 13)
-    assert entering_tokens(model, [torch.empty(2, 3, 16, 16)], 0.5) == (9, 7)
-    assert entering_tokens(model, (), 0.001) == (21, 6)
+    method = build_method(setting(name="full"), vit({"reg_tokens": 4}))
+
+    def counts(side: int, share: float) -> tuple[int, int | None]:
+        method.begin_step(0, [torch.empty(2, 3, side, side)], share)
+        return method.plan.tokens_L[0], method.plan.image_tokens
+
+    assert counts(32, 1.0) == (21, None)
+    assert counts(32, 0.5) == (13, 21)
+    assert counts(16, 0.5) == (7, 9)
+    assert counts(32, 0.001) == (6, 21)
 
 
 def test_budgets_are_shares_of_the_image_and_never_more_than_arrive() -> None:
