@@ -53,9 +53,10 @@ def test_shares_and_sizes_change_evenly_and_end_at_the_last_ones() -> None:
     ],
 )
 def test_what_cannot_work_is_refused_in_one_line(values: dict[str, Any], message: str) -> None:
+    features = values.get("features", "none")
+    train = {name: value for name, value in values.items() if name != "features"}
     with pytest.raises(ConfigError) as refusal:
-        data = {"features": values.pop("features", "none")}
-        phases_of(parse(TrialConfig, {"train": values, "data": data}).train, small_model())
+        phases_of(parse(TrialConfig, {"train": train, "data": {"features": features}}).train, small_model())
     assert str(refusal.value).startswith(message) and "\n" not in str(refusal.value)
 
 
