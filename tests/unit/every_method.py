@@ -61,7 +61,7 @@ OPTIONS: dict[str, dict[str, Sequence[Any]]] = {
     },
     "tome": {"merge": (4, (0, 5, 0, 1, 3, 0), 99, UNSET), "target_flops": (0.6,)},
     "lora": ADAPTERS,
-    "apla": {"columns": (UNSET, 1, 9, 31)},
+    "apla": {"columns": (UNSET, 1, 9, 31), "blocks": (UNSET, (1, 3, 4), (5,))},
     "alast": ALAST,
     "lora+alast": ALAST | {f"lora.{name}": values for name, values in ADAPTERS.items()},
 }
@@ -121,7 +121,7 @@ def random_case(name: str, draw: random.Random) -> Case:
     """Settings of the method ``name``, and a step, drawn at random."""
     blocks = tuple(sorted(draw.sample(range(DEPTH), draw.randint(1, DEPTH))))
     ranges: dict[str, Any] = {
-        "blocks": blocks if name != "lora" else draw.choice([UNSET, blocks]),
+        "blocks": draw.choice([UNSET, blocks]) if name in {"lora", "apla"} else blocks,
         "keep": draw.uniform(0.3, 1),
         "drop_after": UNSET,
         "merge": draw.choice([draw.randint(0, 4), tuple(draw.randint(0, 5) for _ in range(DEPTH))]),
