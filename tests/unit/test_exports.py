@@ -21,6 +21,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "lora": {"name": "lora", "rank": 2},
     "apla, some columns": {"name": "apla", "columns": 8},
     "tome": {"name": "tome", "merge": 3},
+    "tome on adapters": {"name": "tome", "merge_once_in": 0, "lora": {"rank": 2}},
     "bsr": {"name": "bsr", "blocks": (0,)},
     "alast": {"name": "alast", "trainable_blocks": 1},
     "alast on adapters": {"name": "alast", "trainable_blocks": 1, "lora": {"rank": 2}},

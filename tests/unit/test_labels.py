@@ -17,6 +17,7 @@ from alast_tune.labels import method_label, setting_labels
         ({"name": "bsr"}, "BSR, keep 0.7"),
         ({"name": "tome", "merge": 8}, "ToMe, merge 8"),
         ({"name": "tome", "target_flops": 0.5}, "ToMe"),
+        ({"name": "tome", "merge": 8, "lora": {}}, "ToMe with LoRA, merge 8"),
         ({"name": "lora"}, "LoRA, rank 8"),
         ({"name": "apla"}, "APLA"),
         ({"name": "apla", "columns": 16}, "APLA, columns 16"),

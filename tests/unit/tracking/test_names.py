@@ -22,6 +22,8 @@ CASES: list[tuple[dict[str, Any], str]] = [
     ({"name": "tome", "merge": 8}, "0013 tome r8"),
     ({"name": "tome", "merge": [8, 0, 4]}, "0013 tome r8,0,4"),
     ({"name": "tome", "target_flops": 0.65}, "0013 tome flops .65"),
+    ({"name": "tome", "merge_once_in": 6}, "0013 tome once in 6 .5"),
+    ({"name": "tome", "merge_once_in": 0, "merge_share": 0.25, "lora": {}}, "0013 tome once in 0 .25 lora r8"),
     ({"name": "lora", "rank": 16}, "0013 lora r16"),
     ({"name": "apla"}, "0013 apla"),
     ({"name": "apla", "columns": 64}, "0013 apla 64 columns"),
