@@ -29,9 +29,9 @@ from torch.optim import Optimizer
 from alast_tune.config import HeadConfig, MethodConfig
 from alast_tune.cost.hollow import HollowModel
 from alast_tune.cost.part import Counts, Flowing, Part, PartCost, distinct_counts, run_part
-from alast_tune.methods.base import Stage, StepPlan
+from alast_tune.methods.base import Flow, Stage, StepPlan
 from alast_tune.methods.summary import summary_updates
-from alast_tune.models.backbone import Backbone, blocks_of, classify, embed, predict
+from alast_tune.models.backbone import Backbone, blocks_of, embed, predict
 
 Precision = Literal["fp32", "bf16", "fp16"]
 _DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -148,13 +148,14 @@ class StepCosts:
     ) -> _MicroStep:
         """Compose a micro-batch's step; ``accumulating`` adds its gradients to those that are there already."""
         hollow = self._hollow_model(config)
-        model, first, stages = hollow.model, plan.tokens_L[0], hollow.flow.stages(plan)
-        alone = stages[-1].alone
+        model, flow, first = hollow.model, hollow.flow, plan.tokens_L[0]
+        stages = flow.stages(plan)
+        alone = not stages or stages[-1].alone
         leaving = 1 if alone else stages[-1].leaving
         whole: list[tuple[Stage, nn.Module | None, bool]] = [
-            (_whole("embed", partial(embed, model), first), None, True),
-            *zip(stages, blocks_of(model), plan.trainable_L, strict=True),
-            (Stage(partial(self._loss, model), leaving, leaving, "loss", scales=not alone), None, True),
+            (_whole("embed", flow.embed, first), None, True),
+            *(zip(stages, blocks_of(model), plan.trainable_L, strict=True) if stages else ()),
+            (Stage(partial(self._loss, flow), leaving, leaving, "loss", scales=not alone), None, True),
         ]
         parts: list[Part] = []
         costs: list[PartCost] = []
@@ -176,8 +177,8 @@ class StepCosts:
             peak, flops = max(peak, costs[0].left + looked.peak), flops + looked.flops
         return _MicroStep(flops, held, peak, live)
 
-    def _loss(self, model: Backbone, x_BND: Tensor, leaving: int) -> Tensor:
-        return F.cross_entropy(classify(model, x_BND), self._labels_B)
+    def _loss(self, flow: Flow, flowing: Any, leaving: int) -> Tensor:
+        return F.cross_entropy(flow.classify(flowing), self._labels_B)
 
     def _forward(
         self, config: MethodConfig, run: Callable[[Backbone, Tensor], Any], batch: int, precision: Precision = "fp32"

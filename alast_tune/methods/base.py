@@ -79,8 +79,16 @@ class Flow:
         self.config = config
         self.model = model
 
+    def embed(self, images_BCHW: Tensor) -> Any:
+        """Turn images into what enters the first stage."""
+        return embed(self.model, images_BCHW)
+
+    def classify(self, flowing: Any) -> Tensor:
+        """Turn what leaves the last stage into logits, (B, K)."""
+        return classify(self.model, flowing)
+
     def stages(self, plan: StepPlan) -> list[Stage]:
-        """Give a plan's stages, one a block."""
+        """Give a plan's stages, one a block; none where what embeds goes through all blocks, and leaves one token."""
 
         def run(index: int) -> Callable[[Tensor, int], Tensor]:
             return lambda x_BND, leaving: run_block(self.model, index, x_BND)
@@ -191,7 +199,8 @@ class Constant:
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Training forward: embedding, all stages, classifier."""
-        return classify(self.model, run_stages(self._flow.stages(self._plan), embed(self.model, images_BCHW)))
+        flow = self._flow
+        return flow.classify(run_stages(flow.stages(self._plan), flow.embed(images_BCHW)))
 
     def end_step(self) -> None:
         """Nothing to learn."""

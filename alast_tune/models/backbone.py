@@ -16,6 +16,8 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor
 from torch.nn import functional as F
 
+from alast_tune.models.reading import block_summaries, has_reader
+
 Backbone: TypeAlias = VisionTransformer | Eva
 """A timm model that can be fine-tuned here."""
 
@@ -112,10 +114,25 @@ def classify(model: Backbone, x_BND: Tensor) -> Tensor:
 
 def predict(model: Backbone, images_BCHW: Tensor) -> Tensor:
     """Turn images into logits (B, K), as ``model(images)`` does, without what nobody looks at in the last block."""
+    if has_reader(model):
+        read: Tensor = model.reader(summaries_of(model, images_BCHW))
+        return read
     x_BND = embed(model, images_BCHW)
     for index in range(len(model.blocks)):
         x_BND = run_block(model, index, x_BND)
     return classify(model, x_BND)
+
+
+@torch.no_grad()
+def summaries_of(model: Backbone, images_BCHW: Tensor) -> Tensor:
+    """Summarise images after every block but the last, and as the classifier would get them, (B, S, D), no gradient."""
+    x_BND = embed(model, images_BCHW)
+    found: list[Tensor] = []
+    for index in range(len(model.blocks) - 1):
+        x_BND = run_block(model, index, x_BND)
+        found += block_summaries(model, x_BND)
+    x_BND = model.norm(run_block(model, len(model.blocks) - 1, x_BND))
+    return torch.stack([*found, model.forward_head(x_BND, pre_logits=True)], dim=1)
 
 
 def _scaled(block: Any, half: int, x_BND: Tensor) -> Tensor:

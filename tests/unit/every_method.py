@@ -22,7 +22,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "registers, layer scale, qk-norm": {"reg_tokens": 4, "init_values": 1e-3, "qk_norm": True},
     "other widths": {"embed_dim": 48, "num_heads": 3, "mlp_ratio": 3.0, "no_embed_class": True},
 }
-METHODS = ("full", "head", "top_k", "bsr", "tome", "lora", "lora+tome", "apla", "alast", "lora+alast")
+METHODS = ("full", "head", "top_k", "bsr", "tome", "lora", "lora+tome", "apla", "reader", "alast", "lora+alast")
 UNSET = ...
 """In place of a value: the option is left to the reading, or to its default."""
 
@@ -64,6 +64,7 @@ OPTIONS: dict[str, dict[str, Sequence[Any]]] = {
     "lora": ADAPTERS,
     "lora+tome": {"merge": (4, UNSET), "merge_share": (0.5, 0.3)} | ON_ADAPTERS,
     "apla": {"columns": (UNSET, 1, 9, 31), "blocks": (UNSET, (1, 3, 4), (5,))},
+    "reader": {"read": ("linear", "attentive")},
     "alast": ALAST,
     "lora+alast": ALAST | ON_ADAPTERS,
 }

@@ -22,6 +22,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "apla, some columns": {"name": "apla", "columns": 8},
     "tome": {"name": "tome", "merge": 3},
     "tome on adapters": {"name": "tome", "merge_once_in": 0, "lora": {"rank": 2}},
+    "reader": {"name": "reader"},
+    "attentive reader": {"name": "reader", "read": "attentive"},
     "bsr": {"name": "bsr", "blocks": (0,)},
     "alast": {"name": "alast", "trainable_blocks": 1},
     "alast on adapters": {"name": "alast", "trainable_blocks": 1, "lora": {"rank": 2}},

@@ -19,6 +19,7 @@ from alast_tune.labels import method_label, setting_labels
         ({"name": "tome", "target_flops": 0.5}, "ToMe"),
         ({"name": "tome", "merge": 8, "lora": {}}, "ToMe with LoRA, merge 8"),
         ({"name": "lora"}, "LoRA, rank 8"),
+        ({"name": "reader", "read": "attentive"}, "side reader, read attentive"),
         ({"name": "apla"}, "APLA"),
         ({"name": "apla", "columns": 16}, "APLA, columns 16"),
     ],

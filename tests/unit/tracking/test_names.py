@@ -28,6 +28,7 @@ CASES: list[tuple[dict[str, Any], str]] = [
     ({"name": "apla"}, "0013 apla"),
     ({"name": "apla", "columns": 64}, "0013 apla 64 columns"),
     ({"name": "apla", "blocks": [9, 10, 11]}, "0013 apla blocks 9,10,11"),
+    ({"name": "reader"}, "0013 reader linear"),
     ({"name": "alast"}, "0013 alast K9 keep .6"),
     ({"name": "alast", "reading": "paper", "trainable_blocks": 3}, "0013 alast paper K3"),
     ({"name": "alast", "lora": {"rank": 4}}, "0013 alast K9 keep .6 lora r4"),
