@@ -7,7 +7,7 @@ one weighs the layers anew for each image. The model runs without gradients: a s
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -37,7 +37,8 @@ class ReaderConfig(MethodConfig):
 
     def trainable_parameters(self, model: Backbone) -> list[nn.Parameter]:
         """The reader's."""
-        return list(model.reader.parameters())
+        reader: Any = model.reader
+        return list(reader.parameters())
 
     def why_not(self, model: Backbone) -> str:
         """A class of model whose forward is not known here."""
@@ -82,5 +83,6 @@ class Reading(Flow):
 
     def classify(self, flowing: Tensor) -> Tensor:
         """Turn summaries into logits, (B, K)."""
-        logits: Tensor = self.model.reader(flowing.squeeze(1))
+        reader: Any = self.model.reader
+        logits: Tensor = reader(flowing.squeeze(1))
         return logits

@@ -24,8 +24,8 @@ from alast_tune.errors import ConfigError
 from alast_tune.models.backbone import Backbone
 from alast_tune.models.checkpoints import file_fingerprint, read_checkpoint, weights_file
 from alast_tune.models.hub import cached, no_weights, weights_source
-from alast_tune.models.recognition import candidates, has_shapes_of, in_timms_names, named_by, unknown
 from alast_tune.models.reading import PREFIX, attach_reader, read_of
+from alast_tune.models.recognition import candidates, has_shapes_of, in_timms_names, named_by, unknown
 from alast_tune.text import shorten_list
 
 __all__ = [

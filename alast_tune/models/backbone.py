@@ -115,7 +115,8 @@ def classify(model: Backbone, x_BND: Tensor) -> Tensor:
 def predict(model: Backbone, images_BCHW: Tensor) -> Tensor:
     """Turn images into logits (B, K), as ``model(images)`` does, without what nobody looks at in the last block."""
     if has_reader(model):
-        read: Tensor = model.reader(summaries_of(model, images_BCHW))
+        reader: Any = model.reader
+        read: Tensor = reader(summaries_of(model, images_BCHW))
         return read
     x_BND = embed(model, images_BCHW)
     for index in range(len(model.blocks)):

@@ -87,21 +87,19 @@ class _WithReader:
 
     def forward(self: Any, images_BCHW: Tensor) -> Tensor:
         """Logits, (B, K)."""
-        found = self.forward_intermediates(images_BCHW, output_fmt="NLC", return_prefix_tokens=True, output_dict=True)
-        patches = found["image_intermediates"]
-        prefixes = found.get("image_intermediates_prefix") or [x[:, :0] for x in patches]
-        tokens = [torch.cat(both, dim=1) for both in zip(prefixes, patches, strict=True)]
-        summaries = [one for x_BND in tokens[:-1] for one in block_summaries(self, x_BND)]
-        summaries.append(self.forward_head(found["image_features"], pre_logits=True))
+        normed_BND, found = self.forward_intermediates(images_BCHW, output_fmt="NLC", return_prefix_tokens=True)
+        tokens = [torch.cat(one[::-1], dim=1) if isinstance(one, tuple) else one for one in found[:-1]]
+        summaries = [one for x_BND in tokens for one in block_summaries(self, x_BND)]
+        summaries.append(self.forward_head(normed_BND, pre_logits=True))
         logits_BK: Tensor = self.reader(torch.stack(summaries, dim=1))
         return logits_BK
 
 
-class VisionTransformerWithReader(_WithReader, VisionTransformer):
+class VisionTransformerWithReader(_WithReader, VisionTransformer):  # type: ignore[misc]  # fewer arguments
     """timm's ``VisionTransformer``, but for what classifies."""
 
 
-class EvaWithReader(_WithReader, Eva):
+class EvaWithReader(_WithReader, Eva):  # type: ignore[misc]  # fewer arguments
     """timm's ``Eva``, but for what classifies."""
 
 
@@ -125,6 +123,20 @@ def attach_reader(model: Any, read: Read, classes: int, generator: torch.Generat
     model.head = nn.Identity()
     model.num_classes = classes
     model.__class__ = _KINDS[type(model)]
+
+
+def load_with_reader(model: Any, state: Mapping[str, Tensor]) -> None:
+    """Load weights whose classifier is a reader into timm's model of the same architecture, which gets that reader.
+
+    Raises:
+        ValueError: there is no reader among the weights.
+        RuntimeError: they are another model's.
+    """
+    reader = read_of(state)
+    if reader is None:
+        raise ValueError("these weights have no reader; timm loads them by itself")
+    attach_reader(model, *reader)
+    model.load_state_dict(state, strict=True)
 
 
 def read_of(state: Mapping[str, Tensor]) -> tuple[Read, int] | None:
