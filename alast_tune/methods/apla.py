@@ -36,8 +36,9 @@ class AplaConfig(MethodConfig):
         return [p for name, p in named if not name.startswith("frozen.")] + list(model.head.parameters())
 
     def chosen(self, model: Backbone) -> list[Any]:
-        """List the blocks whose projections train."""
-        return [block for index, block in enumerate(blocks_of(model)) if self.blocks is None or index in self.blocks]
+        """List the blocks whose projections train: those that are named, or all, from a block on."""
+        chosen = range(len(model.blocks)) if self.blocks is None else self.blocks
+        return [block for index, block in enumerate(blocks_of(model)) if index >= self.from_block and index in chosen]
 
     def why_not(self, model: Backbone) -> str:
         """A block without such a projection."""
@@ -102,11 +103,13 @@ class Apla(Constant):
     """Attention's output projections and the classifier train.
 
     Raises:
-        ConfigError: more columns than the projections have, or a block that the model does not have.
+        ConfigError: more columns than the projections have, a block that the model does not have, or none that trains.
     """
 
     def __init__(self, config: AplaConfig, model: Backbone, seed: int) -> None:
         check_blocks("method.blocks", config.blocks or (), model)
+        if not config.chosen(model):
+            raise ConfigError("method.from_block", config.from_block, "leaves no block to train; give a lower one")
         generator = torch.Generator().manual_seed(seed)
         for block in config.chosen(model):
             width = block.attn.proj.out_features

@@ -74,8 +74,8 @@ class Reading(Flow):
     """No stage at all: what embeds runs every block, and what classifies is the reader."""
 
     def embed(self, images_BCHW: Tensor) -> Tensor:
-        """Turn images into their summaries, as one token: (B, 1, S, D)."""
-        return summaries_of(self.model, images_BCHW)[:, None]
+        """Turn images into their summaries, (B, S, D)."""
+        return summaries_of(self.model, images_BCHW)
 
     def stages(self, plan: StepPlan) -> list[Stage]:
         """Give none."""
@@ -84,5 +84,5 @@ class Reading(Flow):
     def classify(self, flowing: Tensor) -> Tensor:
         """Turn summaries into logits, (B, K)."""
         reader: Any = self.model.reader
-        logits: Tensor = reader(flowing.squeeze(1))
+        logits: Tensor = reader(flowing)
         return logits

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from alast_tune.config import MethodConfig, TrainConfig
 from alast_tune.errors import ConfigError
 from alast_tune.methods.base import Constant, Flow, Method, Stage, StepPlan, check_blocks
-from alast_tune.methods.lora import LEARNING_RATE, Adapters, adapted_blocks, add_adapters, merge_adapters
+from alast_tune.methods.lora import LEARNING_RATE, Adapters, add_adapters, merge_adapters
 from alast_tune.methods.parameters import adapters
 from alast_tune.methods.tap import AttentionTap
 from alast_tune.models.backbone import (
@@ -167,14 +167,13 @@ class Tome(Constant):
     """
 
     def __init__(self, config: TomeConfig, model: Backbone) -> None:
-        depth, trainable_L = len(model.blocks), None
+        depth = len(model.blocks)
         if config.lora is not None:
-            trainable_L = adapted_blocks(config.lora, model)
-            add_adapters(config.lora, model)
+            add_adapters(config.lora, model, config.from_block)
         flow = Merging(config, model)
         self.merges_L = flow.merges_L
         tokens_L = tokens_after(self.merges_L, token_count(model), int(model.num_prefix_tokens))[:depth]
-        super().__init__(config, model, trainable_L, tokens_L, flow)
+        super().__init__(config, model, tokens_L=tokens_L, flow=flow)
         self._adapted = config.lora is not None
 
     def export(self) -> Backbone:

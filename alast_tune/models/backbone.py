@@ -112,16 +112,35 @@ def classify(model: Backbone, x_BND: Tensor) -> Tensor:
     return logits
 
 
-def predict(model: Backbone, images_BCHW: Tensor) -> Tensor:
-    """Turn images into logits (B, K), as ``model(images)`` does, without what nobody looks at in the last block."""
+def predict(model: Backbone, images_BCHW: Tensor, start: int = 0) -> Tensor:
+    """Turn images into logits (B, K), as ``model(images)`` does, without what nobody looks at in the last block.
+
+    Args:
+        model: that predicts.
+        images_BCHW: or, with ``start``, the tokens (B, N, D) that enter this block; of a reader, the summaries.
+        start: first block that runs; as many as there are blocks: none does.
+    """
     if has_reader(model):
         reader: Any = model.reader
-        read: Tensor = reader(summaries_of(model, images_BCHW))
+        read: Tensor = reader(images_BCHW if start else summaries_of(model, images_BCHW))
         return read
-    x_BND = embed(model, images_BCHW)
-    for index in range(len(model.blocks)):
+    x_BND = images_BCHW if start else embed(model, images_BCHW)
+    for index in range(start, len(model.blocks)):
         x_BND = run_block(model, index, x_BND)
     return classify(model, x_BND)
+
+
+def predict_tokens(model: Backbone, images_BCHW: Tensor, start: int) -> Tensor:
+    """Turn images into the tokens (B, N, D) that enter a block; the rest of :func:`predict` begins with them.
+
+    Where a reader classifies, the rest begins with the summaries, (B, S, D), whatever the block.
+    """
+    if has_reader(model):
+        return summaries_of(model, images_BCHW)
+    x_BND = embed(model, images_BCHW)
+    for index in range(start):
+        x_BND = run_block(model, index, x_BND)
+    return x_BND
 
 
 @torch.no_grad()

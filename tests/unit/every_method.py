@@ -50,9 +50,10 @@ ALAST: dict[str, Sequence[Any]] = {
     "floors": (UNSET, {"early": 0.9, "middle": 0.5, "late": 0.2}),
     "max_budget": (1.0, 0.95),
     "alpha": (1e-3, 0.3),
+    "from_block": (0, 3),
 }
 OPTIONS: dict[str, dict[str, Sequence[Any]]] = {
-    "full": {},
+    "full": {"from_block": (0, 3, DEPTH)},
     "head": {},
     "top_k": {"blocks": ((1, 3), (0,), (5,), tuple(range(DEPTH)))},
     "bsr": {
@@ -60,10 +61,15 @@ OPTIONS: dict[str, dict[str, Sequence[Any]]] = {
         "keep": (0.5, 0.3, 1.0),
         "drop_after": (UNSET, (1, 2), ()),
     },
-    "tome": {"merge": (4, (0, 5, 0, 1, 3, 0), 99, UNSET), "target_flops": (0.6, UNSET), "merge_share": (0.5, 0.3)},
-    "lora": ADAPTERS,
-    "lora+tome": {"merge": (4, UNSET), "merge_share": (0.5, 0.3)} | ON_ADAPTERS,
-    "apla": {"columns": (UNSET, 1, 9, 31), "blocks": (UNSET, (1, 3, 4), (5,))},
+    "tome": {
+        "merge": (4, (0, 5, 0, 1, 3, 0), 99, UNSET),
+        "target_flops": (0.6, UNSET),
+        "merge_share": (0.5, 0.3),
+        "from_block": (0, 2),
+    },
+    "lora": ADAPTERS | {"from_block": (0, 4)},
+    "lora+tome": {"merge": (4, UNSET), "merge_share": (0.5, 0.3), "from_block": (0, 2)} | ON_ADAPTERS,
+    "apla": {"columns": (UNSET, 1, 9, 31), "blocks": (UNSET, (1, 3, 4), (5,)), "from_block": (0, 4)},
     "reader": {"read": ("linear", "attentive")},
     "alast": ALAST,
     "lora+alast": ALAST | ON_ADAPTERS,
@@ -123,8 +129,9 @@ def cases(name: str) -> tuple[Case, ...]:
 def random_case(name: str, draw: random.Random) -> Case:
     """Settings of the method ``name``, and a step, drawn at random."""
     blocks = tuple(sorted(draw.sample(range(DEPTH), draw.randint(1, DEPTH))))
+    last = tuple(sorted({*blocks, DEPTH - 1}))  # of which from_block leaves one
     ranges: dict[str, Any] = {
-        "blocks": draw.choice([UNSET, blocks]) if name in {"lora", "apla"} else blocks,
+        "blocks": draw.choice([UNSET, last]) if name in {"lora", "apla"} else last if "lora" in name else blocks,
         "keep": draw.uniform(0.3, 1),
         "drop_after": UNSET,
         "merge": draw.choice([draw.randint(0, 4), tuple(draw.randint(0, 5) for _ in range(DEPTH)), UNSET]),
@@ -151,9 +158,9 @@ def _case(name: str, row: dict[str, Any]) -> Case:
     lora = {option.removeprefix("lora."): values.pop(option) for option in list(values) if option.startswith("lora.")}
     if name.startswith("lora+"):
         values["lora"] = lora
-    if name == "lora+alast":
-        drawable = len(lora.get("blocks", range(DEPTH)))
-        values["trainable_blocks"] = min(values["trainable_blocks"], drawable)
+    if "trainable_blocks" in values:
+        drawable = [block for block in lora.get("blocks", range(DEPTH)) if block >= values["from_block"]]
+        values["trainable_blocks"] = min(values["trainable_blocks"], len(drawable))
     tag = name.removeprefix("lora+")
     config = TrialConfig.model_validate({"method": {"name": tag} | values}).method
     return Case(config, row["model"], row["precision"], row["batch"])
