@@ -42,6 +42,7 @@ _OURS = tuple(
         "tome": "tome:TomeConfig",
         "lora": "lora:LoraConfig",
         "apla": "apla:AplaConfig",
+        "reader": "reader:ReaderConfig",
     }.items()
 )
 

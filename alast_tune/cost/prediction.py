@@ -16,7 +16,7 @@ way and their gradient the other, so that what the parts add gives what the whol
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
@@ -30,17 +30,10 @@ from torch.optim import Optimizer
 from alast_tune.config import HeadConfig, MethodConfig
 from alast_tune.cost.hollow import HollowModel
 from alast_tune.cost.part import Counts, Flowing, Part, PartCost, distinct_counts, run_part
-from alast_tune.methods.base import Stage, StepPlan, random_drop, run_stages
+from alast_tune.methods.base import Flow, Stage, StepPlan, random_drop, run_stages
 from alast_tune.methods.summary import summary_updates
-from alast_tune.models.backbone import (
-    Backbone,
-    blocks_of,
-    classify,
-    embed,
-    needs_class_token_alone,
-    predict,
-    token_count,
-)
+from alast_tune.models.backbone import Backbone, blocks_of, embed, needs_class_token_alone, predict, token_count
+from alast_tune.models.reading import has_reader, summary_count
 
 Precision = Literal["fp32", "bf16", "fp16"]
 _DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -190,11 +183,19 @@ class StepCosts:
             return self._image_bytes
         if plan.image_tokens:
             return FLOAT * plan.image_tokens * int(self._model.embed_dim)
-        below = self._hollow_model(config).flow.stages(plan)[plan.start - 1]
-        return FLOAT * (1 if below.alone else below.leaving) * int(self._model.embed_dim)
+        below = self._hollow_model(config).flow.stages(plan)[: plan.start]
+        return FLOAT * self._leaving(below) * int(self._model.embed_dim)
+
+    def _leaving(self, stages: Sequence[Stage]) -> int:
+        """Tokens that leave the last of some stages; the summaries where there are none, and a reader classifies."""
+        if not stages:
+            return summary_count(self._model)
+        return 1 if stages[-1].alone else stages[-1].leaving
 
     def _evaluated_tokens(self, start: int) -> int:
-        """Tokens that enter a block in an evaluation."""
+        """Tokens that enter a block in an evaluation, or the summaries that a reader gets."""
+        if has_reader(self._model):
+            return summary_count(self._model)
         return 1 if start == len(self._model.blocks) and needs_class_token_alone(self._model) else self._tokens
 
     def _evaluated_bytes(self, start: int) -> int:
@@ -203,11 +204,11 @@ class StepCosts:
 
     def _trunk(self, config: MethodConfig, plan: StepPlan, batch: int, precision: Precision = "fp32") -> PartCost:
         """Give the cost of a forward without gradients up to a plan's start."""
-        hollow = self._hollow_model(config)
-        stages = hollow.flow.stages(plan)[: plan.start]
+        flow = self._hollow_model(config).flow
+        stages = flow.stages(plan)[: plan.start]
 
         def run(model: Backbone, images_BCHW: Tensor) -> Any:
-            return run_stages(stages, embed(model, images_BCHW))
+            return run_stages(stages, flow.embed(images_BCHW))
 
         return self._forward(config, run, batch, precision, ("trunk", plan.tokens_L, plan.start))
 
@@ -216,17 +217,18 @@ class StepCosts:
     ) -> _MicroStep:
         """Compose a micro-batch's step; ``accumulating`` adds its gradients to those that are there already."""
         hollow = self._hollow_model(config)
-        model, stages = hollow.model, hollow.flow.stages(plan)
-        first = plan.image_tokens or plan.tokens_L[0]
-        alone = stages[-1].alone
-        leaving = 1 if alone else stages[-1].leaving
+        model, flow, first = hollow.model, hollow.flow, plan.image_tokens or plan.tokens_L[0]
+        stages = flow.stages(plan)
+        scales = bool(stages) and not stages[-1].alone
+        leaving = self._leaving(stages)
         before = random_drop(model, plan)
         if not plan.start:
-            before.insert(0, _whole("embed", partial(embed, model), first))
+            before.insert(0, _whole("embed", flow.embed, first))
+        blocks = list(zip(stages, blocks_of(model), plan.trainable_L, strict=True)) if stages else []
         whole: list[tuple[Stage, nn.Module | None, bool]] = [
             *((stage, None, True) for stage in before),
-            *list(zip(stages, blocks_of(model), plan.trainable_L, strict=True))[plan.start :],
-            (Stage(partial(self._loss, model), leaving, leaving, "loss", scales=not alone), None, True),
+            *blocks[plan.start :],
+            (Stage(partial(self._loss, flow), leaving, leaving, "loss", scales=scales), None, True),
         ]
         given = self._features if plan.start else self._images
         parts: list[Part] = []
@@ -249,8 +251,8 @@ class StepCosts:
             peak, flops = max(peak, costs[0].left + looked.peak), flops + looked.flops
         return _MicroStep(flops, held, peak, live)
 
-    def _loss(self, model: Backbone, x_BND: Tensor, leaving: int) -> Tensor:
-        return F.cross_entropy(classify(model, x_BND), self._labels_B)
+    def _loss(self, flow: Flow, flowing: Any, leaving: int) -> Tensor:
+        return F.cross_entropy(flow.classify(flowing), self._labels_B)
 
     def _forward(
         self,

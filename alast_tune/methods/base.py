@@ -99,8 +99,16 @@ class Flow:
         self.config = config
         self.model = model
 
+    def embed(self, images_BCHW: Tensor) -> Any:
+        """Turn images into what enters the first stage, or the classifier where there are no stages."""
+        return embed(self.model, images_BCHW)
+
+    def classify(self, flowing: Any) -> Tensor:
+        """Turn what leaves the last stage into logits, (B, K)."""
+        return classify(self.model, flowing)
+
     def stages(self, plan: StepPlan) -> list[Stage]:
-        """Give a plan's stages, one a block."""
+        """Give a plan's stages, one a block; none where :meth:`embed` goes through all blocks."""
         return [
             Stage(partial(self._run, index), count, count, index == len(plan.tokens_L) - 1, alone=self.alone(index))
             for index, count in enumerate(plan.tokens_L)
@@ -253,7 +261,7 @@ class Constant:
     def trunk(self, images_BCHW: Tensor) -> Any:
         """Run what lies below the block at which the steps begin, the embedding too: images to tokens (B, N, D)."""
         stages = self._flow.stages(self._plan_for())[: self._start]
-        return run_stages(stages, embed(self.model, images_BCHW))
+        return run_stages(stages, self._flow.embed(images_BCHW))
 
     def parameters(self) -> list[nn.Parameter]:
         """What trains."""
@@ -265,10 +273,10 @@ class Constant:
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Training forward: embedding, all stages, classifier; or stages from ``plan.start`` on, given what enters."""
-        start = self._plan.start
-        stages = [*random_drop(self.model, self._plan), *self._flow.stages(self._plan)[start:]]
+        flow, start = self._flow, self._plan.start
+        stages = [*random_drop(self.model, self._plan), *flow.stages(self._plan)[start:]]
         # Without a name for the embedded tokens, which would hold them until the end.
-        return classify(self.model, run_stages(stages, images_BCHW if start else embed(self.model, images_BCHW)))
+        return flow.classify(run_stages(stages, images_BCHW if start else flow.embed(images_BCHW)))
 
     def end_step(self) -> None:
         """Nothing to learn."""

@@ -19,6 +19,8 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor
 from torch.nn import functional as F
 
+from alast_tune.models.reading import block_summaries, has_reader
+
 Backbone: TypeAlias = VisionTransformer | Eva
 """A timm model that can be fine-tuned here."""
 
@@ -170,9 +172,13 @@ def predict(model: Backbone, images_BCHW: Tensor, start: int = 0) -> Tensor:
 
     Args:
         model: that predicts.
-        images_BCHW: or, with ``start``, the tokens (B, N, D) that enter this block.
+        images_BCHW: or, with ``start``, the tokens (B, N, D) that enter this block; of a reader, the summaries.
         start: first block that runs; as many as there are blocks: none does.
     """
+    if has_reader(model):
+        reader: Any = model.reader
+        read: Tensor = reader(images_BCHW if start else summaries_of(model, images_BCHW))
+        return read
     x_BND = images_BCHW if start else embed(model, images_BCHW)
     for index in range(start, len(model.blocks)):
         x_BND = run_block(model, index, x_BND)
@@ -180,11 +186,28 @@ def predict(model: Backbone, images_BCHW: Tensor, start: int = 0) -> Tensor:
 
 
 def predict_tokens(model: Backbone, images_BCHW: Tensor, start: int) -> Tensor:
-    """Turn images into the tokens (B, N, D) that enter a block; the rest of :func:`predict` begins with them."""
+    """Turn images into the tokens (B, N, D) that enter a block; the rest of :func:`predict` begins with them.
+
+    Where a reader classifies, the rest begins with the summaries, (B, S, D), whatever the block.
+    """
+    if has_reader(model):
+        return summaries_of(model, images_BCHW)
     x_BND = embed(model, images_BCHW)
     for index in range(start):
         x_BND = run_block(model, index, x_BND)
     return x_BND
+
+
+@torch.no_grad()
+def summaries_of(model: Backbone, images_BCHW: Tensor) -> Tensor:
+    """Summarise images after every block but the last, and as the classifier would get them, (B, S, D), no gradient."""
+    x_BND = embed(model, images_BCHW)
+    found: list[Tensor] = []
+    for index in range(len(model.blocks) - 1):
+        x_BND = run_block(model, index, x_BND)
+        found += block_summaries(model, x_BND)
+    x_BND = model.norm(run_block(model, len(model.blocks) - 1, x_BND))
+    return torch.stack([*found, model.forward_head(x_BND, pre_logits=True)], dim=1)
 
 
 def _scaled(block: Any, half: int, x_BND: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ METHODS: dict[str, tuple[dict[str, Any], int]] = {
     "whole blocks": ({"name": "full", "from_block": 3}, 3),
     "blocks that are named": ({"name": "top_k", "blocks": [5]}, 5),
     "adapters": ({"name": "lora", "from_block": 4}, 4),
+    "a reader": ({"name": "reader"}, DEPTH),
     "projections": ({"name": "apla", "from_block": 2}, 2),
     "fewer tokens": ({"name": "bsr", "blocks": [4, 5]}, 4),
 }

@@ -86,6 +86,7 @@ def test_random_plans_cost_what_is_predicted(name: str) -> None:
         {"name": "bsr", "blocks": (2, 5), "keep": 0.5},
         {"name": "tome", "merge": 6},
         {"name": "apla", "columns": 9},
+        {"name": "reader", "read": "attentive"},
         {"name": "alast", "reading": "paper", "trainable_blocks": 3, "initial_budget": 0.6},
         {"name": "alast", "reading": "authors", "trainable_blocks": 3, "frozen_backward": "residual"},
         {"name": "alast", "reading": "fast", "trainable_blocks": 3, "target_budget": 0.4, "lora": {"rank": 4}},
