@@ -39,8 +39,10 @@ ALAST: dict[str, Sequence[Any]] = {
     "trainable_blocks": (3, 1, DEPTH, 0),
     "budget_timing": (UNSET, "same_step", "next_step"),
     "initial_budget": (UNSET, "calibrate", 0.6),
-    "selection": ("proportional", "softmax", "top_k"),
-    "delta_reduction": ("batch_mean", "batch_sum"),
+    "selection": ("proportional", "softmax", "top_k", "uniform"),
+    "delta_reduction": ("batch_mean", "batch_sum", "relative"),
+    "ranking": ("attention", "random"),
+    "drop_tokens": ("after_block", "before_mlp"),
     "first_delta": ("skip", "zero"),
     "keep_reference": ("image", "incoming"),
     "keep_multiple": (1, 8),
@@ -146,6 +148,8 @@ def _case(name: str, row: dict[str, Any]) -> Case:
     if name == "lora+alast":
         drawable = len(lora.get("blocks", range(DEPTH)))
         values |= {"lora": lora, "trainable_blocks": min(values["trainable_blocks"], drawable)}
+    if values.get("drop_tokens") == "before_mlp":  # which asks for budgets of the step before
+        values["budget_timing"] = "next_step"
     tag = "alast" if name == "lora+alast" else name
     config = TrialConfig.model_validate({"method": {"name": tag} | values}).method
     return Case(config, row["model"], row["precision"], row["batch"])
