@@ -13,7 +13,7 @@ from alast_tune.methods.base import StepPlan
 from alast_tune.methods.budgets import class_delta, relative_magnitude
 from alast_tune.methods.dropping import Dropping, Tokens
 from alast_tune.methods.lora import add_adapters, merge_adapters
-from alast_tune.methods.parameters import set_trainable
+from alast_tune.methods.parameters import parameters_to_train, set_trainable
 from alast_tune.methods.planner import Planner, drawable_blocks
 from alast_tune.methods.summary import RandomScores, Scores, scores_of, summarise, summary_updates
 from alast_tune.models.backbone import Backbone, classify, embed
@@ -44,7 +44,7 @@ class Alast:
 
     def __init__(self, config: AlastConfig, model: Backbone, alpha: float, seed: int) -> None:
         if config.lora is not None:
-            add_adapters(config.lora, model)
+            add_adapters(config.lora, model, config.from_block)
         self.model = model
         self.config = config
         self._planner = Planner(
@@ -59,7 +59,7 @@ class Alast:
         self._deltas: list[Tensor] = []  # (L,) of each micro-batch, summed over
         self._images = 0  # so many images
 
-        self._parameters = config.trainable_parameters(model)
+        self._parameters = parameters_to_train(config, model)
         set_trainable(model.parameters(), False)
         set_trainable(self._parameters, True)
         chosen = {id(p) for p in self._parameters}

@@ -173,6 +173,7 @@ class AlastConfig(MethodConfig):
     def cost_settings(self) -> MethodConfig:
         """Leave out all but adapters, embeddings, and how frozen blocks, budgets and ranks take part in the forward."""
         return AlastConfig(
+            from_block=self.from_block,
             lora=self.lora,
             train_embeddings=self.train_embeddings,
             frozen_backward=self.frozen_backward,
