@@ -2,7 +2,7 @@
 
 from alast_tune.config import MethodConfig, TrainConfig
 from alast_tune.errors import ConfigError
-from alast_tune.methods.alast import Alast
+from alast_tune.methods.adaptive import Alast
 from alast_tune.methods.apla import Apla
 from alast_tune.methods.base import Constant, Flow, Method, Stage, StepPlan
 from alast_tune.methods.bsr import Bsr
@@ -79,6 +79,5 @@ def compile_blocks(method: Method) -> None:
     limits = torch._dynamo.config
     limits.recompile_limit = max(limits.recompile_limit, 64)
     for block in blocks_of(method.model):
-        # ToMe goes between a block's halves, so these are compiled one by one.
-        for module in (block.attn, block.mlp) if method.config.splits_blocks else (block,):
+        for module in (block.attn, block.mlp) if method.config.splits_blocks() else (block,):
             module.compile(dynamic=True)

@@ -179,7 +179,7 @@ class Planner:
         """
         totals, count = total_over_ranks(sums, images)
         deltas = finite(totals.double().cpu())
-        return deltas / count if self._config.delta_reduction == "batch_mean" else deltas
+        return deltas if self._config.delta_reduction == "batch_sum" else deltas / count
 
 
 def finite(deltas: Tensor) -> Tensor:
@@ -232,7 +232,9 @@ def foresee_plans(
     planner = Planner(config, patches, prefix, drawable_L, alpha, seed)
     planner.enter(plan.image_tokens or plan.tokens_L[0], plan.tokens_L[0])
     if config.initial_budget == "calibrate" or config.first_delta == "zero":
-        planner.foresee(look.magnitudes_L, look.deltas_L, look.images)
+        relative = config.delta_reduction == "relative"
+        sums_L = look.magnitudes_L * look.images if relative else look.deltas_L
+        planner.foresee(look.magnitudes_L, sums_L, look.images)
     else:
         planner.decide()
     first, drawn = planner.plan, []

@@ -43,7 +43,6 @@ class TomeConfig(MethodConfig):
     name: Literal["tome"] = "tome"
     label = "ToMe"
     foremost = "merge"
-    splits_blocks = True
 
     merge: Annotated[int, Field(ge=0)] | tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
         None, description="r, tokens merged away in each block; one number or one a block"
@@ -83,6 +82,10 @@ class TomeConfig(MethodConfig):
         blocks = blocks_of(model)
         known = all(type(block) is Block for block in blocks) and needs_class_token_alone(model)
         return "" if known else f"is built of {type(blocks[0]).__name__}, not of timm's plain Block"
+
+    def splits_blocks(self) -> bool:
+        """Tokens merge between the halves."""
+        return True
 
     def build(self, model: Backbone, train: TrainConfig) -> Method:
         """Wrap a model."""

@@ -14,8 +14,8 @@ import torch
 from timm.layers.attention import Attention, AttentionRope
 from timm.layers.format import Format
 from timm.layers.pos_embed_sincos import apply_rot_embed_cat, get_mixed_freqs
-from timm.models.eva import Eva, EvaAttention, EvaBlock
-from timm.models.vision_transformer import Block, VisionTransformer
+from timm.models.eva import Eva, EvaAttention, EvaBlock, EvaBlockPostNorm
+from timm.models.vision_transformer import Block, ResPostBlock, VisionTransformer
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -23,6 +23,9 @@ from alast_tune.models.reading import block_summaries, has_reader
 
 Backbone: TypeAlias = VisionTransformer | Eva
 """A timm model that can be fine-tuned here."""
+
+_NORM_AFTER = (ResPostBlock, EvaBlockPostNorm)
+"""Blocks whose norms come after attention and MLP."""
 
 
 def blocks_of(model: Backbone) -> list[Any]:
@@ -127,6 +130,36 @@ def run_block(model: Backbone, index: int, x_BND: Tensor, kept_BN: Tensor | None
     options = {"rope": rope, "attn_mask": mask}
     y_BND: Tensor = block(x_BND, **{name: value for name, value in options.items() if value is not None})
     return y_BND
+
+
+def run_attention(model: Backbone, index: int, x_BND: Tensor, kept_BN: Tensor | None = None) -> Tensor:
+    """Run the first half of a block as timm has it: its attention, with the skip connection."""
+    block = blocks_of(model)[index]
+    rope = rotations(model, index, kept_BN)
+    options = {} if rope is None else {"rope": rope}
+    if isinstance(block, _NORM_AFTER):
+        half_BND = block.norm1(block.attn(x_BND, **options))
+    else:
+        half_BND = _scaled(block, 1, block.attn(block.norm1(x_BND), **options))
+    attended_BND: Tensor = x_BND + block.drop_path1(half_BND)
+    return attended_BND
+
+
+def run_mlp(model: Backbone, index: int, x_BND: Tensor) -> Tensor:
+    """Run the second half of a block as timm has it: its MLP, with the skip connection."""
+    block = blocks_of(model)[index]
+    after = isinstance(block, _NORM_AFTER)
+    half_BND = block.norm2(block.mlp(x_BND)) if after else _scaled(block, 2, block.mlp(block.norm2(x_BND)))
+    y_BND: Tensor = x_BND + block.drop_path2(half_BND)
+    return y_BND
+
+
+def why_no_halves(model: Backbone) -> str:
+    """Say why :func:`run_attention` and :func:`run_mlp` are no whole, in words that follow "the model"; or nothing."""
+    for block in blocks_of(model):
+        if type(block) not in (Block, EvaBlock, *_NORM_AFTER):
+            return f"is built of {type(block).__name__}, which is not an attention and then an MLP"
+    return ""
 
 
 def rotations(model: Backbone, index: int, kept_BN: Tensor | None = None) -> Tensor | None:
