@@ -118,6 +118,11 @@ class TrainConfig(Record):
     accumulate: int = Field(
         1, ge=1, description="split each batch into so many forwards and backwards, for less memory"
     )
+    checkpoint_blocks: bool = Field(
+        False,
+        description="keep of each block's forward only the tokens that enter, and run it again in the backward: a "
+        "third more work, a fraction of the activations",
+    )
     learning_rate: float = Field(1e-4, gt=0, description="unset: 1e-4, with adapters 1e-3, as in the paper")
     warmup_epochs: float = Field(0.0, ge=0, description="linear warm-up of the learning rate")
     schedule: Literal["constant", "cosine"] = "constant"

@@ -104,13 +104,15 @@ class StepCosts:
             precision: of matrix products; other than ``fp32`` under autocast.
             accumulate: micro-batches that the batch is split into.
         """
-        micro = -(-batch // accumulate)
+        parts = min(accumulate, batch)
+        micro = -(-batch // parts)
         first = self._micro_step(config, plan, micro, precision)
         working, flops = first.peak, first.flops
         if micro < batch:
-            again = self._micro_step(config, replace(plan, calibrated=False), micro, precision, accumulating=True)
+            second = micro if batch % parts != 1 else batch // parts  # tensor_split's first parts are the larger ones
+            again = self._micro_step(config, replace(plan, calibrated=False), second, precision, accumulating=True)
             working = max(working, first.gradients + again.peak)
-            flops += again.flops * (batch - micro) // micro
+            flops += again.flops * (batch - micro) // second
             if plan.calibrated:  # on all micro-batches, before the first one's forward
                 flops += self._forward(config, _embedded_updates, batch - micro).flops
         update = first.gradients + _update_bytes(optimizer, first.gradients)

@@ -39,7 +39,9 @@ def build_method(config: MethodConfig, model: Backbone, train: TrainConfig | Non
     if why := config.why_not(model):
         remedy = f"the model {why}; take another method or another model (alast-tune doctor --models lists them)"
         raise ConfigError("method.name", config.name, remedy)
-    method = config.build(model, train or TrainConfig())
+    train = train or TrainConfig()
+    model.set_grad_checkpointing(train.checkpoint_blocks)  # run_block goes by it
+    method = config.build(model, train)
     _check_parameters(method)
     return method
 

@@ -6,7 +6,8 @@ sees the class token alone, the last block computes nothing else.
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from collections.abc import Callable
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from timm.layers.attention import Attention, AttentionRope
@@ -15,9 +16,12 @@ from timm.models.eva import Eva, EvaAttention, EvaBlock
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 Backbone: TypeAlias = VisionTransformer | Eva
 """A timm model that can be fine-tuned here."""
+
+T = TypeVar("T")
 
 
 def blocks_of(model: Backbone) -> list[Any]:
@@ -60,16 +64,25 @@ def run_block(model: Backbone, index: int, x_BND: Tensor, kept_BN: Tensor | None
         All tokens, (B, N, D); of the last block the class token by itself, (B, 1, D), where
         :func:`needs_class_token_alone` says so. Queries, projection and MLP are then computed for it alone.
     """
-    block = blocks_of(model)[index]
-    rope = rotations(model, index, kept_BN)
-    if index == len(model.blocks) - 1 and needs_class_token_alone(model):
-        attended_B1D = _attend_from_class_token(block.attn, block.norm1(x_BND), rope, mask)
-        x_B1D = x_BND[:, :1] + block.drop_path1(_scaled(block, 1, attended_B1D))
-        y_B1D: Tensor = x_B1D + block.drop_path2(_scaled(block, 2, block.mlp(block.norm2(x_B1D))))
-        return y_B1D
-    options = {"rope": rope, "attn_mask": mask}
-    y_BND: Tensor = block(x_BND, **{name: value for name, value in options.items() if value is not None})
-    return y_BND
+
+    def run(x_BND: Tensor) -> Tensor:
+        return _run_block(model, index, x_BND, kept_BN, mask)
+
+    return recomputed(model, index, run, x_BND)
+
+
+def recomputed(model: Backbone, index: int, run: Callable[..., T], *tensors: Tensor) -> T:
+    """Run a block's forward on tensors; under ``model.set_grad_checkpointing()`` keep these alone for its backward.
+
+    The backward then runs the forward again, dropout drawn as before. A block that has no backward runs as it is.
+    """
+    if not (model.grad_checkpointing and torch.is_grad_enabled()):
+        return run(*tensors)
+    learns = (one.requires_grad for one in (*tensors, *blocks_of(model)[index].parameters()))
+    if not any(learns):
+        return run(*tensors)
+    made: T = checkpoint(run, *tensors, use_reentrant=False)
+    return made
 
 
 def rotations(model: Backbone, index: int, kept_BN: Tensor | None = None) -> Tensor | None:
@@ -116,6 +129,19 @@ def predict(model: Backbone, images_BCHW: Tensor) -> Tensor:
     for index in range(len(model.blocks)):
         x_BND = run_block(model, index, x_BND)
     return classify(model, x_BND)
+
+
+def _run_block(model: Backbone, index: int, x_BND: Tensor, kept_BN: Tensor | None, mask: Any) -> Tensor:
+    block = blocks_of(model)[index]
+    rope = rotations(model, index, kept_BN)
+    if index == len(model.blocks) - 1 and needs_class_token_alone(model):
+        attended_B1D = _attend_from_class_token(block.attn, block.norm1(x_BND), rope, mask)
+        x_B1D = x_BND[:, :1] + block.drop_path1(_scaled(block, 1, attended_B1D))
+        y_B1D: Tensor = x_B1D + block.drop_path2(_scaled(block, 2, block.mlp(block.norm2(x_B1D))))
+        return y_B1D
+    options = {"rope": rope, "attn_mask": mask}
+    y_BND: Tensor = block(x_BND, **{name: value for name, value in options.items() if value is not None})
+    return y_BND
 
 
 def _scaled(block: Any, half: int, x_BND: Tensor) -> Tensor:

@@ -126,7 +126,7 @@ class Forecast:
     def _prepare(self, config: TrialConfig, method_config: MethodConfig, start: _Start) -> _Prepared:
         """Let a method prepare a copy without weights, the same for all settings of the same costs."""
         setup = method_config.cost_settings()
-        key = config.model, config.data, setup, config.train.optimizer
+        key = config.model, config.data, setup, config.train.optimizer, config.train.checkpoint_blocks
         if key not in self._prepared:
             method = build_method(setup, copy.deepcopy(start.look.model), config.train)
             optimizer = build_optimizer(config.train, method.parameters())
