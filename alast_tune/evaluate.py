@@ -14,11 +14,22 @@ from alast_tune.parallel import total_over_ranks
 
 @torch.no_grad()
 def evaluate(
-    model: Backbone, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device, dtype: torch.dtype | None = None
+    model: Backbone,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+    start: int = 0,
 ) -> tuple[float, float]:
-    """Share of correct answers in [0, 1] and mean cross-entropy; ``dtype`` is that of autocast, None for none.
+    """Share of correct answers in [0, 1] and mean cross-entropy.
 
     The model is left in the mode, training or not, in which it came; no method state moves.
+
+    Args:
+        model: to evaluate.
+        batches: images, or what enters block ``start``, and labels.
+        device: to compute on.
+        dtype: of autocast; None for none.
+        start: first block that runs.
     """
     was_training = model.training
     model.eval()
@@ -28,7 +39,7 @@ def evaluate(
     for images, labels in batches:
         images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
         with torch.autocast(device.type, dtype, enabled=dtype is not None):
-            logits = predict(model, images).float()
+            logits = predict(model, images, start).float()
         right += (logits.argmax(dim=1) == labels).sum()
         loss += F.cross_entropy(logits, labels, reduction="sum")
         count += len(labels)

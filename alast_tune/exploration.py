@@ -30,16 +30,18 @@ def explore(run: Run) -> tuple[int, ...]:
     """
     choice, train, model = run.config.method, run.config.train, run.model
     assert isinstance(choice, BlockChoice)
-    if choice.count > len(model.blocks):
-        raise ConfigError("method.count", choice.count, f"the model has {len(model.blocks)} blocks")
+    first, depth = choice.from_block, len(model.blocks)
+    if choice.count > depth - first:
+        what = f"method.from_block = {first} leaves" if first else "the model has"
+        raise ConfigError("method.count", choice.count, f"{what} {max(0, depth - first)} blocks; give no more")
     drawn = list(islice(chain.from_iterable(run._loader(epoch) for epoch in (0, 1)), 2 * choice.probe_steps))
     learning, scoring = drawn[: -(len(drawn) // 2)], drawn[-(len(drawn) // 2) :]
     _, scored = total_over_ranks(torch.zeros((), device=run.device), sum(len(labels) for _, labels in scoring))
     image_size = learning[0][0].shape[-1]
     losses = []
     run.meter.exploring = True
-    for block in range(len(model.blocks)):
-        probe = build_method(TopKConfig(blocks=(block,)), model, train)
+    for block in range(first, depth):
+        probe = build_method(TopKConfig(blocks=(block,), from_block=first), model, train)
         optimizer = build_optimizer(train, probe.parameters())
         before = [parameter.detach().clone() for parameter in probe.parameters()]
         run._seed_dropout(0)
@@ -57,4 +59,4 @@ def explore(run: Run) -> tuple[int, ...]:
     run.meter.end_exploration()
     if sum(map(math.isfinite, losses)) < choice.count:
         raise DivergedError("the probes of exploration have diverged; lower train.learning_rate")
-    return most_influential(losses, choice.count)
+    return tuple(first + block for block in most_influential(losses, choice.count))

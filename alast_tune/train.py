@@ -24,8 +24,9 @@ from alast_tune.errors import ConfigError, DivergedError
 from alast_tune.evaluate import evaluate
 from alast_tune.exploration import explore
 from alast_tune.failpoints import failpoint
+from alast_tune.features import Features, begin_with_features, compute_features
 from alast_tune.fingerprints import Fingerprints, fingerprints, keep_fingerprints
-from alast_tune.methods import Method, build_method, compile_blocks, with_blocks_chosen
+from alast_tune.methods import Constant, Method, build_method, compile_blocks, with_blocks_chosen
 from alast_tune.models import create_model, input_spec
 from alast_tune.models.backbone import Backbone
 from alast_tune.optimizers import build_optimizer, rate
@@ -76,6 +77,7 @@ class Run:
         self.device = device_of(config.train)
         self.model, self._splits = load_trial(config, verify)
         self.model.to(self.device)
+        self._features: Features | None = None
         self.steps_per_epoch = len(self._loader(0))
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=config.train.precision == "fp16")
         self._dtype = AUTOCAST[config.train.precision]
@@ -95,6 +97,8 @@ class Run:
         if self.config.train.compile:
             compile_blocks(self.method)
         self._optimizer = build_optimizer(self.config.train, self.method.parameters())
+        if self.config.data.features == "cache":
+            begin_with_features(self.method)
         self._scheduler = LambdaLR(self._optimizer, rate(self.config.train, self.steps_per_epoch))
         self._started = True
 
@@ -107,6 +111,18 @@ class Run:
     def finished(self) -> bool:
         """Whether all epochs are done."""
         return self.epoch >= self.config.train.epochs
+
+    def _keep_features(self) -> None:
+        """Compute once what the steps begin with, if they do not begin with images."""
+        if self.config.data.features == "none" or self._features:
+            return
+        assert isinstance(self.method, Constant)
+        size, count = input_spec(self.model).image_size, self.config.data.views
+        views = [self._splits.train.drawn(self._draws(view)) for view in range(count)]
+        with self.meter.trunk(self.method, self._optimizer, size, self._micro_batch) as batch:
+            self._features = compute_features(self.method, views, self._splits.validation, self._dtype, batch)
+        if not self.epoch:  # otherwise the checkpoint has counted them
+            self.meter.add_trunk(self.method, size, len(self._splits.train) * count)
 
     def train_epoch(self, on_step: Callable[[int], None] | None = None) -> EpochReport:
         """Train one epoch, validate, and report; ``on_step`` is called with the steps done in the epoch.
@@ -121,6 +137,7 @@ class Run:
         losses = torch.zeros((), device=self.device)
         trained, tokens = (np.zeros(len(self.model.blocks), dtype=int) for _ in range(2))
         with self.meter.clock.training():
+            self._keep_features()
             self.model.train()
             loader = self._loader(self.epoch)
             self._seed_dropout(self.epoch)
@@ -128,7 +145,7 @@ class Run:
                 losses += self._step(self.method, self._optimizer, images, labels)
                 self._scheduler.step()
                 trained += self.method.plan.trainable_L
-                tokens += self.method.plan.tokens_L
+                tokens += self.method.plan.computed_tokens
                 failpoint("mid-epoch")
                 if on_step:
                     on_step(step)
@@ -188,12 +205,15 @@ class Run:
 
     def evaluate(self, split: str) -> tuple[float, float]:
         """Accuracy and loss of the bare model on ``validation`` or ``test``."""
-        dataset = getattr(self._splits, split)
+        dataset, start = getattr(self._splits, split), 0
         if dataset is None:
             raise ConfigError("data.dataset", self.config.data.dataset, f"has no {split} images")
-        with self.meter.evaluation(self._optimizer, input_spec(self.model).image_size, self._micro_batch) as size:
+        if self._features and split == "validation":
+            dataset, start = self._features.validation, self.method.plan.start
+        image_size = input_spec(self.model).image_size
+        with self.meter.evaluation(self._optimizer, image_size, self._micro_batch, start) as size:
             loader = eval_loader(dataset, size, self.config.data.workers)
-            return evaluate(self.model, loader, self.device, self._dtype)
+            return evaluate(self.model, loader, self.device, self._dtype, start)
 
     @property
     def _micro_batch(self) -> int:
@@ -270,8 +290,15 @@ class Run:
     def _loader(self, epoch: int) -> Any:
         train = self.config.train
         generator = torch.Generator().manual_seed(_epoch_seed(train.seed, epoch))
-        images = self._splits.train.drawn(np.random.SeedSequence([train.seed, epoch, _AUGMENTATION]))
+        if self._features:
+            images = self._features.views[epoch % len(self._features.views)]
+        else:
+            images = self._splits.train.drawn(self._draws(epoch))
         return train_loader(images, train.batch_size, self.config.data.workers, generator)
+
+    def _draws(self, epoch: int) -> np.random.SeedSequence:
+        """Seed what is drawn of an epoch's images, or of a view's."""
+        return np.random.SeedSequence([self.config.train.seed, epoch, _AUGMENTATION])
 
 
 def fit(

@@ -13,7 +13,7 @@ from difflib import get_close_matches
 from importlib.metadata import EntryPoint
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Self, TypeVar
 
-from pydantic import ModelWrapValidatorHandler, ValidationError, model_validator
+from pydantic import Field, ModelWrapValidatorHandler, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from alast_tune.config.record import Record
@@ -54,6 +54,12 @@ class MethodConfig(Record):
     """
 
     name: str
+    from_block: int = Field(
+        0,
+        ge=0,
+        description="train nothing below this block, counted from 0: what lies below, the embedding too, runs without "
+        "a graph; as many as there are: no block trains",
+    )
 
     label: ClassVar[str | None] = None
     """What people call it (``ALaST``, ``full fine-tuning``); unset: its name."""
@@ -63,7 +69,7 @@ class MethodConfig(Record):
     """Whether the forward goes between a block's attention and its MLP, which are then compiled one by one."""
 
     def trainable_parameters(self, model: Backbone) -> list[nn.Parameter]:
-        """List what may ever train, on a model that the method has prepared: the optimizer's, and the meter's."""
+        """List what may ever train, on a model that the method has prepared, whatever ``from_block`` says."""
         raise NotImplementedError
 
     def why_not(self, model: Backbone) -> str:

@@ -40,6 +40,14 @@ class DataConfig(Record):
     augment: Literal["none", "paper"] = Field(
         "none", description="paper: two of horizontal flip, vertical flip and random crop (appendix E)"
     )
+    features: Literal["none", "cache"] = Field(
+        "none",
+        description="cache: compute once, for all images, what enters the first block that trains, into a file that "
+        "processes share; steps begin there. Needs blocks that never train below (method.from_block, say)",
+    )
+    views: int = Field(
+        1, ge=1, description="with features cached: so many fixed augmentations of each image, one an epoch in turn"
+    )
     validation_fraction: float = Field(
         0.2, gt=0, lt=1, description="share of the images held out for validation where the dataset has no such split"
     )
@@ -71,6 +79,17 @@ class DataConfig(Record):
         if isinstance(values, dict) and values.get("root") is not None and "dataset" not in values:
             return values | {"dataset": "folder"}
         return values
+
+    @model_validator(mode="after")
+    def _check_views(self) -> Self:
+        cached = self.features == "cache"
+        if cached and self.augment != "none" and self.views == 1:
+            remedy = "features that are cached are augmented once and for all; set data.views, 4 say, or augment: none"
+            raise ConfigError("data.augment", self.augment, remedy)
+        if self.views > 1 and not (cached and self.augment != "none"):
+            missing = "data.augment: paper" if cached else "data.features: cache"
+            raise ConfigError("data.views", self.views, f"there is nothing to have views of without {missing}; add it")
+        return self
 
     @model_validator(mode="after")
     def _check_fractions(self) -> Self:

@@ -63,7 +63,9 @@ class Meter:
         """
 
         def cost(config: MethodConfig, plan: StepPlan) -> StepCost:
-            costs, train = self._costs(images_BCHW.shape[-1]), self._train
+            # Features, (B, N, D), do not say how large the images were.
+            size = images_BCHW.shape[-1] if images_BCHW.dim() == 4 else int(self._model.patch_embed.img_size[0])
+            costs, train = self._costs(size), self._train
             return costs.step(config, plan, len(images_BCHW), optimizer, train.precision, train.accumulate)
 
         with self._memory.step(lambda: cost(method.config, method.plan).peak_bytes, optimizer, images_BCHW):
@@ -81,7 +83,7 @@ class Meter:
             predicted_peak_bytes=done.peak_bytes,
             measured_peak_bytes=self._memory.last_bytes,
             trainable_L=trainable_L,
-            tokens_L=tokens_L,
+            tokens_L=method.plan.computed_tokens,
             budgets_L=getattr(method, "budgets", ()),
         )
         self._flops += record.flops
@@ -89,21 +91,42 @@ class Meter:
         self.ledger.add(record)
 
     @contextmanager
-    def evaluation(self, optimizer: Optimizer, image_size: int, most: int) -> Iterator[int]:
+    def evaluation(self, optimizer: Optimizer, image_size: int, most: int, start: int = 0) -> Iterator[int]:
         """Measure an evaluation; yields how many images to take at a time, so that its peak stays below training's.
 
         Args:
             optimizer: whose moments are there meanwhile.
             image_size: side of the images, pixels.
             most: images of the training's forwards.
+            start: first block that runs.
         """
         size, predicted = most, 0
         if self._heaviest_bytes:
             size, predicted = self._costs(image_size).evaluation_batch(
-                most, self._heaviest_bytes, optimizer, self._train.precision
+                most, self._heaviest_bytes, optimizer, self._train.precision, start
             )
         with self._memory.evaluation(predicted, optimizer):
             yield size
+
+    @contextmanager
+    def trunk(self, method: Method, optimizer: Optimizer, image_size: int, most: int) -> Iterator[int]:
+        """Measure a pass over all images up to the block at which steps begin; yields how many to take at a time.
+
+        Args:
+            method: with the plan of its steps.
+            optimizer: whose moments will be there.
+            image_size: side of the images, pixels.
+            most: images of a step's forward.
+        """
+        costs, setup = self._costs(image_size), (method.config, method.plan)
+        size, predicted = costs.trunk_batch(*setup, most, optimizer, self._train.precision)
+        self._heaviest_bytes = max(self._heaviest_bytes, predicted)  # so much is taken anyway
+        with self._memory.evaluation(predicted, optimizer):
+            yield size
+
+    def add_trunk(self, method: Method, image_size: int, images: int) -> None:
+        """Count that pass; ``images`` are those of all ranks, views counted."""
+        self._flops += self._costs(image_size).trunk_flops(method.config, method.plan) * images
 
     def _costs(self, image_size: int) -> StepCosts:
         if image_size not in self._by_size:

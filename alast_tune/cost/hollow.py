@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from alast_tune.config import MethodConfig
+from alast_tune.methods.parameters import parameters_to_train
 from alast_tune.models.backbone import Backbone, blocks_of
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -123,7 +124,7 @@ class HollowModel:
     """
 
     def __init__(self, config: MethodConfig, model: Backbone) -> None:
-        may = {id(p) for p in config.trainable_parameters(model)}
+        may = {id(p) for p in parameters_to_train(config, model)}
         memo: dict[int, Any] = {}
         for module in model.modules():
             memo |= {id(getattr(module, hooks)): OrderedDict() for hooks in _HOOKS}

@@ -29,6 +29,8 @@ class Flowing:
     dtype: torch.dtype
     passes: bool
     """Whether its gradient is wanted."""
+    kept: bool = False
+    """Whether somebody else holds it too, as a batch of images."""
 
 
 @dataclass(frozen=True)
@@ -132,9 +134,8 @@ def run_part(
     given: Sequence[Flowing],
     ran: Counts,
     dtype: torch.dtype | None,
-    stays: bool,
 ) -> Part:
-    """Run a part forward and backward, on what flows into it, and what ``stays`` is held by somebody else too."""
+    """Run a part forward and backward, on what flows into it."""
     hollow = Hollow()
     log, marks = hollow.bytes, [0] * 5
 
@@ -144,7 +145,7 @@ def run_part(
     with hollow, torch.enable_grad():
         inputs = [arrive(shape, one.dtype, one.passes, mark(4)) for shape, one in zip(shapes, given, strict=True)]
         state = [tuple(inputs) if len(inputs) > 1 else inputs[0]]
-        if not stays:
+        if not given[0].kept:
             inputs.clear()
         mark(0)()
         with torch.autocast("cpu", dtype, enabled=dtype is not None):

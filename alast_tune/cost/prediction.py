@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from functools import partial
+from math import prod
 from typing import Any, Literal
 
 import torch
@@ -29,15 +30,18 @@ from torch.optim import Optimizer
 from alast_tune.config import HeadConfig, MethodConfig
 from alast_tune.cost.hollow import HollowModel
 from alast_tune.cost.part import Counts, Flowing, Part, PartCost, distinct_counts, run_part
-from alast_tune.methods.base import Stage, StepPlan
+from alast_tune.methods.base import Stage, StepPlan, run_stages
 from alast_tune.methods.summary import summary_updates
-from alast_tune.models.backbone import Backbone, blocks_of, classify, embed, predict
+from alast_tune.models.backbone import Backbone, blocks_of, classify, embed, needs_class_token_alone, predict
 
 Precision = Literal["fp32", "bf16", "fp16"]
 _DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 FLOAT = 4
 """Bytes of a single-precision number."""
+
+TRUNK_MARGIN = 0.1
+"""By how much the one pass over all images may exceed a step's peak: an image at a time, it would take for ever."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +78,9 @@ class StepCosts:
     def __init__(self, model: Backbone, image_size: int) -> None:
         self._model = model
         shape = (int(model.patch_embed.proj.in_channels), image_size, image_size)
-        self._images = (Flowing(shape, torch.float32, False),)
-        self._image_bytes = FLOAT * 3 * image_size**2
+        self._images: tuple[Flowing, ...] = (Flowing(shape, torch.float32, False, kept=True),)
+        self._image_bytes = FLOAT * prod(shape)
+        self._features = (Flowing((int(model.embed_dim),), torch.float32, False, kept=True),)
         self._weight_bytes = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
         self._prefix = int(model.num_prefix_tokens)
         self._tokens = (image_size // model.patch_embed.patch_size[0]) ** 2 + self._prefix
@@ -116,34 +121,87 @@ class StepCosts:
             if plan.calibrated:  # on all micro-batches, before the first one's forward
                 flops += self._forward(config, _embedded_updates, batch - micro).flops
         update = first.gradients + _update_bytes(optimizer, first.gradients)
-        return StepCost(flops, first.held, self._there(batch, optimizer) + max(working, update))
+        there = self._there(batch, optimizer, self._given_bytes(config, plan))
+        return StepCost(flops, first.held, there + max(working, update))
 
     def image_flops(self, config: MethodConfig, plan: StepPlan) -> int:
         """Count forward and backward of one image of a training step."""
         return self._micro_step(config, plan, 1, "fp32").flops
 
     def evaluation_batch(
-        self, most: int, training_peak_bytes: int, optimizer: Optimizer, precision: Precision = "fp32"
+        self, most: int, training_peak_bytes: int, optimizer: Optimizer, precision: Precision = "fp32", start: int = 0
     ) -> tuple[int, int]:
         """Find how many images to evaluate at a time, that it takes no more memory than training: ``most``, or fewer.
+
+        Args:
+            most: images.
+            training_peak_bytes: of its heaviest step.
+            optimizer: whose moments are there.
+            precision: of matrix products.
+            start: first block that runs, on what enters it; 0: on images.
 
         Returns:
             Images, and the predicted peak; one image may take more than training does on fewer tokens.
         """
-        while True:
-            working = self._forward(HeadConfig(), predict, most, precision).peak
-            peak_bytes = self._there(most, optimizer) + working
-            if peak_bytes <= training_peak_bytes or most == 1:
-                return most, peak_bytes
-            most //= 2
+
+        def peak_bytes(images: int) -> int:
+            working = self._forward(HeadConfig(), predict, images, precision, start=start).peak
+            return self._there(images, optimizer, self._evaluated_bytes(start)) + working
+
+        return _halve(most, training_peak_bytes, peak_bytes)
+
+    def trunk_batch(
+        self, config: MethodConfig, plan: StepPlan, most: int, optimizer: Optimizer, precision: Precision = "fp32"
+    ) -> tuple[int, int]:
+        """Find how many images at a time to bring up to a plan's start: ``most``, or as many as memory suggests.
+
+        Returns:
+            Images, and the predicted peak: at most a tenth more than a step's, unless one image takes more.
+        """
+        step_bytes = self.step(config, plan, most, optimizer, precision).peak_bytes
+
+        def peak_bytes(images: int) -> int:
+            working = self._trunk(config, plan, images, precision).peak
+            return self._there(images, optimizer, self._image_bytes) + working
+
+        return _halve(most, (1 + TRUNK_MARGIN) * step_bytes, peak_bytes)
+
+    def trunk_flops(self, config: MethodConfig, plan: StepPlan) -> int:
+        """Count the forward of an image up to the block at which the steps of a plan begin; 0 if with the image."""
+        return self._trunk(config, plan, 1).flops if plan.start else 0
 
     def forward_flops(self, batch: int) -> int:
         """Count one forward with every token, as evaluation does it."""
         return self._forward(HeadConfig(), predict, batch).flops
 
-    def _there(self, batch: int, optimizer: Optimizer) -> int:
-        """Bytes that are live from beginning to end: weights, moments and a batch of images."""
-        return self._weight_bytes + FLOAT * moments(optimizer) + self._image_bytes * batch
+    def _there(self, batch: int, optimizer: Optimizer, given_bytes: int) -> int:
+        """Bytes that are live from beginning to end: weights, moments and a batch of what is given, images mostly."""
+        return self._weight_bytes + FLOAT * moments(optimizer) + given_bytes * batch
+
+    def _given_bytes(self, config: MethodConfig, plan: StepPlan) -> int:
+        """Bytes of what a step is given of an image."""
+        if not plan.start:
+            return self._image_bytes
+        below = self._hollow_model(config).flow.stages(plan)[plan.start - 1]
+        return FLOAT * (1 if below.alone else below.leaving) * int(self._model.embed_dim)
+
+    def _evaluated_tokens(self, start: int) -> int:
+        """Tokens that enter a block in an evaluation."""
+        return 1 if start == len(self._model.blocks) and needs_class_token_alone(self._model) else self._tokens
+
+    def _evaluated_bytes(self, start: int) -> int:
+        """Bytes of what an evaluation is given of an image."""
+        return FLOAT * self._evaluated_tokens(start) * int(self._model.embed_dim) if start else self._image_bytes
+
+    def _trunk(self, config: MethodConfig, plan: StepPlan, batch: int, precision: Precision = "fp32") -> PartCost:
+        """Give the cost of a forward without gradients up to a plan's start."""
+        hollow = self._hollow_model(config)
+        stages = hollow.flow.stages(plan)[: plan.start]
+
+        def run(model: Backbone, images_BCHW: Tensor) -> Any:
+            return run_stages(stages, embed(model, images_BCHW))
+
+        return self._forward(config, run, batch, precision, ("trunk", plan.tokens_L, plan.start))
 
     def _micro_step(
         self, config: MethodConfig, plan: StepPlan, batch: int, precision: Precision, accumulating: bool = False
@@ -158,11 +216,15 @@ class StepCosts:
             *zip(stages, blocks_of(model), plan.trainable_L, strict=True),
             (Stage(partial(self._loss, model), leaving, leaving, "loss", scales=not alone), None, True),
         ]
+        given = self._images
+        if plan.start:
+            whole = whole[1 + plan.start :]
+            given = self._features
         parts: list[Part] = []
         costs: list[PartCost] = []
         live = peak = 0
         for stage, block, trains in whole:
-            given = parts[-1].output if parts else self._images
+            given = parts[-1].output if parts else given
             parts.append(self._part(hollow, stage, given, precision, accumulating, block, trains))
             costs.append(cost := parts[-1].cost(self._counts(batch, stage.arriving, stage.leaving)))
             peak, live = max(peak, live + cost.peak), live + cost.left
@@ -182,13 +244,23 @@ class StepCosts:
         return F.cross_entropy(classify(model, x_BND), self._labels_B)
 
     def _forward(
-        self, config: MethodConfig, run: Callable[[Backbone, Tensor], Any], batch: int, precision: Precision = "fp32"
+        self,
+        config: MethodConfig,
+        run: Callable[[Backbone, Tensor], Any],
+        batch: int,
+        precision: Precision = "fp32",
+        kind: Hashable = None,
+        start: int = 0,
     ) -> PartCost:
-        """Give the cost of a forward without gradients, all tokens."""
+        """Give the cost of a forward without gradients; ``kind`` says what it is, if ``run`` and ``start`` do not."""
         hollow = self._hollow_model(config)
-        stage = _whole(run, torch.no_grad()(partial(run, hollow.model)), self._tokens)
-        part = self._part(hollow, stage, self._images, precision)
-        return part.cost(self._counts(batch, self._tokens, self._tokens))
+        tokens, given = self._tokens, self._images
+        forward = partial(run, hollow.model)
+        if start:
+            forward, tokens, given = partial(forward, start=start), self._evaluated_tokens(start), self._features
+        stage = _whole(kind or (run, start), torch.no_grad()(forward), tokens)
+        part = self._part(hollow, stage, given, precision)
+        return part.cost(self._counts(batch, tokens, tokens))
 
     def _hollow_model(self, config: MethodConfig) -> HollowModel:
         """Get the hollow copy for a method's settings, one for all that cost the same."""
@@ -228,11 +300,17 @@ class StepCosts:
             # Positions of tokens that are left are chosen from the whole image's.
             patches = max((self._tokens if len(given) > 1 else arriving) - self._prefix, 1)
             hollow.prepare(block, trains, accumulating, patches)
-            first = given is self._images
-            around = (batch,) if first else (batch, arriving)
+            around = (batch,) if given is self._images else (batch, arriving)
             shapes = [(*around, *one.shape) for one in given]
-            self._parts[key] = run_part(lambda x: stage.run(x, leaving), shapes, given, ran, _DTYPES[precision], first)
+            self._parts[key] = run_part(lambda x: stage.run(x, leaving), shapes, given, ran, _DTYPES[precision])
         return self._parts[key]
+
+
+def _halve(most: int, limit_bytes: float, peak_bytes: Callable[[int], int]) -> tuple[int, int]:
+    """Halve a number of images until they keep a limit, or are one; give it and its peak."""
+    while (peak := peak_bytes(most)) > limit_bytes and most > 1:
+        most //= 2
+    return most, peak
 
 
 def _whole(kind: Hashable, run: Callable[[Tensor], Any], tokens: int) -> Stage:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import PIL
@@ -39,6 +39,9 @@ DISK_SHARE = 0.1
 
 _MADE_BY = f"1 Pillow {PIL.__version__}"
 """Part of a file's name: what else decides about pixels. The number goes up when ``to_rgb`` or the resizing changes."""
+
+_SUFFIXES: dict[type[np.generic], str] = {np.uint8: "u8", np.float32: "f32"}
+"""Of files, by what is in them: pixels, or features."""
 
 _CHUNK = 64
 """Images that are decoded between two writes to the file, for each processor."""
@@ -136,22 +139,26 @@ def worth_keeping(count: int, size: int) -> bool:
     return size_bytes <= MEMORY_SHARE * available_bytes() and 2 * size_bytes <= free
 
 
-def share_array(name: str, shape: tuple[int, ...], chunks: Callable[[], Iterator[Pixels]]) -> Pixels:
+def share_array(
+    name: str, shape: tuple[int, ...], chunks: Callable[[], Iterator[NDArray[Any]]], dtype: type[np.generic] = np.uint8
+) -> NDArray[Any]:
     """Map a file of this machine's cache folder; written first, whole or not at all, if it is not there.
 
     Args:
         name: of the file, which says what is in it.
         shape: of the array.
         chunks: makes its parts, along the first axis.
+        dtype: of its numbers.
 
     Raises:
         OSError: it cannot be written.
     """
-    file = _folder() / f"{name}.u8"
+    file = _folder() / f"{name}.{_SUFFIXES[dtype]}"
+    size_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
     file.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(file.with_suffix(".lock")):
-        if not file.exists() or file.stat().st_size != np.prod(shape):
-            _make_room(int(np.prod(shape)))
+        if not file.exists() or file.stat().st_size != size_bytes:
+            _make_room(size_bytes)
             with atomic_write(file) as scratch:
                 try:
                     with scratch.open("wb") as out:
@@ -164,12 +171,13 @@ def share_array(name: str, shape: tuple[int, ...], chunks: Callable[[], Iterator
                     raise
         with suppress(OSError):
             os.utime(file)  # when it was last used
-        return np.memmap(file, np.uint8, "r", shape=shape)
+        return np.memmap(file, dtype, "r", shape=shape)
 
 
 def _make_room(size_bytes: int) -> None:
-    """Remove the decoded files, and beginnings of some, used least recently, until all take their share."""
-    files = sorted(_folder().glob("*.u8*"), key=lambda file: file.stat().st_mtime)
+    """Remove files, and beginnings of some, used least recently, until all take their share."""
+    found = (file for suffix in _SUFFIXES.values() for file in _folder().glob(f"*.{suffix}*"))
+    files = sorted(found, key=lambda file: file.stat().st_mtime)
     over = sum(file.stat().st_size for file in files) + size_bytes - DISK_SHARE * shutil.disk_usage(_folder()).total
     for file in files:
         if over <= 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -51,6 +52,14 @@ class Images(Dataset[tuple[Tensor, int]]):
         if self.augment:
             epoch._draws_N5 = torch.from_numpy(np.random.default_rng(seed).random((len(self), DRAWS)))
         return epoch
+
+    def drawing(self) -> str:
+        """Say how they are augmented: a hash of what was drawn; empty: they are as they are."""
+        return (
+            ""
+            if self._draws_N5 is None
+            else hashlib.blake2b(self._draws_N5.numpy().tobytes(), digest_size=16).hexdigest()
+        )
 
     def __len__(self) -> int:
         return len(self.labels)

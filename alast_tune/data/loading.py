@@ -51,6 +51,11 @@ def eval_loader(dataset: Images, batch_size: int, workers: int) -> DataLoader[An
     return _loader(dataset, batches, workers, torch.Generator())
 
 
+def whole_loader(dataset: Images, batch_size: int, workers: int) -> DataLoader[Any]:
+    """Make a loader over everything in order, whatever the rank."""
+    return _loader(dataset, BatchSampler(range(len(dataset)), batch_size, drop_last=False), workers, torch.Generator())
+
+
 def _loader(dataset: Images, batches: BatchSampler, workers: int, generator: torch.Generator) -> DataLoader[Any]:
     pixels = dataset.pixels
     if isinstance(pixels, Decoded):

@@ -39,6 +39,8 @@ def build_method(config: MethodConfig, model: Backbone, train: TrainConfig | Non
     if why := config.why_not(model):
         remedy = f"the model {why}; take another method or another model (alast-tune doctor --models lists them)"
         raise ConfigError("method.name", config.name, remedy)
+    if config.from_block > (depth := len(blocks_of(model))):
+        raise ConfigError("method.from_block", config.from_block, f"the model has {depth} blocks; give {depth} at most")
     train = train or TrainConfig()
     model.set_grad_checkpointing(train.checkpoint_blocks)  # run_block goes by it
     method = config.build(model, train)

@@ -15,7 +15,7 @@ from alast_tune.methods.base import FirstLook, Flow, Foreseen, Method, StepPlan
 from alast_tune.methods.budgets import class_delta
 from alast_tune.methods.dropping import Dropping, Tokens
 from alast_tune.methods.lora import LEARNING_RATE, Adapters, add_adapters, merge_adapters
-from alast_tune.methods.parameters import adapters, embeddings, outputs, set_trainable
+from alast_tune.methods.parameters import adapters, embeddings, outputs, parameters_to_train, set_trainable
 from alast_tune.methods.planner import Planner, budget_rate, drawable_blocks, foresee_plans
 from alast_tune.methods.summary import summarise, summary_updates, why_no_scores
 from alast_tune.models.backbone import Backbone, classify, embed
@@ -160,6 +160,7 @@ class AlastConfig(MethodConfig):
     def cost_settings(self) -> MethodConfig:
         """Leave out all but adapters, embeddings, and how frozen blocks and budgets take part in the forward."""
         return AlastConfig(
+            from_block=self.from_block,
             lora=self.lora,
             train_embeddings=self.train_embeddings,
             frozen_backward=self.frozen_backward,
@@ -191,7 +192,7 @@ class Alast:
 
     def __init__(self, config: AlastConfig, model: Backbone, alpha: float, seed: int) -> None:
         if config.lora is not None:
-            add_adapters(config.lora, model)
+            add_adapters(config.lora, model, config.from_block)
         self.model = model
         self.config = config
         self._planner = Planner(
@@ -206,7 +207,7 @@ class Alast:
         self._deltas: list[Tensor] = []  # (L,) of each micro-batch, summed over
         self._images = 0  # so many images
 
-        self._parameters = config.trainable_parameters(model)
+        self._parameters = parameters_to_train(config, model)
         set_trainable(model.parameters(), False)
         set_trainable(self._parameters, True)
         chosen = {id(p) for p in self._parameters}

@@ -107,7 +107,7 @@ class Apla(Constant):
             if config.columns is not None:
                 drawn = torch.randperm(width, generator=generator)[: config.columns]
                 block.attn.proj = PartialLinear(block.attn.proj, drawn)
-        super().__init__(config, model, [True] * len(model.blocks))
+        super().__init__(config, model)
 
     def export(self) -> Backbone:
         """A copy with whole projections, or the model itself if they were never cut."""

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from alast_tune.config import MethodConfig
 from alast_tune.errors import ConfigError
-from alast_tune.methods.parameters import set_trainable
+from alast_tune.methods.parameters import embeddings, parameters_to_train, set_trainable
 from alast_tune.models.backbone import Backbone, classify, embed, needs_class_token_alone, run_block, token_count
 
 
@@ -24,6 +25,13 @@ class StepPlan:
     """Which blocks get gradients."""
     calibrated: bool = False
     """Whether the step began with one no-grad pass of its images, all tokens, to set the budgets."""
+    start: int = 0
+    """First block that the step runs, on what entered it in a pass over all images, made once (``features.py``)."""
+
+    @property
+    def computed_tokens(self) -> tuple[int, ...]:
+        """Tokens that each block computes in the step."""
+        return (0,) * self.start + self.tokens_L[self.start :]
 
 
 @dataclass(frozen=True)
@@ -153,7 +161,7 @@ class Constant:
     Args:
         config: its settings.
         model: any accepted timm model.
-        trainable_L: the blocks in which something trains; unset: as the settings' ``trainable_parameters`` say.
+        trainable_L: the blocks in which something trains; unset: those with parameters that may train.
         tokens_L: what each block receives; unset: all tokens.
         flow: how they receive it; unset: as the settings say.
     """
@@ -168,7 +176,7 @@ class Constant:
     ) -> None:
         self.config: MethodConfig = config
         self.model = model
-        self._parameters = list(config.trainable_parameters(model))
+        self._parameters = parameters_to_train(config, model)
         if trainable_L is None:
             trains = {id(p) for p in self._parameters}
             trainable_L = [any(id(p) in trains for p in block.parameters()) for block in model.blocks]
@@ -182,6 +190,24 @@ class Constant:
         """The same for every step."""
         return self._plan
 
+    @property
+    def lowest(self) -> int:
+        """Give the first block that trains; as many as there are blocks: none does; 0 also where the embedding does."""
+        trains = {id(p) for p in self._parameters}
+        if any(id(p) in trains for p in embeddings(self.model)):
+            return 0
+        return (*self._plan.trainable_L, True).index(True)
+
+    def begin_at(self, start: int) -> None:
+        """From now on get, in place of images, what :meth:`trunk` makes of them."""
+        self._plan = replace(self._plan, start=start)
+
+    @torch.no_grad()
+    def trunk(self, images_BCHW: Tensor) -> Any:
+        """Run what lies below the block at which the steps begin, the embedding too: images to tokens (B, N, D)."""
+        stages = self._flow.stages(self._plan)[: self._plan.start]
+        return run_stages(stages, embed(self.model, images_BCHW))
+
     def parameters(self) -> list[nn.Parameter]:
         """What trains."""
         return self._parameters
@@ -190,8 +216,11 @@ class Constant:
         """Nothing to decide."""
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        """Training forward: embedding, all stages, classifier."""
-        return classify(self.model, run_stages(self._flow.stages(self._plan), embed(self.model, images_BCHW)))
+        """Training forward: embedding, all stages, classifier; or stages from ``plan.start`` on, given what enters."""
+        stages = self._flow.stages(self._plan)[self._plan.start :]
+        # Without a name for the embedded tokens, which would hold them until the end.
+        tokens = run_stages(stages, images_BCHW if self._plan.start else embed(self.model, images_BCHW))
+        return classify(self.model, tokens)
 
     def end_step(self) -> None:
         """Nothing to learn."""

@@ -87,18 +87,21 @@ def chosen_blocks(config: BlockChoice, model: Backbone) -> list[bool]:
     Raises:
         ConfigError: none chosen yet, or one that the model does not have.
     """
-    depth = len(model.blocks)
     if config.blocks is None:
         raise ConfigError("method.blocks", None, "no block is chosen: explore first (fit does), or name some")
     check_blocks("method.blocks", config.blocks, model)
-    return [block in config.blocks for block in range(depth)]
+    if min(config.blocks) < config.from_block:
+        remedy = f"nothing trains below method.from_block = {config.from_block}; give later blocks"
+        raise ConfigError("method.blocks", min(config.blocks), remedy)
+    return [block in config.blocks for block in range(len(model.blocks))]
 
 
 def with_blocks_chosen(config: MethodConfig, blocks: Sequence[int] | None = None) -> MethodConfig:
-    """Put the blocks that exploration found, or the first ones, where it was left open which train."""
+    """Put the blocks that exploration found, or the first ones that may, where it was left open which train."""
     if not isinstance(config, BlockChoice) or config.blocks is not None:
         return config
-    return config.model_copy(update={"blocks": tuple(range(config.count) if blocks is None else blocks)})
+    first = range(config.from_block, config.from_block + config.count)
+    return config.model_copy(update={"blocks": tuple(first if blocks is None else blocks)})
 
 
 def most_influential(losses_L: Sequence[float], count: int) -> tuple[int, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Iterator
-from itertools import chain
+from itertools import chain, compress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,6 +14,7 @@ from safetensors.torch import save as to_safetensors
 from torch import nn
 
 from alast_tune.config import MethodConfig, Record, TrainConfig
+from alast_tune.errors import ConfigError
 from alast_tune.methods.base import Constant, Method, check_blocks
 from alast_tune.methods.parameters import adapters
 from alast_tune.models.backbone import Backbone, blocks_of
@@ -42,11 +43,11 @@ class Adapters(Record):
     )
 
     def layers(self, model: Backbone) -> list[list[str]]:
-        """Name the layers that get adapters, block by block."""
+        """Name the layers that adapters may stand beside, block by block."""
         wanted = {name for target in self.targets for name in _LAYERS[target]}
         return [
-            [f"blocks.{index}.{name}" for name, _ in block.named_modules() if adapted and name in wanted]
-            for index, (block, adapted) in enumerate(zip(blocks_of(model), adapted_blocks(self, model), strict=True))
+            [f"blocks.{index}.{name}" for name, _ in block.named_modules() if name in wanted]
+            for index, block in enumerate(blocks_of(model))
         ]
 
     def why_not(self, model: Backbone) -> str:
@@ -85,33 +86,37 @@ class Lora(Constant):
     """Adapters and classifier train, every other weight is frozen."""
 
     def __init__(self, config: LoraConfig, model: Backbone) -> None:
-        add_adapters(config, model)
-        super().__init__(config, model, adapted_blocks(config, model))
+        add_adapters(config, model, config.from_block)
+        super().__init__(config, model)
 
     def export(self) -> Backbone:
         """A copy with the adapters merged into the weights."""
         return merge_adapters(self.model)
 
 
-def adapted_blocks(config: Adapters, model: Backbone) -> list[bool]:
-    """Say which blocks get adapters, (L,)."""
-    return [config.blocks is None or block in config.blocks for block in range(len(model.blocks))]
+def adapted_blocks(config: Adapters, model: Backbone, from_block: int = 0) -> list[bool]:
+    """Say which blocks get adapters, (L,): those that are named, or all, from a block on."""
+    chosen = range(len(model.blocks)) if config.blocks is None else config.blocks
+    return [block >= from_block and block in chosen for block in range(len(model.blocks))]
 
 
-def add_adapters(config: Adapters, model: Backbone) -> None:
-    """Put adapters beside the blocks' linear layers; they start as no change at all.
+def add_adapters(config: Adapters, model: Backbone, from_block: int) -> None:
+    """Put adapters beside the blocks' linear layers, from a block on; they start as no change at all.
 
     Raises:
-        ConfigError: a block that the model does not have.
+        ConfigError: a block that the model does not have, or none that gets adapters.
     """
     import peft  # seconds to import, and only this needs it
 
     field = "method.blocks" if isinstance(config, LoraConfig) else "method.lora.blocks"
     check_blocks(field, config.blocks or (), model)
+    adapted_L = adapted_blocks(config, model, from_block)
+    if not any(adapted_L):
+        raise ConfigError("method.from_block", from_block, "leaves no block for adapters; give a lower one")
     settings = peft.LoraConfig(
         r=config.rank,
         lora_alpha=config.lora_alpha,  # type: ignore[arg-type]  # peft divides by the rank: any number will do
-        target_modules=list(chain.from_iterable(config.layers(model))),
+        target_modules=list(chain.from_iterable(compress(config.layers(model), adapted_L))),
     )
     peft.inject_adapter_in_model(settings, model)
     for block in blocks_of(model):

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 
 from torch import nn
 
-from alast_tune.models.backbone import Backbone, attention_pool
+from alast_tune.config import MethodConfig
+from alast_tune.models.backbone import Backbone, attention_pool, blocks_of
 
 
 def set_trainable(parameters: Iterable[nn.Parameter], trainable: bool) -> None:
@@ -15,6 +16,14 @@ def set_trainable(parameters: Iterable[nn.Parameter], trainable: bool) -> None:
         parameter.requires_grad_(trainable)
         if not trainable:
             parameter.grad = None
+
+
+def parameters_to_train(config: MethodConfig, model: Backbone) -> list[nn.Parameter]:
+    """List what may ever train, the optimizer's and the meter's: what the method says, if it is not below its block."""
+    below = embeddings(model) if config.from_block else []
+    below += [p for block in blocks_of(model)[: config.from_block] for p in block.parameters()]
+    frozen = {id(p) for p in below}
+    return [p for p in config.trainable_parameters(model) if id(p) not in frozen]
 
 
 def outputs(model: Backbone) -> list[nn.Parameter]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from alast_tune.errors import ConfigError, DivergedError
 from alast_tune.methods.base import FirstLook, Foreseen, StepPlan
 from alast_tune.methods.budgets import sample_layers, scale_to_mean, update_budgets
-from alast_tune.methods.lora import adapted_blocks
+from alast_tune.methods.lora import Adapters, adapted_blocks
 from alast_tune.methods.tokens import keep_count
 from alast_tune.models.backbone import Backbone
 from alast_tune.parallel import total_over_ranks
@@ -45,7 +45,9 @@ class Planner:
     ) -> None:
         depth, most = len(drawable), sum(drawable)
         if config.trainable_blocks > most:
-            what = "the model has" if most == depth else "method.lora.blocks leaves"
+            limits = {"method.lora.blocks": config.lora and config.lora.blocks, "method.from_block": config.from_block}
+            set_ = [name for name, limit in limits.items() if limit]
+            what = f"{' and '.join(set_)} leave{'s' * (len(set_) < 2)}" if set_ else "the model has"
             raise ConfigError("method.trainable_blocks", config.trainable_blocks, f"{what} {most} blocks")
         self._config = config
         self._patches, self._prefix = patches, prefix
@@ -234,5 +236,5 @@ def _heaviest_draw(plan: StepPlan, drawable_L: Sequence[bool]) -> StepPlan:
 
 
 def drawable_blocks(config: AlastConfig, model: Backbone) -> list[bool]:
-    """Say which blocks may be drawn, (L,): those with adapters, or all."""
-    return [True] * len(model.blocks) if config.lora is None else adapted_blocks(config.lora, model)
+    """Say which blocks may be drawn, (L,): those with adapters, or all, from ``from_block`` on."""
+    return adapted_blocks(config.lora or Adapters(), model, config.from_block)

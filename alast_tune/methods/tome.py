@@ -146,7 +146,7 @@ class Tome(Constant):
         flow = Merging(config, model)
         self.merges_L = flow.merges_L
         tokens_L = tokens_after(self.merges_L, token_count(model), int(model.num_prefix_tokens))[:depth]
-        super().__init__(config, model, [True] * depth, tokens_L, flow)
+        super().__init__(config, model, tokens_L=tokens_L, flow=flow)
 
 
 class Merging(Flow):

@@ -123,12 +123,26 @@ def classify(model: Backbone, x_BND: Tensor) -> Tensor:
     return logits
 
 
-def predict(model: Backbone, images_BCHW: Tensor) -> Tensor:
-    """Turn images into logits (B, K), as ``model(images)`` does, without what nobody looks at in the last block."""
-    x_BND = embed(model, images_BCHW)
-    for index in range(len(model.blocks)):
+def predict(model: Backbone, images_BCHW: Tensor, start: int = 0) -> Tensor:
+    """Turn images into logits (B, K), as ``model(images)`` does, without what nobody looks at in the last block.
+
+    Args:
+        model: that predicts.
+        images_BCHW: or, with ``start``, the tokens (B, N, D) that enter this block.
+        start: first block that runs; as many as there are blocks: none does.
+    """
+    x_BND = images_BCHW if start else embed(model, images_BCHW)
+    for index in range(start, len(model.blocks)):
         x_BND = run_block(model, index, x_BND)
     return classify(model, x_BND)
+
+
+def predict_tokens(model: Backbone, images_BCHW: Tensor, start: int) -> Tensor:
+    """Turn images into the tokens (B, N, D) that enter a block; the rest of :func:`predict` begins with them."""
+    x_BND = embed(model, images_BCHW)
+    for index in range(start):
+        x_BND = run_block(model, index, x_BND)
+    return x_BND
 
 
 def _run_block(model: Backbone, index: int, x_BND: Tensor, kept_BN: Tensor | None, mask: Any) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import ctypes
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.optim import Optimizer
@@ -13,8 +13,9 @@ from torch.optim import Optimizer
 from alast_tune.config import BlockChoice, DataConfig, MethodConfig, ModelConfig, TopKConfig, TrialConfig
 from alast_tune.cost import StepCosts
 from alast_tune.data import Splits
-from alast_tune.methods import StepPlan, build_method, with_blocks_chosen
-from alast_tune.methods.base import FirstLook
+from alast_tune.features import features_start
+from alast_tune.methods import Method, build_method, with_blocks_chosen
+from alast_tune.methods.base import FirstLook, Foreseen
 from alast_tune.methods.summary import summary_updates
 from alast_tune.models.backbone import Backbone, embed
 from alast_tune.optimizers import build_optimizer
@@ -52,8 +53,7 @@ class _Prepared:
     """A model that a method has prepared, and what updates it."""
 
     costs: StepCosts
-    plan: StepPlan
-    """Of every step, unless the method learns."""
+    method: Method
     optimizer: Optimizer
 
 
@@ -84,7 +84,9 @@ class Forecast:
         Raises:
             ConfigError: a configuration that cannot work.
         """
-        stages = [self._costs(config, method_config, growth) for method_config in _stages(config.method)]
+        *probes, last = _stages(config.method)
+        stages = [self._costs(config, probe, growth, cached=False) for probe in probes]
+        stages.append(self._costs(config, last, growth, cached=config.data.features == "cache"))
         return Costs(stages[-1].train_flops, max(stage.peak_bytes for stage in stages))
 
     def look_at(self, config: TrialConfig, model: Backbone, splits: Splits) -> None:
@@ -100,25 +102,37 @@ class Forecast:
         with torch.inference_mode():
             magnitudes_L, deltas_L = summary_updates(model, embed(model, images_BCHW))
         look = FirstLook(model.to("meta"), len(images_BCHW), magnitudes_L, deltas_L)
-        self._starts[config.model, config.data] = _Start(look, images_BCHW.shape[-1], len(splits.train))
+        self._starts[config.model, _images_of(config.data)] = _Start(look, images_BCHW.shape[-1], len(splits.train))
         _give_back_memory()
 
-    def _costs(self, config: TrialConfig, method_config: MethodConfig, growth: float) -> Costs:
+    def _costs(self, config: TrialConfig, method_config: MethodConfig, growth: float, cached: bool) -> Costs:
         start, train = self._look_at(config), config.train
         prepared = self._prepare(config, method_config, start)
         batch = min(train.batch_size, start.images)
-        plans = method_config.foresee(start.look, prepared.plan, train, batch, growth)
+        plans = method_config.foresee(start.look, prepared.method.plan, train, batch, growth)
         parts = min(train.accumulate, batch)
         costs, optimizer, precision = prepared.costs, prepared.optimizer, train.precision
+        first, micro = 0, -(-batch // parts)
+        if cached:
+            first = features_start(prepared.method)
+            drawn, heaviest = (
+                [replace(plan, start=first) for plan in those] for those in (plans.drawn, plans.heaviest)
+            )
+            plans = Foreseen(tuple(drawn), frozenset(heaviest))
         image_flops = sum(costs.image_flops(method_config, plan) for plan in plans.drawn) / len(plans.drawn)
-        training = max(
+        peak = max(
             costs.step(method_config, plan, batch, optimizer, precision, parts).peak_bytes for plan in plans.heaviest
         )
-        _, evaluation = costs.evaluation_batch(-(-batch // parts), training, optimizer, precision)
-        return Costs(image_flops * start.images * train.epochs, max(training, evaluation))
+        flops = image_flops * start.images * train.epochs
+        if first:
+            plan = plans.drawn[0]
+            peak = max(peak, costs.trunk_batch(method_config, plan, micro, optimizer, precision)[1])
+            flops += costs.trunk_flops(method_config, plan) * start.images * config.data.views
+        _, evaluation = costs.evaluation_batch(micro, peak, optimizer, precision, first)
+        return Costs(flops, max(peak, evaluation))
 
     def _look_at(self, config: TrialConfig) -> _Start:
-        key = config.model, config.data
+        key = config.model, _images_of(config.data)
         if key not in self._starts:
             self.look_at(config, *load_trial(config, verify=False))
         return self._starts[key]
@@ -126,12 +140,18 @@ class Forecast:
     def _prepare(self, config: TrialConfig, method_config: MethodConfig, start: _Start) -> _Prepared:
         """Let a method prepare a copy without weights, the same for all settings of the same costs."""
         setup = method_config.cost_settings()
-        key = config.model, config.data, setup, config.train.optimizer, config.train.checkpoint_blocks
+        train = config.train
+        key = config.model, _images_of(config.data), setup, train.optimizer, train.checkpoint_blocks
         if key not in self._prepared:
             method = build_method(setup, copy.deepcopy(start.look.model), config.train)
             optimizer = build_optimizer(config.train, method.parameters())
-            self._prepared[key] = _Prepared(StepCosts(method.model, start.image_size), method.plan, optimizer)
+            self._prepared[key] = _Prepared(StepCosts(method.model, start.image_size), method, optimizer)
         return self._prepared[key]
+
+
+def _images_of(data: DataConfig) -> DataConfig:
+    """Leave out of the settings of the data what makes no other images of them."""
+    return data.model_copy(update={"features": "none", "views": 1, "augment": "none"})
 
 
 def _give_back_memory() -> None:
@@ -143,4 +163,4 @@ def _give_back_memory() -> None:
 def _stages(config: MethodConfig) -> list[MethodConfig]:
     """What a run trains in turn: if it explores, the heaviest probe and the first blocks, else just the method."""
     explores = isinstance(config, BlockChoice) and config.blocks is None
-    return [TopKConfig(blocks=(0,)), with_blocks_chosen(config)] if explores else [config]
+    return [TopKConfig(blocks=(config.from_block,)), with_blocks_chosen(config)] if explores else [config]

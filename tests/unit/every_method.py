@@ -49,9 +49,10 @@ ALAST: dict[str, Sequence[Any]] = {
     "floors": (UNSET, {"early": 0.9, "middle": 0.5, "late": 0.2}),
     "max_budget": (1.0, 0.95),
     "alpha": (1e-3, 0.3),
+    "from_block": (0, 3),
 }
 OPTIONS: dict[str, dict[str, Sequence[Any]]] = {
-    "full": {},
+    "full": {"from_block": (0, 3, DEPTH)},
     "head": {},
     "top_k": {"blocks": ((1, 3), (0,), (5,), tuple(range(DEPTH)))},
     "bsr": {
@@ -59,9 +60,9 @@ OPTIONS: dict[str, dict[str, Sequence[Any]]] = {
         "keep": (0.5, 0.3, 1.0),
         "drop_after": (UNSET, (1, 2), ()),
     },
-    "tome": {"merge": (4, (0, 5, 0, 1, 3, 0), 99, UNSET), "target_flops": (0.6,)},
-    "lora": ADAPTERS,
-    "apla": {"columns": (UNSET, 1, 9, 31)},
+    "tome": {"merge": (4, (0, 5, 0, 1, 3, 0), 99, UNSET), "target_flops": (0.6,), "from_block": (0, 2)},
+    "lora": ADAPTERS | {"from_block": (0, 4)},
+    "apla": {"columns": (UNSET, 1, 9, 31), "from_block": (0, 4)},
     "alast": ALAST,
     "lora+alast": ALAST | {f"lora.{name}": values for name, values in ADAPTERS.items()},
 }
@@ -144,8 +145,10 @@ def _case(name: str, row: dict[str, Any]) -> Case:
         values.pop("target_flops", None)
     lora = {option.removeprefix("lora."): values.pop(option) for option in list(values) if option.startswith("lora.")}
     if name == "lora+alast":
-        drawable = len(lora.get("blocks", range(DEPTH)))
-        values |= {"lora": lora, "trainable_blocks": min(values["trainable_blocks"], drawable)}
+        values["lora"] = lora
+    if "trainable_blocks" in values:
+        drawable = [block for block in lora.get("blocks", range(DEPTH)) if block >= values["from_block"]]
+        values["trainable_blocks"] = min(values["trainable_blocks"], len(drawable))
     tag = "alast" if name == "lora+alast" else name
     config = TrialConfig.model_validate({"method": {"name": tag} | values}).method
     return Case(config, row["model"], row["precision"], row["batch"])

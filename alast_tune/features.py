@@ -1,0 +1,131 @@
+"""Features: what enters the first block that trains, computed once for all images, in a file that processes share.
+
+What lies below never changes, so what it makes of an image is the same at every epoch, unless the image is augmented
+at random: then ``data.views`` fixed augmentations take turns. Files are named by what decides about the numbers in
+them, the weights below included, so that trials of a sweep that begin at the same block find them there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from alast_tune.data import Images
+from alast_tune.data.decoded import share_array
+from alast_tune.data.loading import whole_loader
+from alast_tune.errors import ConfigError
+from alast_tune.methods.base import Constant, Method
+from alast_tune.models import input_spec
+from alast_tune.models.backbone import Backbone, predict_tokens
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features of a run's images, in place of the images."""
+
+    views: tuple[Images, ...]
+    """Of the training images, epochs take turns."""
+    validation: Images
+
+
+def begin_with_features(method: Method) -> None:
+    """Let a method's steps begin at the first block that trains, where :func:`features_start` does not refuse."""
+    start = features_start(method)
+    assert isinstance(method, Constant)
+    method.begin_at(start)
+
+
+def features_start(method: Method) -> int:
+    """Find the first block that trains, at which steps on features begin.
+
+    Raises:
+        ConfigError: what lies below is not the same at every step, or there is nothing below.
+    """
+    name = method.config.name
+    if not isinstance(method, Constant):
+        raise ConfigError("data.features", "cache", f"{name} decides anew at every step; take none, or another method")
+    if not method.lowest:
+        raise ConfigError(
+            "data.features", "cache", f"{name} trains from the first block on; set method.from_block, or take none"
+        )
+    return method.lowest
+
+
+def compute_features(
+    method: Constant, views: Sequence[Images], validation: Images, dtype: torch.dtype | None, batch: int
+) -> Features:
+    """Bring all images up to the block at which a method's steps begin, or find that somebody has.
+
+    Args:
+        method: with the start of its steps.
+        views: of the training images, as they are augmented.
+        validation: images.
+        dtype: of autocast; None for none.
+        batch: images at a time.
+
+    Raises:
+        ConfigError: the features cannot be kept, or what enters the block is more than tokens.
+    """
+    model, start = method.model, method.plan.start
+    device = next(model.parameters()).device
+    weights = _hash_weights(model, start)
+
+    def keep(images: Images, trunk: Callable[[Tensor], Any], *kind: object) -> Images:
+        def run(images_BCHW: Tensor) -> NDArray[np.float32]:
+            with torch.no_grad(), torch.autocast(device.type, dtype, enabled=dtype is not None):
+                features = trunk(images_BCHW.to(device, non_blocking=True))
+            if isinstance(features, tuple):
+                remedy = f"{method.config.name} lets more than tokens enter block {start} of this model; take none"
+                raise ConfigError("data.features", "cache", remedy)
+            kept: NDArray[np.float32] = features.float().cpu().numpy()
+            return kept
+
+        def chunks() -> Iterator[NDArray[np.float32]]:
+            return (run(images_BCHW) for images_BCHW, _ in whole_loader(images, batch, 0))
+
+        of = (torch.__version__, device.type, dtype, input_spec(model), start, *kind)
+        content = "\n".join([weights, str(of), images.drawing(), *(checksum for _, checksum in images.contents())])
+        name = hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
+        shape = len(images), *run(images[0][0][None]).shape[1:]
+        try:
+            features = share_array(f"{name}-{start}", shape, chunks, np.float32)
+        except OSError as error:
+            needed = f"{4 * np.prod(shape) / 2**30:.1f} GiB"
+            remedy = (
+                f"{needed} of features cannot be kept in the cache folder ({error}); set XDG_CACHE_HOME, or take none"
+            )
+            raise ConfigError("data.features", "cache", remedy) from error
+        return Images(images.source, images.indices, partial(_rows, features), nn.Identity())
+
+    was_training = model.training
+    model.eval()
+    tokens_L = method.plan.tokens_L[:start]
+    drops = len(set(tokens_L)) > 1 or method.plan.tokens_L[min(start, len(model.blocks) - 1)] != tokens_L[0]
+    trained = tuple(keep(images, method.trunk, tokens_L, method.config.name if drops else "") for images in views)
+    features = Features(trained, keep(validation, partial(predict_tokens, model, start=start), tokens_L[:1], ""))
+    model.train(was_training)
+    return features
+
+
+def _rows(features: NDArray[np.float32], batch: list[int]) -> Tensor:
+    return torch.from_numpy(features[batch])
+
+
+def _hash_weights(model: Backbone, start: int) -> str:
+    """Hash the weights of the embedding and of the blocks below ``start``."""
+    later = tuple(f"blocks.{block}." for block in range(start, len(model.blocks)))
+    after = ("norm.", "fc_norm.", "attn_pool.", "head.")
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in model.state_dict().items():
+        if not name.startswith(later + after):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
