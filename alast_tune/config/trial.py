@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, Field, ModelWrapValidatorHandler, SerializeAsAny, model_validator
+from pydantic import BaseModel, ByteSize, Field, ModelWrapValidatorHandler, SerializeAsAny, model_validator
 
 from alast_tune.config.methods import MethodConfig, find_method
 from alast_tune.config.record import Record, parse
@@ -134,8 +134,16 @@ class TrainConfig(Record):
 
     epochs: int = Field(10, ge=1)
     batch_size: int = Field(128, ge=1)
-    accumulate: int = Field(
-        1, ge=1, description="split each batch into so many forwards and backwards, for less memory"
+    accumulate: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        1,
+        description="split each batch into so many forwards and backwards, for less memory; auto: into the fewest that "
+        "keep max_memory",
+    )
+    max_memory: ByteSize | None = Field(
+        None,
+        gt=0,
+        description="limit of the predicted peak of the training steps, as 2GiB; with accumulate auto, in a sweep, "
+        "unset: the sweep's",
     )
     checkpoint_blocks: bool = Field(
         False,

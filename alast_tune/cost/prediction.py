@@ -77,6 +77,7 @@ class StepCosts:
 
     def __init__(self, model: Backbone, image_size: int) -> None:
         self._model = model
+        self.image_size = image_size
         shape = (int(model.patch_embed.proj.in_channels), image_size, image_size)
         self._images: tuple[Flowing, ...] = (Flowing(shape, torch.float32, False, kept=True),)
         self._image_bytes = FLOAT * prod(shape)

@@ -188,7 +188,7 @@ def budget_rate(config: AlastConfig, train: TrainConfig) -> float:
         ConfigError: micro-batches where budgets learn within a forward, which would see but the first.
     """
     alpha = train.learning_rate if config.alpha is None else config.alpha
-    if train.accumulate > 1 and alpha and config.budget_timing == "same_step":
+    if train.accumulate != 1 and alpha and config.budget_timing == "same_step":
         remedy = "same-step budgets learn from the whole batch; leave it out, or set method.budget_timing: next_step"
         raise ConfigError("train.accumulate", train.accumulate, remedy)
     return alpha

@@ -7,25 +7,20 @@ import ctypes
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-import torch
 from torch.optim import Optimizer
 
 from alast_tune.config import BlockChoice, DataConfig, MethodConfig, ModelConfig, TopKConfig, TrialConfig
 from alast_tune.cost import StepCosts
 from alast_tune.data import Splits
+from alast_tune.errors import MemoryLimitError
 from alast_tune.features import features_start
 from alast_tune.methods import Method, build_method, with_blocks_chosen
 from alast_tune.methods.base import FirstLook, Foreseen
-from alast_tune.methods.summary import summary_updates
-from alast_tune.models.backbone import Backbone, embed
+from alast_tune.micro_batches import GROWTH, first_look, micro_batches
+from alast_tune.models import input_spec
+from alast_tune.models.backbone import Backbone
 from alast_tune.optimizers import build_optimizer
 from alast_tune.train import load_trial
-
-IMAGES = 4
-"""Real images from which ALaST's first budgets are found."""
-
-GROWTH = 2.0
-"""Of the class-token deltas while training, for a peak that is seldom exceeded."""
 
 
 @dataclass(frozen=True)
@@ -97,28 +92,31 @@ class Forecast:
             model: with its weights, untouched.
             splits: of the data.
         """
-        spread = torch.linspace(0, len(splits.validation) - 1, IMAGES).int().tolist()
-        images_BCHW, _ = splits.validation.__getitems__(spread)  # these are never augmented
-        with torch.inference_mode():
-            magnitudes_L, deltas_L = summary_updates(model, embed(model, images_BCHW))
-        look = FirstLook(model.to("meta"), len(images_BCHW), magnitudes_L, deltas_L)
-        self._starts[config.model, _images_of(config.data)] = _Start(look, images_BCHW.shape[-1], len(splits.train))
+        look = first_look(model, splits)
+        model.to("meta")
+        start = _Start(look, input_spec(model).image_size, len(splits.train))
+        self._starts[config.model, _images_of(config.data)] = start
         _give_back_memory()
 
     def _costs(self, config: TrialConfig, method_config: MethodConfig, growth: float, cached: bool) -> Costs:
         start, train = self._look_at(config), config.train
         prepared = self._prepare(config, method_config, start)
         batch = min(train.batch_size, start.images)
-        plans = method_config.foresee(start.look, prepared.method.plan, train, batch, growth)
-        parts = min(train.accumulate, batch)
+        first = features_start(prepared.method) if cached else 0
+
+        def foresee(growth: float) -> Foreseen:
+            plans = method_config.foresee(start.look, prepared.method.plan, train, batch, growth)
+            drawn, heaviest = ([replace(one, start=first) for one in those] for those in (plans.drawn, plans.heaviest))
+            return Foreseen(tuple(drawn), frozenset(heaviest))
+
+        plans, least_bytes = foresee(growth), 0
         costs, optimizer, precision = prepared.costs, prepared.optimizer, train.precision
-        first, micro = 0, -(-batch // parts)
-        if cached:
-            first = features_start(prepared.method)
-            drawn, heaviest = (
-                [replace(plan, start=first) for plan in those] for those in (plans.drawn, plans.heaviest)
-            )
-            plans = Foreseen(tuple(drawn), frozenset(heaviest))
+        grown = () if train.max_memory is None else foresee(GROWTH).heaviest  # the same parts, however budgets grow
+        try:
+            parts = micro_batches(train, costs, method_config, grown, batch, optimizer)
+        except MemoryLimitError as error:
+            parts, least_bytes = batch, error.peak_bytes
+        micro = -(-batch // parts)
         image_flops = sum(costs.image_flops(method_config, plan) for plan in plans.drawn) / len(plans.drawn)
         peak = max(
             costs.step(method_config, plan, batch, optimizer, precision, parts).peak_bytes for plan in plans.heaviest
@@ -129,7 +127,7 @@ class Forecast:
             peak = max(peak, costs.trunk_batch(method_config, plan, micro, optimizer, precision)[1])
             flops += costs.trunk_flops(method_config, plan) * start.images * config.data.views
         _, evaluation = costs.evaluation_batch(micro, peak, optimizer, precision, first)
-        return Costs(flops, max(peak, evaluation))
+        return Costs(flops, max(peak, evaluation, least_bytes))
 
     def _look_at(self, config: TrialConfig) -> _Start:
         key = config.model, _images_of(config.data)

@@ -59,14 +59,17 @@ def size_of(space: Mapping[str, BaseDistribution]) -> float:
 def trial_config(sweep: SweepConfig, params: Mapping[str, Any], baseline: str | None = None) -> TrialConfig:
     """Set a trial's parameters in the sweep's base; a baseline keeps its own method and takes the others.
 
+    Where micro-batches follow from a limit of memory, this is the sweep's.
+
     Raises:
         ConfigError: two parameters, each fine, that contradict each other.
     """
     settings = sweep.settings(params)
     if baseline is None:
-        return apply_params(sweep.trial, settings)
+        return sweep.with_limit(apply_params(sweep.trial, settings))
     own = _with_method(sweep.trial, BASELINES[baseline])
-    return apply_params(own, {path: value for path, value in settings.items() if path.split("/")[0] != "method"})
+    settings = {path: value for path, value in settings.items() if path.split("/")[0] != "method"}
+    return sweep.with_limit(apply_params(own, settings))
 
 
 def baseline_params(base: TrialConfig, space: Mapping[str, Distribution], baseline: str) -> dict[str, Any]:
