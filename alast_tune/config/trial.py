@@ -153,7 +153,9 @@ class TrainConfig(Record):
     learning_rate: float = Field(1e-4, gt=0, description="unset: 1e-4, with adapters 1e-3, as in the paper")
     warmup_epochs: float = Field(0.0, ge=0, description="linear warm-up of the learning rate")
     schedule: Literal["constant", "cosine"] = "constant"
-    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    optimizer: Literal["adam", "adamw", "sgd", "adamw8bit"] = Field(
+        "adam", description="adamw8bit keeps moments in 8 bits (pip install 'alast-tune[8bit]')"
+    )
     weight_decay: float = Field(0.0, ge=0)
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="autocast type; fp16 scales the loss")
     compile: bool = Field(False, description="compile the blocks with torch.compile")

@@ -20,7 +20,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -177,7 +177,7 @@ class StepCosts:
 
     def _there(self, batch: int, optimizer: Optimizer, given_bytes: int) -> int:
         """Bytes that are live from beginning to end: weights, moments and a batch of what is given, images mostly."""
-        return self._weight_bytes + FLOAT * moments(optimizer) + given_bytes * batch
+        return self._weight_bytes + moment_bytes(optimizer) + given_bytes * batch
 
     def _given_bytes(self, config: MethodConfig, plan: StepPlan) -> int:
         """Bytes of what a step is given of an image."""
@@ -344,15 +344,28 @@ def step_peak_bytes(
     return costs.step(method_config, plan, batch, optimizer, precision, accumulate).peak_bytes
 
 
-def moments(optimizer: Optimizer) -> int:
-    """Numbers that the optimizer keeps once every parameter has been updated."""
-    updated = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
-    return int(updated if isinstance(optimizer, torch.optim.SGD) else 2 * updated)
+def moment_bytes(optimizer: Optimizer) -> int:
+    """Bytes that the optimizer keeps once every parameter has been updated: one moment of SGD, two of the others."""
+    sizes = [p.numel() for group in optimizer.param_groups for p in group["params"]]
+    if isinstance(optimizer, torch.optim.SGD):
+        return FLOAT * sum(sizes)
+    if not _codes_moments(optimizer):
+        return 2 * FLOAT * sum(sizes)
+    least: int = optimizer.args.min_8bit_size
+    whole = FLOAT * sum(size for size in sizes if size < least)
+    coded = sum(size + FLOAT * -(-size // 256) for size in sizes if size >= least)  # a byte each, a scale for 256
+    tables = 2 * FLOAT * 256 if coded else 0  # what number a byte stands for
+    return 2 * (whole + coded) + tables
+
+
+def _codes_moments(optimizer: Any) -> TypeGuard[Any]:
+    """Whether it is one of bitsandbytes' with moments of 8 bits."""
+    return getattr(getattr(optimizer, "args", None), "optim_bits", 32) == 8
 
 
 def _update_bytes(optimizer: Optimizer, gradients: int) -> int:
-    """Temporaries of an update: none if fused, else all gradients' on CUDA, twice the largest parameter's on a CPU."""
-    if optimizer.defaults.get("fused"):
+    """Temporaries of an update: none if fused or coded, else all gradients' on CUDA, twice the largest's on a CPU."""
+    if optimizer.defaults.get("fused") or _codes_moments(optimizer):
         return 0
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     return gradients if parameters[0].is_cuda else 2 * FLOAT * max(p.numel() for p in parameters)
