@@ -45,7 +45,9 @@ def build_method(config: MethodConfig, model: Backbone, train: TrainConfig | Non
         raise ConfigError("method.name", config.name, remedy)
     if config.from_block > (depth := len(blocks_of(model))):
         raise ConfigError("method.from_block", config.from_block, f"the model has {depth} blocks; give {depth} at most")
-    method = config.build(model, train or TrainConfig())
+    train = train or TrainConfig()
+    model.set_grad_checkpointing(train.checkpoint_blocks)  # run_block goes by it
+    method = config.build(model, train)
     _check_parameters(method)
     return method
 

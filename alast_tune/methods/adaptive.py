@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from alast_tune.methods.base import StepPlan, arriving_tokens, entering_tokens, random_drop, run_stages
+from alast_tune.methods.base import StepPlan, entering_tokens, random_drop, run_stages
 from alast_tune.methods.budgets import class_delta, relative_magnitude
 from alast_tune.methods.dropping import Dropping
 from alast_tune.methods.lora import add_adapters, merge_adapters
@@ -18,7 +18,7 @@ from alast_tune.methods.parameters import parameters_to_train, set_trainable
 from alast_tune.methods.planner import Planner, drawable_blocks
 from alast_tune.methods.summary import RandomScores, Scores, scores_of, summarise, summary_updates
 from alast_tune.methods.tokens import Tokens
-from alast_tune.models.backbone import Backbone, classify, embed
+from alast_tune.models.backbone import Backbone, classify, embed, token_count
 from alast_tune.parallel import total_over_ranks
 
 if TYPE_CHECKING:
@@ -88,11 +88,17 @@ class Alast:
         """What the settings say may train."""
         return self._parameters
 
+    def plan_for(self, image_size: int | None = None, token_keep: float = 1.0) -> StepPlan:
+        """Say what enters a step, with no budget and no block decided."""
+        tokens, depth = token_count(self.model, image_size), len(self.model.blocks)
+        entering = entering_tokens(tokens, int(self.model.num_prefix_tokens), token_keep)
+        image_tokens = tokens if entering < tokens else None
+        return StepPlan((entering,) * depth, (True,) * depth, image_tokens=image_tokens)
+
     def begin_step(self, step: int, micro_batches: Sequence[Tensor] = (), token_keep: float = 1.0) -> None:
         """Draw the blocks that train; under ``next_step`` also fix how many tokens each gets."""
         self._deltas, self._images, self._micro_batches = [], 0, micro_batches
-        tokens = arriving_tokens(self.model, micro_batches)
-        self._planner.enter(tokens, entering_tokens(tokens, int(self.model.num_prefix_tokens), token_keep))
+        self._planner.enter(self.plan_for(micro_batches[0].shape[-1] if micro_batches else None, token_keep))
         self._flow.begin_step(step)
         if not self._planner.calibrates_next:  # otherwise the forward decides, once it has seen the images
             self._decide()

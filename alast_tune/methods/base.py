@@ -142,11 +142,6 @@ def random_drop(model: Backbone, plan: StepPlan) -> list[Stage]:
     return [Stage(run, plan.image_tokens, plan.tokens_L[plan.start], "random")]
 
 
-def arriving_tokens(model: Backbone, micro_batches: Sequence[Tensor]) -> int:
-    """Count the tokens of a step's images, class token and registers counted; without images, of the model's own."""
-    return token_count(model, micro_batches[0].shape[-1] if micro_batches else None)
-
-
 def entering_tokens(tokens: int, prefix: int, token_keep: float) -> int:
     """Count those of an image's tokens that enter: class token and registers, and a share of the rest, one at least."""
     return prefix + max(1, round(token_keep * (tokens - prefix)))
@@ -179,6 +174,14 @@ class Method(Protocol):
 
     def parameters(self) -> list[nn.Parameter]:
         """Every parameter that may ever train: the optimizer's, from the first step to the last."""
+
+    def plan_for(self, image_size: int | None = None, token_keep: float = 1.0) -> StepPlan:
+        """Say what enters a step, and whatever else is known before any step has been decided; moves no state.
+
+        Args:
+            image_size: side of the images, pixels; unset: the model's own.
+            token_keep: share of each image's patch tokens, drawn at random, that enter the first block.
+        """
 
     def begin_step(self, step: int, micro_batches: Sequence[Tensor] = (), token_keep: float = 1.0) -> None:
         """Decide what the step will do and set ``requires_grad`` accordingly.
@@ -230,7 +233,7 @@ class Constant:
             trainable_L = [any(id(p) in trains for p in block.parameters()) for block in model.blocks]
         self._trainable_L = tuple(trainable_L)
         self._start = 0
-        self._plan = self._plan_for()
+        self._plan = self.plan_for()
         self._flow = flow or config.flow(model)
         set_trainable(model.parameters(), False)
         set_trainable(self._parameters, True)
@@ -255,12 +258,12 @@ class Constant:
     def begin_at(self, start: int) -> None:
         """From now on get, in place of images, what :meth:`trunk` makes of them."""
         self._start = start
-        self._plan = self._plan_for()
+        self._plan = self.plan_for()
 
     @torch.no_grad()
     def trunk(self, images_BCHW: Tensor) -> Any:
         """Run what lies below the block at which the steps begin, the embedding too: images to tokens (B, N, D)."""
-        stages = self._flow.stages(self._plan_for())[: self._start]
+        stages = self._flow.stages(self.plan_for())[: self._start]
         return run_stages(stages, self._flow.embed(images_BCHW))
 
     def parameters(self) -> list[nn.Parameter]:
@@ -269,7 +272,7 @@ class Constant:
 
     def begin_step(self, step: int, micro_batches: Sequence[Tensor] = (), token_keep: float = 1.0) -> None:
         """Count the tokens that enter."""
-        self._plan = self._plan_for(micro_batches, token_keep)
+        self._plan = self.plan_for(micro_batches[0].shape[-1] if micro_batches else None, token_keep)
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Training forward: embedding, all stages, classifier; or stages from ``plan.start`` on, given what enters."""
@@ -292,11 +295,12 @@ class Constant:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Nothing to take over."""
 
-    def _plan_for(self, micro_batches: Sequence[Tensor] = (), token_keep: float = 1.0) -> StepPlan:
+    def plan_for(self, image_size: int | None = None, token_keep: float = 1.0) -> StepPlan:
+        """Plan a step on images of a size, of which a share of the patch tokens enters."""
         start, below_L = self._start, self.tokens(token_count(self.model))
         if start == len(below_L):  # nothing is left to run but the classifier
             return StepPlan(tuple(below_L), self._trainable_L, start=start)
-        arriving = below_L[start] if start else arriving_tokens(self.model, micro_batches)
+        arriving = below_L[start] if start else token_count(self.model, image_size)
         entering = entering_tokens(arriving, int(self.model.num_prefix_tokens), token_keep)
         tokens_L = (*below_L[:start], *self.tokens(entering, start))
         drawn_from = arriving if entering < arriving else None
