@@ -360,7 +360,7 @@ def test_a_study_begins_with_full_fine_tuning_and_the_papers_configuration(tmp_p
     assert isinstance(paper, dict)
     assert isinstance(other, dict)
     assert [trial["baseline"] for trial in (full, paper, other)] == ["full", "paper", None]
-    assert full["trial"]["method"] == {"name": "full"}
+    assert full["trial"]["method"] == {"name": "full", "from_block": 0}
     assert (paper["trial"]["method"]["reading"], paper["trial"]["method"]["trainable_blocks"]) == ("paper", 9)
     assert paper["trial"]["method"]["floors"] == {"early": 0.01, "middle": 0.01, "late": 0.01}
     search.on_trial_complete("a", report())
