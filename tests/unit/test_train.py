@@ -518,9 +518,13 @@ def two_blocks(tiny_trial: TinyTrial, monkeypatch: pytest.MonkeyPatch) -> TinyTr
 
 
 COMPILED = pytest.mark.parametrize(
-    "method",
-    [{"name": "alast", "alpha": 0.5, "trainable_blocks": 1}, {"name": "tome", "merge": 3}],
-    ids=lambda method: method["name"],
+    ("method", "train"),
+    [
+        ({"name": "alast", "alpha": 0.5, "trainable_blocks": 1}, {}),
+        ({"name": "tome", "merge": 3}, {}),
+        ({"name": "full"}, {"token_keep": 0.5, "token_keep_last": 1.0, "image_size_first": 32}),
+    ],
+    ids=lambda value: value.get("name", ""),
 )
 
 
@@ -541,13 +545,13 @@ def losses_of_compiled_blocks(config: TrialConfig) -> list[float]:
 @pytest.mark.filterwarnings("default")  # of the compiler's own
 @COMPILED
 def test_captured_blocks_learn_the_same_and_are_not_captured_again(
-    two_blocks: TinyTrial, monkeypatch: pytest.MonkeyPatch, method: dict[str, Any]
+    two_blocks: TinyTrial, monkeypatch: pytest.MonkeyPatch, method: dict[str, Any], train: dict[str, Any]
 ) -> None:
     """All that torch.compile does but the making of machine code."""
-    plain = Run(two_blocks(method))
+    plain = Run(two_blocks(method, **train))
     expected = [plain.train_epoch().train_loss for _ in range(3)]
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
-    assert losses_of_compiled_blocks(two_blocks(method, compile=True)) == expected
+    assert losses_of_compiled_blocks(two_blocks(method, compile=True, **train)) == expected
 
 
 @pytest.mark.slow
