@@ -42,6 +42,7 @@ _OURS = tuple(
         "tome": "tome:TomeConfig",
         "lora": "lora:LoraConfig",
         "apla": "apla:AplaConfig",
+        "reader": "reader:ReaderConfig",
     }.items()
 )
 
@@ -65,8 +66,6 @@ class MethodConfig(Record):
     """What people call it (``ALaST``, ``full fine-tuning``); unset: its name."""
     foremost: ClassVar[str | None] = None
     """The setting that tells most of the method: a front's table shows it."""
-    splits_blocks: ClassVar[bool] = False
-    """Whether the forward goes between a block's attention and its MLP, which are then compiled one by one."""
 
     def trainable_parameters(self, model: Backbone) -> list[nn.Parameter]:
         """List what may ever train, on a model that the method has prepared, whatever ``from_block`` says."""
@@ -87,6 +86,10 @@ class MethodConfig(Record):
         from alast_tune.methods.base import Flow
 
         return Flow(self, model)
+
+    def splits_blocks(self) -> bool:
+        """Say whether the forward goes between a block's attention and its MLP, which are then compiled one by one."""
+        return False
 
     def full_label(self) -> str:
         """Name the method as people do."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, Field, ModelWrapValidatorHandler, SerializeAsAny, model_validator
+from pydantic import BaseModel, ByteSize, Field, ModelWrapValidatorHandler, SerializeAsAny, model_validator
 
 from alast_tune.config.methods import MethodConfig, find_method
 from alast_tune.config.record import Record, parse
@@ -134,8 +134,21 @@ class TrainConfig(Record):
 
     epochs: int = Field(10, ge=1)
     batch_size: int = Field(128, ge=1)
-    accumulate: int = Field(
-        1, ge=1, description="split each batch into so many forwards and backwards, for less memory"
+    accumulate: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        1,
+        description="split each batch into so many forwards and backwards, for less memory; auto: into the fewest that "
+        "keep max_memory",
+    )
+    max_memory: ByteSize | None = Field(
+        None,
+        gt=0,
+        description="limit of the predicted peak of the training steps, as 2GiB; with accumulate auto, in a sweep, "
+        "unset: the sweep's",
+    )
+    checkpoint_blocks: bool = Field(
+        False,
+        description="keep of each block's forward only the tokens that enter, and run it again in the backward: a "
+        "third more work, a fraction of the activations",
     )
     token_keep: float = Field(
         1.0,
@@ -156,7 +169,9 @@ class TrainConfig(Record):
     learning_rate: float = Field(1e-4, gt=0, description="unset: 1e-4, with adapters 1e-3, as in the paper")
     warmup_epochs: float = Field(0.0, ge=0, description="linear warm-up of the learning rate")
     schedule: Literal["constant", "cosine"] = "constant"
-    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    optimizer: Literal["adam", "adamw", "sgd", "adamw8bit"] = Field(
+        "adam", description="adamw8bit keeps moments in 8 bits (pip install 'alast-tune[8bit]')"
+    )
     weight_decay: float = Field(0.0, ge=0)
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="autocast type; fp16 scales the loss")
     compile: bool = Field(False, description="compile the blocks with torch.compile")

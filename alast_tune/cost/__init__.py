@@ -56,17 +56,20 @@ class Meter:
         self._heaviest_bytes = 0  # of all predicted steps
 
     @contextmanager
-    def step(self, method: Method, optimizer: Optimizer, images_BCHW: Tensor, batch: int) -> Iterator[None]:
+    def step(
+        self, method: Method, optimizer: Optimizer, images_BCHW: Tensor, batch: int, parts: int = 1
+    ) -> Iterator[None]:
         """Run one training step inside, from its first forward to its update.
 
-        ``images_BCHW`` are this rank's, ``batch`` counts those of all ranks: FLOPs are all ranks', bytes this one's.
+        ``images_BCHW`` are this rank's, in so many ``parts``; ``batch`` counts those of all ranks: FLOPs are all
+        ranks', bytes this one's.
         """
         whole = int(self._model.patch_embed.img_size[0])
-        side = images_BCHW.shape[-1] if images_BCHW.dim() == 4 else whole  # features are of whole images
+        side = self.image_size(images_BCHW)
 
         def cost(config: MethodConfig, plan: StepPlan, image_size: int) -> StepCost:
-            costs, train = self._costs(image_size), self._train
-            return costs.step(config, plan, len(images_BCHW), optimizer, train.precision, train.accumulate)
+            costs = self.costs(image_size)
+            return costs.step(config, plan, len(images_BCHW), optimizer, self._train.precision, parts)
 
         with self._memory.step(lambda: cost(method.config, method.plan, side).peak_bytes, optimizer, images_BCHW):
             yield
@@ -103,7 +106,7 @@ class Meter:
         """
         size, predicted = most, 0
         if self._heaviest_bytes:
-            size, predicted = self._costs(image_size).evaluation_batch(
+            size, predicted = self.costs(image_size).evaluation_batch(
                 most, self._heaviest_bytes, optimizer, self._train.precision, start
             )
         with self._memory.evaluation(predicted, optimizer):
@@ -119,7 +122,7 @@ class Meter:
             image_size: side of the images, pixels.
             most: images of a step's forward.
         """
-        costs, setup = self._costs(image_size), (method.config, method.plan)
+        costs, setup = self.costs(image_size), (method.config, method.plan)
         size, predicted = costs.trunk_batch(*setup, most, optimizer, self._train.precision)
         self._heaviest_bytes = max(self._heaviest_bytes, predicted)  # so much is taken anyway
         with self._memory.evaluation(predicted, optimizer):
@@ -127,16 +130,21 @@ class Meter:
 
     def add_trunk(self, method: Method, image_size: int, images: int) -> None:
         """Count that pass; ``images`` are those of all ranks, views counted."""
-        self._flops += self._costs(image_size).trunk_flops(method.config, method.plan) * images
+        self._flops += self.costs(image_size).trunk_flops(method.config, method.plan) * images
 
-    def _costs(self, image_size: int) -> StepCosts:
+    def image_size(self, images_BCHW: Tensor) -> int:
+        """Say how large a step's images are; features, (B, N, D), do not show it."""
+        return images_BCHW.shape[-1] if images_BCHW.dim() == 4 else int(self._model.patch_embed.img_size[0])
+
+    def costs(self, image_size: int) -> StepCosts:
+        """Predict steps on images of a size."""
         if image_size not in self._by_size:
             self._by_size[image_size] = StepCosts(self._model, image_size)
         return self._by_size[image_size]
 
     def add_forward(self, image_size: int, images: int) -> None:
         """Count forwards, all tokens, that a method needed beside its steps; ``images`` are all ranks'."""
-        self._flops += self._costs(image_size).forward_flops(images)
+        self._flops += self.costs(image_size).forward_flops(images)
 
     def end_exploration(self) -> None:
         """Remember what has been spent so far as the price of exploration."""

@@ -99,8 +99,16 @@ class Flow:
         self.config = config
         self.model = model
 
+    def embed(self, images_BCHW: Tensor) -> Any:
+        """Turn images into what enters the first stage, or the classifier where there are no stages."""
+        return embed(self.model, images_BCHW)
+
+    def classify(self, flowing: Any) -> Tensor:
+        """Turn what leaves the last stage into logits, (B, K)."""
+        return classify(self.model, flowing)
+
     def stages(self, plan: StepPlan) -> list[Stage]:
-        """Give a plan's stages, one a block."""
+        """Give a plan's stages, one a block; none where :meth:`embed` goes through all blocks."""
         return [
             Stage(partial(self._run, index), count, count, index == len(plan.tokens_L) - 1, alone=self.alone(index))
             for index, count in enumerate(plan.tokens_L)
@@ -132,11 +140,6 @@ def random_drop(model: Backbone, plan: StepPlan) -> list[Stage]:
         return (x_BND, with_prefix(kept_BP, prefix)) if rotary else x_BND
 
     return [Stage(run, plan.image_tokens, plan.tokens_L[plan.start], "random")]
-
-
-def arriving_tokens(model: Backbone, micro_batches: Sequence[Tensor]) -> int:
-    """Count the tokens of a step's images, class token and registers counted; without images, of the model's own."""
-    return token_count(model, micro_batches[0].shape[-1] if micro_batches else None)
 
 
 def entering_tokens(tokens: int, prefix: int, token_keep: float) -> int:
@@ -171,6 +174,14 @@ class Method(Protocol):
 
     def parameters(self) -> list[nn.Parameter]:
         """Every parameter that may ever train: the optimizer's, from the first step to the last."""
+
+    def plan_for(self, image_size: int | None = None, token_keep: float = 1.0) -> StepPlan:
+        """Say what enters a step, and whatever else is known before any step has been decided; moves no state.
+
+        Args:
+            image_size: side of the images, pixels; unset: the model's own.
+            token_keep: share of each image's patch tokens, drawn at random, that enter the first block.
+        """
 
     def begin_step(self, step: int, micro_batches: Sequence[Tensor] = (), token_keep: float = 1.0) -> None:
         """Decide what the step will do and set ``requires_grad`` accordingly.
@@ -222,7 +233,7 @@ class Constant:
             trainable_L = [any(id(p) in trains for p in block.parameters()) for block in model.blocks]
         self._trainable_L = tuple(trainable_L)
         self._start = 0
-        self._plan = self._plan_for()
+        self._plan = self.plan_for()
         self._flow = flow or config.flow(model)
         set_trainable(model.parameters(), False)
         set_trainable(self._parameters, True)
@@ -247,13 +258,13 @@ class Constant:
     def begin_at(self, start: int) -> None:
         """From now on get, in place of images, what :meth:`trunk` makes of them."""
         self._start = start
-        self._plan = self._plan_for()
+        self._plan = self.plan_for()
 
     @torch.no_grad()
     def trunk(self, images_BCHW: Tensor) -> Any:
         """Run what lies below the block at which the steps begin, the embedding too: images to tokens (B, N, D)."""
-        stages = self._flow.stages(self._plan_for())[: self._start]
-        return run_stages(stages, embed(self.model, images_BCHW))
+        stages = self._flow.stages(self.plan_for())[: self._start]
+        return run_stages(stages, self._flow.embed(images_BCHW))
 
     def parameters(self) -> list[nn.Parameter]:
         """What trains."""
@@ -261,14 +272,14 @@ class Constant:
 
     def begin_step(self, step: int, micro_batches: Sequence[Tensor] = (), token_keep: float = 1.0) -> None:
         """Count the tokens that enter."""
-        self._plan = self._plan_for(micro_batches, token_keep)
+        self._plan = self.plan_for(micro_batches[0].shape[-1] if micro_batches else None, token_keep)
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Training forward: embedding, all stages, classifier; or stages from ``plan.start`` on, given what enters."""
-        start = self._plan.start
-        stages = [*random_drop(self.model, self._plan), *self._flow.stages(self._plan)[start:]]
+        flow, start = self._flow, self._plan.start
+        stages = [*random_drop(self.model, self._plan), *flow.stages(self._plan)[start:]]
         # Without a name for the embedded tokens, which would hold them until the end.
-        return classify(self.model, run_stages(stages, images_BCHW if start else embed(self.model, images_BCHW)))
+        return flow.classify(run_stages(stages, images_BCHW if start else flow.embed(images_BCHW)))
 
     def end_step(self) -> None:
         """Nothing to learn."""
@@ -284,11 +295,12 @@ class Constant:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Nothing to take over."""
 
-    def _plan_for(self, micro_batches: Sequence[Tensor] = (), token_keep: float = 1.0) -> StepPlan:
+    def plan_for(self, image_size: int | None = None, token_keep: float = 1.0) -> StepPlan:
+        """Plan a step on images of a size, of which a share of the patch tokens enters."""
         start, below_L = self._start, self.tokens(token_count(self.model))
         if start == len(below_L):  # nothing is left to run but the classifier
             return StepPlan(tuple(below_L), self._trainable_L, start=start)
-        arriving = below_L[start] if start else arriving_tokens(self.model, micro_batches)
+        arriving = below_L[start] if start else token_count(self.model, image_size)
         entering = entering_tokens(arriving, int(self.model.num_prefix_tokens), token_keep)
         tokens_L = (*below_L[:start], *self.tokens(entering, start))
         drawn_from = arriving if entering < arriving else None

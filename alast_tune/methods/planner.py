@@ -66,15 +66,11 @@ class Planner:
         """Deltas of the last step."""
         self.plan = StepPlan((patches + prefix,) * depth, (True,) * depth)
 
-    def enter(self, image: int, entering: int) -> None:
-        """Say how many tokens an image of the next step has, and how many of them enter the first block."""
-        self._patches, self._entering = image - self._prefix, entering - self._prefix
-        depth = len(self.budgets_L)
-        self.plan = StepPlan((entering,) * depth, (True,) * depth, image_tokens=self._image_tokens)
-
-    @property
-    def _image_tokens(self) -> int | None:
-        return self._patches + self._prefix if self._entering < self._patches else None
+    def enter(self, plan: StepPlan) -> None:
+        """Say how many tokens an image of the next step has, and how many of them enter the first block: by a plan."""
+        entering = plan.tokens_L[0]
+        self._patches, self._entering = (plan.image_tokens or entering) - self._prefix, entering - self._prefix
+        self.plan = plan
 
     def decide(self) -> None:
         """Fix who trains and, from the budgets as they are, how many tokens each block gets."""
@@ -83,7 +79,7 @@ class Planner:
             self.budgets_L[self._drawable_L], self._config.trainable_blocks, self._generator, self._config.selection
         )
         tokens_L = self._tokens(self.budgets_L.tolist())
-        self.plan = StepPlan(tokens_L, tuple(mask_L.tolist()), image_tokens=self._image_tokens)
+        self.plan = replace(self.plan, tokens_L=tokens_L, trainable_L=tuple(mask_L.tolist()), calibrated=False)
 
     def keep(self, index: int, arriving: int) -> int:
         """Patch tokens that flow on from a block, by its budget."""
@@ -179,7 +175,7 @@ class Planner:
         """
         totals, count = total_over_ranks(sums, images)
         deltas = finite(totals.double().cpu())
-        return deltas / count if self._config.delta_reduction == "batch_mean" else deltas
+        return deltas if self._config.delta_reduction == "batch_sum" else deltas / count
 
 
 def finite(deltas: Tensor) -> Tensor:
@@ -200,7 +196,7 @@ def budget_rate(config: AlastConfig, train: TrainConfig) -> float:
         ConfigError: micro-batches where budgets learn within a forward, which would see but the first.
     """
     alpha = train.learning_rate if config.alpha is None else config.alpha
-    if train.accumulate > 1 and alpha and config.budget_timing == "same_step":
+    if train.accumulate != 1 and alpha and config.budget_timing == "same_step":
         remedy = "same-step budgets learn from the whole batch; leave it out, or set method.budget_timing: next_step"
         raise ConfigError("train.accumulate", train.accumulate, remedy)
     return alpha
@@ -230,9 +226,11 @@ def foresee_plans(
     drawable_L = drawable_blocks(config, model)
     patches, prefix = int(model.patch_embed.num_patches), int(model.num_prefix_tokens)
     planner = Planner(config, patches, prefix, drawable_L, alpha, seed)
-    planner.enter(plan.image_tokens or plan.tokens_L[0], plan.tokens_L[0])
+    planner.enter(plan)
     if config.initial_budget == "calibrate" or config.first_delta == "zero":
-        planner.foresee(look.magnitudes_L, look.deltas_L, look.images)
+        relative = config.delta_reduction == "relative"
+        sums_L = look.magnitudes_L * look.images if relative else look.deltas_L
+        planner.foresee(look.magnitudes_L, sums_L, look.images)
     else:
         planner.decide()
     first, drawn = planner.plan, []

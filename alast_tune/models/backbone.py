@@ -6,21 +6,29 @@ sees the class token alone, the last block computes nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from timm.layers.attention import Attention, AttentionRope
 from timm.layers.format import Format
 from timm.layers.pos_embed_sincos import apply_rot_embed_cat, get_mixed_freqs
-from timm.models.eva import Eva, EvaAttention, EvaBlock
-from timm.models.vision_transformer import Block, VisionTransformer
+from timm.models.eva import Eva, EvaAttention, EvaBlock, EvaBlockPostNorm
+from timm.models.vision_transformer import Block, ResPostBlock, VisionTransformer
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from alast_tune.models.reading import block_summaries, has_reader
 
 Backbone: TypeAlias = VisionTransformer | Eva
 """A timm model that can be fine-tuned here."""
+
+_NORM_AFTER = (ResPostBlock, EvaBlockPostNorm)
+"""Blocks whose norms come after attention and MLP."""
+
+T = TypeVar("T")
 
 
 def blocks_of(model: Backbone) -> list[Any]:
@@ -115,16 +123,63 @@ def run_block(model: Backbone, index: int, x_BND: Tensor, kept_BN: Tensor | None
         All tokens, (B, N, D); of the last block the class token by itself, (B, 1, D), where
         :func:`needs_class_token_alone` says so. Queries, projection and MLP are then computed for it alone.
     """
+
+    def run(x_BND: Tensor) -> Tensor:
+        return _run_block(model, index, x_BND, kept_BN, mask)
+
+    return recomputed(model, index, run, x_BND)
+
+
+def recomputed(model: Backbone, index: int, run: Callable[..., T], *tensors: Tensor) -> T:
+    """Run a block's forward on tensors; under ``model.set_grad_checkpointing()`` keep these alone for its backward.
+
+    The backward then runs the forward again, dropout drawn as before. A block that has no backward runs as it is.
+    """
+    if not (model.grad_checkpointing and torch.is_grad_enabled()):
+        return run(*tensors)
+    learns = (one.requires_grad for one in (*tensors, *blocks_of(model)[index].parameters()))
+    if not any(learns):
+        return run(*tensors)
+    made: T = checkpoint(run, *tensors, use_reentrant=False)
+    return made
+
+
+def run_attention(model: Backbone, index: int, x_BND: Tensor, kept_BN: Tensor | None = None) -> Tensor:
+    """Run the first half of a block as timm has it: its attention, with the skip connection."""
     block = blocks_of(model)[index]
-    rope = rotations(model, index, kept_BN)
-    if index == len(model.blocks) - 1 and needs_class_token_alone(model):
-        attended_B1D = _attend_from_class_token(block.attn, block.norm1(x_BND), rope, mask)
-        x_B1D = x_BND[:, :1] + block.drop_path1(_scaled(block, 1, attended_B1D))
-        y_B1D: Tensor = x_B1D + block.drop_path2(_scaled(block, 2, block.mlp(block.norm2(x_B1D))))
-        return y_B1D
-    options = {"rope": rope, "attn_mask": mask}
-    y_BND: Tensor = block(x_BND, **{name: value for name, value in options.items() if value is not None})
-    return y_BND
+
+    def run(x_BND: Tensor) -> Tensor:
+        rope = rotations(model, index, kept_BN)
+        options = {} if rope is None else {"rope": rope}
+        if isinstance(block, _NORM_AFTER):
+            half_BND = block.norm1(block.attn(x_BND, **options))
+        else:
+            half_BND = _scaled(block, 1, block.attn(block.norm1(x_BND), **options))
+        attended_BND: Tensor = x_BND + block.drop_path1(half_BND)
+        return attended_BND
+
+    return recomputed(model, index, run, x_BND)
+
+
+def run_mlp(model: Backbone, index: int, x_BND: Tensor) -> Tensor:
+    """Run the second half of a block as timm has it: its MLP, with the skip connection."""
+    block = blocks_of(model)[index]
+
+    def run(x_BND: Tensor) -> Tensor:
+        after = isinstance(block, _NORM_AFTER)
+        half_BND = block.norm2(block.mlp(x_BND)) if after else _scaled(block, 2, block.mlp(block.norm2(x_BND)))
+        y_BND: Tensor = x_BND + block.drop_path2(half_BND)
+        return y_BND
+
+    return recomputed(model, index, run, x_BND)
+
+
+def why_no_halves(model: Backbone) -> str:
+    """Say why :func:`run_attention` and :func:`run_mlp` are no whole, in words that follow "the model"; or nothing."""
+    for block in blocks_of(model):
+        if type(block) not in (Block, EvaBlock, *_NORM_AFTER):
+            return f"is built of {type(block).__name__}, which is not an attention and then an MLP"
+    return ""
 
 
 def rotations(model: Backbone, index: int, kept_BN: Tensor | None = None) -> Tensor | None:
@@ -170,9 +225,13 @@ def predict(model: Backbone, images_BCHW: Tensor, start: int = 0) -> Tensor:
 
     Args:
         model: that predicts.
-        images_BCHW: or, with ``start``, the tokens (B, N, D) that enter this block.
+        images_BCHW: or, with ``start``, the tokens (B, N, D) that enter this block; of a reader, the summaries.
         start: first block that runs; as many as there are blocks: none does.
     """
+    if has_reader(model):
+        reader: Any = model.reader
+        read: Tensor = reader(images_BCHW if start else summaries_of(model, images_BCHW))
+        return read
     x_BND = images_BCHW if start else embed(model, images_BCHW)
     for index in range(start, len(model.blocks)):
         x_BND = run_block(model, index, x_BND)
@@ -180,11 +239,41 @@ def predict(model: Backbone, images_BCHW: Tensor, start: int = 0) -> Tensor:
 
 
 def predict_tokens(model: Backbone, images_BCHW: Tensor, start: int) -> Tensor:
-    """Turn images into the tokens (B, N, D) that enter a block; the rest of :func:`predict` begins with them."""
+    """Turn images into the tokens (B, N, D) that enter a block; the rest of :func:`predict` begins with them.
+
+    Where a reader classifies, the rest begins with the summaries, (B, S, D), whatever the block.
+    """
+    if has_reader(model):
+        return summaries_of(model, images_BCHW)
     x_BND = embed(model, images_BCHW)
     for index in range(start):
         x_BND = run_block(model, index, x_BND)
     return x_BND
+
+
+@torch.no_grad()
+def summaries_of(model: Backbone, images_BCHW: Tensor) -> Tensor:
+    """Summarise images after every block but the last, and as the classifier would get them, (B, S, D), no gradient."""
+    x_BND = embed(model, images_BCHW)
+    found: list[Tensor] = []
+    for index in range(len(model.blocks) - 1):
+        x_BND = run_block(model, index, x_BND)
+        found += block_summaries(model, x_BND)
+    x_BND = model.norm(run_block(model, len(model.blocks) - 1, x_BND))
+    return torch.stack([*found, model.forward_head(x_BND, pre_logits=True)], dim=1)
+
+
+def _run_block(model: Backbone, index: int, x_BND: Tensor, kept_BN: Tensor | None, mask: Any) -> Tensor:
+    block = blocks_of(model)[index]
+    rope = rotations(model, index, kept_BN)
+    if index == len(model.blocks) - 1 and needs_class_token_alone(model):
+        attended_B1D = _attend_from_class_token(block.attn, block.norm1(x_BND), rope, mask)
+        x_B1D = x_BND[:, :1] + block.drop_path1(_scaled(block, 1, attended_B1D))
+        y_B1D: Tensor = x_B1D + block.drop_path2(_scaled(block, 2, block.mlp(block.norm2(x_B1D))))
+        return y_B1D
+    options = {"rope": rope, "attn_mask": mask}
+    y_BND: Tensor = block(x_BND, **{name: value for name, value in options.items() if value is not None})
+    return y_BND
 
 
 def _scaled(block: Any, half: int, x_BND: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from alast_tune.errors import ConfigError
 from alast_tune.evaluate import evaluate
 from alast_tune.methods import build_method
 from alast_tune.models.backbone import predict, token_count
+from alast_tune.models.reading import attach_reader, read_of
 from alast_tune.testing.steps import (
     CLASSES,
     MakeModel,
@@ -176,10 +177,12 @@ def check_evaluation(config: MethodConfig, make: MakeModel) -> None:
 
 
 def check_export(config: MethodConfig, make: MakeModel) -> None:
-    """What comes out is a plain timm model, of the logits that evaluation saw."""
+    """What comes out is a plain timm model, or one whose classifier is a reader, of the logits that evaluation saw."""
     method = build_method(config, make())
     train(method, adam(method), range(2))
     plain, exported = make(), method.export()
+    if reader := read_of(exported.state_dict()):
+        attach_reader(plain, *reader)
     plain.load_state_dict(exported.state_dict(), strict=True)
     with torch.no_grad():
         logits, expected = method.model.eval()(batch()[0]), plain.eval()(batch()[0])

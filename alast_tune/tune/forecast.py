@@ -8,27 +8,23 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
-import torch
 from torch.optim import Optimizer
 
 from alast_tune.config import BlockChoice, DataConfig, MethodConfig, ModelConfig, TopKConfig, TrialConfig
 from alast_tune.cost import StepCosts
 from alast_tune.data import Splits
+from alast_tune.errors import MemoryLimitError
 from alast_tune.features import features_start
 from alast_tune.methods import Constant, Method, build_method, with_blocks_chosen
 from alast_tune.methods.base import FirstLook
-from alast_tune.methods.summary import summary_updates
-from alast_tune.models.backbone import Backbone, embed
+from alast_tune.micro_batches import GROWTH, first_look, micro_batches
+from alast_tune.models import input_spec
+from alast_tune.models.backbone import Backbone
 from alast_tune.optimizers import build_optimizer
 from alast_tune.phases import Phase, phases_of
 from alast_tune.train import load_trial
-
-IMAGES = 4
-"""Real images from which ALaST's first budgets are found."""
-
-GROWTH = 2.0
-"""Of the class-token deltas while training, for a peak that is seldom exceeded."""
 
 
 @dataclass(frozen=True)
@@ -108,12 +104,10 @@ class Forecast:
             model: with its weights, untouched.
             splits: of the data.
         """
-        spread = torch.linspace(0, len(splits.validation) - 1, IMAGES).int().tolist()
-        images_BCHW, _ = splits.validation.__getitems__(spread)  # these are never augmented
-        with torch.inference_mode():
-            magnitudes_L, deltas_L = summary_updates(model, embed(model, images_BCHW))
-        look = FirstLook(model.to("meta"), len(images_BCHW), magnitudes_L, deltas_L)
-        self._starts[config.model, _images_of(config.data)] = _Start(look, images_BCHW.shape[-1], len(splits.train))
+        look = first_look(model, splits)
+        model.to("meta")
+        start = _Start(look, input_spec(model).image_size, len(splits.train))
+        self._starts[config.model, _images_of(config.data)] = start
         _give_back_memory()
 
     def _costs(
@@ -124,24 +118,30 @@ class Forecast:
         prepared = self._prepare(config, method_config, start)
         method, optimizer, precision = prepared.method, prepared.optimizer, train.precision
         batch = min(train.batch_size, start.images)
-        parts = min(train.accumulate, batch)
-        whole, micro, flops, peak = prepared.costs(start.image_size), -(-batch // parts), 0.0, 0
+        whole, flops, peak = prepared.costs(start.image_size), 0.0, 0
         first = features_start(method) if cached else 0
         if isinstance(method, Constant):
             method.begin_at(first)
-        if first:
-            peak = whole.trunk_batch(method_config, method.plan, micro, optimizer, precision)[1]
-            flops = whole.trunk_flops(method_config, method.plan) * start.images * config.data.views
+        micro = []
         for phase, epochs in Counter(phases).items():
             side = phase.image_size or start.image_size
-            costs = prepared.costs(side)
-            method.begin_step(0, [torch.empty(1, 3, side, side, device="meta")], phase.token_keep)
-            plans = method_config.foresee(start.look, method.plan, train, batch, growth)
+            costs, plan = prepared.costs(side), method.plan_for(side, phase.token_keep)
+            foresee = partial(method_config.foresee, start.look, plan, train, batch)
+            plans = foresee(growth)
+            grown = () if train.max_memory is None else foresee(GROWTH).heaviest  # the same parts, whatever the growth
+            try:
+                parts = micro_batches(train, costs, method_config, grown, batch, optimizer)
+            except MemoryLimitError as error:
+                parts, peak = batch, max(peak, error.peak_bytes)
+            micro.append(-(-batch // parts))
             image_flops = sum(costs.image_flops(method_config, plan) for plan in plans.drawn) / len(plans.drawn)
             flops += image_flops * start.images * epochs
             steps = [costs.step(method_config, plan, batch, optimizer, precision, parts) for plan in plans.heaviest]
             peak = max(peak, *(step.peak_bytes for step in steps))
-        _, evaluation = whole.evaluation_batch(micro, peak, optimizer, precision, first)
+        if first:
+            peak = max(peak, whole.trunk_batch(method_config, method.plan, micro[0], optimizer, precision)[1])
+            flops += whole.trunk_flops(method_config, method.plan) * start.images * config.data.views
+        _, evaluation = whole.evaluation_batch(micro[-1], peak, optimizer, precision, first)
         return Costs(flops, max(peak, evaluation))
 
     def _look_at(self, config: TrialConfig) -> _Start:
@@ -153,7 +153,8 @@ class Forecast:
     def _prepare(self, config: TrialConfig, method_config: MethodConfig, start: _Start) -> _Prepared:
         """Let a method prepare a copy without weights, the same for all settings of the same costs."""
         setup = method_config.cost_settings()
-        key = config.model, _images_of(config.data), setup, config.train.optimizer
+        train = config.train
+        key = config.model, _images_of(config.data), setup, train.optimizer, train.checkpoint_blocks
         if key not in self._prepared:
             method = build_method(setup, copy.deepcopy(start.look.model), config.train)
             optimizer = build_optimizer(config.train, method.parameters())

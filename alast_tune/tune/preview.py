@@ -91,7 +91,7 @@ def preview(sweep: SweepConfig, machine: Machine | None = None) -> Preview:
         ConfigError: no point of the space works, or the model or the data do not.
     """
     forecast = Forecast()
-    trial = without_cache(sweep.trial)
+    trial = sweep.with_limit(without_cache(sweep.trial))
     sweep = sweep.model_copy(update={"trial": trial})
     full = forecast.costs(full_of(trial))
     points = list(_costs(sweep, forecast))
@@ -161,7 +161,7 @@ def pace(sweep: SweepConfig) -> Pace:
     Raises:
         RuntimeError: whatever has gone wrong, memory that is not there for one.
     """
-    trial, threads = full_of(without_cache(sweep.trial)), sweep.cpus_per_trial
+    trial, threads = full_of(sweep.with_limit(without_cache(sweep.trial))), sweep.cpus_per_trial
     if device_of(trial.train).type == "cpu":
         return _timed(trial, threads)
     return in_own_process(_timed, trial, threads)

@@ -60,17 +60,18 @@ def size_of(space: Mapping[str, BaseDistribution]) -> float:
 def trial_config(sweep: SweepConfig, params: Mapping[str, Any], baseline: str | None = None) -> TrialConfig:
     """Set a trial's parameters in the sweep's base; a baseline keeps its own method and takes the others.
 
-    A baseline trains on all tokens of whole images, whatever the others do.
+    A baseline trains on all tokens of whole images, whatever the others do. Where micro-batches follow from a limit of
+    memory, this is the sweep's.
 
     Raises:
         ConfigError: two parameters, each fine, that contradict each other.
     """
     settings = sweep.settings(params)
     if baseline is None:
-        return apply_params(sweep.trial, settings)
+        return sweep.with_limit(apply_params(sweep.trial, settings))
     own = _with_method(sweep.trial, BASELINES[baseline])
     others = {path: value for path, value in settings.items() if path.split("/")[0] != "method"}
-    return with_whole_images(apply_params(own, others))
+    return sweep.with_limit(with_whole_images(apply_params(own, others)))
 
 
 def baseline_params(base: TrialConfig, space: Mapping[str, Distribution], baseline: str) -> dict[str, Any]:
