@@ -250,8 +250,14 @@ def check_costs(config: MethodConfig, make: MakeModel) -> None:
 
 
 def check_token_keep(config: MethodConfig, make: MakeModel) -> None:
-    """As many tokens enter as a step is told to let in; the plan says so, and the meter goes by it."""
-    method = build_method(config, make())
+    """As many tokens enter as a step is told to let in; the plan says so, and the meter goes by it.
+
+    A method may refuse to train on fewer.
+    """
+    try:
+        method = build_method(config, make(), TrainConfig(token_keep=0.5))
+    except ConfigError:
+        return
     seen, depth, prefix = count_tokens(method), len(method.model.blocks), int(method.model.num_prefix_tokens)
     tokens = token_count(method.model)
     images, labels = batch()
