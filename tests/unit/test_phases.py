@@ -211,3 +211,24 @@ def test_images_are_shrunk_and_the_step_counts_what_they_are_then() -> None:
 def test_phases_that_are_alike_are_one() -> None:
     phases = phases_of(TrainConfig(epochs=4, image_size_first=24), small_model())
     assert Counter(phases) == {Phase(24): 2, Phase(): 2}
+
+
+@pytest.mark.parametrize("method", [{"name": "full"}, ALAST | {"alpha": 0}], ids=lambda one: one["name"])
+def test_a_limit_of_memory_splits_the_batches_of_heavy_epochs_alone(
+    tiny_trial: TinyTrial, method: dict[str, Any]
+) -> None:
+    forecast = Forecast()
+    first, whole, parted = (
+        forecast.costs(tiny_trial(method, **train)).peak_bytes
+        for train in (RISING | {"token_keep_last": 0.5}, RISING, RISING | {"accumulate": 2})
+    )
+    assert first < parted < whole
+    limit = (parted + whole) // 2
+    config = tiny_trial(method, **RISING, accumulate="auto", max_memory=limit)
+    run = Run(config)
+    parts = [run._parts_of(run.method, run._optimizer, phase) for phase in run._phases]
+    assert (parts[0], parts[-1]) == (1, 2)
+    while not run.finished:
+        report = run.train_epoch()
+    assert report.cost.peak_bytes <= limit
+    assert forecast.costs(config).peak_bytes == pytest.approx(report.cost.peak_bytes, rel=0.03)

@@ -518,13 +518,14 @@ def two_blocks(tiny_trial: TinyTrial, monkeypatch: pytest.MonkeyPatch) -> TinyTr
 
 
 COMPILED = pytest.mark.parametrize(
-    "method",
+    ("method", "train"),
     [
-        {"name": "alast", "alpha": 0.5, "trainable_blocks": 1},
-        {"name": "alast", "alpha": 0.5, "trainable_blocks": 1, "drop_tokens": "before_mlp", "keep_multiple": 1},
-        {"name": "tome", "merge": 3},
+        ({"name": "alast", "alpha": 0.5, "trainable_blocks": 1}, {}),
+        ({"name": "alast", "alpha": 0.5, "trainable_blocks": 1, "drop_tokens": "before_mlp", "keep_multiple": 1}, {}),
+        ({"name": "tome", "merge": 3}, {}),
+        ({"name": "full"}, {"token_keep": 0.5, "token_keep_last": 1.0, "image_size_first": 32}),
     ],
-    ids=lambda method: method.get("drop_tokens", method["name"]),
+    ids=lambda value: value.get("drop_tokens", value.get("name", "")),
 )
 
 
@@ -546,13 +547,17 @@ def losses_of_compiled_blocks(config: TrialConfig) -> list[float]:
 @pytest.mark.parametrize("checkpoint_blocks", [False, True])
 @COMPILED
 def test_captured_blocks_learn_the_same_and_are_not_captured_again(
-    two_blocks: TinyTrial, monkeypatch: pytest.MonkeyPatch, method: dict[str, Any], checkpoint_blocks: bool
+    two_blocks: TinyTrial,
+    monkeypatch: pytest.MonkeyPatch,
+    method: dict[str, Any],
+    train: dict[str, Any],
+    checkpoint_blocks: bool,
 ) -> None:
     """All that torch.compile does but the making of machine code."""
-    plain = Run(two_blocks(method))
+    plain = Run(two_blocks(method, **train))
     expected = [plain.train_epoch().train_loss for _ in range(3)]
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
-    config = two_blocks(method, compile=True, checkpoint_blocks=checkpoint_blocks)
+    config = two_blocks(method, compile=True, checkpoint_blocks=checkpoint_blocks, **train)
     assert losses_of_compiled_blocks(config) == expected
 
 
