@@ -46,7 +46,7 @@ def trials(
         if only and name not in only:
             continue
         base = spec["trial"] | {"method": entry["method"]}
-        base |= {part: spec["trial"][part] | entry.get(part, {}) for part in ("model", "train")}
+        base |= {part: spec["trial"][part] | entry.get(part, {}) for part in ("data", "model", "train")}
         params = dict(setting.split("=", 1) for setting in settings)
         rates = entry.get("learning_rates", spec["learning_rates"])
         yield name, apply_params(parse(TrialConfig, base), params), rates

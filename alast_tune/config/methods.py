@@ -42,6 +42,7 @@ _OURS = tuple(
         "tome": "tome:TomeConfig",
         "lora": "lora:LoraConfig",
         "apla": "apla:AplaConfig",
+        "reader": "reader:ReaderConfig",
     }.items()
 )
 
@@ -118,11 +119,11 @@ class MethodConfig(Record):
         return self
 
     def foresee(self, look: FirstLook, plan: StepPlan, train: TrainConfig, batch: int, growth: float) -> Foreseen:
-        """Say which plans steps will have, before any is run; by default that of the first step.
+        """Say which plans the steps of an epoch will have, before any is run; by default that of the first step.
 
         Args:
             look: at the model, untouched, and a few images.
-            plan: of the method when it has prepared the model.
+            plan: of the method, once it has prepared the model and begun a step on as many tokens as the epoch's.
             train: the training loop.
             batch: images in a step.
             growth: by how much what the method learns from grows in training, in multiples of what it is at first.

@@ -10,6 +10,7 @@ from alast_tune.methods.freezing import most_influential, with_blocks_chosen
 from alast_tune.methods.lora import Lora
 from alast_tune.methods.tome import Tome
 from alast_tune.models.backbone import Backbone, blocks_of
+from alast_tune.models.reading import has_reader
 
 __all__ = [
     "Alast",
@@ -36,12 +37,17 @@ def build_method(config: MethodConfig, model: Backbone, train: TrainConfig | Non
         ConfigError: a model or settings that do not fit, blocks that are still to be explored, micro-batches where
             budgets learn within a forward, which would see but the first, or parameters that cannot be trained.
     """
+    if has_reader(model):
+        remedy = "the weights' classifier is a side reader, which cannot be trained further; leave it out"
+        raise ConfigError("model.keep_classifier", True, remedy)
     if why := config.why_not(model):
         remedy = f"the model {why}; take another method or another model (alast-tune doctor --models lists them)"
         raise ConfigError("method.name", config.name, remedy)
     if config.from_block > (depth := len(blocks_of(model))):
         raise ConfigError("method.from_block", config.from_block, f"the model has {depth} blocks; give {depth} at most")
-    method = config.build(model, train or TrainConfig())
+    train = train or TrainConfig()
+    model.set_grad_checkpointing(train.checkpoint_blocks)  # run_block goes by it
+    method = config.build(model, train)
     _check_parameters(method)
     return method
 

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from alast_tune.methods.base import StepPlan
+from alast_tune.methods.base import StepPlan, entering_tokens, random_drop, run_stages
 from alast_tune.methods.budgets import class_delta, relative_magnitude
-from alast_tune.methods.dropping import Dropping, Tokens
+from alast_tune.methods.dropping import Dropping
 from alast_tune.methods.lora import add_adapters, merge_adapters
 from alast_tune.methods.parameters import parameters_to_train, set_trainable
 from alast_tune.methods.planner import Planner, drawable_blocks
 from alast_tune.methods.summary import RandomScores, Scores, scores_of, summarise, summary_updates
-from alast_tune.models.backbone import Backbone, classify, embed
+from alast_tune.methods.tokens import Tokens
+from alast_tune.models.backbone import Backbone, classify, embed, token_count
 from alast_tune.parallel import total_over_ranks
 
 if TYPE_CHECKING:
@@ -86,9 +88,17 @@ class Alast:
         """What the settings say may train."""
         return self._parameters
 
-    def begin_step(self, step: int, micro_batches: Sequence[Tensor] = ()) -> None:
+    def plan_for(self, image_size: int | None = None, token_keep: float = 1.0) -> StepPlan:
+        """Say what enters a step, with no budget and no block decided."""
+        tokens, depth = token_count(self.model, image_size), len(self.model.blocks)
+        entering = entering_tokens(tokens, int(self.model.num_prefix_tokens), token_keep)
+        image_tokens = tokens if entering < tokens else None
+        return StepPlan((entering,) * depth, (True,) * depth, image_tokens=image_tokens)
+
+    def begin_step(self, step: int, micro_batches: Sequence[Tensor] = (), token_keep: float = 1.0) -> None:
         """Draw the blocks that train; under ``next_step`` also fix how many tokens each gets."""
         self._deltas, self._images, self._micro_batches = [], 0, micro_batches
+        self._planner.enter(self.plan_for(micro_batches[0].shape[-1] if micro_batches else None, token_keep))
         self._flow.begin_step(step)
         if not self._planner.calibrates_next:  # otherwise the forward decides, once it has seen the images
             self._decide()
@@ -125,7 +135,7 @@ class Alast:
             return prefix + self._planner.keep(index, arriving - prefix)
 
         last = len(self.model.blocks) - 1
-        flowing: Tokens = x_BND
+        flowing: Tokens = run_stages(random_drop(self.model, plan), x_BND)
         del x_BND  # a name would hold it until the end
         for index, trains in enumerate(plan.trainable_L):
             tokens.append((flowing[0] if isinstance(flowing, tuple) else flowing).shape[1])
@@ -134,7 +144,7 @@ class Alast:
             listens = drops or (learning and index < last)
             flowing = self._flow.run(index, trains, listens, flowing, choose, leaving)
         if first:
-            self._planner.plan = StepPlan(tuple(tokens), plan.trainable_L, calibrated)
+            self._planner.plan = replace(plan, tokens_L=tuple(tokens), calibrated=calibrated)
         self._deltas.append(torch.stack(deltas))
         self._images += len(images_BCHW)
         assert isinstance(flowing, Tensor)

@@ -187,4 +187,4 @@ class AlastConfig(MethodConfig):
 
     def foresee(self, look: FirstLook, plan: StepPlan, train: TrainConfig, batch: int, growth: float) -> Foreseen:
         """Let the planner take the first step's decisions, and draw blocks a few times."""
-        return foresee_plans(self, look, budget_rate(self, train), train.seed, batch, growth)
+        return foresee_plans(self, look, plan, budget_rate(self, train), train.seed, batch, growth)

@@ -12,11 +12,8 @@ from torch import Tensor
 from alast_tune.config import MethodConfig
 from alast_tune.methods.base import Flow, Stage, StepPlan
 from alast_tune.methods.summary import Scores, scores_of
-from alast_tune.methods.tokens import keep_tokens, select_tokens
-from alast_tune.models.backbone import Backbone, run_attention, run_block, run_mlp
-
-Tokens = Tensor | tuple[Tensor, Tensor]
-"""Tokens (B, N, D); with rotary positions, once some have gone, also which of the image's they are, (B, N)."""
+from alast_tune.methods.tokens import Tokens, keep_tokens, select_tokens, with_prefix
+from alast_tune.models.backbone import Backbone, has_rotary_positions, run_attention, run_block, run_mlp
 
 
 class Dropping(Flow):
@@ -90,10 +87,8 @@ class Dropping(Flow):
             if leaving < arriving:
                 scores_BP = self._scores.patches(index, y_BND, kept_BN)
                 y_BND, chosen_BP = keep_tokens(y_BND, scores_BP, leaving - int(self.model.num_prefix_tokens))
-        if chosen_BP is not None and getattr(self.model, "rope", None) is not None:
-            prefix = int(self.model.num_prefix_tokens)
-            first_BF = torch.arange(prefix, device=y_BND.device).expand(len(y_BND), -1)
-            chosen_BN = torch.cat([first_BF, chosen_BP + prefix], dim=1)
+        if chosen_BP is not None and has_rotary_positions(self.model):
+            chosen_BN = with_prefix(chosen_BP, int(self.model.num_prefix_tokens))
             kept_BN = chosen_BN if kept_BN is None else kept_BN.gather(1, chosen_BN)
         self._scores.listen(False)
         return y_BND if kept_BN is None or index == len(self.model.blocks) - 1 else (y_BND, kept_BN)

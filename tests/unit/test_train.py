@@ -543,15 +543,17 @@ def losses_of_compiled_blocks(config: TrialConfig) -> list[float]:
 
 
 @pytest.mark.filterwarnings("default")  # of the compiler's own
+@pytest.mark.parametrize("checkpoint_blocks", [False, True])
 @COMPILED
 def test_captured_blocks_learn_the_same_and_are_not_captured_again(
-    two_blocks: TinyTrial, monkeypatch: pytest.MonkeyPatch, method: dict[str, Any]
+    two_blocks: TinyTrial, monkeypatch: pytest.MonkeyPatch, method: dict[str, Any], checkpoint_blocks: bool
 ) -> None:
     """All that torch.compile does but the making of machine code."""
     plain = Run(two_blocks(method))
     expected = [plain.train_epoch().train_loss for _ in range(3)]
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
-    assert losses_of_compiled_blocks(two_blocks(method, compile=True)) == expected
+    config = two_blocks(method, compile=True, checkpoint_blocks=checkpoint_blocks)
+    assert losses_of_compiled_blocks(config) == expected
 
 
 @pytest.mark.slow

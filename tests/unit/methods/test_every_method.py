@@ -80,6 +80,7 @@ SWITCHED_OFF: dict[str, dict[str, Any]] = {
     "bsr": {"name": "bsr", "blocks": (0, 5), "keep": 1.0},
     "tome": {"name": "tome", "merge": 0},
     "lora": {"name": "lora"},
+    "lora+tome": {"name": "tome", "merge": 0, "lora": {}},
     "apla": {"name": "apla"},
     **{reading: {"name": "alast", "reading": reading} | OFF for reading in READINGS},
     "no block": {"name": "alast", "reading": "paper"} | OFF | {"trainable_blocks": 0},
@@ -91,6 +92,7 @@ ONLY = {
     "top_k": r"(blocks\.[14]|norm|head)\.",
     "bsr": r"(blocks\.[05]|norm|head)\.",
     "lora": r"head\.|.*lora_",
+    "lora+tome": r"head\.|.*lora_",
     "apla": r"(blocks\.\d\.attn\.proj|head)\.",
     "no block": r"(?!blocks\.)",
     "no block, no embeddings": r"(norm|head)\.",
@@ -132,6 +134,31 @@ def test_switched_off_it_is_the_model_s_forward_bit_for_bit(name: str, options: 
         twin.zero_grad(set_to_none=True)
     assert method.plan.tokens_L == (method.plan.tokens_L[0],) * DEPTH
     assert getattr(method, "budgets", (1.0,) * DEPTH) == (1.0,) * DEPTH
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_blocks_that_run_again_come_to_the_same_losses_and_gradients_bit_for_bit(name: str) -> None:
+    """With dropout, over steps in which budgets learn and blocks are drawn."""
+    ran: list[int] = []
+    for config in draws(name):
+        methods = [build_method(config, vit(DROPOUT), TrainConfig(checkpoint_blocks=again)) for again in (False, True)]
+        for method in methods:
+            method.model.blocks[-1].norm1.register_forward_hook(lambda *_: ran.append(1))
+        for number in range(3):
+            losses, counts = [], []
+            for method in methods:
+                torch.manual_seed(number)
+                ran.clear()
+                losses.append(step(method, number))
+                counts.append(len(ran))
+            assert torch.equal(*losses) and methods[0].plan == methods[1].plan, config
+            plain, again = (gradients(method.model) for method in methods)
+            assert plain.keys() == again.keys()
+            assert all(torch.equal(gradient, again[where]) for where, gradient in plain.items()), config
+            trains = any(where.startswith("blocks.") for where in plain)
+            through = trains and getattr(config, "frozen_backward", "exact") == "exact"
+            assert not through or counts[1] == counts[0] + 1, config
+            assert trains or counts[1] == counts[0], config  # nothing to run again for
 
 
 @pytest.mark.parametrize("prefix", [1, 5])
