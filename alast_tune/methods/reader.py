@@ -19,8 +19,8 @@ from alast_tune.methods.base import Constant, Flow, Method, Stage, StepPlan
 from alast_tune.models.backbone import Backbone, summaries_of
 from alast_tune.models.reading import Read, attach_reader, can_have_reader
 
-LEARNING_RATE = 1e-2
-"""Of a reader where none is set."""
+LEARNING_RATES: dict[Read, float] = {"linear": 3e-3, "attentive": 1e-2}
+"""Of a reader where none is set: best of those tried on a ViT-S and 57 classes, near the best on digits."""
 
 
 class ReaderConfig(MethodConfig):
@@ -71,7 +71,7 @@ class ReaderConfig(MethodConfig):
 
     def default_learning_rate(self) -> float:
         """Give the rate of a module that starts from nothing."""
-        return LEARNING_RATE
+        return LEARNING_RATES[self.read]
 
 
 class Reading(Flow):

@@ -21,7 +21,7 @@ def test_a_line_says_what_can_be_done_with_a_model_and_why_not() -> None:
         "take deit_tiny_patch16_224"
     )
     (parallel,) = all_support("vit_base_patch16_xp_224")
-    assert parallel.methods == ["full", "head", "top_k"]
+    assert parallel.methods == ["full", "head", "top_k", "reader"]
     assert "but alast, bsr: is built of ParallelScalingBlock, whose attention scores no tokens" in str(parallel)
     assert "but lora: has none of the layers qkv, proj, fc1, fc2 in its blocks" in str(parallel)
 
