@@ -60,7 +60,7 @@ def measured_steps(
     precision: Any = "fp32",
     accumulate: int = 1,
     watch: Callable[..., AbstractContextManager[Any]] | None = None,
-    checkpoint_blocks: bool = False,
+    **train: Any,
 ) -> Iterator[MeasuredStep]:
     """Measure the first two steps: a method may look at its images first at one, and have learned at the other.
 
@@ -71,9 +71,9 @@ def measured_steps(
         precision: of matrix products.
         accumulate: micro-batches.
         watch: looks on at the first step's forwards, given model, images and labels, each time anew.
-        checkpoint_blocks: run blocks again in the backward.
+        train: settings of the training loop that the blocks go by.
     """
-    method = build_method(config, model, TrainConfig(seed=size, checkpoint_blocks=checkpoint_blocks))
+    method = build_method(config, model, TrainConfig(seed=size, **train))
     optimizer, side = adam(method, 1e-3, 0.0), model.patch_embed.img_size[0]
     for parameter in method.parameters():
         parameter.grad = torch.zeros_like(parameter)
