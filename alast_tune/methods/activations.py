@@ -68,7 +68,7 @@ def set_activations(model: Backbone, kind: Literal["exact", "approximate"]) -> N
         ConfigError: the model has no GELU there, or one of another kind.
     """
     for block in blocks_of(model):
-        mlp = getattr(block, "mlp", None)
+        mlp: Any = getattr(block, "mlp", None)
         act = getattr(mlp, "act", None)
         if kind == "exact" and isinstance(act, ApproximateGelu):
             mlp.act = nn.GELU()
