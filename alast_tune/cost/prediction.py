@@ -346,7 +346,7 @@ def step_peak_bytes(
 
 def moment_bytes(optimizer: Optimizer) -> int:
     """Bytes that the optimizer keeps once every parameter has been updated: one moment of SGD, two of the others."""
-    sizes = [p.numel() for group in optimizer.param_groups for p in group["params"]]
+    sizes: list[int] = [p.numel() for group in optimizer.param_groups for p in group["params"]]
     if isinstance(optimizer, torch.optim.SGD):
         return FLOAT * sum(sizes)
     if not _codes_moments(optimizer):
