@@ -42,7 +42,7 @@ def _eight_bit_adamw() -> Callable[..., Optimizer]:
     # It names a kernel that nothing here needs.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     try:
-        from bitsandbytes.optim import AdamW8bit  # a second to import, and only this needs it
+        from bitsandbytes.optim.adamw import AdamW8bit  # a second to import, and only this needs it
     except Exception as error:
         remedy = f"needs the package bitsandbytes ({error}); pip install 'alast-tune[8bit]'"
         raise ConfigError("train.optimizer", "adamw8bit", remedy) from error

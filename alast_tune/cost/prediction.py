@@ -20,7 +20,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
-from typing import Any, Literal, TypeGuard
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -358,21 +358,22 @@ def step_peak_bytes(
 
 def moment_bytes(optimizer: Optimizer) -> int:
     """Bytes that the optimizer keeps once every parameter has been updated: one moment of SGD, two of the others."""
-    sizes = [p.numel() for group in optimizer.param_groups for p in group["params"]]
+    sizes: list[int] = [p.numel() for group in optimizer.param_groups for p in group["params"]]
     if isinstance(optimizer, torch.optim.SGD):
         return FLOAT * sum(sizes)
     if not _codes_moments(optimizer):
         return 2 * FLOAT * sum(sizes)
-    least: int = optimizer.args.min_8bit_size
+    settings: Any = optimizer
+    least = int(settings.args.min_8bit_size)
     whole = FLOAT * sum(size for size in sizes if size < least)
     coded = sum(size + FLOAT * -(-size // 256) for size in sizes if size >= least)  # a byte each, a scale for 256
     tables = 2 * FLOAT * 256 if coded else 0  # what number a byte stands for
     return 2 * (whole + coded) + tables
 
 
-def _codes_moments(optimizer: Any) -> TypeGuard[Any]:
+def _codes_moments(optimizer: Optimizer) -> bool:
     """Whether it is one of bitsandbytes' with moments of 8 bits."""
-    return getattr(getattr(optimizer, "args", None), "optim_bits", 32) == 8
+    return int(getattr(getattr(optimizer, "args", None), "optim_bits", 32)) == 8
 
 
 def _update_bytes(optimizer: Optimizer, gradients: int) -> int:

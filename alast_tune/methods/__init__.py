@@ -2,6 +2,7 @@
 
 from alast_tune.config import MethodConfig, TrainConfig
 from alast_tune.errors import ConfigError
+from alast_tune.methods.activations import set_activations
 from alast_tune.methods.adaptive import Alast
 from alast_tune.methods.apla import Apla
 from alast_tune.methods.base import Constant, Flow, Method, Stage, StepPlan
@@ -46,6 +47,7 @@ def build_method(config: MethodConfig, model: Backbone, train: TrainConfig | Non
     if config.from_block > (depth := len(blocks_of(model))):
         raise ConfigError("method.from_block", config.from_block, f"the model has {depth} blocks; give {depth} at most")
     train = train or TrainConfig()
+    set_activations(model, train.activations)
     model.set_grad_checkpointing(train.checkpoint_blocks)  # run_block goes by it
     method = config.build(model, train)
     _check_parameters(method)

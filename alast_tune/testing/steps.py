@@ -62,7 +62,7 @@ def measured_steps(
     watch: Callable[..., AbstractContextManager[Any]] | None = None,
     token_keep: float = 1.0,
     image_size: int | None = None,
-    checkpoint_blocks: bool = False,
+    **train: Any,
 ) -> Iterator[MeasuredStep]:
     """Measure the first two steps: a method may look at its images first at one, and have learned at the other.
 
@@ -75,9 +75,9 @@ def measured_steps(
         watch: looks on at the first step's forwards, given model, images and labels, each time anew.
         token_keep: share of the patch tokens that enter the first block.
         image_size: side of the images, pixels; unset: the model's own.
-        checkpoint_blocks: run blocks again in the backward.
+        train: settings of the training loop that the blocks go by.
     """
-    method = build_method(config, model, TrainConfig(seed=size, checkpoint_blocks=checkpoint_blocks))
+    method = build_method(config, model, TrainConfig(seed=size, **train))
     optimizer, side = adam(method, 1e-3, 0.0), image_size or model.patch_embed.img_size[0]
     for parameter in method.parameters():
         parameter.grad = torch.zeros_like(parameter)

@@ -154,7 +154,8 @@ class Forecast:
         """Let a method prepare a copy without weights, the same for all settings of the same costs."""
         setup = method_config.cost_settings()
         train = config.train
-        key = config.model, _images_of(config.data), setup, train.optimizer, train.checkpoint_blocks
+        held = train.optimizer, train.checkpoint_blocks, train.activations
+        key = config.model, _images_of(config.data), setup, held
         if key not in self._prepared:
             method = build_method(setup, copy.deepcopy(start.look.model), config.train)
             optimizer = build_optimizer(config.train, method.parameters())

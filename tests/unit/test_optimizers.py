@@ -68,7 +68,7 @@ def test_they_learn_as_adamw_does_and_a_resumed_run_equals_an_uninterrupted_one(
 
 
 def test_without_the_package_they_are_refused_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim.adamw", None)
     with pytest.raises(ConfigError) as refused:
         build_optimizer(TrainConfig(**EIGHT), [torch.nn.Parameter(torch.ones(2))])
     said = str(refused.value)
