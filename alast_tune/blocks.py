@@ -17,8 +17,8 @@ from alast_tune.errors import ConfigError
 from alast_tune.methods.summary import scores_of, summary_updates, why_no_scores
 from alast_tune.models import InputSpec, input_spec
 from alast_tune.models.backbone import Backbone, embed, run_block, token_count
+from alast_tune.run import Run, load_trial
 from alast_tune.storage import atomic_write
-from alast_tune.train import Run, load_trial
 
 COLUMNS = 200
 """Points in time at most that budgets are shown at; longer runs are averaged over equal stretches."""
@@ -73,7 +73,7 @@ def report_blocks(config: TrialConfig, folder: Path) -> BlockReport:
         folder: of its checkpoint.
 
     Raises:
-        ConfigError: as :meth:`~alast_tune.train.Run.load`; the lines of some steps are lost.
+        ConfigError: as :meth:`~alast_tune.run.Run.load`; the lines of some steps are lost.
     """
     before, splits = load_trial(config, verify=False)
     run = Run(config, verify=False)

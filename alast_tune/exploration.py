@@ -16,7 +16,7 @@ from alast_tune.optimizers import build_optimizer
 from alast_tune.parallel import total_over_ranks
 
 if TYPE_CHECKING:
-    from alast_tune.train import Run
+    from alast_tune.run import Run
 
 
 def explore(run: Run) -> tuple[int, ...]:

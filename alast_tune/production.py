@@ -18,9 +18,10 @@ from alast_tune.fingerprints import Fingerprints, fingerprints, keep_fingerprint
 from alast_tune.lease import exclusive_driver
 from alast_tune.models import InputSpec, create_model, input_spec
 from alast_tune.results import EpochReport
+from alast_tune.run import AUTOCAST, device_of, load_trial, read_report
 from alast_tune.storage import atomic_write
 from alast_tune.tracking import ALL_DATA, COMPARED_DATA, Registered, Tracker, default_uri, register, tag_run
-from alast_tune.train import AUTOCAST, device_of, fit, last_report, load_trial, read_report
+from alast_tune.train import fit, last_report
 
 CONFIG = "config.yaml"
 """In the output folder: the whole configuration, provenance included."""

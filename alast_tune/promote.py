@@ -19,12 +19,12 @@ from alast_tune.fingerprints import Fingerprints, fingerprints, read_fingerprint
 from alast_tune.models import input_spec
 from alast_tune.production import CONFIG, read_config, write_config
 from alast_tune.results import FrontFile, FrontMember
+from alast_tune.run import load_trial
 from alast_tune.storage import CHECKPOINTS, address_of, path_below
 from alast_tune.summary import trial_id
 from alast_tune.terminal import printer
 from alast_tune.text import without_passwords
 from alast_tune.tracking import COMPARED_DATA, RegistryError, check_names, default_uri, register
-from alast_tune.train import load_trial
 from alast_tune.tune.attempts import checkpoints
 from alast_tune.tune.trainable import finished_run
 from alast_tune.verification import verify_member

@@ -18,9 +18,10 @@ from alast_tune.data import batch_count
 from alast_tune.errors import VerificationError
 from alast_tune.plots import human_bytes
 from alast_tune.results import RESEEDED, EpochReport, FrontMember, Reseeded
+from alast_tune.run import load_trial
 from alast_tune.storage import path_below
 from alast_tune.terminal import TrainingProgress
-from alast_tune.train import fit, load_trial
+from alast_tune.train import fit
 
 PEAK_TOLERANCE = 0.05
 """Share by which the peak memory of a repetition may differ: allocators and drivers do."""

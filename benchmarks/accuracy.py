@@ -28,7 +28,7 @@ from scipy.stats import t as student
 
 from alast_tune.config import TrialConfig, apply_params, parse, read_mapping
 from alast_tune.errors import ConfigError
-from alast_tune.train import Run
+from alast_tune.run import Run
 
 RESULTS = Path(__file__).parent / "results"
 Row = dict[str, Any]

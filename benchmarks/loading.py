@@ -23,7 +23,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from alast_tune import train
+from alast_tune import run as running
 from alast_tune.config import TrialConfig, parse
 from alast_tune.data import eval_loader, train_loader
 
@@ -65,7 +65,7 @@ def measure(data: dict[str, Any], options: argparse.Namespace) -> list[dict[str,
         "model": {"name": options.model, "pretrained": options.model == "embedded"},
         "train": {"batch_size": options.batch, "device": options.device, "precision": options.precision, "epochs": 2},
     }
-    run = train.Run(parse(TrialConfig, values))
+    run = running.Run(parse(TrialConfig, values))
     rows = []
     while not run.finished:
         Waiting.seconds, started = 0.0, time.perf_counter()
@@ -81,8 +81,8 @@ def measure_all(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Fine-tune on the digits, and on the folder with each cache."""
     with (
         tempfile.TemporaryDirectory() as folder,
-        mock.patch.object(train, "train_loader", lambda *given: Waiting(train_loader(*given))),
-        mock.patch.object(train, "eval_loader", lambda *given: Waiting(eval_loader(*given))),
+        mock.patch.object(running, "train_loader", lambda *given: Waiting(train_loader(*given))),
+        mock.patch.object(running, "eval_loader", lambda *given: Waiting(eval_loader(*given))),
     ):
         if options.root is None:
             write_jpegs(Path(folder), options.images, options.size)

@@ -23,11 +23,11 @@ from rich.console import Console
 from alast_tune.config import SweepConfig, TrialConfig, flatten, parse
 from alast_tune.lease import SweepLease
 from alast_tune.results import OBJECTIVES
+from alast_tune.run import load_trial
 from alast_tune.storage import STUDY, is_copy
 from alast_tune.summary import summarise, trial_id
 from alast_tune.tracking import Tracker, default_uri
 from alast_tune.tracking.kept import ENDED
-from alast_tune.train import load_trial
 from alast_tune.tune.cluster import Stop
 from alast_tune.tune.conclude import conclude
 from alast_tune.tune.forecast import Forecast

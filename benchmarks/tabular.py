@@ -20,7 +20,7 @@ import torch
 from alast_tune.cli import guarded
 from alast_tune.config import TrialConfig, apply_params, parse, read_mapping
 from alast_tune.results import OBJECTIVES
-from alast_tune.train import Run
+from alast_tune.run import Run
 
 RESULTS = Path(__file__).parent / "results"
 Row = dict[str, Any]

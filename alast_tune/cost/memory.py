@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.distributed._tools.mem_tracker import MemTracker
 from torch.optim import Optimizer
 
-from alast_tune.cost.prediction import moment_bytes
+from alast_tune.cost.updates import moment_bytes
 
 _HEAVIER = 1.02  # a plan predicted heavier by less is not worth another probe
 _STATE = ("peaks", "heaviest", "asked", "probed", "measured", "scale", "evaluation")

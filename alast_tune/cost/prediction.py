@@ -30,6 +30,7 @@ from torch.optim import Optimizer
 from alast_tune.config import HeadConfig, MethodConfig
 from alast_tune.cost.hollow import HollowModel
 from alast_tune.cost.part import Counts, Flowing, Part, PartCost, distinct_counts, run_part
+from alast_tune.cost.updates import FLOAT, moment_bytes, update_bytes
 from alast_tune.methods.base import Flow, Stage, StepPlan, random_drop, run_stages
 from alast_tune.methods.summary import summary_updates
 from alast_tune.models.backbone import Backbone, blocks_of, embed, needs_class_token_alone, predict, token_count
@@ -37,9 +38,6 @@ from alast_tune.models.reading import has_reader, summary_count
 
 Precision = Literal["fp32", "bf16", "fp16"]
 _DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-FLOAT = 4
-"""Bytes of a single-precision number."""
 
 TRUNK_MARGIN = 0.1
 """By how much the one pass over all images may exceed a step's peak: an image at a time, it would take for ever."""
@@ -121,7 +119,7 @@ class StepCosts:
             flops += again.flops * (batch - micro) // second
             if plan.calibrated:  # on all micro-batches, before the first one's forward
                 flops += self._forward(config, _embedded_updates, batch - micro).flops
-        update = first.gradients + _update_bytes(optimizer, first.gradients)
+        update = first.gradients + update_bytes(optimizer, first.gradients)
         there = self._there(batch, optimizer, self._given_bytes(config, plan))
         return StepCost(flops, first.held, there + max(working, update))
 
@@ -354,31 +352,3 @@ def step_peak_bytes(
     """Predict the peak of live tensor bytes of one training step under a plan; arguments as :class:`StepCosts`'s."""
     costs = StepCosts(model, image_size)
     return costs.step(method_config, plan, batch, optimizer, precision, accumulate).peak_bytes
-
-
-def moment_bytes(optimizer: Optimizer) -> int:
-    """Bytes that the optimizer keeps once every parameter has been updated: one moment of SGD, two of the others."""
-    sizes: list[int] = [p.numel() for group in optimizer.param_groups for p in group["params"]]
-    if isinstance(optimizer, torch.optim.SGD):
-        return FLOAT * sum(sizes)
-    if not _codes_moments(optimizer):
-        return 2 * FLOAT * sum(sizes)
-    settings: Any = optimizer
-    least = int(settings.args.min_8bit_size)
-    whole = FLOAT * sum(size for size in sizes if size < least)
-    coded = sum(size + FLOAT * -(-size // 256) for size in sizes if size >= least)  # a byte each, a scale for 256
-    tables = 2 * FLOAT * 256 if coded else 0  # what number a byte stands for
-    return 2 * (whole + coded) + tables
-
-
-def _codes_moments(optimizer: Optimizer) -> bool:
-    """Whether it is one of bitsandbytes' with moments of 8 bits."""
-    return int(getattr(getattr(optimizer, "args", None), "optim_bits", 32)) == 8
-
-
-def _update_bytes(optimizer: Optimizer, gradients: int) -> int:
-    """Temporaries of an update: none if fused or coded, else all gradients' on CUDA, twice the largest's on a CPU."""
-    if optimizer.defaults.get("fused") or _codes_moments(optimizer):
-        return 0
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    return gradients if parameters[0].is_cuda else 2 * FLOAT * max(p.numel() for p in parameters)

@@ -24,7 +24,7 @@ from alast_tune.models import input_spec
 from alast_tune.models.backbone import Backbone
 from alast_tune.optimizers import build_optimizer
 from alast_tune.phases import Phase, phases_of
-from alast_tune.train import load_trial
+from alast_tune.run import load_trial
 
 
 @dataclass(frozen=True)

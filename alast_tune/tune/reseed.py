@@ -14,10 +14,10 @@ from alast_tune.errors import ConfigError
 from alast_tune.fingerprints import fingerprints, read_fingerprints
 from alast_tune.lease import exclusive_driver
 from alast_tune.results import OBJECTIVES, RESEEDED, FrontFile, FrontMember, Reseeded, SeedRun
+from alast_tune.run import load_trial
 from alast_tune.summary import reseeded
 from alast_tune.terminal import printer
 from alast_tune.tracking import log_reseeded
-from alast_tune.train import load_trial
 from alast_tune.tune.conclude import report
 from alast_tune.tune.study import run_sweep
 

@@ -27,11 +27,11 @@ from alast_tune.models.backbone import Backbone
 from alast_tune.optimizers import build_optimizer
 from alast_tune.phases import phases_of
 from alast_tune.results import TrialResult
+from alast_tune.run import load_trial
 from alast_tune.storage import CHECKPOINTS, address_of, atomic_write, fetch, is_copy
 from alast_tune.summary import trial_id
 from alast_tune.terminal import printer
 from alast_tune.tracking import Tracker, default_uri, is_file_based
-from alast_tune.train import load_trial
 from alast_tune.tune.attempts import checkpoints, next_attempt
 from alast_tune.tune.attributes import VALIDATION_IMAGES
 from alast_tune.tune.budget import TimeBudget

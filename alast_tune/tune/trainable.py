@@ -17,16 +17,16 @@ from alast_tune.config import TrialConfig
 from alast_tune.data.machine import cpu_model
 from alast_tune.errors import ConfigError, DivergedError
 from alast_tune.failpoints import failpoint
+from alast_tune.run import Run
 from alast_tune.storage import copy_of
 from alast_tune.text import safe
-from alast_tune.train import Run
 from alast_tune.tune.attempts import checkpoints
 from alast_tune.tune.resources import limit_memory
 from alast_tune.tune.storage_errors import of_a_worker
 
 
 class AlastTrainable(tune.Trainable):
-    """Wraps a :class:`~alast_tune.train.Run`.
+    """Wraps a :class:`~alast_tune.run.Run`.
 
     Config: ``number`` of the trial in the study, ``trial`` (a TrialConfig as plain values),
     ``threads`` for torch on a CPU, ``sweep`` (address of its folder), ``resume_from`` (addresses of checkpoints, newest

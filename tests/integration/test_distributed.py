@@ -19,7 +19,8 @@ from alast_tune.cost import STEPS
 from alast_tune.errors import DivergedError
 from alast_tune.parallel import world
 from alast_tune.results import EpochReport
-from alast_tune.train import Run, fit
+from alast_tune.run import Run
+from alast_tune.train import fit
 from alast_tune.tune import distributed
 from alast_tune.tune.distributed import fit_distributed
 from tests.integration.harness import ROOT, kill
@@ -71,7 +72,7 @@ def counting(options: dict[str, Any]) -> None:
 PROGRAM = """
 import sys, time
 from alast_tune.cli import main
-from alast_tune.train import Run
+from alast_tune.run import Run
 from alast_tune.tune import distributed
 
 train = distributed._train

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from alast_tune.config import SweepConfig
-from alast_tune.train import load_trial
+from alast_tune.run import load_trial
 from alast_tune.tune.attempts import checkpoints
 from alast_tune.tune.cluster import Stop
 from alast_tune.tune.study import reference_point

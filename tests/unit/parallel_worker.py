@@ -12,7 +12,7 @@ import torch
 from torch import distributed
 
 from alast_tune.config import TrialConfig
-from alast_tune.train import Run
+from alast_tune.run import Run
 
 RANKS = 2
 

@@ -13,7 +13,7 @@ from alast_tune.blocks import report_blocks
 from alast_tune.config import TrialConfig
 from alast_tune.errors import ConfigError
 from alast_tune.models.backbone import blocks_of, embed
-from alast_tune.train import Run, load_trial
+from alast_tune.run import Run, load_trial
 from tests.unit.tiny import DEPTH, STEPS, TOKENS
 
 TinyTrial = Callable[..., TrialConfig]

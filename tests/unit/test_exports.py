@@ -12,7 +12,7 @@ from torch.export import Dim
 
 from alast_tune import models
 from alast_tune.config import ModelConfig, TrialConfig
-from alast_tune.train import Run
+from alast_tune.run import Run
 
 METHODS: dict[str, dict[str, Any]] = {
     "full": {"name": "full"},

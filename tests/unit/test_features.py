@@ -13,7 +13,8 @@ from alast_tune.config import TrialConfig, parse
 from alast_tune.cost import STEPS
 from alast_tune.errors import ConfigError
 from alast_tune.results import EpochReport
-from alast_tune.train import Run, fit
+from alast_tune.run import Run
+from alast_tune.train import fit
 from alast_tune.tune.forecast import Forecast
 from tests.unit.tiny import DEPTH
 

@@ -13,7 +13,7 @@ from alast_tune.errors import ConfigError, MemoryLimitError
 from alast_tune.methods import build_method
 from alast_tune.micro_batches import micro_batches
 from alast_tune.optimizers import build_optimizer
-from alast_tune.train import Run
+from alast_tune.run import Run
 from alast_tune.tune.forecast import Forecast
 from alast_tune.tune.space import trial_config
 from tests.unit import tiny

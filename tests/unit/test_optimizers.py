@@ -11,11 +11,11 @@ from torch.nn import functional as F
 from alast_tune.config import FullConfig, TrainConfig
 from alast_tune.cost import StepCosts
 from alast_tune.cost.memory import track_live_bytes
-from alast_tune.cost.prediction import moment_bytes
+from alast_tune.cost.updates import moment_bytes
 from alast_tune.errors import ConfigError
 from alast_tune.methods import build_method
 from alast_tune.optimizers import build_optimizer
-from alast_tune.train import Run
+from alast_tune.run import Run
 from tests.unit import tiny
 from tests.unit.every_method import vit
 

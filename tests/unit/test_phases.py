@@ -19,8 +19,8 @@ from alast_tune.methods.base import StepPlan
 from alast_tune.models import create_model
 from alast_tune.models.backbone import predict
 from alast_tune.phases import Phase, phases_of
+from alast_tune.run import Run
 from alast_tune.testing.steps import measured_steps, small_model
-from alast_tune.train import Run
 from alast_tune.tune.forecast import Forecast
 from tests.unit.every_method import vit
 from tests.unit.kinds import KINDS, small

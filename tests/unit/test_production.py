@@ -20,8 +20,8 @@ from alast_tune.errors import ConfigError
 from alast_tune.models import create_model, input_spec, timm_arguments
 from alast_tune.production import CONFIG, REPORT, read_config, training
 from alast_tune.results import EpochReport
+from alast_tune.run import Run
 from alast_tune.tracking import RegistryError, default_uri
-from alast_tune.train import Run
 from tests.unit.tiny import MODEL
 
 PromotedTrial = Callable[..., PromotedConfig]

@@ -19,7 +19,8 @@ from timm.optim import param_groups_weight_decay
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from alast_tune import checkpoint, models, train
+from alast_tune import checkpoint, models
+from alast_tune import run as running
 from alast_tune.blocks import report_blocks
 from alast_tune.config import ModelConfig, TrainConfig, TrialConfig
 from alast_tune.cost import STEPS as STEPS_CSV
@@ -31,7 +32,8 @@ from alast_tune.models import create_model
 from alast_tune.models.backbone import predict
 from alast_tune.optimizers import build_optimizer
 from alast_tune.results import EpochReport
-from alast_tune.train import Run, fit, last_report, load_trial
+from alast_tune.run import Run, load_trial
+from alast_tune.train import fit, last_report
 from tests.unit.every_method import vit
 from tests.unit.tiny import ALAST, DEPTH, STEPS, TOKENS
 
@@ -311,7 +313,7 @@ def test_a_run_that_leaves_the_numbers_fails_with_a_clear_word(tiny_trial: TinyT
 def test_a_loss_that_is_not_finite_is_noticed_within_some_steps_not_at_the_epochs_end(
     tiny_trial: TinyTrial, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train, "CHECK_EVERY", 5)
+    monkeypatch.setattr(running, "CHECK_EVERY", 5)
     run, done = Run(tiny_trial({"name": "head"}, batch_size=1)), []
 
     def poison(step: int) -> None:
@@ -396,7 +398,7 @@ def test_evaluation_is_in_the_peak_and_takes_no_more_than_training(
         assert len(images) <= 16 // parts
         return result
 
-    monkeypatch.setattr(train, "evaluate", measure)
+    monkeypatch.setattr(running, "evaluate", measure)
     run.evaluate("validation")
     assert measured[0] <= report.cost.peak_bytes * 1.005
     assert run.meter.read().peak_bytes == report.cost.peak_bytes

@@ -12,7 +12,7 @@ from alast_tune import promote
 from alast_tune.config import TrialConfig
 from alast_tune.errors import ConfigError
 from alast_tune.results import FrontMember, TrialResult
-from alast_tune.train import Run
+from alast_tune.run import Run
 from alast_tune.tune import members
 from alast_tune.tune.attempts import checkpoints
 from alast_tune.tune.trainable import finished_run

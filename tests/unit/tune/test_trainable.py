@@ -8,8 +8,8 @@ import pytest
 from pyarrow import fs
 
 from alast_tune.config import TrialConfig
+from alast_tune.run import Run
 from alast_tune.storage import copy_of, open_filesystem
-from alast_tune.train import Run
 from alast_tune.tune.storage_errors import storage_trouble
 from alast_tune.tune.trainable import AlastTrainable
 from tests.unit.tiny import STEPS

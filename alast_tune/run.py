@@ -1,0 +1,338 @@
+"""A run: fine-tuning an epoch at a time, resumable at every epoch's end."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from alast_tune import checkpoint
+from alast_tune.config import TrainConfig, TrialConfig, parse, without_places
+from alast_tune.cost import STEPS, Meter
+from alast_tune.data import Splits, check_classes, eval_loader, load_splits, num_classes_of, train_loader
+from alast_tune.errors import ConfigError, DivergedError
+from alast_tune.evaluate import evaluate
+from alast_tune.exploration import explore
+from alast_tune.failpoints import failpoint
+from alast_tune.features import Features, begin_with_features, compute_features
+from alast_tune.fingerprints import Fingerprints, fingerprints
+from alast_tune.methods import Constant, Method, build_method, compile_blocks, with_blocks_chosen
+from alast_tune.micro_batches import Splitting, check_limit
+from alast_tune.models import create_model, input_spec
+from alast_tune.models.backbone import Backbone
+from alast_tune.optimizers import build_optimizer, rate
+from alast_tune.parallel import sum_gradients, total_over_ranks, world
+from alast_tune.phases import Phase, phases_of
+from alast_tune.results import EpochReport, Measurements
+
+CHECK_EVERY = 50
+"""Steps after which the loss is looked at: each time the host waits for the device."""
+
+_DROPOUT, _AUGMENTATION = 1, 2
+"""What is drawn in an epoch besides its order, each from a stream of its own."""
+
+_UPDATING = {"optimizer", "scheduler", "scaler"}
+"""Parts of a run that no epoch needs any more when all are done: two thirds of a checkpoint."""
+
+AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""What forwards run in, by ``train.precision``."""
+
+
+def load_trial(config: TrialConfig, verify: bool = True) -> tuple[Backbone, Splits]:
+    """Build the model, its classifier sized to the dataset, and load the data at its input size.
+
+    Args:
+        config: of the run.
+        verify: look at every image once; not needed where another process just has.
+
+    Raises:
+        ConfigError: whatever cannot work, before any training.
+    """
+    check_classes(config.data, config.model)
+    model_config = config.model.model_copy(update={"num_classes": num_classes_of(config.data)})
+    torch.manual_seed(config.train.seed)  # the classifier's first weights
+    model = create_model(model_config)
+    return model, load_splits(config.data, input_spec(model), verify)
+
+
+class Run:
+    """One fine-tuning run, an epoch at a time, that can be saved and resumed at every epoch's end.
+
+    A resumed run equals an uninterrupted one bit for bit on a CPU: every epoch draws its order,
+    augmentations and dropout from the seed and its own number. In a process group every rank runs
+    one, takes its share of each batch, and comes to the same weights; but for dropout they are those of
+    one process, since each image is augmented by its number, whichever rank gets it.
+    """
+
+    def __init__(self, config: TrialConfig, verify: bool = True) -> None:
+        self.config = config
+        self.device = device_of(config.train)
+        check_limit(config.train)
+        self.model, self._splits = load_trial(config, verify)
+        self._splitting = Splitting(config.train, self.model, self._splits)
+        self.model.to(self.device)
+        self._features: Features | None = None
+        self.steps_per_epoch = len(self._loader(0))
+        self._phases = phases_of(config.train, self.model)
+        self._scaler = torch.amp.GradScaler(self.device.type, enabled=config.train.precision == "fp16")
+        self._dtype = AUTOCAST[config.train.precision]
+        self.meter = Meter(self.model, config.train)
+        self.report: EpochReport | None = None
+        self.best: EpochReport | None = None
+        """Of the epoch with the highest validation accuracy, the first of several."""
+        self._blocks: tuple[int, ...] | None = None  # found by exploration
+        self._started = False
+        if with_blocks_chosen(config.method) is config.method:
+            self._start()
+
+    def _start(self) -> None:
+        """Wrap the model in its method, once nothing about that is left open."""
+        self.method = build_method(with_blocks_chosen(self.config.method, self._blocks), self.model, self.config.train)
+        self.model.to(self.device)  # adapters were made on the CPU
+        if self.config.train.compile:
+            compile_blocks(self.method)
+        self._optimizer = build_optimizer(self.config.train, self.method.parameters())
+        if self.config.data.features == "cache":
+            begin_with_features(self.method)
+        self._scheduler = LambdaLR(self._optimizer, rate(self.config.train, self.steps_per_epoch))
+        for phase in dict.fromkeys(self._phases):
+            self._parts_of(self.method, self._optimizer, phase)  # one that does not fit says so here
+        self._started = True
+
+    @property
+    def epoch(self) -> int:
+        """Epochs finished."""
+        return self.report.epoch if self.report else 0
+
+    @property
+    def finished(self) -> bool:
+        """Whether all epochs are done."""
+        return self.epoch >= self.config.train.epochs
+
+    def _keep_features(self) -> None:
+        """Compute once what the steps begin with, if they do not begin with images."""
+        if self.config.data.features == "none" or self._features:
+            return
+        assert isinstance(self.method, Constant)
+        size, count = input_spec(self.model).image_size, self.config.data.views
+        views = [self._splits.train.drawn(self._draws(view)) for view in range(count)]
+        most = self.micro_batch(self.method, self._optimizer)
+        with self.meter.trunk(self.method, self._optimizer, size, most) as batch:
+            self._features = compute_features(self.method, views, self._splits.validation, self._dtype, batch)
+        if not self.epoch:  # otherwise the checkpoint has counted them
+            self.meter.add_trunk(self.method, size, len(self._splits.train) * count)
+
+    def train_epoch(self, on_step: Callable[[int], None] | None = None) -> EpochReport:
+        """Train one epoch, validate, and report; ``on_step`` is called with the steps done in the epoch.
+
+        Raises:
+            DivergedError: a loss or a class-token delta that is not finite.
+        """
+        if not self._started:
+            with self.meter.clock.training():
+                self._blocks = explore(self)
+            self._start()
+        losses = torch.zeros((), device=self.device)
+        trained, tokens = (np.zeros(len(self.model.blocks), dtype=int) for _ in range(2))
+        with self.meter.clock.training():
+            self._keep_features()
+            self.model.train()
+            loader = self._loader(self.epoch)
+            self._seed_dropout(self.epoch)
+            for step, (images, labels) in enumerate(loader, start=1):
+                losses += self._step(self.method, self._optimizer, images, labels)
+                self._scheduler.step()
+                trained += self.method.plan.trainable_L
+                tokens += self.method.plan.computed_tokens
+                failpoint("mid-epoch")
+                if on_step:
+                    on_step(step)
+                if step % CHECK_EVERY == 0:
+                    self._mean(losses, step)
+            train_loss = self._mean(losses, self.steps_per_epoch)
+        accuracy, validation_loss = self.evaluate("validation")
+        self.report = EpochReport(
+            epoch=self.epoch + 1,
+            train_loss=train_loss,
+            validation_loss=validation_loss,
+            accuracy=accuracy,
+            cost=self.meter.read(),
+            budgets=getattr(self.method, "budgets", ()),
+            trained=tuple(trained.tolist()),
+            tokens=tuple((tokens / self.steps_per_epoch).tolist()),
+        )
+        # What has trained on the validation images cannot be chosen by them.
+        if self.best is None or self.config.data.all_data or accuracy > self.best.accuracy:
+            self.best = self.report
+        return self.report
+
+    def _mean(self, losses: Tensor, steps: int) -> float:
+        """Mean loss of the steps of an epoch that are done, the same on every rank.
+
+        Raises:
+            DivergedError: it is not finite.
+        """
+        mean = total_over_ranks(losses, 1)[0].item() / steps
+        if not math.isfinite(mean):
+            raise DivergedError(
+                f"the loss of epoch {self.epoch + 1} is {mean}: training has diverged; lower train.learning_rate"
+            )
+        return mean
+
+    def _step(self, method: Method, optimizer: Optimizer, images_BCHW: Tensor, labels_B: Tensor) -> Tensor:
+        """One update from this rank's share of a batch; returns its part of the batch's mean loss."""
+        phase = self._phases[self.epoch]
+        images_BCHW = phase.resize(images_BCHW.to(self.device, non_blocking=True))
+        labels_B = labels_B.to(self.device, non_blocking=True)
+        _, batch = total_over_ranks(images_BCHW.new_zeros(1), len(images_BCHW))
+        parts = min(self._parts_of(method, optimizer, phase), len(images_BCHW))
+        loss = torch.zeros((), device=self.device)
+        images_of_parts = images_BCHW.tensor_split(parts)
+        method.begin_step(self.meter.ledger.steps, images_of_parts, phase.token_keep)
+        with self.meter.step(method, optimizer, images_BCHW, batch, parts):
+            for images, labels in zip(images_of_parts, labels_B.tensor_split(parts), strict=True):
+                with torch.autocast(self.device.type, self._dtype, enabled=self._dtype is not None):
+                    part = F.cross_entropy(method.forward(images), labels) * (len(labels) / batch)
+                self._scaler.scale(part).backward()
+                loss += part.detach()
+            sum_gradients(method.parameters())
+            self._scaler.step(optimizer)
+            optimizer.zero_grad(set_to_none=True)
+            method.end_step()
+        self._scaler.update()
+        return loss
+
+    def evaluate(self, split: str) -> tuple[float, float]:
+        """Accuracy and loss of the bare model on ``validation`` or ``test``."""
+        dataset, start = getattr(self._splits, split), 0
+        if dataset is None:
+            raise ConfigError("data.dataset", self.config.data.dataset, f"has no {split} images")
+        if self._features and split == "validation":
+            dataset, start = self._features.validation, self.method.plan.start
+        image_size, most = input_spec(self.model).image_size, self.micro_batch(self.method, self._optimizer)
+        with self.meter.evaluation(self._optimizer, image_size, most, start) as size:
+            loader = eval_loader(dataset, size, self.config.data.workers)
+            return evaluate(self.model, loader, self.device, self._dtype, start)
+
+    def micro_batch(self, method: Method, optimizer: Optimizer) -> int:
+        """Most images that one of the forwards of this epoch's steps, or the last epoch's, gets on this rank."""
+        phase = self._phases[min(self.epoch, len(self._phases) - 1)]
+        return -(-self._splitting.share // self._parts_of(method, optimizer, phase))
+
+    def _parts_of(self, method: Method, optimizer: Optimizer, phase: Phase) -> int:
+        """Into how many micro-batches this rank's share of a batch is split; every rank has to ask."""
+        costs = self.meter.costs(phase.image_size or input_spec(self.model).image_size)
+        return self._splitting.parts(method, costs, optimizer, phase)
+
+    def _seed_dropout(self, epoch: int) -> None:
+        """Let every rank, at every epoch, drop out on its own."""
+        seed = np.random.SeedSequence([self.config.train.seed, epoch, _DROPOUT, world()[0]])
+        torch.manual_seed(int(seed.generate_state(1)[0]))
+
+    @property
+    def fingerprints(self) -> Fingerprints:
+        """Of the images and the weights that it starts from."""
+        return fingerprints(self._splits, self.config.model)
+
+    @property
+    def has_test(self) -> bool:
+        """Whether the dataset has test images."""
+        return self._splits.test is not None
+
+    def save(self, folder: Path) -> None:
+        """Write a checkpoint of everything the next epoch depends on; after the last one, without the optimizer's.
+
+        The lines of its steps are beside it, in ``steps.csv``.
+        """
+        parts = {name: part for name, part in self._parts().items() if not self.finished or name not in _UPDATING}
+        state = {name: part.state_dict() for name, part in parts.items()} | {
+            "blocks": self._blocks,
+            "splitting": self._splitting.state_dict(),
+            "report": asdict(self.report) if self.report else None,
+            "best": asdict(self.best) if self.best else None,
+            "config": self.config.model_dump_json(),
+        }
+        self.meter.ledger.write(folder / STEPS)  # first: the checkpoint says how much of it is right
+        checkpoint.save(state, folder)
+
+    def load(self, folder: Path) -> None:
+        """Resume from a checkpoint of the same configuration, wherever its files lie now.
+
+        Raises:
+            ConfigError: not a checkpoint, or of a run with other settings, or of another version.
+        """
+        state = checkpoint.load(folder)
+        if without_places(parse(TrialConfig, json.loads(state["config"]))) != without_places(self.config):
+            raise ConfigError("checkpoint", folder, "belongs to a run with other settings; use another folder")
+        if not self._started:
+            self._blocks = state["blocks"]
+            self._start()
+        self._splitting.load_state_dict(state.get("splitting", {}))  # checkpoints of version 0.1 have none
+        self.report = read_report(state["report"]) if state["report"] else None
+        try:
+            for name, part in self._parts().items():
+                if not (self.finished and name in _UPDATING):
+                    part.load_state_dict(state[name])
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            reason = str(error).partition("\n")[0]
+            remedy = f"was not written by this version ({reason}); train anew, in another folder"
+            raise ConfigError("checkpoint", folder, remedy) from error
+        self.meter.ledger.restore(folder / STEPS)
+        best = state.get("best")  # checkpoints of version 0.1 do not say
+        self.best = read_report(best) if best else self.report
+
+    def _parts(self) -> dict[str, Any]:
+        """What has a state of its own, in the order in which a resumed run takes it over."""
+        return {
+            "model": self.model,
+            "optimizer": self._optimizer,
+            "scheduler": self._scheduler,
+            "scaler": self._scaler,
+            "method": self.method,
+            "meter": self.meter,
+        }
+
+    def _loader(self, epoch: int) -> Any:
+        train = self.config.train
+        generator = torch.Generator().manual_seed(_epoch_seed(train.seed, epoch))
+        if self._features:
+            images = self._features.views[epoch % len(self._features.views)]
+        else:
+            images = self._splits.train.drawn(self._draws(epoch))
+        return train_loader(images, train.batch_size, self.config.data.workers, generator)
+
+    def _draws(self, epoch: int) -> np.random.SeedSequence:
+        """Seed what is drawn of an epoch's images, or of a view's."""
+        return np.random.SeedSequence([self.config.train.seed, epoch, _AUGMENTATION])
+
+
+def read_report(values: dict[str, Any]) -> EpochReport:
+    """Read a report out of a checkpoint."""
+    return EpochReport(**{**values, "cost": Measurements(**values["cost"])})
+
+
+def _epoch_seed(seed: int, epoch: int) -> int:
+    return seed * 100_003 + epoch + 1  # no two (seed, epoch) of a sensible run share it
+
+
+def device_of(train: TrainConfig) -> torch.device:
+    """Find the device that a run takes.
+
+    Raises:
+        ConfigError: a GPU is asked for and there is none.
+    """
+    if train.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("train.device", "cuda", "no CUDA device is visible; use auto or cpu")
+    if train.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(train.device)
