@@ -32,6 +32,21 @@ class ConfigError(ValueError):
         return ConfigError, self._parts
 
 
+class MemoryLimitError(ConfigError):
+    """A limit of memory that a run is predicted to exceed.
+
+    Args:
+        field: as of :class:`ConfigError`.
+        value: the limit.
+        remedy: as of :class:`ConfigError`.
+        peak_bytes: the least that the run would take.
+    """
+
+    def __init__(self, field: str, value: object, remedy: str, peak_bytes: int) -> None:
+        super().__init__(field, value, remedy)
+        self.peak_bytes = peak_bytes
+
+
 class DivergedError(RuntimeError):
     """Training has left the numbers: a loss or a class-token delta is not finite."""
 

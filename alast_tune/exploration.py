@@ -48,7 +48,7 @@ def explore(run: Run) -> tuple[int, ...]:
         model.train()
         for images, labels in learning:
             run._step(probe, optimizer, images, labels)
-        with run.meter.evaluation(optimizer, image_size, run._micro_batch) as size:
+        with run.meter.evaluation(optimizer, image_size, run.micro_batch(probe, optimizer)) as size:
             chunks = [zip(images.split(size), labels.split(size), strict=True) for images, labels in scoring]
             _, loss = evaluate(model, chain.from_iterable(chunks), run.device, run._dtype)
         run.meter.add_forward(image_size, scored)

@@ -174,7 +174,8 @@ class Training:
         }
         model = create_model(self.trial.model.model_copy(update=exported))
         device = device_of(train)
-        loader = eval_loader(self._splits.test, -(-train.batch_size // train.accumulate), data.workers)
+        parts = -(-train.batch_size // 8) if train.accumulate == "auto" else train.accumulate
+        loader = eval_loader(self._splits.test, -(-train.batch_size // parts), data.workers)
         return evaluate(model.to(device), loader, device, AUTOCAST[train.precision])[0]
 
     def _log(self, report: EpochReport) -> None:

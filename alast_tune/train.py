@@ -27,10 +27,12 @@ from alast_tune.failpoints import failpoint
 from alast_tune.features import Features, begin_with_features, compute_features
 from alast_tune.fingerprints import Fingerprints, fingerprints, keep_fingerprints
 from alast_tune.methods import Constant, Method, build_method, compile_blocks, with_blocks_chosen
+from alast_tune.micro_batches import Splitting, check_limit
 from alast_tune.models import create_model, input_spec
 from alast_tune.models.backbone import Backbone
 from alast_tune.optimizers import build_optimizer, rate
 from alast_tune.parallel import sum_gradients, total_over_ranks, world
+from alast_tune.phases import Phase, phases_of
 from alast_tune.results import EpochReport, Measurements
 
 CHECK_EVERY = 50
@@ -75,10 +77,13 @@ class Run:
     def __init__(self, config: TrialConfig, verify: bool = True) -> None:
         self.config = config
         self.device = device_of(config.train)
+        check_limit(config.train)
         self.model, self._splits = load_trial(config, verify)
+        self._splitting = Splitting(config.train, self.model, self._splits)
         self.model.to(self.device)
         self._features: Features | None = None
         self.steps_per_epoch = len(self._loader(0))
+        self._phases = phases_of(config.train, self.model)
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=config.train.precision == "fp16")
         self._dtype = AUTOCAST[config.train.precision]
         self.meter = Meter(self.model, config.train)
@@ -100,6 +105,8 @@ class Run:
         if self.config.data.features == "cache":
             begin_with_features(self.method)
         self._scheduler = LambdaLR(self._optimizer, rate(self.config.train, self.steps_per_epoch))
+        for phase in dict.fromkeys(self._phases):
+            self._parts_of(self.method, self._optimizer, phase)  # one that does not fit says so here
         self._started = True
 
     @property
@@ -119,7 +126,8 @@ class Run:
         assert isinstance(self.method, Constant)
         size, count = input_spec(self.model).image_size, self.config.data.views
         views = [self._splits.train.drawn(self._draws(view)) for view in range(count)]
-        with self.meter.trunk(self.method, self._optimizer, size, self._micro_batch) as batch:
+        most = self.micro_batch(self.method, self._optimizer)
+        with self.meter.trunk(self.method, self._optimizer, size, most) as batch:
             self._features = compute_features(self.method, views, self._splits.validation, self._dtype, batch)
         if not self.epoch:  # otherwise the checkpoint has counted them
             self.meter.add_trunk(self.method, size, len(self._splits.train) * count)
@@ -183,15 +191,16 @@ class Run:
 
     def _step(self, method: Method, optimizer: Optimizer, images_BCHW: Tensor, labels_B: Tensor) -> Tensor:
         """One update from this rank's share of a batch; returns its part of the batch's mean loss."""
-        images_BCHW = images_BCHW.to(self.device, non_blocking=True)
+        phase = self._phases[self.epoch]
+        images_BCHW = phase.resize(images_BCHW.to(self.device, non_blocking=True))
         labels_B = labels_B.to(self.device, non_blocking=True)
         _, batch = total_over_ranks(images_BCHW.new_zeros(1), len(images_BCHW))
-        parts = min(self.config.train.accumulate, len(images_BCHW))
+        parts = min(self._parts_of(method, optimizer, phase), len(images_BCHW))
         loss = torch.zeros((), device=self.device)
-        micro_batches = images_BCHW.tensor_split(parts)
-        method.begin_step(self.meter.ledger.steps, micro_batches)
-        with self.meter.step(method, optimizer, images_BCHW, batch):
-            for images, labels in zip(micro_batches, labels_B.tensor_split(parts), strict=True):
+        images_of_parts = images_BCHW.tensor_split(parts)
+        method.begin_step(self.meter.ledger.steps, images_of_parts, phase.token_keep)
+        with self.meter.step(method, optimizer, images_BCHW, batch, parts):
+            for images, labels in zip(images_of_parts, labels_B.tensor_split(parts), strict=True):
                 with torch.autocast(self.device.type, self._dtype, enabled=self._dtype is not None):
                     part = F.cross_entropy(method.forward(images), labels) * (len(labels) / batch)
                 self._scaler.scale(part).backward()
@@ -210,16 +219,20 @@ class Run:
             raise ConfigError("data.dataset", self.config.data.dataset, f"has no {split} images")
         if self._features and split == "validation":
             dataset, start = self._features.validation, self.method.plan.start
-        image_size = input_spec(self.model).image_size
-        with self.meter.evaluation(self._optimizer, image_size, self._micro_batch, start) as size:
+        image_size, most = input_spec(self.model).image_size, self.micro_batch(self.method, self._optimizer)
+        with self.meter.evaluation(self._optimizer, image_size, most, start) as size:
             loader = eval_loader(dataset, size, self.config.data.workers)
             return evaluate(self.model, loader, self.device, self._dtype, start)
 
-    @property
-    def _micro_batch(self) -> int:
-        """Most images that one of a step's forwards gets on this rank."""
-        share = -(-min(self.config.train.batch_size, len(self._splits.train)) // world()[1])
-        return -(-share // self.config.train.accumulate)
+    def micro_batch(self, method: Method, optimizer: Optimizer) -> int:
+        """Most images that one of the forwards of this epoch's steps, or the last epoch's, gets on this rank."""
+        phase = self._phases[min(self.epoch, len(self._phases) - 1)]
+        return -(-self._splitting.share // self._parts_of(method, optimizer, phase))
+
+    def _parts_of(self, method: Method, optimizer: Optimizer, phase: Phase) -> int:
+        """Into how many micro-batches this rank's share of a batch is split; every rank has to ask."""
+        costs = self.meter.costs(phase.image_size or input_spec(self.model).image_size)
+        return self._splitting.parts(method, costs, optimizer, phase)
 
     def _seed_dropout(self, epoch: int) -> None:
         """Let every rank, at every epoch, drop out on its own."""
@@ -244,6 +257,7 @@ class Run:
         parts = {name: part for name, part in self._parts().items() if not self.finished or name not in _UPDATING}
         state = {name: part.state_dict() for name, part in parts.items()} | {
             "blocks": self._blocks,
+            "splitting": self._splitting.state_dict(),
             "report": asdict(self.report) if self.report else None,
             "best": asdict(self.best) if self.best else None,
             "config": self.config.model_dump_json(),
@@ -263,6 +277,7 @@ class Run:
         if not self._started:
             self._blocks = state["blocks"]
             self._start()
+        self._splitting.load_state_dict(state.get("splitting", {}))  # checkpoints of version 0.1 have none
         self.report = read_report(state["report"]) if state["report"] else None
         try:
             for name, part in self._parts().items():

@@ -42,6 +42,7 @@ from alast_tune.config.trial import (
     TrialConfig,
     apply_params,
     with_absolute_paths,
+    with_whole_images,
     without_places,
 )
 
@@ -102,6 +103,7 @@ __all__ = [
     "register_method",
     "stored_sweep",
     "with_absolute_paths",
+    "with_whole_images",
     "without_places",
     "write_yaml",
 ]

@@ -233,6 +233,20 @@ class SweepConfig(Limits):
         paths = (path for path in ours | theirs if path not in may_differ)
         return next((path for path in paths if ours.get(path) != theirs.get(path)), None)
 
+    def with_limit(self, trial: TrialConfig) -> TrialConfig:
+        """Give a trial the sweep's limit of memory, if its micro-batches follow from one and it has none of its own.
+
+        Raises:
+            ConfigError: neither has one.
+        """
+        train = trial.train
+        if train.accumulate != "auto" or train.max_memory is not None:
+            return trial
+        if self.max_memory is None:
+            remedy = "there is no limit that it could keep; give --max-memory, or set trial.train.max_memory"
+            raise ConfigError("train.accumulate", "auto", remedy)
+        return trial.model_copy(update={"train": train.model_copy(update={"max_memory": self.max_memory})})
+
     @property
     def stops_early(self) -> bool:
         """Whether trials are stopped early."""
@@ -272,7 +286,7 @@ class SweepConfig(Limits):
     def _check_space(self) -> Self:
         if self.trial.data.all_data or "data/all_data" in self.space:
             raise ConfigError("trial.data.all_data", True, "a sweep selects on validation images; leave it to training")
-        fixed = flatten(self.trial)
+        fixed = flatten(self.with_limit(self.trial))
         for path, distribution in self.space.items():
             if isinstance(distribution, Variants) and not _NAME.fullmatch(path):
                 remedy = "MLflow takes no such name; give variants one of letters, digits, spaces and . - _ :, no path"
@@ -283,7 +297,7 @@ class SweepConfig(Limits):
                 ends = choices_of(distribution) or ()
             for value in ends:
                 try:
-                    found = flatten(apply_params(self.trial, self.settings({path: value})))
+                    found = flatten(self.with_limit(apply_params(self.trial, self.settings({path: value}))))
                 except ConfigError as error:
                     raise ConfigError(f"space.{path}", value, str(error)) from None
                 if isinstance(value, str) and isinstance(found.get(path), float | int):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, Field, ModelWrapValidatorHandler, SerializeAsAny, model_validator
+from pydantic import BaseModel, ByteSize, Field, ModelWrapValidatorHandler, SerializeAsAny, model_validator
 
 from alast_tune.config.methods import MethodConfig, find_method
 from alast_tune.config.record import Record, parse
@@ -134,13 +134,44 @@ class TrainConfig(Record):
 
     epochs: int = Field(10, ge=1)
     batch_size: int = Field(128, ge=1)
-    accumulate: int = Field(
-        1, ge=1, description="split each batch into so many forwards and backwards, for less memory"
+    accumulate: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        1,
+        description="split each batch into so many forwards and backwards, for less memory; auto: into the fewest that "
+        "keep max_memory",
+    )
+    max_memory: ByteSize | None = Field(
+        None,
+        gt=0,
+        description="limit of the predicted peak of the training steps, as 2GiB; with accumulate auto, in a sweep, "
+        "unset: the sweep's",
+    )
+    checkpoint_blocks: bool = Field(
+        False,
+        description="keep of each block's forward only the tokens that enter, and run it again in the backward: a "
+        "third more work, a fraction of the activations",
+    )
+    token_keep: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="share of each image's patch tokens, drawn at random at each step, that training goes on with; "
+        "evaluation takes all (PatchDropout)",
+    )
+    token_keep_last: float | None = Field(
+        None, gt=0, le=1, description="the share in the last epoch, to which it changes evenly; unset: it stays"
+    )
+    image_size_first: int | None = Field(
+        None,
+        ge=1,
+        description="side of the training images in the first epoch, pixels; grows evenly, patch by patch, to the "
+        "model's own image size in the last epoch, at which all evaluation is; unset: always the model's own",
     )
     learning_rate: float = Field(1e-4, gt=0, description="unset: 1e-4, with adapters 1e-3, as in the paper")
     warmup_epochs: float = Field(0.0, ge=0, description="linear warm-up of the learning rate")
     schedule: Literal["constant", "cosine"] = "constant"
-    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    optimizer: Literal["adam", "adamw", "sgd", "adamw8bit"] = Field(
+        "adam", description="adamw8bit keeps moments in 8 bits (pip install 'alast-tune[8bit]')"
+    )
     weight_decay: float = Field(0.0, ge=0)
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="autocast type; fp16 scales the loss")
     compile: bool = Field(False, description="compile the blocks with torch.compile")
@@ -152,6 +183,14 @@ class TrainConfig(Record):
         if self.warmup_epochs > self.epochs:
             remedy = f"is beyond train.epochs = {self.epochs}: the full rate would never be reached; give less"
             raise ConfigError("train.warmup_epochs", self.warmup_epochs, remedy)
+        return self
+
+    @model_validator(mode="after")
+    def _check_phases(self) -> Self:
+        for name in ("token_keep_last", "image_size_first"):
+            if getattr(self, name) is not None and self.epochs == 1:
+                remedy = "one epoch is the first and the last; leave it out, or set train.epochs to 2 or more"
+                raise ConfigError(f"train.{name}", getattr(self, name), remedy)
         return self
 
 
@@ -172,6 +211,14 @@ class TrialConfig(Record):
         values = self.model_dump(mode="json", exclude_unset=True)
         return values | {"method": values.get("method", {}) | {"name": self.method.name}}
 
+    @model_validator(mode="after")
+    def _check_features(self) -> Self:
+        first = self.train.image_size_first
+        if first is not None and self.data.features == "cache":
+            remedy = "features are kept of images of one size; leave it out, or data.features: cache"
+            raise ConfigError("train.image_size_first", first, remedy)
+        return self
+
     @model_validator(mode="wrap")
     @classmethod
     def _fill_learning_rate(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
@@ -184,6 +231,15 @@ class TrialConfig(Record):
         filled = config.model_copy(update={"train": train})
         filled.model_fields_set.intersection_update(config.model_fields_set)
         return filled
+
+
+_PHASES = ("token_keep", "token_keep_last", "image_size_first")
+
+
+def with_whole_images(trial: TrialConfig) -> TrialConfig:
+    """Let all tokens of images at the model's own size train, as what others are compared with does."""
+    whole = {name: TrainConfig.model_fields[name].default for name in _PHASES if name in trial.train.model_fields_set}
+    return trial.model_copy(update={"train": trial.train.model_copy(update=whole)})
 
 
 PLACES = (

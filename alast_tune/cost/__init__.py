@@ -19,7 +19,7 @@ from alast_tune.cost.ledger import STEPS, Ledger, StepRecord
 from alast_tune.cost.memory import MemoryMeter
 from alast_tune.cost.prediction import StepCost, StepCosts, step_flops, step_peak_bytes
 from alast_tune.methods.base import Method, StepPlan
-from alast_tune.models.backbone import Backbone
+from alast_tune.models.backbone import Backbone, token_count
 from alast_tune.parallel import largest_over_ranks
 from alast_tune.results import Measurements
 
@@ -56,23 +56,27 @@ class Meter:
         self._heaviest_bytes = 0  # of all predicted steps
 
     @contextmanager
-    def step(self, method: Method, optimizer: Optimizer, images_BCHW: Tensor, batch: int) -> Iterator[None]:
+    def step(
+        self, method: Method, optimizer: Optimizer, images_BCHW: Tensor, batch: int, parts: int = 1
+    ) -> Iterator[None]:
         """Run one training step inside, from its first forward to its update.
 
-        ``images_BCHW`` are this rank's, ``batch`` counts those of all ranks: FLOPs are all ranks', bytes this one's.
+        ``images_BCHW`` are this rank's, in so many ``parts``; ``batch`` counts those of all ranks: FLOPs are all
+        ranks', bytes this one's.
         """
+        whole = int(self._model.patch_embed.img_size[0])
+        side = self.image_size(images_BCHW)
 
-        def cost(config: MethodConfig, plan: StepPlan) -> StepCost:
-            # Features, (B, N, D), do not say how large the images were.
-            size = images_BCHW.shape[-1] if images_BCHW.dim() == 4 else int(self._model.patch_embed.img_size[0])
-            costs, train = self._costs(size), self._train
-            return costs.step(config, plan, len(images_BCHW), optimizer, train.precision, train.accumulate)
+        def cost(config: MethodConfig, plan: StepPlan, image_size: int) -> StepCost:
+            costs = self.costs(image_size)
+            return costs.step(config, plan, len(images_BCHW), optimizer, self._train.precision, parts)
 
-        with self._memory.step(lambda: cost(method.config, method.plan).peak_bytes, optimizer, images_BCHW):
+        with self._memory.step(lambda: cost(method.config, method.plan, side).peak_bytes, optimizer, images_BCHW):
             yield
-        done = cost(method.config, method.plan)
+        done = cost(method.config, method.plan, side)
         tokens_L, trainable_L = method.plan.tokens_L, method.plan.trainable_L
-        full = cost(FullConfig(), StepPlan((tokens_L[0],) * len(tokens_L), (True,) * len(tokens_L)))
+        depth = len(tokens_L)
+        full = cost(FullConfig(), StepPlan((token_count(self._model),) * depth, (True,) * depth), whole)
         record = StepRecord(
             step=self.ledger.steps,
             images=batch,
@@ -102,7 +106,7 @@ class Meter:
         """
         size, predicted = most, 0
         if self._heaviest_bytes:
-            size, predicted = self._costs(image_size).evaluation_batch(
+            size, predicted = self.costs(image_size).evaluation_batch(
                 most, self._heaviest_bytes, optimizer, self._train.precision, start
             )
         with self._memory.evaluation(predicted, optimizer):
@@ -118,7 +122,7 @@ class Meter:
             image_size: side of the images, pixels.
             most: images of a step's forward.
         """
-        costs, setup = self._costs(image_size), (method.config, method.plan)
+        costs, setup = self.costs(image_size), (method.config, method.plan)
         size, predicted = costs.trunk_batch(*setup, most, optimizer, self._train.precision)
         self._heaviest_bytes = max(self._heaviest_bytes, predicted)  # so much is taken anyway
         with self._memory.evaluation(predicted, optimizer):
@@ -126,16 +130,21 @@ class Meter:
 
     def add_trunk(self, method: Method, image_size: int, images: int) -> None:
         """Count that pass; ``images`` are those of all ranks, views counted."""
-        self._flops += self._costs(image_size).trunk_flops(method.config, method.plan) * images
+        self._flops += self.costs(image_size).trunk_flops(method.config, method.plan) * images
 
-    def _costs(self, image_size: int) -> StepCosts:
+    def image_size(self, images_BCHW: Tensor) -> int:
+        """Say how large a step's images are; features, (B, N, D), do not show it."""
+        return images_BCHW.shape[-1] if images_BCHW.dim() == 4 else int(self._model.patch_embed.img_size[0])
+
+    def costs(self, image_size: int) -> StepCosts:
+        """Predict steps on images of a size."""
         if image_size not in self._by_size:
             self._by_size[image_size] = StepCosts(self._model, image_size)
         return self._by_size[image_size]
 
     def add_forward(self, image_size: int, images: int) -> None:
         """Count forwards, all tokens, that a method needed beside its steps; ``images`` are all ranks'."""
-        self._flops += self._costs(image_size).forward_flops(images)
+        self._flops += self.costs(image_size).forward_flops(images)
 
     def end_exploration(self) -> None:
         """Remember what has been spent so far as the price of exploration."""

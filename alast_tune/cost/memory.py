@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.distributed._tools.mem_tracker import MemTracker
 from torch.optim import Optimizer
 
-from alast_tune.cost.prediction import FLOAT, moments
+from alast_tune.cost.prediction import moment_bytes
 
 _HEAVIER = 1.02  # a plan predicted heavier by less is not worth another probe
 _STATE = ("peaks", "heaviest", "asked", "probed", "measured", "scale", "evaluation")
@@ -135,7 +135,9 @@ def rounded_peak(peak_bytes: int) -> int:
 def _missing_bytes(optimizer: Optimizer) -> int:
     """Bytes of the moments that are still to come: they come into being at a parameter's first update."""
     kept = [t for state in optimizer.state.values() for t in state.values() if torch.is_tensor(t)]
-    return FLOAT * (moments(optimizer) - sum(t.numel() for t in kept if t.dim()))
+    # Parameters may share a tensor.
+    sizes = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in kept if t.dim()}
+    return moment_bytes(optimizer) - sum(sizes.values())
 
 
 @cache

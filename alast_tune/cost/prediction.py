@@ -20,7 +20,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -30,9 +30,9 @@ from torch.optim import Optimizer
 from alast_tune.config import HeadConfig, MethodConfig
 from alast_tune.cost.hollow import HollowModel
 from alast_tune.cost.part import Counts, Flowing, Part, PartCost, distinct_counts, run_part
-from alast_tune.methods.base import Flow, Stage, StepPlan, run_stages
+from alast_tune.methods.base import Flow, Stage, StepPlan, random_drop, run_stages
 from alast_tune.methods.summary import summary_updates
-from alast_tune.models.backbone import Backbone, blocks_of, embed, needs_class_token_alone, predict
+from alast_tune.models.backbone import Backbone, blocks_of, embed, needs_class_token_alone, predict, token_count
 from alast_tune.models.reading import has_reader, summary_count
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -77,14 +77,14 @@ class StepCosts:
     """
 
     def __init__(self, model: Backbone, image_size: int) -> None:
-        self._model = model
+        self._model, self.image_size = model, image_size
         shape = (int(model.patch_embed.proj.in_channels), image_size, image_size)
         self._images: tuple[Flowing, ...] = (Flowing(shape, torch.float32, False, kept=True),)
         self._image_bytes = FLOAT * prod(shape)
         self._features = (Flowing((int(model.embed_dim),), torch.float32, False, kept=True),)
         self._weight_bytes = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
         self._prefix = int(model.num_prefix_tokens)
-        self._tokens = (image_size // model.patch_embed.patch_size[0]) ** 2 + self._prefix
+        self._tokens = token_count(model, image_size)
         others = {p.numel() for p in model.parameters()} | {self._tokens, self._tokens - self._prefix}
         self._run_with = distinct_counts(frozenset(others), self._prefix)
         self._labels_B = torch.empty(self._run_with[0], dtype=torch.int64)
@@ -110,13 +110,15 @@ class StepCosts:
             precision: of matrix products; other than ``fp32`` under autocast.
             accumulate: micro-batches that the batch is split into.
         """
-        micro = -(-batch // accumulate)
+        parts = min(accumulate, batch)
+        micro = -(-batch // parts)
         first = self._micro_step(config, plan, micro, precision)
         working, flops = first.peak, first.flops
         if micro < batch:
-            again = self._micro_step(config, replace(plan, calibrated=False), micro, precision, accumulating=True)
+            second = micro if batch % parts != 1 else batch // parts  # tensor_split's first parts are the larger ones
+            again = self._micro_step(config, replace(plan, calibrated=False), second, precision, accumulating=True)
             working = max(working, first.gradients + again.peak)
-            flops += again.flops * (batch - micro) // micro
+            flops += again.flops * (batch - micro) // second
             if plan.calibrated:  # on all micro-batches, before the first one's forward
                 flops += self._forward(config, _embedded_updates, batch - micro).flops
         update = first.gradients + _update_bytes(optimizer, first.gradients)
@@ -175,12 +177,14 @@ class StepCosts:
 
     def _there(self, batch: int, optimizer: Optimizer, given_bytes: int) -> int:
         """Bytes that are live from beginning to end: weights, moments and a batch of what is given, images mostly."""
-        return self._weight_bytes + FLOAT * moments(optimizer) + given_bytes * batch
+        return self._weight_bytes + moment_bytes(optimizer) + given_bytes * batch
 
     def _given_bytes(self, config: MethodConfig, plan: StepPlan) -> int:
         """Bytes of what a step is given of an image."""
         if not plan.start:
             return self._image_bytes
+        if plan.image_tokens:
+            return FLOAT * plan.image_tokens * int(self._model.embed_dim)
         below = self._hollow_model(config).flow.stages(plan)[: plan.start]
         return FLOAT * self._leaving(below) * int(self._model.embed_dim)
 
@@ -215,19 +219,20 @@ class StepCosts:
     ) -> _MicroStep:
         """Compose a micro-batch's step; ``accumulating`` adds its gradients to those that are there already."""
         hollow = self._hollow_model(config)
-        model, flow, first = hollow.model, hollow.flow, plan.tokens_L[0]
+        model, flow, first = hollow.model, hollow.flow, plan.image_tokens or plan.tokens_L[0]
         stages = flow.stages(plan)
         scales = bool(stages) and not stages[-1].alone
         leaving = self._leaving(stages)
+        before = random_drop(model, plan)
+        if not plan.start:
+            before.insert(0, _whole("embed", flow.embed, first))
+        blocks = list(zip(stages, blocks_of(model), plan.trainable_L, strict=True)) if stages else []
         whole: list[tuple[Stage, nn.Module | None, bool]] = [
-            (_whole("embed", flow.embed, first), None, True),
-            *(zip(stages, blocks_of(model), plan.trainable_L, strict=True) if stages else ()),
+            *((stage, None, True) for stage in before),
+            *blocks[plan.start :],
             (Stage(partial(self._loss, flow), leaving, leaving, "loss", scales=scales), None, True),
         ]
-        given = self._images
-        if plan.start:
-            whole = whole[1 + len(stages[: plan.start]) :]
-            given = self._features
+        given = self._features if plan.start else self._images
         parts: list[Part] = []
         costs: list[PartCost] = []
         live = peak = 0
@@ -275,7 +280,7 @@ class StepCosts:
         if config not in self._hollow:
             setup = config.cost_settings()
             if setup not in self._hollow:
-                self._hollow[setup] = HollowModel(setup, self._model)
+                self._hollow[setup] = HollowModel(setup, self._model, self.image_size)
             self._hollow[config] = self._hollow[setup]
         return self._hollow[config]
 
@@ -351,15 +356,28 @@ def step_peak_bytes(
     return costs.step(method_config, plan, batch, optimizer, precision, accumulate).peak_bytes
 
 
-def moments(optimizer: Optimizer) -> int:
-    """Numbers that the optimizer keeps once every parameter has been updated."""
-    updated = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
-    return int(updated if isinstance(optimizer, torch.optim.SGD) else 2 * updated)
+def moment_bytes(optimizer: Optimizer) -> int:
+    """Bytes that the optimizer keeps once every parameter has been updated: one moment of SGD, two of the others."""
+    sizes = [p.numel() for group in optimizer.param_groups for p in group["params"]]
+    if isinstance(optimizer, torch.optim.SGD):
+        return FLOAT * sum(sizes)
+    if not _codes_moments(optimizer):
+        return 2 * FLOAT * sum(sizes)
+    least: int = optimizer.args.min_8bit_size
+    whole = FLOAT * sum(size for size in sizes if size < least)
+    coded = sum(size + FLOAT * -(-size // 256) for size in sizes if size >= least)  # a byte each, a scale for 256
+    tables = 2 * FLOAT * 256 if coded else 0  # what number a byte stands for
+    return 2 * (whole + coded) + tables
+
+
+def _codes_moments(optimizer: Any) -> TypeGuard[Any]:
+    """Whether it is one of bitsandbytes' with moments of 8 bits."""
+    return getattr(getattr(optimizer, "args", None), "optim_bits", 32) == 8
 
 
 def _update_bytes(optimizer: Optimizer, gradients: int) -> int:
-    """Temporaries of an update: none if fused, else all gradients' on CUDA, twice the largest parameter's on a CPU."""
-    if optimizer.defaults.get("fused"):
+    """Temporaries of an update: none if fused or coded, else all gradients' on CUDA, twice the largest's on a CPU."""
+    if optimizer.defaults.get("fused") or _codes_moments(optimizer):
         return 0
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     return gradients if parameters[0].is_cuda else 2 * FLOAT * max(p.numel() for p in parameters)

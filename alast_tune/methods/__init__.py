@@ -2,7 +2,7 @@
 
 from alast_tune.config import MethodConfig, TrainConfig
 from alast_tune.errors import ConfigError
-from alast_tune.methods.alast import Alast
+from alast_tune.methods.adaptive import Alast
 from alast_tune.methods.apla import Apla
 from alast_tune.methods.base import Constant, Flow, Method, Stage, StepPlan
 from alast_tune.methods.bsr import Bsr
@@ -45,7 +45,9 @@ def build_method(config: MethodConfig, model: Backbone, train: TrainConfig | Non
         raise ConfigError("method.name", config.name, remedy)
     if config.from_block > (depth := len(blocks_of(model))):
         raise ConfigError("method.from_block", config.from_block, f"the model has {depth} blocks; give {depth} at most")
-    method = config.build(model, train or TrainConfig())
+    train = train or TrainConfig()
+    model.set_grad_checkpointing(train.checkpoint_blocks)  # run_block goes by it
+    method = config.build(model, train)
     _check_parameters(method)
     return method
 
@@ -79,6 +81,5 @@ def compile_blocks(method: Method) -> None:
     limits = torch._dynamo.config
     limits.recompile_limit = max(limits.recompile_limit, 64)
     for block in blocks_of(method.model):
-        # ToMe goes between a block's halves, so these are compiled one by one.
-        for module in (block.attn, block.mlp) if method.config.splits_blocks else (block,):
+        for module in (block.attn, block.mlp) if method.config.splits_blocks() else (block,):
             module.compile(dynamic=True)

@@ -48,8 +48,12 @@ class ReaderConfig(MethodConfig):
         """Wrap a model, whose classifier a reader replaces.
 
         Raises:
-            ConfigError: nobody knows how many classes there are.
+            ConfigError: nobody knows how many classes there are, or some tokens should not enter.
         """
+        shares = {"token_keep": train.token_keep, "token_keep_last": train.token_keep_last}
+        for name, share in shares.items():
+            if share not in {None, 1}:
+                raise ConfigError(f"train.{name}", share, "a reader takes all tokens; leave it out")
         if not model.num_classes:
             raise ConfigError(
                 "model.num_classes", model.num_classes, "is what a reader needs; give a number of classes"

@@ -12,6 +12,7 @@ Tokens merge in every block, or once. Half of them in one block, with adapters t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Annotated, Any, Literal, Self
 
 import torch
@@ -31,6 +32,7 @@ from alast_tune.models.backbone import (
     attention_pool,
     blocks_of,
     needs_class_token_alone,
+    recomputed,
     run_block,
     token_count,
 )
@@ -43,7 +45,6 @@ class TomeConfig(MethodConfig):
     name: Literal["tome"] = "tome"
     label = "ToMe"
     foremost = "merge"
-    splits_blocks = True
 
     merge: Annotated[int, Field(ge=0)] | tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
         None, description="r, tokens merged away in each block; one number or one a block"
@@ -83,6 +84,10 @@ class TomeConfig(MethodConfig):
         blocks = blocks_of(model)
         known = all(type(block) is Block for block in blocks) and needs_class_token_alone(model)
         return "" if known else f"is built of {type(blocks[0]).__name__}, not of timm's plain Block"
+
+    def splits_blocks(self) -> bool:
+        """Tokens merge between the halves."""
+        return True
 
     def build(self, model: Backbone, train: TrainConfig) -> Method:
         """Wrap a model."""
@@ -167,14 +172,16 @@ class Tome(Constant):
     """
 
     def __init__(self, config: TomeConfig, model: Backbone) -> None:
-        depth = len(model.blocks)
         if config.lora is not None:
             add_adapters(config.lora, model, config.from_block)
         flow = Merging(config, model)
         self.merges_L = flow.merges_L
-        tokens_L = tokens_after(self.merges_L, token_count(model), int(model.num_prefix_tokens))[:depth]
-        super().__init__(config, model, tokens_L=tokens_L, flow=flow)
+        super().__init__(config, model, flow=flow)
         self._adapted = config.lora is not None
+
+    def tokens(self, entering: int, start: int = 0) -> list[int]:
+        """Say how many tokens each block receives, from a block on."""
+        return tokens_after(self.merges_L[start:], entering, int(self.model.num_prefix_tokens))[:-1]
 
     def export(self) -> Backbone:
         """The model itself; with adapters a copy in which they are merged."""
@@ -195,7 +202,8 @@ class Merging(Flow):
 
     def stages(self, plan: StepPlan) -> list[Stage]:
         """Give a plan's stages, one a block; tokens come with how many patches each stands for, once some merged."""
-        counts = tokens_after(self.merges_L, plan.tokens_L[0], int(self.model.num_prefix_tokens))
+        last = tokens_after(self.merges_L[-1:], plan.tokens_L[-1], int(self.model.num_prefix_tokens))
+        counts = [*plan.tokens_L[:-1], *last]
 
         def run(index: int) -> Callable[[Any, int], Any]:
             return lambda tokens, leaving: self._run(index, tokens, leaving)
@@ -208,10 +216,15 @@ class Merging(Flow):
     def _run(self, index: int, tokens: Any, leaving: int) -> Any:
         """Run a block; tokens come alone as long as each stands for one patch."""
         x_BND, size_BN1 = tokens if isinstance(tokens, tuple) else (tokens, None)
-        weights = None if size_BN1 is None else size_BN1.log().transpose(1, 2)[:, None].to(_dtype(x_BND))
         if self.alone(index):
-            return run_block(self.model, index, x_BND, mask=weights)
-        block = blocks_of(self.model)[index]
+            return run_block(self.model, index, x_BND, mask=_weights(x_BND, size_BN1))
+        given = (x_BND,) if size_BN1 is None else (x_BND, size_BN1)
+        del tokens, x_BND, size_BN1  # names would hold them while the block runs
+        return recomputed(self.model, index, partial(self._merge_within, index, leaving), *given)
+
+    def _merge_within(self, index: int, leaving: int, x_BND: Tensor, size_BN1: Tensor | None = None) -> Any:
+        """Run a block whose tokens merge between its halves."""
+        weights, block = _weights(x_BND, size_BN1), blocks_of(self.model)[index]
         r = x_BND.shape[1] - leaving
         self._tap.listening = r > 0
         x_BND = x_BND + block.drop_path1(block.ls1(block.attn(block.norm1(x_BND), attn_mask=weights)))
@@ -274,6 +287,11 @@ def _block_flops(model: Backbone, counts: Sequence[int]) -> int:
         mlp = block.mlp.fc1.weight.numel() + block.mlp.fc2.weight.numel()
         total += 6 * (before * keys + queries * others + after * mlp) + 14 * queries * before * block.attn.attn_dim
     return total
+
+
+def _weights(x_BND: Tensor, size_BN1: Tensor | None) -> Tensor | None:
+    """Give what attention's scores get on top, so that a token counts as often as it stands for a patch."""
+    return None if size_BN1 is None else size_BN1.log().transpose(1, 2)[:, None].to(_dtype(x_BND))
 
 
 def _dtype(x: Tensor) -> torch.dtype:

@@ -60,6 +60,9 @@ def measured_steps(
     precision: Any = "fp32",
     accumulate: int = 1,
     watch: Callable[..., AbstractContextManager[Any]] | None = None,
+    token_keep: float = 1.0,
+    image_size: int | None = None,
+    checkpoint_blocks: bool = False,
 ) -> Iterator[MeasuredStep]:
     """Measure the first two steps: a method may look at its images first at one, and have learned at the other.
 
@@ -70,9 +73,12 @@ def measured_steps(
         precision: of matrix products.
         accumulate: micro-batches.
         watch: looks on at the first step's forwards, given model, images and labels, each time anew.
+        token_keep: share of the patch tokens that enter the first block.
+        image_size: side of the images, pixels; unset: the model's own.
+        checkpoint_blocks: run blocks again in the backward.
     """
-    method = build_method(config, model, TrainConfig(seed=size))
-    optimizer, side = adam(method, 1e-3, 0.0), model.patch_embed.img_size[0]
+    method = build_method(config, model, TrainConfig(seed=size, checkpoint_blocks=checkpoint_blocks))
+    optimizer, side = adam(method, 1e-3, 0.0), image_size or model.patch_embed.img_size[0]
     for parameter in method.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()  # moments are in place
@@ -82,9 +88,11 @@ def measured_steps(
         images, labels = torch.randn(size, 3, side, side), torch.randint(0, CLASSES, (size,))
         parts, watched = list(images.tensor_split(accumulate)), []
         tracking = track_live_bytes(model, optimizer, images) if number == 1 else nullcontext([0])
-        method.begin_step(number, parts)
+        method.begin_step(number, parts, token_keep)
         # The counter takes some operations apart (SiLU's backward): the tracker, entered later, sees them whole.
         with FlopCounterMode(display=False) as counter, tracking as peak:
+            # Without its hooks on every module, which keep what blocks that run again have made.
+            counter.mod_tracker.__exit__(None, None, None)
             for part, truth in zip(parts, labels.tensor_split(accumulate), strict=True):
                 looking = watch(model, part, truth) if watch and number == 0 else nullcontext()
                 with looking as seen, torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):

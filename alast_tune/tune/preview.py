@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional as F
 
 from alast_tune.choices import Machine, this_machine
-from alast_tune.config import FloatRange, FullConfig, SweepConfig, TrialConfig, choices_of
+from alast_tune.config import FloatRange, FullConfig, SweepConfig, TrialConfig, choices_of, with_whole_images
 from alast_tune.data.machine import in_own_process, limit_threads
 from alast_tune.errors import ConfigError
 from alast_tune.methods import build_method
@@ -91,7 +91,7 @@ def preview(sweep: SweepConfig, machine: Machine | None = None) -> Preview:
         ConfigError: no point of the space works, or the model or the data do not.
     """
     forecast = Forecast()
-    trial = without_cache(sweep.trial)
+    trial = sweep.with_limit(without_cache(sweep.trial))
     sweep = sweep.model_copy(update={"trial": trial})
     full = forecast.costs(full_of(trial))
     points = list(_costs(sweep, forecast))
@@ -110,8 +110,8 @@ def without_cache(trial: TrialConfig) -> TrialConfig:
 
 
 def full_of(trial: TrialConfig) -> TrialConfig:
-    """Put full fine-tuning in the place of a trial's method."""
-    return trial.model_copy(update={"method": FullConfig()})
+    """Put full fine-tuning on whole images in the place of a trial's method."""
+    return with_whole_images(trial).model_copy(update={"method": FullConfig()})
 
 
 def _costs(sweep: SweepConfig, forecast: Forecast) -> Iterator[Costs]:
@@ -161,7 +161,7 @@ def pace(sweep: SweepConfig) -> Pace:
     Raises:
         RuntimeError: whatever has gone wrong, memory that is not there for one.
     """
-    trial, threads = full_of(without_cache(sweep.trial)), sweep.cpus_per_trial
+    trial, threads = full_of(sweep.with_limit(without_cache(sweep.trial))), sweep.cpus_per_trial
     if device_of(trial.train).type == "cpu":
         return _timed(trial, threads)
     return in_own_process(_timed, trial, threads)

@@ -19,16 +19,17 @@ import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 from ray.tune.search import Searcher
 
-from alast_tune.config import SweepConfig, TrialConfig
+from alast_tune.config import Limits, SweepConfig, TrialConfig
 from alast_tune.errors import ConfigError
 from alast_tune.failpoints import failpoint
+from alast_tune.micro_batches import GROWTH
 from alast_tune.plots import human_bytes, human_flops
 from alast_tune.results import OBJECTIVES
 from alast_tune.storage import address_of
 from alast_tune.text import safe
 from alast_tune.tune.attributes import BASELINE, DUPLICATE_OF
 from alast_tune.tune.budget import TimeBudget
-from alast_tune.tune.forecast import GROWTH, Costs
+from alast_tune.tune.forecast import Costs
 from alast_tune.tune.live import LiveTrial, Observer
 from alast_tune.tune.resources import Packing
 from alast_tune.tune.samplers import sampler_for
@@ -220,11 +221,11 @@ class StudySearcher(Searcher):
             reason += [self._stops.pop(live.trial.number)] if live.trial.number in self._stops else []
             if metrics:  # costs only grow: a limit that is broken now stays so; accuracy may yet rise
                 reason += self._constrain(
-                    live.trial, train_flops=values["train_flops"], peak_bytes=values["peak_bytes"]
+                    live.trial, self._sweep, train_flops=values["train_flops"], peak_bytes=values["peak_bytes"]
                 )
             self._tell(live.trial, TrialState.PRUNED, ": ".join(reason), epochs)
         else:
-            broken = self._constrain(live.trial, **values)
+            broken = self._constrain(live.trial, self._sweep, **values)
             live.trial.set_user_attr("metrics", {name: value for name, value in metrics.items() if "/" not in name})
             self._tell(live.trial, TrialState.COMPLETE, ", ".join(broken) or None, epochs, list(values.values()))
 
@@ -292,9 +293,11 @@ class StudySearcher(Searcher):
             self._tell(trial, TrialState.FAIL, str(error), epochs=0)
             return None
         trial.set_user_attr("predicted_bytes", costs.peak_bytes)
-        learns = config.method.learns()
         foreseen = {"train_flops": costs.train_flops, "peak_bytes": float(costs.peak_bytes)}
-        if self._sweep.allow(**foreseen | {"train_flops": costs.train_flops * (1 - FLOPS_SLACK * learns)}):
+        flops, limits = costs.train_flops * (1 - FLOPS_SLACK * config.method.learns()), self._sweep
+        if (own := config.train.max_memory) is not None:
+            limits = limits.model_copy(update={"max_memory": min(own, limits.max_memory or own)})
+        if limits.allow(**foreseen | {"train_flops": flops}):
             try:
                 return LiveTrial(trial, config, self._packing.place(self._forecast(config, GROWTH).peak_bytes))
             except ConfigError as error:
@@ -304,19 +307,19 @@ class StudySearcher(Searcher):
                 _constrain_once(trial, "max_memory", _STARVED)
                 broken = str(error)
         else:
-            broken = " and ".join(self._constrain(trial, **foreseen))
+            broken = " and ".join(self._constrain(trial, limits, **foreseen))
         if trial.user_attrs.get("launched", True):
             self._launched -= BASELINE not in trial.user_attrs
             trial.set_user_attr("launched", False)
         self._tell(trial, TrialState.PRUNED, f"never launched: predicted {broken}", epochs=0)
         return None
 
-    def _constrain(self, trial: Trial, **objectives: float) -> list[str]:
+    def _constrain(self, trial: Trial, limits: Limits, **objectives: float) -> list[str]:
         """Set Optuna's constraints from measured or predicted objectives; say which limits are broken."""
-        excess = self._sweep.excess(**objectives)
+        excess = limits.excess(**objectives)
         for limit, amount in excess.items():
             _constrain_once(trial, limit, amount)
-        return [BROKEN[limit](self._sweep, objectives) for limit, amount in excess.items() if amount > 0]
+        return [BROKEN[limit](limits, objectives) for limit, amount in excess.items() if amount > 0]
 
     def _tell(
         self, trial: Trial, state: TrialState, reason: str | None, epochs: int, values: list[float] | None = None

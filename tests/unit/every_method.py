@@ -40,8 +40,10 @@ ALAST: dict[str, Sequence[Any]] = {
     "trainable_blocks": (3, 1, DEPTH, 0),
     "budget_timing": (UNSET, "same_step", "next_step"),
     "initial_budget": (UNSET, "calibrate", 0.6),
-    "selection": ("proportional", "softmax", "top_k"),
-    "delta_reduction": ("batch_mean", "batch_sum"),
+    "selection": ("proportional", "softmax", "top_k", "uniform"),
+    "delta_reduction": ("batch_mean", "batch_sum", "relative"),
+    "ranking": ("attention", "random"),
+    "drop_tokens": ("after_block", "before_mlp"),
     "first_delta": ("skip", "zero"),
     "keep_reference": ("image", "incoming"),
     "keep_multiple": (1, 8),
@@ -161,6 +163,8 @@ def _case(name: str, row: dict[str, Any]) -> Case:
     if "trainable_blocks" in values:
         drawable = [block for block in lora.get("blocks", range(DEPTH)) if block >= values["from_block"]]
         values["trainable_blocks"] = min(values["trainable_blocks"], len(drawable))
+    if values.get("drop_tokens") == "before_mlp":  # which asks for budgets of the step before
+        values["budget_timing"] = "next_step"
     tag = name.removeprefix("lora+")
     config = TrialConfig.model_validate({"method": {"name": tag} | values}).method
     return Case(config, row["model"], row["precision"], row["batch"])

@@ -519,8 +519,12 @@ def two_blocks(tiny_trial: TinyTrial, monkeypatch: pytest.MonkeyPatch) -> TinyTr
 
 COMPILED = pytest.mark.parametrize(
     "method",
-    [{"name": "alast", "alpha": 0.5, "trainable_blocks": 1}, {"name": "tome", "merge": 3}],
-    ids=lambda method: method["name"],
+    [
+        {"name": "alast", "alpha": 0.5, "trainable_blocks": 1},
+        {"name": "alast", "alpha": 0.5, "trainable_blocks": 1, "drop_tokens": "before_mlp", "keep_multiple": 1},
+        {"name": "tome", "merge": 3},
+    ],
+    ids=lambda method: method.get("drop_tokens", method["name"]),
 )
 
 
@@ -539,15 +543,17 @@ def losses_of_compiled_blocks(config: TrialConfig) -> list[float]:
 
 
 @pytest.mark.filterwarnings("default")  # of the compiler's own
+@pytest.mark.parametrize("checkpoint_blocks", [False, True])
 @COMPILED
 def test_captured_blocks_learn_the_same_and_are_not_captured_again(
-    two_blocks: TinyTrial, monkeypatch: pytest.MonkeyPatch, method: dict[str, Any]
+    two_blocks: TinyTrial, monkeypatch: pytest.MonkeyPatch, method: dict[str, Any], checkpoint_blocks: bool
 ) -> None:
     """All that torch.compile does but the making of machine code."""
     plain = Run(two_blocks(method))
     expected = [plain.train_epoch().train_loss for _ in range(3)]
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
-    assert losses_of_compiled_blocks(two_blocks(method, compile=True)) == expected
+    config = two_blocks(method, compile=True, checkpoint_blocks=checkpoint_blocks)
+    assert losses_of_compiled_blocks(config) == expected
 
 
 @pytest.mark.slow

@@ -27,7 +27,7 @@ def setting(batch: int = 4, **values: Any) -> tuple[Meter, Method, torch.optim.O
 
 def step(meter: Meter, method: Method, optimizer: torch.optim.Optimizer, images: torch.Tensor, batch: int) -> None:
     method.begin_step(0)
-    with meter.step(method, optimizer, images, batch):
+    with meter.step(method, optimizer, images, batch, parts=2):
         for part in images.tensor_split(2):
             method.forward(part).square().mean().backward()
         optimizer.step()

@@ -90,8 +90,9 @@ def test_random_plans_cost_what_is_predicted(name: str) -> None:
         {"name": "alast", "reading": "paper", "trainable_blocks": 3, "initial_budget": 0.6},
         {"name": "alast", "reading": "authors", "trainable_blocks": 3, "frozen_backward": "residual"},
         {"name": "alast", "reading": "fast", "trainable_blocks": 3, "target_budget": 0.4, "lora": {"rank": 4}},
+        {"name": "alast", "target_budget": 0.4, "drop_tokens": "before_mlp", "trainable_blocks": 3},
     ],
-    ids=lambda values: values.get("reading", values["name"]),
+    ids=lambda values: values.get("drop_tokens", values.get("reading", values["name"])),
 )
 def test_micro_batches_are_predicted_too(values: dict[str, Any]) -> None:
     """Of 8 images in 3 parts, that is 3, 3 and 2."""
@@ -103,6 +104,20 @@ def test_micro_batches_are_predicted_too(values: dict[str, Any]) -> None:
     assert second.peak_error <= 0.005
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_blocks_that_run_again_are_predicted_too(name: str) -> None:
+    """Of 7 images in 3 parts too, where the method takes parts."""
+    for number, case in enumerate(cases(name)[:4]):
+        model, parts = vit(MODELS[case.model] | {"patch_size": 4}), 1 + 2 * (number % 2)
+        if getattr(case.config, "budget_timing", "next_step") == "same_step":
+            parts = 1
+        options: dict[str, Any] = {"accumulate": parts, "checkpoint_blocks": True}
+        first, second = steps(model, case.config, 7, case.precision, **options)
+        assert (first.predicted.flops, second.predicted.flops) == (first.flops, second.flops), case
+        assert held_error(first) <= 0.01 or held_bytes(first) < 2000, case
+        assert second.peak_error <= 0.005, case
+
+
 def test_what_the_tap_holds_counts_where_nothing_waits_for_the_backward() -> None:
     """No token is dropped, which is known only once each block has run: so the tap listens all the same."""
     config = setting({"name": "alast", "reading": "paper", "trainable_blocks": 0, "alpha": 0.0})
@@ -111,6 +126,9 @@ def test_what_the_tap_holds_counts_where_nothing_waits_for_the_backward() -> Non
     assert second.peak_error <= 0.01
 
 
+NAMED = ("ranking", "drop_tokens", "reading", "name")
+BEFORE_MLP: dict[str, Any] = {"name": "alast", "trainable_blocks": 1, "initial_budget": 0.5, "keep_multiple": 1}
+BEFORE_MLP |= {"drop_tokens": "before_mlp", "delta_reduction": "relative", "alpha": 0.0}
 REFUSED = {  # by methods that ask for scores of tokens, or for linear layers of their own
     "vit_dwee_patch16_reg1_gap_256": ("alast", "fast"),
     "vit_base_patch16_xp_224": ("alast", "fast"),
@@ -124,8 +142,10 @@ REFUSED = {  # by methods that ask for scores of tokens, or for linear layers of
         ({"name": "tome", "merge": 4}, "fp32"),
         ({"name": "alast", "reading": "paper", "trainable_blocks": 1, "initial_budget": 0.5, "lora": {}}, "fp32"),
         ({"name": "alast", "reading": "fast", "trainable_blocks": 1, "target_budget": 0.5, "keep_multiple": 1}, "bf16"),
+        (BEFORE_MLP, "fp32"),
+        (BEFORE_MLP | {"frozen_backward": "residual", "ranking": "random"}, "bf16"),
     ],
-    ids=lambda value: value if isinstance(value, str) else value.get("reading", value["name"]),
+    ids=lambda value: value if isinstance(value, str) else next((value[k] for k in NAMED if k in value), ""),
 )
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")
@@ -148,6 +168,14 @@ def test_a_model_without_positions_costs_what_is_predicted() -> None:
     first, second = steps(vit({"pos_embed": "none", "reg_tokens": 2}), setting({"name": "full"}), size=24)
     assert (first.predicted.flops, second.predicted.flops) == (first.flops, second.flops)
     assert held_error(first) <= 0.001 and second.peak_error <= 0.005
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")
+def test_every_structural_kind_s_blocks_run_again_at_the_predicted_cost(name: str) -> None:
+    first, second = steps(small(name), setting({"name": "full"}), 24, "bf16", checkpoint_blocks=True)
+    assert (first.predicted.flops, second.predicted.flops) == (first.flops, second.flops)
+    assert held_error(first) <= 0.01 and second.peak_error <= 0.005
 
 
 @pytest.mark.nightly

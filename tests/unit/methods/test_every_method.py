@@ -136,6 +136,31 @@ def test_switched_off_it_is_the_model_s_forward_bit_for_bit(name: str, options: 
     assert getattr(method, "budgets", (1.0,) * DEPTH) == (1.0,) * DEPTH
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_blocks_that_run_again_come_to_the_same_losses_and_gradients_bit_for_bit(name: str) -> None:
+    """With dropout, over steps in which budgets learn and blocks are drawn."""
+    ran: list[int] = []
+    for config in draws(name):
+        methods = [build_method(config, vit(DROPOUT), TrainConfig(checkpoint_blocks=again)) for again in (False, True)]
+        for method in methods:
+            method.model.blocks[-1].norm1.register_forward_hook(lambda *_: ran.append(1))
+        for number in range(3):
+            losses, counts = [], []
+            for method in methods:
+                torch.manual_seed(number)
+                ran.clear()
+                losses.append(step(method, number))
+                counts.append(len(ran))
+            assert torch.equal(*losses) and methods[0].plan == methods[1].plan, config
+            plain, again = (gradients(method.model) for method in methods)
+            assert plain.keys() == again.keys()
+            assert all(torch.equal(gradient, again[where]) for where, gradient in plain.items()), config
+            trains = any(where.startswith("blocks.") for where in plain)
+            through = trains and getattr(config, "frozen_backward", "exact") == "exact"
+            assert not through or counts[1] == counts[0] + 1, config
+            assert trains or counts[1] == counts[0], config  # nothing to run again for
+
+
 @pytest.mark.parametrize("prefix", [1, 5])
 @pytest.mark.parametrize(
     "values",

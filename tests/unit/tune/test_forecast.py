@@ -10,8 +10,9 @@ import torch
 from alast_tune.config import SweepConfig, TrialConfig, apply_params, parse, read_mapping
 from alast_tune.errors import ConfigError
 from alast_tune.methods import build_method
+from alast_tune.micro_batches import GROWTH, IMAGES
 from alast_tune.train import Run, load_trial
-from alast_tune.tune.forecast import GROWTH, IMAGES, Forecast
+from alast_tune.tune.forecast import Forecast
 from alast_tune.tune.resources import MARGIN
 from alast_tune.tune.space import to_optuna
 

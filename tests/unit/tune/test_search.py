@@ -400,6 +400,15 @@ def test_what_is_foreseen_to_need_too_much_memory_is_never_launched(tmp_path: Pa
     }
 
 
+def test_what_cannot_be_split_so_that_it_keeps_its_own_limit_is_never_launched(tmp_path: Path) -> None:
+    train = {"epochs": 3, "accumulate": "auto", "max_memory": "50MB"}
+    search, study, observer = searcher(tmp_path, sweep(trials=1, trial={"train": train}))
+    assert not isinstance(search.suggest("a"), dict)
+    assert {end.state for end in observer.ends} == {"infeasible"}
+    assert observer.ends[0].reason == "never launched: predicted peak 95.4 MiB is above 47.7 MiB"
+    assert study.trials[0].constraints == {"max_memory": 1.0}
+
+
 @pytest.mark.parametrize(("alpha", "launched"), [(0.0, False), (0.01, True)])
 def test_what_is_foreseen_to_need_too_many_flops_is_never_launched(
     tmp_path: Path, alpha: float, launched: bool
