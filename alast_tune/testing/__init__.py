@@ -115,7 +115,11 @@ def check_plan(config: MethodConfig, make: MakeModel) -> None:
 
 
 def check_token_keep(config: MethodConfig, make: MakeModel) -> None:
-    """As many tokens enter as a step is told to let in; the plan says so, and the meter goes by it."""
+    """As many tokens enter as a step is told to let in, unless the method refuses; plan and meter go by it."""
+    try:
+        build_method(config, make(), TrainConfig(token_keep=0.5))
+    except ConfigError:
+        return
     method = build_method(config, make())
     seen, depth, prefix = count_tokens(method), len(method.model.blocks), int(method.model.num_prefix_tokens)
     tokens = token_count(method.model)
