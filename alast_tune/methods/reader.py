@@ -54,8 +54,6 @@ class ReaderConfig(MethodConfig):
         for name, share in shares.items():
             if share not in {None, 1}:
                 raise ConfigError(f"train.{name}", share, "a reader takes all tokens; leave it out")
-        if train.token_keep < 1:
-            raise ConfigError("train.token_keep", train.token_keep, "a reader reads all tokens; give 1")
         if not model.num_classes:
             raise ConfigError(
                 "model.num_classes", model.num_classes, "is what a reader needs; give a number of classes"
