@@ -25,6 +25,7 @@ from alast_tune.errors import ConfigError
 from alast_tune.methods.base import Constant, Method
 from alast_tune.models import input_spec
 from alast_tune.models.backbone import Backbone, predict_tokens
+from alast_tune.models.reading import PREFIX, has_reader
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def compute_features(
         def chunks() -> Iterator[NDArray[np.float32]]:
             return (run(images_BCHW) for images_BCHW, _ in whole_loader(images, batch, 0))
 
-        of = (torch.__version__, device.type, dtype, input_spec(model), start, *kind)
+        of = (torch.__version__, device.type, dtype, input_spec(model), start, has_reader(model), *kind)
         content = "\n".join([weights, str(of), images.drawing(), *(checksum for _, checksum in images.contents())])
         name = hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
         shape = len(images), *run(images[0][0][None]).shape[1:]
@@ -120,9 +121,9 @@ def _rows(features: NDArray[np.float32], batch: list[int]) -> Tensor:
 
 
 def _hash_weights(model: Backbone, start: int) -> str:
-    """Hash the weights of the embedding and of the blocks below ``start``."""
+    """Hash the weights of the embedding and of the blocks below ``start``; all of them where a reader classifies."""
     later = tuple(f"blocks.{block}." for block in range(start, len(model.blocks)))
-    after = ("norm.", "fc_norm.", "attn_pool.", "head.")
+    after = (PREFIX,) if has_reader(model) else ("norm.", "fc_norm.", "attn_pool.", "head.")
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in model.state_dict().items():
         if not name.startswith(later + after):

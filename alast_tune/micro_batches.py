@@ -19,6 +19,7 @@ from alast_tune.methods.base import FirstLook, Method, StepPlan
 from alast_tune.methods.summary import summary_updates
 from alast_tune.models.backbone import Backbone, embed
 from alast_tune.parallel import largest_over_ranks, world
+from alast_tune.phases import Phase
 
 IMAGES = 4
 """Real images from which ALaST's first budgets are found."""
@@ -106,24 +107,26 @@ class Splitting:
         self._look = None if train.max_memory is None else first_look(model, splits)
         self.share = -(-min(train.batch_size, len(splits.train)) // world()[1])
         """Most images that this rank gets of a batch."""
-        self._parts: dict[tuple[str, int], int] = {}  # by settings of the method, and images' size
+        self._parts: dict[tuple[str, int, float], int] = {}  # by settings of the method, images' size, tokens' share
 
-    def parts(self, method: Method, costs: StepCosts, optimizer: Optimizer) -> int:
+    def parts(self, method: Method, costs: StepCosts, optimizer: Optimizer, phase: Phase) -> int:
         """Say into how many, the same on all ranks; every rank has to ask.
 
         Args:
             method: whose steps they are.
             costs: of the model, at the images' size.
             optimizer: that steps update with.
+            phase: of the run.
 
         Raises:
             MemoryLimitError: not even one image at a time keeps the limit of memory.
         """
-        key = method.config.model_dump_json(), costs.image_size
+        key = method.config.model_dump_json(), costs.image_size, phase.token_keep
         if key not in self._parts:
             plans: Iterable[StepPlan] = ()
             if self._look is not None:
-                plans = method.config.foresee(self._look, method.plan, self._train, self.share, GROWTH).heaviest
+                plan = method.plan_for(costs.image_size, phase.token_keep)
+                plans = method.config.foresee(self._look, plan, self._train, self.share, GROWTH).heaviest
             parts = micro_batches(self._train, costs, method.config, plans, self.share, optimizer)
             (self._parts[key],) = largest_over_ranks(parts)
         return self._parts[key]

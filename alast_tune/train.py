@@ -32,6 +32,7 @@ from alast_tune.models import create_model, input_spec
 from alast_tune.models.backbone import Backbone
 from alast_tune.optimizers import build_optimizer, rate
 from alast_tune.parallel import sum_gradients, total_over_ranks, world
+from alast_tune.phases import Phase, phases_of
 from alast_tune.results import EpochReport, Measurements
 
 CHECK_EVERY = 50
@@ -82,6 +83,7 @@ class Run:
         self.model.to(self.device)
         self._features: Features | None = None
         self.steps_per_epoch = len(self._loader(0))
+        self._phases = phases_of(config.train, self.model)
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=config.train.precision == "fp16")
         self._dtype = AUTOCAST[config.train.precision]
         self.meter = Meter(self.model, config.train)
@@ -103,7 +105,8 @@ class Run:
         if self.config.data.features == "cache":
             begin_with_features(self.method)
         self._scheduler = LambdaLR(self._optimizer, rate(self.config.train, self.steps_per_epoch))
-        self.micro_batch(self.method, self._optimizer)  # one that does not fit says so here
+        for phase in dict.fromkeys(self._phases):
+            self._parts_of(self.method, self._optimizer, phase)  # one that does not fit says so here
         self._started = True
 
     @property
@@ -188,14 +191,14 @@ class Run:
 
     def _step(self, method: Method, optimizer: Optimizer, images_BCHW: Tensor, labels_B: Tensor) -> Tensor:
         """One update from this rank's share of a batch; returns its part of the batch's mean loss."""
-        images_BCHW = images_BCHW.to(self.device, non_blocking=True)
+        phase = self._phases[self.epoch]
+        images_BCHW = phase.resize(images_BCHW.to(self.device, non_blocking=True))
         labels_B = labels_B.to(self.device, non_blocking=True)
         _, batch = total_over_ranks(images_BCHW.new_zeros(1), len(images_BCHW))
-        costs = self.meter.costs(self.meter.image_size(images_BCHW))
-        parts = min(self._splitting.parts(method, costs, optimizer), len(images_BCHW))
+        parts = min(self._parts_of(method, optimizer, phase), len(images_BCHW))
         loss = torch.zeros((), device=self.device)
         images_of_parts = images_BCHW.tensor_split(parts)
-        method.begin_step(self.meter.ledger.steps, images_of_parts)
+        method.begin_step(self.meter.ledger.steps, images_of_parts, phase.token_keep)
         with self.meter.step(method, optimizer, images_BCHW, batch, parts):
             for images, labels in zip(images_of_parts, labels_B.tensor_split(parts), strict=True):
                 with torch.autocast(self.device.type, self._dtype, enabled=self._dtype is not None):
@@ -222,9 +225,14 @@ class Run:
             return evaluate(self.model, loader, self.device, self._dtype, start)
 
     def micro_batch(self, method: Method, optimizer: Optimizer) -> int:
-        """Most images that one of a step's forwards gets on this rank, at the model's own image size."""
-        costs = self.meter.costs(input_spec(self.model).image_size)
-        return -(-self._splitting.share // self._splitting.parts(method, costs, optimizer))
+        """Most images that one of the forwards of this epoch's steps, or the last epoch's, gets on this rank."""
+        phase = self._phases[min(self.epoch, len(self._phases) - 1)]
+        return -(-self._splitting.share // self._parts_of(method, optimizer, phase))
+
+    def _parts_of(self, method: Method, optimizer: Optimizer, phase: Phase) -> int:
+        """Into how many micro-batches this rank's share of a batch is split; every rank has to ask."""
+        costs = self.meter.costs(phase.image_size or input_spec(self.model).image_size)
+        return self._splitting.parts(method, costs, optimizer, phase)
 
     def _seed_dropout(self, epoch: int) -> None:
         """Let every rank, at every epoch, drop out on its own."""

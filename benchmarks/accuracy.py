@@ -2,10 +2,12 @@
 
     python benchmarks/accuracy.py benchmarks/specs/digits.yaml
     python benchmarks/accuracy.py benchmarks/specs/emoji57.yaml --set data/root=... model/checkpoint=...
+    python benchmarks/accuracy.py benchmarks/specs/controls-digits.yaml --seeds 5 --against "alast fast"
 
 The first seed tries every learning rate of the spec; the best of them on the validation images is used for
-the others. A finished run is a line in the results file and is never run again: interrupted, the same
-command goes on. ``--jobs`` runs several at a time, whose seconds then do not compare. Needs neither Ray nor MLflow.
+the others. ``--against`` compares every method with one of them, seed by seed. A finished run is a line in the
+results file and is never run again: interrupted, the same command goes on. ``--jobs`` runs several at a time, whose
+seconds then do not compare. Needs neither Ray nor MLflow.
 """
 
 import argparse
@@ -13,7 +15,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
@@ -22,6 +24,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from scipy.stats import t as student
 
 from alast_tune.config import TrialConfig, apply_params, parse, read_mapping
 from alast_tune.errors import ConfigError
@@ -29,6 +32,10 @@ from alast_tune.train import Run
 
 RESULTS = Path(__file__).parent / "results"
 Row = dict[str, Any]
+SCORES: dict[str, Callable[[Row], float]] = {
+    "validation": lambda row: float(row["accuracies"][-1]),
+    "test": lambda row: float(row["test_accuracy"]),
+}
 
 
 def trials(
@@ -39,7 +46,7 @@ def trials(
         if only and name not in only:
             continue
         base = spec["trial"] | {"method": entry["method"]}
-        base |= {part: spec["trial"][part] | entry.get(part, {}) for part in ("model", "train")}
+        base |= {part: spec["trial"][part] | entry.get(part, {}) for part in ("data", "model", "train")}
         params = dict(setting.split("=", 1) for setting in settings)
         rates = entry.get("learning_rates", spec["learning_rates"])
         yield name, apply_params(parse(TrialConfig, base), params), rates
@@ -116,8 +123,25 @@ def read(results: Path) -> list[Row]:
     return [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
 
 
-def summarise(rows: list[Row], seeds: int) -> list[Row]:
-    """Average each method over its seeds, at its best learning rate; costs as ratios to those of `full`."""
+def difference(runs: Sequence[Row], others: Sequence[Row], score: Callable[[Row], float]) -> tuple[float, float] | None:
+    """Compare two methods over the seeds that both have, by Student's t for pairs.
+
+    Returns:
+        Mean difference, and the half of its 95% interval; None with fewer than two such seeds.
+    """
+    theirs = {row["seed"]: score(row) for row in others}
+    found = [score(row) - theirs[row["seed"]] for row in runs if row["seed"] in theirs]
+    if len(found) < 2:
+        return None
+    half = student.ppf(0.975, len(found) - 1) * statistics.stdev(found) / len(found) ** 0.5
+    return statistics.mean(found), float(half)
+
+
+def summarise(rows: list[Row], seeds: int, against: str | None = None) -> list[Row]:
+    """Average each method over its seeds, at its best learning rate; costs as ratios to those of `full`.
+
+    With ``against``, the name of a method, costs are ratios to its, and differences in accuracy to it are added.
+    """
 
     def mean(runs: list[Row], key: str) -> float:
         return float(statistics.mean(row[key] for row in runs))
@@ -127,7 +151,9 @@ def summarise(rows: list[Row], seeds: int) -> list[Row]:
         mine = [row for row in rows if row["name"] == name]
         rate = best_rate(mine)
         chosen[name] = [row for row in mine if row["learning_rate"] == rate and row["seed"] < seeds]
-    full = chosen.get("full")
+    if against is not None and against not in chosen:
+        raise ConfigError("--against", against, f"has no finished run; give one of {', '.join(chosen)}")
+    full = chosen.get(against or "full")
     table = []
     for name, runs in chosen.items():
         accuracies = [row["accuracies"][-1] for row in runs]
@@ -144,6 +170,10 @@ def summarise(rows: list[Row], seeds: int) -> list[Row]:
             ("steady_peak_bytes", "steady_ratio"), ("train_seconds", "time_ratio"),
         ):  # fmt: skip
             entry[label] = mean(runs, key) / mean(full, key) if full else None
+        if against is not None:
+            for label, score in SCORES.items():
+                found = difference(runs, chosen[against], score) if name != against else None
+                entry[f"{label}_difference"] = None if found is None else f"{found[0]:+.4f} \u00b1 {found[1]:.4f}"
         table.append(entry)
     return table
 
@@ -156,6 +186,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", nargs="+", default=[], help="names of methods")
     parser.add_argument("--set", nargs="+", default=[], help="settings of the trial, as data/root=/images")
+    parser.add_argument("--against", metavar="NAME", help="compare with this method: mean difference, 95%% interval")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each in a process of its own")
     parser.add_argument("--threads", type=int, help="for torch, in each of them")
     parser.add_argument("--print", action="store_true", help="only the table of what is finished")
@@ -165,7 +196,7 @@ def main() -> None:
     results.parent.mkdir(parents=True, exist_ok=True)
     if not options.print:
         measure(read_mapping(options.spec), options, results)
-    table = summarise(read(results), options.seeds)
+    table = summarise(read(results), options.seeds, options.against)
     if options.json:
         print(json.dumps(table, indent=2))
         return

@@ -12,7 +12,8 @@ import time
 import numpy as np
 
 from alast_tune.config import TrialConfig
-from alast_tune.tune.forecast import GROWTH, Forecast
+from alast_tune.micro_batches import GROWTH
+from alast_tune.tune.forecast import Forecast
 
 
 def configurations(model: str, count: int, seed: int) -> list[TrialConfig]:

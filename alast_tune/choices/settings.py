@@ -109,6 +109,7 @@ def methods_to_try(blocks: int) -> dict[str, dict[str, Any]]:
     found["apla"] = {"name": "apla"}
     found["tome 0.6"] = {"name": "tome", "target_flops": 0.6}
     found["top 3 blocks"] = {"name": "top_k", "count": min(3, blocks)}
+    found["reader"] = {"name": "reader"}
     found["head"] = {"name": "head"}
     return found
 

@@ -42,6 +42,7 @@ from alast_tune.config.trial import (
     TrialConfig,
     apply_params,
     with_absolute_paths,
+    with_whole_images,
     without_places,
 )
 
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from alast_tune.methods.bsr import BsrConfig
     from alast_tune.methods.freezing import BlockChoice, FullConfig, HeadConfig, TopKConfig
     from alast_tune.methods.lora import Adapters, LoraConfig
+    from alast_tune.methods.reader import ReaderConfig
     from alast_tune.methods.tome import TomeConfig
 
 __all__ = [
@@ -76,6 +78,7 @@ __all__ = [
     "ModelConfig",
     "PromotedConfig",
     "Provenance",
+    "ReaderConfig",
     "Record",
     "RunId",
     "SweepConfig",
@@ -100,6 +103,7 @@ __all__ = [
     "register_method",
     "stored_sweep",
     "with_absolute_paths",
+    "with_whole_images",
     "without_places",
     "write_yaml",
 ]
@@ -110,6 +114,7 @@ _OF_METHODS = {
     "bsr": ("BsrConfig",),
     "freezing": ("BlockChoice", "FullConfig", "HeadConfig", "TopKConfig"),
     "lora": ("Adapters", "LoraConfig"),
+    "reader": ("ReaderConfig",),
     "tome": ("TomeConfig",),
 }
 """Our methods' files, which import torch -> what of theirs can be had here, once somebody asks for it."""

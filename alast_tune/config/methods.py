@@ -42,6 +42,7 @@ _OURS = tuple(
         "tome": "tome:TomeConfig",
         "lora": "lora:LoraConfig",
         "apla": "apla:AplaConfig",
+        "reader": "reader:ReaderConfig",
     }.items()
 )
 
@@ -65,8 +66,6 @@ class MethodConfig(Record):
     """What people call it (``ALaST``, ``full fine-tuning``); unset: its name."""
     foremost: ClassVar[str | None] = None
     """The setting that tells most of the method: a front's table shows it."""
-    splits_blocks: ClassVar[bool] = False
-    """Whether the forward goes between a block's attention and its MLP, which are then compiled one by one."""
 
     def trainable_parameters(self, model: Backbone) -> list[nn.Parameter]:
         """List what may ever train, on a model that the method has prepared, whatever ``from_block`` says."""
@@ -87,6 +86,10 @@ class MethodConfig(Record):
         from alast_tune.methods.base import Flow
 
         return Flow(self, model)
+
+    def splits_blocks(self) -> bool:
+        """Say whether the forward goes between a block's attention and its MLP, which are then compiled one by one."""
+        return False
 
     def full_label(self) -> str:
         """Name the method as people do."""
@@ -116,11 +119,11 @@ class MethodConfig(Record):
         return self
 
     def foresee(self, look: FirstLook, plan: StepPlan, train: TrainConfig, batch: int, growth: float) -> Foreseen:
-        """Say which plans steps will have, before any is run; by default that of the first step.
+        """Say which plans the steps of an epoch will have, before any is run; by default that of the first step.
 
         Args:
             look: at the model, untouched, and a few images.
-            plan: of the method when it has prepared the model.
+            plan: of the method, once it has prepared the model and begun a step on as many tokens as the epoch's.
             train: the training loop.
             batch: images in a step.
             growth: by how much what the method learns from grows in training, in multiples of what it is at first.

@@ -153,6 +153,22 @@ class TrainConfig(Record):
     activations: Literal["exact", "approximate"] = Field(
         "exact", description="approximate: GELU keeps 4 bits an element for its backward, whose derivative is rounded"
     )
+    token_keep: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="share of each image's patch tokens, drawn at random at each step, that training goes on with; "
+        "evaluation takes all (PatchDropout)",
+    )
+    token_keep_last: float | None = Field(
+        None, gt=0, le=1, description="the share in the last epoch, to which it changes evenly; unset: it stays"
+    )
+    image_size_first: int | None = Field(
+        None,
+        ge=1,
+        description="side of the training images in the first epoch, pixels; grows evenly, patch by patch, to the "
+        "model's own image size in the last epoch, at which all evaluation is; unset: always the model's own",
+    )
     learning_rate: float = Field(1e-4, gt=0, description="unset: 1e-4, with adapters 1e-3, as in the paper")
     warmup_epochs: float = Field(0.0, ge=0, description="linear warm-up of the learning rate")
     schedule: Literal["constant", "cosine"] = "constant"
@@ -170,6 +186,14 @@ class TrainConfig(Record):
         if self.warmup_epochs > self.epochs:
             remedy = f"is beyond train.epochs = {self.epochs}: the full rate would never be reached; give less"
             raise ConfigError("train.warmup_epochs", self.warmup_epochs, remedy)
+        return self
+
+    @model_validator(mode="after")
+    def _check_phases(self) -> Self:
+        for name in ("token_keep_last", "image_size_first"):
+            if getattr(self, name) is not None and self.epochs == 1:
+                remedy = "one epoch is the first and the last; leave it out, or set train.epochs to 2 or more"
+                raise ConfigError(f"train.{name}", getattr(self, name), remedy)
         return self
 
 
@@ -190,6 +214,14 @@ class TrialConfig(Record):
         values = self.model_dump(mode="json", exclude_unset=True)
         return values | {"method": values.get("method", {}) | {"name": self.method.name}}
 
+    @model_validator(mode="after")
+    def _check_features(self) -> Self:
+        first = self.train.image_size_first
+        if first is not None and self.data.features == "cache":
+            remedy = "features are kept of images of one size; leave it out, or data.features: cache"
+            raise ConfigError("train.image_size_first", first, remedy)
+        return self
+
     @model_validator(mode="wrap")
     @classmethod
     def _fill_learning_rate(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
@@ -202,6 +234,15 @@ class TrialConfig(Record):
         filled = config.model_copy(update={"train": train})
         filled.model_fields_set.intersection_update(config.model_fields_set)
         return filled
+
+
+_PHASES = ("token_keep", "token_keep_last", "image_size_first")
+
+
+def with_whole_images(trial: TrialConfig) -> TrialConfig:
+    """Let all tokens of images at the model's own size train, as what others are compared with does."""
+    whole = {name: TrainConfig.model_fields[name].default for name in _PHASES if name in trial.train.model_fields_set}
+    return trial.model_copy(update={"train": trial.train.model_copy(update=whole)})
 
 
 PLACES = (

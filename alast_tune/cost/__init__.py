@@ -19,7 +19,7 @@ from alast_tune.cost.ledger import STEPS, Ledger, StepRecord
 from alast_tune.cost.memory import MemoryMeter
 from alast_tune.cost.prediction import StepCost, StepCosts, step_flops, step_peak_bytes
 from alast_tune.methods.base import Method, StepPlan
-from alast_tune.models.backbone import Backbone
+from alast_tune.models.backbone import Backbone, token_count
 from alast_tune.parallel import largest_over_ranks
 from alast_tune.results import Measurements
 
@@ -64,16 +64,19 @@ class Meter:
         ``images_BCHW`` are this rank's, in so many ``parts``; ``batch`` counts those of all ranks: FLOPs are all
         ranks', bytes this one's.
         """
+        whole = int(self._model.patch_embed.img_size[0])
+        side = self.image_size(images_BCHW)
 
-        def cost(config: MethodConfig, plan: StepPlan) -> StepCost:
-            costs = self.costs(self.image_size(images_BCHW))
+        def cost(config: MethodConfig, plan: StepPlan, image_size: int) -> StepCost:
+            costs = self.costs(image_size)
             return costs.step(config, plan, len(images_BCHW), optimizer, self._train.precision, parts)
 
-        with self._memory.step(lambda: cost(method.config, method.plan).peak_bytes, optimizer, images_BCHW):
+        with self._memory.step(lambda: cost(method.config, method.plan, side).peak_bytes, optimizer, images_BCHW):
             yield
-        done = cost(method.config, method.plan)
+        done = cost(method.config, method.plan, side)
         tokens_L, trainable_L = method.plan.tokens_L, method.plan.trainable_L
-        full = cost(FullConfig(), StepPlan((tokens_L[0],) * len(tokens_L), (True,) * len(tokens_L)))
+        depth = len(tokens_L)
+        full = cost(FullConfig(), StepPlan((token_count(self._model),) * depth, (True,) * depth), whole)
         record = StepRecord(
             step=self.ledger.steps,
             images=batch,

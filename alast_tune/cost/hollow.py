@@ -8,6 +8,7 @@ torch's meta device, once for each combination of shapes.
 from __future__ import annotations
 
 import copy
+import math
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -121,9 +122,10 @@ class HollowModel:
     Args:
         config: of the method.
         model: as the method has prepared it; stays as it is.
+        image_size: side of the images, pixels.
     """
 
-    def __init__(self, config: MethodConfig, model: Backbone) -> None:
+    def __init__(self, config: MethodConfig, model: Backbone, image_size: int) -> None:
         may = {id(p) for p in parameters_to_train(config, model)}
         memo: dict[int, Any] = {}
         for module in model.modules():
@@ -143,9 +145,12 @@ class HollowModel:
             memo[id(block)] = alike[kind]
         self.model: Backbone = copy.deepcopy(model, memo)
         self.flow = config.flow(self.model)
-        grid, rope = int(model.patch_embed.num_patches), getattr(self.model, "rope", None)
+        rope: Any = getattr(self.model, "rope", None)
         buffers = rope.named_buffers() if rope is not None else ()
-        self._positions = [(rope, name, each.shape[1:]) for name, each in buffers if each.shape[:1] == (grid,)]
+        count = (math.prod(rope.feat_shape),) if rope is not None else ()
+        self._positions = [(rope, name, each.shape[1:]) for name, each in buffers if each.shape[:1] == count]
+        if rope is not None:
+            rope.feat_shape = model.patch_embed.dynamic_feat_size((image_size, image_size))
         used = {id(p) for p in self.model.parameters()}
         self._trainable = [p for p in map(memo.__getitem__, may) if id(p) in used]
 

@@ -35,7 +35,7 @@ class StepRecord:
     held_bytes: int
     """Predicted to wait for the backward when the forward has ended."""
     full_held_bytes: int
-    """The same, if every block trained on every token."""
+    """The same, if every block trained on every token of images of the model's own size."""
     predicted_peak_bytes: int
     measured_peak_bytes: int
     """By the allocator or the tracker; 0 for a step that was not measured."""

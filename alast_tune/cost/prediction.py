@@ -16,7 +16,7 @@ way and their gradient the other, so that what the parts add gives what the whol
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
@@ -30,9 +30,10 @@ from torch.optim import Optimizer
 from alast_tune.config import HeadConfig, MethodConfig
 from alast_tune.cost.hollow import HollowModel
 from alast_tune.cost.part import Counts, Flowing, Part, PartCost, distinct_counts, run_part
-from alast_tune.methods.base import Stage, StepPlan, run_stages
+from alast_tune.methods.base import Flow, Stage, StepPlan, random_drop, run_stages
 from alast_tune.methods.summary import summary_updates
-from alast_tune.models.backbone import Backbone, blocks_of, classify, embed, needs_class_token_alone, predict
+from alast_tune.models.backbone import Backbone, blocks_of, embed, needs_class_token_alone, predict, token_count
+from alast_tune.models.reading import has_reader, summary_count
 
 Precision = Literal["fp32", "bf16", "fp16"]
 _DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -76,15 +77,14 @@ class StepCosts:
     """
 
     def __init__(self, model: Backbone, image_size: int) -> None:
-        self._model = model
-        self.image_size = image_size
+        self._model, self.image_size = model, image_size
         shape = (int(model.patch_embed.proj.in_channels), image_size, image_size)
         self._images: tuple[Flowing, ...] = (Flowing(shape, torch.float32, False, kept=True),)
         self._image_bytes = FLOAT * prod(shape)
         self._features = (Flowing((int(model.embed_dim),), torch.float32, False, kept=True),)
         self._weight_bytes = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
         self._prefix = int(model.num_prefix_tokens)
-        self._tokens = (image_size // model.patch_embed.patch_size[0]) ** 2 + self._prefix
+        self._tokens = token_count(model, image_size)
         others = {p.numel() for p in model.parameters()} | {self._tokens, self._tokens - self._prefix}
         self._run_with = distinct_counts(frozenset(others), self._prefix)
         self._labels_B = torch.empty(self._run_with[0], dtype=torch.int64)
@@ -183,11 +183,21 @@ class StepCosts:
         """Bytes of what a step is given of an image."""
         if not plan.start:
             return self._image_bytes
-        below = self._hollow_model(config).flow.stages(plan)[plan.start - 1]
-        return FLOAT * (1 if below.alone else below.leaving) * int(self._model.embed_dim)
+        if plan.image_tokens:
+            return FLOAT * plan.image_tokens * int(self._model.embed_dim)
+        below = self._hollow_model(config).flow.stages(plan)[: plan.start]
+        return FLOAT * self._leaving(below) * int(self._model.embed_dim)
+
+    def _leaving(self, stages: Sequence[Stage]) -> int:
+        """Tokens that leave the last of some stages; the summaries where there are none, and a reader classifies."""
+        if not stages:
+            return summary_count(self._model)
+        return 1 if stages[-1].alone else stages[-1].leaving
 
     def _evaluated_tokens(self, start: int) -> int:
-        """Tokens that enter a block in an evaluation."""
+        """Tokens that enter a block in an evaluation, or the summaries that a reader gets."""
+        if has_reader(self._model):
+            return summary_count(self._model)
         return 1 if start == len(self._model.blocks) and needs_class_token_alone(self._model) else self._tokens
 
     def _evaluated_bytes(self, start: int) -> int:
@@ -196,11 +206,11 @@ class StepCosts:
 
     def _trunk(self, config: MethodConfig, plan: StepPlan, batch: int, precision: Precision = "fp32") -> PartCost:
         """Give the cost of a forward without gradients up to a plan's start."""
-        hollow = self._hollow_model(config)
-        stages = hollow.flow.stages(plan)[: plan.start]
+        flow = self._hollow_model(config).flow
+        stages = flow.stages(plan)[: plan.start]
 
         def run(model: Backbone, images_BCHW: Tensor) -> Any:
-            return run_stages(stages, embed(model, images_BCHW))
+            return run_stages(stages, flow.embed(images_BCHW))
 
         return self._forward(config, run, batch, precision, ("trunk", plan.tokens_L, plan.start))
 
@@ -209,18 +219,20 @@ class StepCosts:
     ) -> _MicroStep:
         """Compose a micro-batch's step; ``accumulating`` adds its gradients to those that are there already."""
         hollow = self._hollow_model(config)
-        model, first, stages = hollow.model, plan.tokens_L[0], hollow.flow.stages(plan)
-        alone = stages[-1].alone
-        leaving = 1 if alone else stages[-1].leaving
+        model, flow, first = hollow.model, hollow.flow, plan.image_tokens or plan.tokens_L[0]
+        stages = flow.stages(plan)
+        scales = bool(stages) and not stages[-1].alone
+        leaving = self._leaving(stages)
+        before = random_drop(model, plan)
+        if not plan.start:
+            before.insert(0, _whole("embed", flow.embed, first))
+        blocks = list(zip(stages, blocks_of(model), plan.trainable_L, strict=True)) if stages else []
         whole: list[tuple[Stage, nn.Module | None, bool]] = [
-            (_whole("embed", partial(embed, model), first), None, True),
-            *zip(stages, blocks_of(model), plan.trainable_L, strict=True),
-            (Stage(partial(self._loss, model), leaving, leaving, "loss", scales=not alone), None, True),
+            *((stage, None, True) for stage in before),
+            *blocks[plan.start :],
+            (Stage(partial(self._loss, flow), leaving, leaving, "loss", scales=scales), None, True),
         ]
-        given = self._images
-        if plan.start:
-            whole = whole[1 + plan.start :]
-            given = self._features
+        given = self._features if plan.start else self._images
         parts: list[Part] = []
         costs: list[PartCost] = []
         live = peak = 0
@@ -241,8 +253,8 @@ class StepCosts:
             peak, flops = max(peak, costs[0].left + looked.peak), flops + looked.flops
         return _MicroStep(flops, held, peak, live)
 
-    def _loss(self, model: Backbone, x_BND: Tensor, leaving: int) -> Tensor:
-        return F.cross_entropy(classify(model, x_BND), self._labels_B)
+    def _loss(self, flow: Flow, flowing: Any, leaving: int) -> Tensor:
+        return F.cross_entropy(flow.classify(flowing), self._labels_B)
 
     def _forward(
         self,
@@ -268,7 +280,7 @@ class StepCosts:
         if config not in self._hollow:
             setup = config.cost_settings()
             if setup not in self._hollow:
-                self._hollow[setup] = HollowModel(setup, self._model)
+                self._hollow[setup] = HollowModel(setup, self._model, self.image_size)
             self._hollow[config] = self._hollow[setup]
         return self._hollow[config]
 

@@ -3,7 +3,7 @@
 from alast_tune.config import MethodConfig, TrainConfig
 from alast_tune.errors import ConfigError
 from alast_tune.methods.activations import set_activations
-from alast_tune.methods.alast import Alast
+from alast_tune.methods.adaptive import Alast
 from alast_tune.methods.apla import Apla
 from alast_tune.methods.base import Constant, Flow, Method, Stage, StepPlan
 from alast_tune.methods.bsr import Bsr
@@ -11,6 +11,7 @@ from alast_tune.methods.freezing import most_influential, with_blocks_chosen
 from alast_tune.methods.lora import Lora
 from alast_tune.methods.tome import Tome
 from alast_tune.models.backbone import Backbone, blocks_of
+from alast_tune.models.reading import has_reader
 
 __all__ = [
     "Alast",
@@ -37,6 +38,9 @@ def build_method(config: MethodConfig, model: Backbone, train: TrainConfig | Non
         ConfigError: a model or settings that do not fit, blocks that are still to be explored, micro-batches where
             budgets learn within a forward, which would see but the first, or parameters that cannot be trained.
     """
+    if has_reader(model):
+        remedy = "the weights' classifier is a side reader, which cannot be trained further; leave it out"
+        raise ConfigError("model.keep_classifier", True, remedy)
     if why := config.why_not(model):
         remedy = f"the model {why}; take another method or another model (alast-tune doctor --models lists them)"
         raise ConfigError("method.name", config.name, remedy)
@@ -79,6 +83,5 @@ def compile_blocks(method: Method) -> None:
     limits = torch._dynamo.config
     limits.recompile_limit = max(limits.recompile_limit, 64)
     for block in blocks_of(method.model):
-        # ToMe goes between a block's halves, so these are compiled one by one.
-        for module in (block.attn, block.mlp) if method.config.splits_blocks else (block,):
+        for module in (block.attn, block.mlp) if method.config.splits_blocks() else (block,):
             module.compile(dynamic=True)

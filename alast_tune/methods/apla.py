@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from alast_tune.config import MethodConfig, TrainConfig
 from alast_tune.errors import ConfigError
-from alast_tune.methods.base import Constant, Method
+from alast_tune.methods.base import Constant, Method, check_blocks
 from alast_tune.models.backbone import Backbone, blocks_of
 
 
@@ -26,12 +26,19 @@ class AplaConfig(MethodConfig):
     columns: int | None = Field(
         None, ge=1, description="train so many of each projection's outputs, drawn once; unset: all"
     )
+    blocks: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
+        None, min_length=1, description="numbers of the blocks whose projections train, from 0; unset: all"
+    )
 
     def trainable_parameters(self, model: Backbone) -> list[nn.Parameter]:
         """Attention's output projections, of those that were cut the part that trains, and the classifier."""
-        named = model.blocks.named_parameters()
-        projections = [p for name, p in named if ".attn.proj." in name and ".frozen." not in name]
-        return projections + list(model.head.parameters())
+        named = [item for block in self.chosen(model) for item in block.attn.proj.named_parameters()]
+        return [p for name, p in named if not name.startswith("frozen.")] + list(model.head.parameters())
+
+    def chosen(self, model: Backbone) -> list[Any]:
+        """List the blocks whose projections train: those that are named, or all, from a block on."""
+        chosen = range(len(model.blocks)) if self.blocks is None else self.blocks
+        return [block for index, block in enumerate(blocks_of(model)) if index >= self.from_block and index in chosen]
 
     def why_not(self, model: Backbone) -> str:
         """A block without such a projection."""
@@ -44,8 +51,9 @@ class AplaConfig(MethodConfig):
         return Apla(self, model, train.seed)
 
     def words(self) -> Iterator[tuple[str, str]]:
-        """Say how many columns, if not all."""
+        """Say how many columns and which blocks, if not all."""
         yield "columns", "" if self.columns is None else f"{self.columns} columns"
+        yield "blocks", "" if self.blocks is None else f"blocks {','.join(map(str, self.blocks))}"
 
 
 class PartialLinear(nn.Module):
@@ -95,12 +103,15 @@ class Apla(Constant):
     """Attention's output projections and the classifier train.
 
     Raises:
-        ConfigError: more columns than the projections have.
+        ConfigError: more columns than the projections have, a block that the model does not have, or none that trains.
     """
 
     def __init__(self, config: AplaConfig, model: Backbone, seed: int) -> None:
+        check_blocks("method.blocks", config.blocks or (), model)
+        if not config.chosen(model):
+            raise ConfigError("method.from_block", config.from_block, "leaves no block to train; give a lower one")
         generator = torch.Generator().manual_seed(seed)
-        for block in blocks_of(model):
+        for block in config.chosen(model):
             width = block.attn.proj.out_features
             if config.columns is not None and config.columns >= width:
                 raise ConfigError("method.columns", config.columns, f"give fewer than {width}, or none for all")
@@ -115,5 +126,6 @@ class Apla(Constant):
             return self.model
         plain = copy.deepcopy(self.model)
         for block in blocks_of(plain):
-            block.attn.proj = block.attn.proj.as_linear()
+            if isinstance(block.attn.proj, PartialLinear):
+                block.attn.proj = block.attn.proj.as_linear()
         return plain

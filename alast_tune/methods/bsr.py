@@ -19,7 +19,7 @@ from alast_tune.methods.dropping import Dropping
 from alast_tune.methods.freezing import BlockChoice, chosen_blocks
 from alast_tune.methods.summary import why_no_scores
 from alast_tune.methods.tokens import keep_count
-from alast_tune.models.backbone import Backbone, token_count
+from alast_tune.models.backbone import Backbone
 from alast_tune.text import short_number
 
 
@@ -69,13 +69,18 @@ class Bsr(Constant):
                 raise ConfigError("method.drop_after", block, "no block comes after this one; give earlier ones")
             if mask_L[block]:
                 raise ConfigError("method.drop_after", block, "this block trains; only frozen blocks drop tokens")
-        prefix = int(model.num_prefix_tokens)
-        tokens = [token_count(model)]
-        for block in range(len(mask_L) - 1):
+        self._keep, self._drop_after = config.keep, drop_after
+        super().__init__(config, model, mask_L)
+
+    def tokens(self, entering: int, start: int = 0) -> list[int]:
+        """Say how many tokens each block receives, from a block on."""
+        prefix = int(self.model.num_prefix_tokens)
+        tokens = [entering]
+        for block in range(start, len(self.model.blocks) - 1):
             patches = tokens[-1] - prefix
-            kept = keep_count(config.keep, patches, patches, prefix, "image") if block in drop_after else patches
+            kept = keep_count(self._keep, patches, patches, prefix, "image") if block in self._drop_after else patches
             tokens.append(prefix + kept)
-        super().__init__(config, model, mask_L, tokens)
+        return tokens
 
 
 def default_drops(mask_L: Sequence[bool]) -> tuple[int, ...]:

@@ -61,9 +61,9 @@ def sample_layers(
     budgets_L: Tensor | Sequence[float],
     count: int,
     generator: torch.Generator,
-    how: Literal["proportional", "softmax", "top_k"] = "proportional",
+    how: Literal["proportional", "softmax", "top_k", "uniform"] = "proportional",
 ) -> Tensor:
-    """Choose ``count`` different blocks: drawn by budget, by softmax of the budgets, or the largest.
+    """Choose ``count`` different blocks: drawn by budget, by softmax of the budgets, evenly, or the largest.
 
     Args:
         budgets_L: one budget >= 0 a block.
@@ -84,7 +84,8 @@ def sample_layers(
         chosen = budgets.argsort(descending=True, stable=True)[:count]
     else:
         # A block of budget 0 stays possible, else fewer than `count` could be drawn.
-        weights = budgets.softmax(0) if how == "softmax" else budgets.clamp_min(1e-9)
+        even = torch.ones_like(budgets)
+        weights = {"softmax": budgets.softmax(0), "uniform": even}.get(how, budgets.clamp_min(1e-9))
         chosen = torch.multinomial(weights, max(count, 1), replacement=False, generator=generator)[:count]
     mask = torch.zeros(len(budgets), dtype=torch.bool)
     mask[chosen] = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from torch import nn
 
@@ -27,8 +28,8 @@ def parameters_to_train(config: MethodConfig, model: Backbone) -> list[nn.Parame
 
 
 def outputs(model: Backbone) -> list[nn.Parameter]:
-    """What follows the blocks: the final norms, an attention pool, and the classifier."""
-    modules = (model.norm, attention_pool(model), model.fc_norm, model.head)
+    """What follows the blocks: the final norms, an attention pool, and what classifies."""
+    modules: list[Any] = [model.norm, attention_pool(model), model.fc_norm, model.head, getattr(model, "reader", None)]
     return [p for module in modules if module is not None for p in module.parameters()]
 
 

@@ -51,6 +51,7 @@ class Planner:
             raise ConfigError("method.trainable_blocks", config.trainable_blocks, f"{what} {most} blocks")
         self._config = config
         self._patches, self._prefix = patches, prefix
+        self._entering = patches
         self._drawable_L = torch.tensor(drawable)
         self._alpha = alpha
         self._generator = torch.Generator().manual_seed(seed)
@@ -65,13 +66,20 @@ class Planner:
         """Deltas of the last step."""
         self.plan = StepPlan((patches + prefix,) * depth, (True,) * depth)
 
+    def enter(self, plan: StepPlan) -> None:
+        """Say how many tokens an image of the next step has, and how many of them enter the first block: by a plan."""
+        entering = plan.tokens_L[0]
+        self._patches, self._entering = (plan.image_tokens or entering) - self._prefix, entering - self._prefix
+        self.plan = plan
+
     def decide(self) -> None:
         """Fix who trains and, from the budgets as they are, how many tokens each block gets."""
         mask_L = torch.zeros_like(self._drawable_L)
         mask_L[self._drawable_L] = sample_layers(
             self.budgets_L[self._drawable_L], self._config.trainable_blocks, self._generator, self._config.selection
         )
-        self.plan = StepPlan(self._tokens(self.budgets_L.tolist()), tuple(mask_L.tolist()))
+        tokens_L = self._tokens(self.budgets_L.tolist())
+        self.plan = replace(self.plan, tokens_L=tokens_L, trainable_L=tuple(mask_L.tolist()), calibrated=False)
 
     def keep(self, index: int, arriving: int) -> int:
         """Patch tokens that flow on from a block, by its budget."""
@@ -150,7 +158,7 @@ class Planner:
 
     def _tokens(self, budgets: Sequence[float]) -> tuple[int, ...]:
         """Tokens that each block receives, the class token and registers counted."""
-        patches = [self._patches]
+        patches = [self._entering]
         for budget in budgets[:-1]:
             patches.append(self._keep(budget, patches[-1]))
         return tuple(self._prefix + count for count in patches)
@@ -167,7 +175,7 @@ class Planner:
         """
         totals, count = total_over_ranks(sums, images)
         deltas = finite(totals.double().cpu())
-        return deltas / count if self._config.delta_reduction == "batch_mean" else deltas
+        return deltas if self._config.delta_reduction == "batch_sum" else deltas / count
 
 
 def finite(deltas: Tensor) -> Tensor:
@@ -194,12 +202,15 @@ def budget_rate(config: AlastConfig, train: TrainConfig) -> float:
     return alpha
 
 
-def foresee_plans(config: AlastConfig, look: FirstLook, alpha: float, seed: int, batch: int, growth: float) -> Foreseen:
+def foresee_plans(
+    config: AlastConfig, look: FirstLook, plan: StepPlan, alpha: float, seed: int, batch: int, growth: float
+) -> Foreseen:
     """Say which plans ALaST's steps will have: exactly where budgets are calibrated, else from a first look's deltas.
 
     Args:
         config: the reading of the paper.
         look: at the untouched model, whose deltas are taken for those of the first step.
+        plan: of a step, for how many tokens enter.
         alpha: budget learning rate.
         seed: of the drawing of blocks.
         batch: images in a step.
@@ -215,8 +226,11 @@ def foresee_plans(config: AlastConfig, look: FirstLook, alpha: float, seed: int,
     drawable_L = drawable_blocks(config, model)
     patches, prefix = int(model.patch_embed.num_patches), int(model.num_prefix_tokens)
     planner = Planner(config, patches, prefix, drawable_L, alpha, seed)
+    planner.enter(plan)
     if config.initial_budget == "calibrate" or config.first_delta == "zero":
-        planner.foresee(look.magnitudes_L, look.deltas_L, look.images)
+        relative = config.delta_reduction == "relative"
+        sums_L = look.magnitudes_L * look.images if relative else look.deltas_L
+        planner.foresee(look.magnitudes_L, sums_L, look.images)
     else:
         planner.decide()
     first, drawn = planner.plan, []

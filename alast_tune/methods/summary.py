@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import numpy as np
 import torch
 from timm.layers.attention_pool import AttentionPoolLatent
 from timm.layers.diff_attention import DiffAttention
@@ -17,6 +18,7 @@ from alast_tune.methods.budgets import class_delta, relative_magnitude
 from alast_tune.methods.tap import AttentionTap
 from alast_tune.methods.tokens import attention_received, class_attention
 from alast_tune.models.backbone import Backbone, attention_pool, blocks_of, rotations, run_block
+from alast_tune.parallel import world
 
 
 def summarise(model: Backbone, x_BND: Tensor) -> Tensor:
@@ -105,6 +107,36 @@ class PoolScores:
         """Score the patches, (B, P)."""
         _, weights_BN = _pooled(self._model, y_BND.detach())
         return weights_BN[:, weights_BN.shape[1] - y_BND.shape[1] + int(self._model.num_prefix_tokens) :]
+
+
+class RandomScores:
+    """Chance: each image's tokens are ranked anew in every block, whatever they are.
+
+    A step's ranking follows from seed, step, rank and block alone, so that a resumed run has it too, and an image's
+    from its place in the batch, however many micro-batches that is split into.
+    """
+
+    def __init__(self, model: Backbone, seed: int) -> None:
+        self._prefix = int(model.num_prefix_tokens)
+        self._seed, self._step = seed, 0
+        self._generators: dict[int, torch.Generator] = {}
+
+    def begin_step(self, step: int) -> None:
+        """Start a step's ranking."""
+        self._step = step
+        self._generators.clear()
+
+    def listen(self, on: bool) -> None:
+        """Nothing to prepare."""
+
+    def patches(self, index: int, y_BND: Tensor, kept_BN: Tensor | None) -> Tensor:
+        """Score the patches, (B, P)."""
+        if index not in self._generators:
+            words = np.random.SeedSequence([self._seed, self._step, world()[0], index])
+            generator = torch.Generator(y_BND.device).manual_seed(int(words.generate_state(1, np.uint64)[0] >> 1))
+            self._generators[index] = generator
+        scores_BP = torch.empty(y_BND.shape[0], y_BND.shape[1] - self._prefix, device=y_BND.device)
+        return scores_BP.uniform_(generator=self._generators[index])
 
 
 def scores_of(model: Backbone) -> Scores:

@@ -8,6 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+Tokens = Tensor | tuple[Tensor, Tensor]
+"""Tokens (B, N, D); with rotary positions, once some have gone, also which of the image's they are, (B, N)."""
+
 
 def class_attention(q_BHND: Tensor, k_BHND: Tensor, scale: float) -> Tensor:
     """Attention that the class token pays to every other token, mean over the heads.
@@ -49,12 +52,23 @@ def keep_tokens(x_BND: Tensor, score_BN: Tensor, count: int) -> tuple[Tensor, Te
     if not 1 <= count <= scored:
         raise ValueError(f"count = {count}: must be 1 to {scored}, the tokens that have a score")
     kept_BK = score_BN.argsort(dim=1, descending=True, stable=True)[:, :count].sort(dim=1).values
+    return select_tokens(x_BND, kept_BK, x_BND.shape[1] - scored), kept_BK
+
+
+def select_tokens(x_BND: Tensor, kept_BK: Tensor, prefix: int) -> Tensor:
+    """Take the first ``prefix`` tokens of each image, and those of the others that ``kept_BK`` names: (B, P+K, D)."""
     B, N, D = x_BND.shape
-    always_BP = torch.arange(N - scored, device=x_BND.device).expand(B, -1)
-    rows_BK = torch.cat([always_BP, kept_BK + N - scored], dim=1)
+    always_BP = torch.arange(prefix, device=x_BND.device).expand(B, -1)
+    rows_BK = torch.cat([always_BP, kept_BK + prefix], dim=1)
     rows_BK += torch.arange(0, B * N, N, device=x_BND.device)[:, None]
     # Whole rows by index_select: several times faster than gather, which would also keep x for the backward.
-    return x_BND.reshape(-1, D).index_select(0, rows_BK.flatten()).reshape(B, -1, D), kept_BK
+    return x_BND.reshape(-1, D).index_select(0, rows_BK.flatten()).reshape(B, -1, D)
+
+
+def with_prefix(chosen_BP: Tensor, prefix: int) -> Tensor:
+    """Turn indices of patches into those of tokens, (B, N): class token and registers first, then these."""
+    first_BF = torch.arange(prefix, device=chosen_BP.device).expand(len(chosen_BP), -1)
+    return torch.cat([first_BF, chosen_BP + prefix], dim=1)
 
 
 def keep_count(

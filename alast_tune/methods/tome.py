@@ -4,6 +4,9 @@ Within each block, after its attention, the tokens are split by their position, 
 class token (0) and every second token after it (2, 4, ...), B the others (1, 3, ...). Class token and registers never
 merge. Every other token of A finds its most similar token of B, and the r best pairs merge to their mean, weighted by
 how many patches each stands for. Later attention counts a token that stands for s patches s times over.
+
+Tokens merge in every block, or once. Half of them in one block, with adapters that train, is FPET's way (Kim et al.
+2025), which also learns the matching.
 """
 
 from __future__ import annotations
@@ -20,7 +23,9 @@ from torch.nn import functional as F
 
 from alast_tune.config import MethodConfig, TrainConfig
 from alast_tune.errors import ConfigError
-from alast_tune.methods.base import Constant, Flow, Method, Stage, StepPlan
+from alast_tune.methods.base import Constant, Flow, Method, Stage, StepPlan, check_blocks
+from alast_tune.methods.lora import LEARNING_RATE, Adapters, add_adapters, merge_adapters
+from alast_tune.methods.parameters import adapters
 from alast_tune.methods.tap import AttentionTap
 from alast_tune.models.backbone import (
     Backbone,
@@ -35,12 +40,11 @@ from alast_tune.text import short_number
 
 
 class TomeConfig(MethodConfig):
-    """Token Merging (Bolya et al. 2023) during training: every block merges similar tokens."""
+    """Token Merging (Bolya et al. 2023) during training: every block merges similar tokens, or one block does."""
 
     name: Literal["tome"] = "tome"
     label = "ToMe"
     foremost = "merge"
-    splits_blocks = True
 
     merge: Annotated[int, Field(ge=0)] | tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
         None, description="r, tokens merged away in each block; one number or one a block"
@@ -51,24 +55,39 @@ class TomeConfig(MethodConfig):
         le=1,
         description="instead of r: share of full fine-tuning's FLOPs in the blocks; r is the least that reaches it",
     )
+    merge_once_in: int | None = Field(
+        None, ge=0, description="instead of r: number of the one block, from 0, in which tokens merge"
+    )
+    merge_share: float = Field(
+        0.5, gt=0, le=0.5, description="share of the patch tokens that merge_once_in merges away"
+    )
+    lora: Adapters | None = Field(None, description="train adapters in place of the weights")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if (self.merge is None) == (self.target_flops is None):
-            raise ValueError("give either merge (8, say) or target_flops (0.6, say)")
+        if [self.merge, self.target_flops, self.merge_once_in].count(None) != 2:
+            raise ValueError("give one of merge (8, say), target_flops (0.6, say) and merge_once_in (6, say)")
+        if self.lora is not None and self.target_flops is not None:
+            raise ValueError("target_flops is a share of what training all weights takes; with lora give merge instead")
         return self
 
     def trainable_parameters(self, model: Backbone) -> list[nn.Parameter]:
-        """All."""
-        return list(model.parameters())
+        """All, or the adapters' and the classifier's."""
+        return list(model.parameters()) if self.lora is None else adapters(model) + list(model.head.parameters())
 
     def why_not(self, model: Backbone) -> str:
-        """A classifier that cannot know for how many patches a token stands, or blocks that cannot be gone between."""
+        """No layers for the adapters, a classifier that cannot know how many patches a token is, or other blocks."""
+        if self.lora is not None and (why := self.lora.why_not(model)):
+            return why
         if model.global_pool != "token" or attention_pool(model) is not None:
             return "classifies from all tokens, as if each stood for one patch"
         blocks = blocks_of(model)
         known = all(type(block) is Block for block in blocks) and needs_class_token_alone(model)
         return "" if known else f"is built of {type(blocks[0]).__name__}, not of timm's plain Block"
+
+    def splits_blocks(self) -> bool:
+        """Tokens merge between the halves."""
+        return True
 
     def build(self, model: Backbone, train: TrainConfig) -> Method:
         """Wrap a model."""
@@ -78,11 +97,22 @@ class TomeConfig(MethodConfig):
         """Tokens merge within blocks."""
         return Merging(self, model)
 
+    def full_label(self) -> str:
+        """Say whether adapters take the place of weights."""
+        return f"{self.label} with LoRA" if self.lora else self.label
+
+    def default_learning_rate(self) -> float | None:
+        """Give that of adapters, where there are some."""
+        return None if self.lora is None else LEARNING_RATE
+
     def words(self) -> Iterator[tuple[str, str]]:
-        """Say r, or what it follows from."""
+        """Say r, or what it follows from, and the adapters' rank."""
         merge = (self.merge,) if isinstance(self.merge, int) else self.merge
         yield "merge", "" if merge is None else f"r{','.join(map(str, merge))}"
-        yield "target_flops", f"flops {short_number(self.target_flops)}" if merge is None else ""
+        yield "target_flops", "" if self.target_flops is None else f"flops {short_number(self.target_flops)}"
+        yield "merge_once_in", "" if self.merge_once_in is None else f"once in {self.merge_once_in}"
+        yield "merge_share", "" if self.merge_once_in is None else short_number(self.merge_share)
+        yield "lora/rank", "" if self.lora is None else f"lora r{self.lora.rank}"
 
 
 def bipartite_merge(
@@ -135,18 +165,27 @@ def merged_count(r: int, tokens: int, prefix: int = 1) -> int:
 
 
 class Tome(Constant):
-    """Everything trains, on fewer and fewer tokens.
+    """Everything trains, or adapters do, on fewer tokens.
 
     Raises:
-        ConfigError: another number of r's than of blocks, or FLOPs that no merging reaches.
+        ConfigError: as :func:`merges`, or a block to adapt that the model does not have.
     """
 
     def __init__(self, config: TomeConfig, model: Backbone) -> None:
-        depth = len(model.blocks)
+        if config.lora is not None:
+            add_adapters(config.lora, model, config.from_block)
         flow = Merging(config, model)
         self.merges_L = flow.merges_L
-        tokens_L = tokens_after(self.merges_L, token_count(model), int(model.num_prefix_tokens))[:depth]
-        super().__init__(config, model, tokens_L=tokens_L, flow=flow)
+        super().__init__(config, model, flow=flow)
+        self._adapted = config.lora is not None
+
+    def tokens(self, entering: int, start: int = 0) -> list[int]:
+        """Say how many tokens each block receives, from a block on."""
+        return tokens_after(self.merges_L[start:], entering, int(self.model.num_prefix_tokens))[:-1]
+
+    def export(self) -> Backbone:
+        """The model itself; with adapters a copy in which they are merged."""
+        return merge_adapters(self.model) if self._adapted else self.model
 
 
 class Merging(Flow):
@@ -163,7 +202,8 @@ class Merging(Flow):
 
     def stages(self, plan: StepPlan) -> list[Stage]:
         """Give a plan's stages, one a block; tokens come with how many patches each stands for, once some merged."""
-        counts = tokens_after(self.merges_L, plan.tokens_L[0], int(self.model.num_prefix_tokens))
+        last = tokens_after(self.merges_L[-1:], plan.tokens_L[-1], int(self.model.num_prefix_tokens))
+        counts = [*plan.tokens_L[:-1], *last]
 
         def run(index: int) -> Callable[[Any, int], Any]:
             return lambda tokens, leaving: self._run(index, tokens, leaving)
@@ -200,7 +240,8 @@ def merges(config: TomeConfig, model: Backbone) -> tuple[int, ...]:
     """Find r of each block, (L,): as given, or the smallest total, spread evenly, that reaches the FLOPs asked for.
 
     Raises:
-        ConfigError: another number of r's than of blocks, or FLOPs that no merging reaches.
+        ConfigError: another number of r's than of blocks, FLOPs that no merging reaches, or a block to merge in that
+            the model does not have, or that no other block follows.
     """
     depth, tokens, prefix = len(model.blocks), token_count(model), int(model.num_prefix_tokens)
     if isinstance(config.merge, int):
@@ -211,6 +252,13 @@ def merges(config: TomeConfig, model: Backbone) -> tuple[int, ...]:
                 "method.merge", config.merge, f"the model has {depth} blocks: give {depth} numbers, or one"
             )
         return config.merge
+    if config.merge_once_in is not None:
+        check_blocks("method.merge_once_in", [config.merge_once_in], model)
+        if config.merge_once_in == depth - 1:
+            remedy = "no block comes after this one, which saves nothing; give an earlier one"
+            raise ConfigError("method.merge_once_in", config.merge_once_in, remedy)
+        r = merged_count(int(config.merge_share * (tokens - prefix) + 1e-9), tokens, prefix)
+        return tuple(r if block == config.merge_once_in else 0 for block in range(depth))
     assert config.target_flops is not None
     full = _block_flops(model, [tokens] * (depth + 1))
     for total in range(depth * tokens):

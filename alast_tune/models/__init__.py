@@ -24,6 +24,7 @@ from alast_tune.errors import ConfigError
 from alast_tune.models.backbone import Backbone
 from alast_tune.models.checkpoints import file_fingerprint, read_checkpoint, weights_file
 from alast_tune.models.hub import cached, no_weights, weights_source
+from alast_tune.models.reading import PREFIX, attach_reader, read_of
 from alast_tune.models.recognition import candidates, has_shapes_of, in_timms_names, named_by, unknown
 from alast_tune.text import shorten_list
 
@@ -268,12 +269,15 @@ def _load_weights(model: Backbone, config: ModelConfig, path: Path) -> None:
         raise
     except Exception as error:  # the conversions assume a family of models and fail in many ways on others
         raise ConfigError("model.checkpoint", path, f"does not fit {name} ({error}); give weights of it") from error
+    reader = read_of(state)
+    if reader and (config.num_classes is None or (config.keep_classifier and config.num_classes == reader[1])):
+        attach_reader(model, *reader)
     expected = model.state_dict()
-    classifier = {key: value for key, value in state.items() if key.startswith("head.")}
+    classifier = {key: value for key, value in state.items() if key.startswith(("head.", PREFIX))}
     fits = bool(classifier) and all(
         key in expected and expected[key].shape == value.shape for key, value in classifier.items()
     )
-    classes = len(classifier.get("head.weight", ()))
+    classes = reader[1] if reader else len(classifier.get("head.weight", ()))
     if config.keep_classifier and not fits:
         raise _other_classifier(config, classes)
     if classifier and not (fits and (config.keep_classifier or config.num_classes is None)):

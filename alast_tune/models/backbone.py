@@ -6,20 +6,27 @@ sees the class token alone, the last block computes nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeAlias, TypeVar
 
 import torch
 from timm.layers.attention import Attention, AttentionRope
+from timm.layers.format import Format
 from timm.layers.pos_embed_sincos import apply_rot_embed_cat, get_mixed_freqs
-from timm.models.eva import Eva, EvaAttention, EvaBlock
-from timm.models.vision_transformer import Block, VisionTransformer
+from timm.models.eva import Eva, EvaAttention, EvaBlock, EvaBlockPostNorm
+from timm.models.vision_transformer import Block, ResPostBlock, VisionTransformer
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from alast_tune.models.reading import block_summaries, has_reader
+
 Backbone: TypeAlias = VisionTransformer | Eva
 """A timm model that can be fine-tuned here."""
+
+_NORM_AFTER = (ResPostBlock, EvaBlockPostNorm)
+"""Blocks whose norms come after attention and MLP."""
 
 T = TypeVar("T")
 
@@ -29,9 +36,25 @@ def blocks_of(model: Backbone) -> list[Any]:
     return list(model.blocks)
 
 
-def token_count(model: Backbone) -> int:
-    """Count the tokens of an image: patches, class token and registers."""
-    return int(model.patch_embed.num_patches) + int(model.num_prefix_tokens)
+def token_count(model: Backbone, image_size: int | None = None) -> int:
+    """Count the tokens of an image: patches, class token and registers.
+
+    Args:
+        model: whose tokens.
+        image_size: side of the image, pixels; unset: the model's own.
+    """
+    patches = model.patch_embed.num_patches if image_size is None else patches_at(model, image_size)
+    return int(patches) + int(model.num_prefix_tokens)
+
+
+def patches_at(model: Backbone, image_size: int) -> int:
+    """Count the patches of a square image of so many pixels a side."""
+    return int((image_size // model.patch_embed.patch_size[0]) ** 2)
+
+
+def has_rotary_positions(model: Backbone) -> bool:
+    """Say whether blocks have to know which of the image's tokens come to them."""
+    return getattr(model, "rope", None) is not None
 
 
 def attention_pool(model: Backbone) -> Any:
@@ -39,15 +62,51 @@ def attention_pool(model: Backbone) -> Any:
     return model.attn_pool
 
 
+def why_one_size(model: Backbone) -> str:
+    """Say why a model takes images of one size alone, in words that follow "the model"; nothing if it takes others."""
+    rope = getattr(model, "rope", None)
+    known = rope is None or (hasattr(rope, "update_feat_shape") and rope.feat_shape is not None)
+    return "" if known else f"has positions by {type(rope).__name__}, which are of one image size"
+
+
 def embed(model: Backbone, images_BCHW: Tensor) -> Tensor:
-    """Turn images into the tokens (B, N, D) that enter the first block, by timm's own modules."""
-    x_BND = model._pos_embed(model.patch_embed(images_BCHW))
+    """Turn images into the tokens (B, N, D) that enter the first block, by timm's own modules.
+
+    The positions of images of another size than the model's own are resampled, and train as its own ones do.
+    """
+    with _positions_for(model, (int(images_BCHW.shape[-2]), int(images_BCHW.shape[-1]))):
+        x_BND = model._pos_embed(model.patch_embed(images_BCHW))
     if isinstance(model, Eva):
         x_BND, _ = x_BND
     else:
         x_BND = model.patch_drop(x_BND)
     tokens: Tensor = model.norm_pre(x_BND)
     return tokens
+
+
+@contextmanager
+def _positions_for(model: Backbone, image_size: tuple[int, int]) -> Iterator[None]:
+    """Have timm embed images of a size as it does in models with ``dynamic_img_size``; rotary positions stay so."""
+    patches, rope = model.patch_embed, getattr(model, "rope", None)
+    grid = patches.dynamic_feat_size(image_size)
+    if getattr(rope, "feat_shape", None) not in (None, grid, list(grid)):
+        with torch.inference_mode(False), torch.no_grad():
+            rope.update_feat_shape(grid)  # type: ignore[union-attr]  # new buffers: what autograd holds is left alone
+    if grid == patches.grid_size:
+        yield
+        return
+    dynamic: list[tuple[Any, dict[str, Any]]] = [
+        (model, {"dynamic_img_size": True}),
+        (patches, {"strict_img_size": False, "flatten": False, "output_fmt": Format.NHWC}),
+    ]
+    before = [{name: getattr(module, name) for name in options} for module, options in dynamic]
+    try:
+        for module, options in dynamic:
+            vars(module).update(options)
+        yield
+    finally:
+        for (module, _), options in zip(dynamic, before, strict=True):
+            vars(module).update(options)
 
 
 def run_block(model: Backbone, index: int, x_BND: Tensor, kept_BN: Tensor | None = None, mask: Any = None) -> Tensor:
@@ -83,6 +142,44 @@ def recomputed(model: Backbone, index: int, run: Callable[..., T], *tensors: Ten
         return run(*tensors)
     made: T = checkpoint(run, *tensors, use_reentrant=False)
     return made
+
+
+def run_attention(model: Backbone, index: int, x_BND: Tensor, kept_BN: Tensor | None = None) -> Tensor:
+    """Run the first half of a block as timm has it: its attention, with the skip connection."""
+    block = blocks_of(model)[index]
+
+    def run(x_BND: Tensor) -> Tensor:
+        rope = rotations(model, index, kept_BN)
+        options = {} if rope is None else {"rope": rope}
+        if isinstance(block, _NORM_AFTER):
+            half_BND = block.norm1(block.attn(x_BND, **options))
+        else:
+            half_BND = _scaled(block, 1, block.attn(block.norm1(x_BND), **options))
+        attended_BND: Tensor = x_BND + block.drop_path1(half_BND)
+        return attended_BND
+
+    return recomputed(model, index, run, x_BND)
+
+
+def run_mlp(model: Backbone, index: int, x_BND: Tensor) -> Tensor:
+    """Run the second half of a block as timm has it: its MLP, with the skip connection."""
+    block = blocks_of(model)[index]
+
+    def run(x_BND: Tensor) -> Tensor:
+        after = isinstance(block, _NORM_AFTER)
+        half_BND = block.norm2(block.mlp(x_BND)) if after else _scaled(block, 2, block.mlp(block.norm2(x_BND)))
+        y_BND: Tensor = x_BND + block.drop_path2(half_BND)
+        return y_BND
+
+    return recomputed(model, index, run, x_BND)
+
+
+def why_no_halves(model: Backbone) -> str:
+    """Say why :func:`run_attention` and :func:`run_mlp` are no whole, in words that follow "the model"; or nothing."""
+    for block in blocks_of(model):
+        if type(block) not in (Block, EvaBlock, *_NORM_AFTER):
+            return f"is built of {type(block).__name__}, which is not an attention and then an MLP"
+    return ""
 
 
 def rotations(model: Backbone, index: int, kept_BN: Tensor | None = None) -> Tensor | None:
@@ -128,9 +225,13 @@ def predict(model: Backbone, images_BCHW: Tensor, start: int = 0) -> Tensor:
 
     Args:
         model: that predicts.
-        images_BCHW: or, with ``start``, the tokens (B, N, D) that enter this block.
+        images_BCHW: or, with ``start``, the tokens (B, N, D) that enter this block; of a reader, the summaries.
         start: first block that runs; as many as there are blocks: none does.
     """
+    if has_reader(model):
+        reader: Any = model.reader
+        read: Tensor = reader(images_BCHW if start else summaries_of(model, images_BCHW))
+        return read
     x_BND = images_BCHW if start else embed(model, images_BCHW)
     for index in range(start, len(model.blocks)):
         x_BND = run_block(model, index, x_BND)
@@ -138,11 +239,28 @@ def predict(model: Backbone, images_BCHW: Tensor, start: int = 0) -> Tensor:
 
 
 def predict_tokens(model: Backbone, images_BCHW: Tensor, start: int) -> Tensor:
-    """Turn images into the tokens (B, N, D) that enter a block; the rest of :func:`predict` begins with them."""
+    """Turn images into the tokens (B, N, D) that enter a block; the rest of :func:`predict` begins with them.
+
+    Where a reader classifies, the rest begins with the summaries, (B, S, D), whatever the block.
+    """
+    if has_reader(model):
+        return summaries_of(model, images_BCHW)
     x_BND = embed(model, images_BCHW)
     for index in range(start):
         x_BND = run_block(model, index, x_BND)
     return x_BND
+
+
+@torch.no_grad()
+def summaries_of(model: Backbone, images_BCHW: Tensor) -> Tensor:
+    """Summarise images after every block but the last, and as the classifier would get them, (B, S, D), no gradient."""
+    x_BND = embed(model, images_BCHW)
+    found: list[Tensor] = []
+    for index in range(len(model.blocks) - 1):
+        x_BND = run_block(model, index, x_BND)
+        found += block_summaries(model, x_BND)
+    x_BND = model.norm(run_block(model, len(model.blocks) - 1, x_BND))
+    return torch.stack([*found, model.forward_head(x_BND, pre_logits=True)], dim=1)
 
 
 def _run_block(model: Backbone, index: int, x_BND: Tensor, kept_BN: Tensor | None, mask: Any) -> Tensor:

@@ -18,7 +18,7 @@ from alast_tune.models.backbone import Backbone
 SIZES = {192: "tiny", 384: "small", 512: "medium", 768: "base", 1024: "large", 1280: "huge"}
 """What timm calls a model by its width."""
 
-_FREE = re.compile(r"(head|fc_norm)\.|pos_embed$")
+_FREE = re.compile(r"(head|fc_norm|reader)\.|pos_embed$")
 """Weights whose shapes depend on the classes or on the image size."""
 
 

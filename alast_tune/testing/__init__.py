@@ -23,7 +23,8 @@ from alast_tune.config import MethodConfig, TrainConfig
 from alast_tune.errors import ConfigError
 from alast_tune.evaluate import evaluate
 from alast_tune.methods import build_method
-from alast_tune.models.backbone import predict
+from alast_tune.models.backbone import predict, token_count
+from alast_tune.models.reading import attach_reader, read_of
 from alast_tune.testing.steps import (
     CLASSES,
     MakeModel,
@@ -113,6 +114,33 @@ def check_plan(config: MethodConfig, make: MakeModel) -> None:
         _must(method.plan == plan, "end_step has changed the plan of the step", config)
 
 
+def check_token_keep(config: MethodConfig, make: MakeModel) -> None:
+    """As many tokens enter as a step is told to let in; the plan says so, and the meter goes by it."""
+    method = build_method(config, make())
+    seen, depth, prefix = count_tokens(method), len(method.model.blocks), int(method.model.num_prefix_tokens)
+    tokens = token_count(method.model)
+    images, labels = batch()
+    for number, share in enumerate((0.5, 0.01)):
+        method.begin_step(number, [images], share)
+        for _ in range(2):
+            F.cross_entropy(method.forward(images), labels).backward()
+            got = tuple(seen[-depth:])
+        method.end_step()
+        plan, entering = method.plan, prefix + max(1, round(share * (tokens - prefix)))
+        _must(got == plan.tokens_L, f"blocks got {got} tokens", (config, plan))
+        _must((plan.tokens_L[0], plan.image_tokens) == (entering, tokens), f"not {entering} enter", (config, plan))
+    method.begin_step(2, [images], 1.0)
+    method.forward(images)
+    _must(method.plan.image_tokens is None, "all tokens enter, and some are said to go", (config, method.plan))
+    for measured in measured_steps(make(), config, 24, token_keep=0.5):
+        said = f"half the tokens: {measured.predicted.flops} FLOPs are predicted, {measured.flops} are counted"
+        _must(measured.predicted.flops == measured.flops, said, config)
+        if measured.peak_bytes:
+            _must(
+                measured.peak_error <= PEAK_ERROR, f"half the tokens: the peak is {measured.peak_error:.1%} off", config
+            )
+
+
 def check_micro_batches(config: MethodConfig, make: MakeModel) -> None:
     """Gradients of micro-batches come to those of the whole batch, unless the method refuses them."""
     try:
@@ -176,10 +204,12 @@ def check_evaluation(config: MethodConfig, make: MakeModel) -> None:
 
 
 def check_export(config: MethodConfig, make: MakeModel) -> None:
-    """What comes out is a plain timm model, of the logits that evaluation saw."""
+    """What comes out is a plain timm model, or one whose classifier is a reader, of the logits that evaluation saw."""
     method = build_method(config, make())
     train(method, adam(method), range(2))
     plain, exported = make(), method.export()
+    if reader := read_of(exported.state_dict()):
+        attach_reader(plain, *reader)
     plain.load_state_dict(exported.state_dict(), strict=True)
     with torch.no_grad():
         logits, expected = method.model.eval()(batch()[0]), plain.eval()(batch()[0])
@@ -247,8 +277,8 @@ def check_costs(config: MethodConfig, make: MakeModel) -> None:
 
 
 CHECKS = (
-    check_settings, check_all_tokens, check_one_image, check_plan, check_micro_batches, check_frozen, check_evaluation,
-    check_export, check_resume, check_half_precision, check_costs,
+    check_settings, check_all_tokens, check_one_image, check_plan, check_token_keep, check_micro_batches, check_frozen,
+    check_evaluation, check_export, check_resume, check_half_precision, check_costs,
 )  # fmt: skip
 """All checks, each of which can be run alone."""
 

@@ -60,6 +60,8 @@ def measured_steps(
     precision: Any = "fp32",
     accumulate: int = 1,
     watch: Callable[..., AbstractContextManager[Any]] | None = None,
+    token_keep: float = 1.0,
+    image_size: int | None = None,
     **train: Any,
 ) -> Iterator[MeasuredStep]:
     """Measure the first two steps: a method may look at its images first at one, and have learned at the other.
@@ -71,10 +73,12 @@ def measured_steps(
         precision: of matrix products.
         accumulate: micro-batches.
         watch: looks on at the first step's forwards, given model, images and labels, each time anew.
+        token_keep: share of the patch tokens that enter the first block.
+        image_size: side of the images, pixels; unset: the model's own.
         train: settings of the training loop that the blocks go by.
     """
     method = build_method(config, model, TrainConfig(seed=size, **train))
-    optimizer, side = adam(method, 1e-3, 0.0), model.patch_embed.img_size[0]
+    optimizer, side = adam(method, 1e-3, 0.0), image_size or model.patch_embed.img_size[0]
     for parameter in method.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()  # moments are in place
@@ -84,7 +88,7 @@ def measured_steps(
         images, labels = torch.randn(size, 3, side, side), torch.randint(0, CLASSES, (size,))
         parts, watched = list(images.tensor_split(accumulate)), []
         tracking = track_live_bytes(model, optimizer, images) if number == 1 else nullcontext([0])
-        method.begin_step(number, parts)
+        method.begin_step(number, parts, token_keep)
         # The counter takes some operations apart (SiLU's backward): the tracker, entered later, sees them whole.
         with FlopCounterMode(display=False) as counter, tracking as peak:
             # Without its hooks on every module, which keep what blocks that run again have made.

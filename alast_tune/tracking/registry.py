@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from shutil import copyfile
 from tempfile import TemporaryDirectory
 
 from mlflow import MlflowClient
@@ -21,9 +22,11 @@ from mlflow.utils.validation import (
     _validate_model_alias_name_reserved,
     _validate_model_name,
 )
+from safetensors import safe_open
 
 from alast_tune.checkpoint import BEST, MODEL_CARD
 from alast_tune.errors import ConfigError
+from alast_tune.models import reading
 from alast_tune.tracking.store import connect, reason
 
 ARTIFACT = "model"
@@ -71,18 +74,27 @@ def save_served(model: Path, path: Path) -> None:
         path: the MLflow model's folder, which must not exist yet.
     """
     classes = json.loads((model / MODEL_CARD).read_text())["label_names"]
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), TemporaryDirectory() as scratch:
         warnings.simplefilter("ignore")  # about MLflow's own type hints, and that no example was given
         import mlflow.pyfunc  # seconds, and only this needs it
 
         mlflow.pyfunc.save_model(
             path,
             python_model=str(Path(__file__).parent / "served.py"),
+            code_paths=_reader_code(model / BEST, Path(scratch)),
             artifacts={"weights": str(model / BEST), "card": str(model / MODEL_CARD)},
             signature=SIGNATURE,
             pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in REQUIREMENTS],
             metadata={"classes": classes},
         )
+
+
+def _reader_code(weights: Path, folder: Path) -> list[str] | None:
+    """Copy what a model with a reader needs besides timm into a folder; None for any other model."""
+    with safe_open(weights, "pt") as file:
+        if not any(name.startswith(reading.PREFIX) for name in file.keys()):  # noqa: SIM118  # it is no mapping
+            return None
+    return [str(copyfile(str(reading.__file__), folder / "alast_reading.py"))]
 
 
 def check_names(name: str, alias: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from PIL import ExifTags, Image
+from safetensors.torch import load_file
 
 BATCH = 64
 """Images at a time, whatever number is asked about."""
@@ -50,7 +52,7 @@ class ImageClassifier(PythonModel):
         self._mean, self._std = (
             torch.tensor(card["pretrained_cfg"][name], device=self._device)[:, None, None] for name in ("mean", "std")
         )
-        self._model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval().to(self._device)
+        self._model = _load(folder, card).eval().to(self._device)
 
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
@@ -81,6 +83,19 @@ class ImageClassifier(PythonModel):
         except Exception as error:  # the formats' readers raise nearly anything on rubbish
             raise MlflowException.invalid_parameter_value(f"image {number} cannot be read: {error}") from error
         return np.asarray(image.resize(self._size[::-1], Image.Resampling.BILINEAR))
+
+
+def _load(folder: Path, card: dict[str, Any]) -> torch.nn.Module:
+    """Build the model from timm alone, or with the reader that classifies, whose code is beside this file then."""
+    weights = load_file(folder / "model.safetensors")
+    if not any(name.startswith("reader.") for name in weights):
+        plain: torch.nn.Module = timm.create_model(f"local-dir:{folder}", pretrained=True)
+        return plain
+    load_with_reader = import_module("alast_reading").load_with_reader  # MLflow has put it on the path
+
+    model: torch.nn.Module = timm.create_model(card["architecture"], **card["model_args"])
+    load_with_reader(model, weights)
+    return model
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

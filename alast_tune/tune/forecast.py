@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import copy
 import ctypes
+from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 
 from torch.optim import Optimizer
 
@@ -14,12 +17,13 @@ from alast_tune.cost import StepCosts
 from alast_tune.data import Splits
 from alast_tune.errors import MemoryLimitError
 from alast_tune.features import features_start
-from alast_tune.methods import Method, build_method, with_blocks_chosen
-from alast_tune.methods.base import FirstLook, Foreseen
+from alast_tune.methods import Constant, Method, build_method, with_blocks_chosen
+from alast_tune.methods.base import FirstLook
 from alast_tune.micro_batches import GROWTH, first_look, micro_batches
 from alast_tune.models import input_spec
 from alast_tune.models.backbone import Backbone
 from alast_tune.optimizers import build_optimizer
+from alast_tune.phases import Phase, phases_of
 from alast_tune.train import load_trial
 
 
@@ -47,9 +51,16 @@ class _Start:
 class _Prepared:
     """A model that a method has prepared, and what updates it."""
 
-    costs: StepCosts
     method: Method
     optimizer: Optimizer
+    by_size: dict[int, StepCosts]
+    """Of images of so many pixels a side."""
+
+    def costs(self, image_size: int) -> StepCosts:
+        """Give the costs of images of a size."""
+        if image_size not in self.by_size:
+            self.by_size[image_size] = StepCosts(self.method.model, image_size)
+        return self.by_size[image_size]
 
 
 class Forecast:
@@ -79,9 +90,10 @@ class Forecast:
         Raises:
             ConfigError: a configuration that cannot work.
         """
+        phases = phases_of(config.train, self._look_at(config).look.model)
         *probes, last = _stages(config.method)
-        stages = [self._costs(config, probe, growth, cached=False) for probe in probes]
-        stages.append(self._costs(config, last, growth, cached=config.data.features == "cache"))
+        stages = [self._costs(config, probe, growth, phases[:1], cached=False) for probe in probes]
+        stages.append(self._costs(config, last, growth, phases, cached=config.data.features == "cache"))
         return Costs(stages[-1].train_flops, max(stage.peak_bytes for stage in stages))
 
     def look_at(self, config: TrialConfig, model: Backbone, splits: Splits) -> None:
@@ -98,36 +110,39 @@ class Forecast:
         self._starts[config.model, _images_of(config.data)] = start
         _give_back_memory()
 
-    def _costs(self, config: TrialConfig, method_config: MethodConfig, growth: float, cached: bool) -> Costs:
+    def _costs(
+        self, config: TrialConfig, method_config: MethodConfig, growth: float, phases: Sequence[Phase], cached: bool
+    ) -> Costs:
+        """Predict the costs of epochs, whose phases these are."""
         start, train = self._look_at(config), config.train
         prepared = self._prepare(config, method_config, start)
+        method, optimizer, precision = prepared.method, prepared.optimizer, train.precision
         batch = min(train.batch_size, start.images)
-        first = features_start(prepared.method) if cached else 0
-
-        def foresee(growth: float) -> Foreseen:
-            plans = method_config.foresee(start.look, prepared.method.plan, train, batch, growth)
-            drawn, heaviest = ([replace(one, start=first) for one in those] for those in (plans.drawn, plans.heaviest))
-            return Foreseen(tuple(drawn), frozenset(heaviest))
-
-        plans, least_bytes = foresee(growth), 0
-        costs, optimizer, precision = prepared.costs, prepared.optimizer, train.precision
-        grown = () if train.max_memory is None else foresee(GROWTH).heaviest  # the same parts, however budgets grow
-        try:
-            parts = micro_batches(train, costs, method_config, grown, batch, optimizer)
-        except MemoryLimitError as error:
-            parts, least_bytes = batch, error.peak_bytes
-        micro = -(-batch // parts)
-        image_flops = sum(costs.image_flops(method_config, plan) for plan in plans.drawn) / len(plans.drawn)
-        peak = max(
-            costs.step(method_config, plan, batch, optimizer, precision, parts).peak_bytes for plan in plans.heaviest
-        )
-        flops = image_flops * start.images * train.epochs
+        whole, flops, peak = prepared.costs(start.image_size), 0.0, 0
+        first = features_start(method) if cached else 0
+        if isinstance(method, Constant):
+            method.begin_at(first)
+        micro = []
+        for phase, epochs in Counter(phases).items():
+            side = phase.image_size or start.image_size
+            costs, plan = prepared.costs(side), method.plan_for(side, phase.token_keep)
+            foresee = partial(method_config.foresee, start.look, plan, train, batch)
+            plans = foresee(growth)
+            grown = () if train.max_memory is None else foresee(GROWTH).heaviest  # the same parts, whatever the growth
+            try:
+                parts = micro_batches(train, costs, method_config, grown, batch, optimizer)
+            except MemoryLimitError as error:
+                parts, peak = batch, max(peak, error.peak_bytes)
+            micro.append(-(-batch // parts))
+            image_flops = sum(costs.image_flops(method_config, plan) for plan in plans.drawn) / len(plans.drawn)
+            flops += image_flops * start.images * epochs
+            steps = [costs.step(method_config, plan, batch, optimizer, precision, parts) for plan in plans.heaviest]
+            peak = max(peak, *(step.peak_bytes for step in steps))
         if first:
-            plan = plans.drawn[0]
-            peak = max(peak, costs.trunk_batch(method_config, plan, micro, optimizer, precision)[1])
-            flops += costs.trunk_flops(method_config, plan) * start.images * config.data.views
-        _, evaluation = costs.evaluation_batch(micro, peak, optimizer, precision, first)
-        return Costs(flops, max(peak, evaluation, least_bytes))
+            peak = max(peak, whole.trunk_batch(method_config, method.plan, micro[0], optimizer, precision)[1])
+            flops += whole.trunk_flops(method_config, method.plan) * start.images * config.data.views
+        _, evaluation = whole.evaluation_batch(micro[-1], peak, optimizer, precision, first)
+        return Costs(flops, max(peak, evaluation))
 
     def _look_at(self, config: TrialConfig) -> _Start:
         key = config.model, _images_of(config.data)
@@ -144,7 +159,7 @@ class Forecast:
         if key not in self._prepared:
             method = build_method(setup, copy.deepcopy(start.look.model), config.train)
             optimizer = build_optimizer(config.train, method.parameters())
-            self._prepared[key] = _Prepared(StepCosts(method.model, start.image_size), method, optimizer)
+            self._prepared[key] = _Prepared(method, optimizer, {})
         return self._prepared[key]
 
 

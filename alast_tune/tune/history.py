@@ -125,15 +125,17 @@ def fits(trial: FrozenTrial) -> bool:
 
 
 def _projected(params: Params, curve: list[list[float]], whole: list[list[list[float]]]) -> list[Observation]:
-    """Expect what a stopped trial would have come to, from the gains of those that went on; nothing without any."""
+    """Expect what a stopped trial would have come to, as those that went on have; nothing without any."""
     epochs = len(curve)
     longer = [other for other in whole if len(other) > epochs]
     if not longer:
         return []
-    gains = [other[-1][0] - other[epochs - 1][0] for other in longer]
+    last, then = (np.array([other[epoch] for other in longer]) for epoch in (-1, epochs - 1))
+    gains = last[:, 0] - then[:, 0]
     accuracy, flops, peak = curve[-1]
-    error = max(0.01, float(np.std(gains)))
-    return [(params, (accuracy + float(np.mean(gains)), flops * len(longer[0]) / epochs, peak), error)]
+    flops_grow, peak_grows = (last[:, 1:] / then[:, 1:]).mean(axis=0).tolist()  # later epochs may be on larger images
+    error = max(0.01, float(gains.std()))
+    return [(params, (accuracy + float(gains.mean()), flops * flops_grow, peak * peak_grows), error)]
 
 
 def columns_of(observations: Sequence[Observation]) -> tuple[Floats, Floats]:

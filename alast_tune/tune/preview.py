@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional as F
 
 from alast_tune.choices import Machine, this_machine
-from alast_tune.config import FloatRange, FullConfig, SweepConfig, TrialConfig, choices_of
+from alast_tune.config import FloatRange, FullConfig, SweepConfig, TrialConfig, choices_of, with_whole_images
 from alast_tune.data.machine import in_own_process, limit_threads
 from alast_tune.errors import ConfigError
 from alast_tune.methods import build_method
@@ -110,8 +110,8 @@ def without_cache(trial: TrialConfig) -> TrialConfig:
 
 
 def full_of(trial: TrialConfig) -> TrialConfig:
-    """Put full fine-tuning in the place of a trial's method."""
-    return trial.model_copy(update={"method": FullConfig()})
+    """Put full fine-tuning on whole images in the place of a trial's method."""
+    return with_whole_images(trial).model_copy(update={"method": FullConfig()})
 
 
 def _costs(sweep: SweepConfig, forecast: Forecast) -> Iterator[Costs]:

@@ -23,6 +23,7 @@ from alast_tune.config import (
     choices_of,
     flatten,
     parse,
+    with_whole_images,
 )
 from alast_tune.errors import ConfigError
 
@@ -59,7 +60,8 @@ def size_of(space: Mapping[str, BaseDistribution]) -> float:
 def trial_config(sweep: SweepConfig, params: Mapping[str, Any], baseline: str | None = None) -> TrialConfig:
     """Set a trial's parameters in the sweep's base; a baseline keeps its own method and takes the others.
 
-    Where micro-batches follow from a limit of memory, this is the sweep's.
+    A baseline trains on all tokens of whole images, whatever the others do. Where micro-batches follow from a limit of
+    memory, this is the sweep's.
 
     Raises:
         ConfigError: two parameters, each fine, that contradict each other.
@@ -68,8 +70,8 @@ def trial_config(sweep: SweepConfig, params: Mapping[str, Any], baseline: str | 
     if baseline is None:
         return sweep.with_limit(apply_params(sweep.trial, settings))
     own = _with_method(sweep.trial, BASELINES[baseline])
-    settings = {path: value for path, value in settings.items() if path.split("/")[0] != "method"}
-    return sweep.with_limit(apply_params(own, settings))
+    others = {path: value for path, value in settings.items() if path.split("/")[0] != "method"}
+    return sweep.with_limit(with_whole_images(apply_params(own, others)))
 
 
 def baseline_params(base: TrialConfig, space: Mapping[str, Distribution], baseline: str) -> dict[str, Any]:
@@ -89,6 +91,8 @@ def is_point(sweep: SweepConfig, baseline: str) -> bool:
     try:
         config = trial_config(sweep, baseline_params(sweep.trial, sweep.space, baseline))
     except ConfigError:
+        return False
+    if config.train != with_whole_images(config).train:
         return False
     method, own = config.method, BASELINES[baseline]
     if baseline == "full" and isinstance(method, AlastConfig):

@@ -25,6 +25,7 @@ from alast_tune.lease import SweepLease, exclusive_driver
 from alast_tune.methods import build_method, with_blocks_chosen
 from alast_tune.models.backbone import Backbone
 from alast_tune.optimizers import build_optimizer
+from alast_tune.phases import phases_of
 from alast_tune.results import TrialResult
 from alast_tune.storage import CHECKPOINTS, address_of, atomic_write, fetch, is_copy
 from alast_tune.summary import trial_id
@@ -299,6 +300,7 @@ def reference_point(trial: TrialConfig, model: Backbone, splits: Splits) -> tupl
     batch = min(trial.train.batch_size, images)
     peak = step_peak_bytes(model, FullConfig(), full.plan, side, batch, optimizer, trial.train.precision)
     build_method(with_blocks_chosen(trial.method), model, trial.train)
+    phases_of(trial.train, model)
     return 0.0, MARGIN * flops, MARGIN * peak
 
 

@@ -27,6 +27,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "tome": {"name": "tome", "merge": 4},
     "lora": {"name": "lora", "rank": 4, "targets": ("qkv", "fc1")},
     "apla": {"name": "apla", "columns": 20},
+    "apla, last blocks": {"name": "apla", "blocks": (9, 10, 11)},
+    "tome once, lora": {"name": "tome", "merge_once_in": 5, "lora": {"rank": 4}},
+    "reader": {"name": "reader"},
+    "reader, attentive": {"name": "reader", "read": "attentive"},
     "paper": {"name": "alast", "reading": "paper", "alpha": 0.01},
     "authors": {"name": "alast", "reading": "authors", "alpha": 1e-4},
     "fast": {"name": "alast", "reading": "fast", "alpha": 0.01},
@@ -60,6 +64,8 @@ def run(values: dict[str, Any], half: bool) -> dict[str, list[float]]:
     moved: dict[str, float] = {}
     end = method.export().state_dict()
     for name, before in start.state_dict().items():
+        if name not in end:  # a reader is in the classifier's place
+            continue
         part = re.sub(r"^(blocks\.\d+|norm|head)?.*", r"\1", name)
         moved[part] = moved.get(part, 0) + float((end[name] - before).double().square().sum())
     return {"losses": losses, "moved": [round(value**0.5, 6) for value in moved.values()]}

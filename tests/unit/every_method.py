@@ -22,7 +22,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "registers, layer scale, qk-norm": {"reg_tokens": 4, "init_values": 1e-3, "qk_norm": True},
     "other widths": {"embed_dim": 48, "num_heads": 3, "mlp_ratio": 3.0, "no_embed_class": True},
 }
-METHODS = ("full", "head", "top_k", "bsr", "tome", "lora", "apla", "alast", "lora+alast")
+METHODS = ("full", "head", "top_k", "bsr", "tome", "lora", "lora+tome", "apla", "reader", "alast", "lora+alast")
 UNSET = ...
 """In place of a value: the option is left to the reading, or to its default."""
 
@@ -34,13 +34,16 @@ ADAPTERS: dict[str, Sequence[Any]] = {
     "targets": (("qkv", "proj", "fc1", "fc2"), ("qkv",), ("proj", "fc2"), ("fc1",)),
     "blocks": (UNSET, (1, 3, 4), (5,)),
 }
+ON_ADAPTERS = {f"lora.{name}": values for name, values in ADAPTERS.items()}
 ALAST: dict[str, Sequence[Any]] = {
     "reading": ("fast", "paper", "authors"),
     "trainable_blocks": (3, 1, DEPTH, 0),
     "budget_timing": (UNSET, "same_step", "next_step"),
     "initial_budget": (UNSET, "calibrate", 0.6),
-    "selection": ("proportional", "softmax", "top_k"),
-    "delta_reduction": ("batch_mean", "batch_sum"),
+    "selection": ("proportional", "softmax", "top_k", "uniform"),
+    "delta_reduction": ("batch_mean", "batch_sum", "relative"),
+    "ranking": ("attention", "random"),
+    "drop_tokens": ("after_block", "before_mlp"),
     "first_delta": ("skip", "zero"),
     "keep_reference": ("image", "incoming"),
     "keep_multiple": (1, 8),
@@ -60,11 +63,18 @@ OPTIONS: dict[str, dict[str, Sequence[Any]]] = {
         "keep": (0.5, 0.3, 1.0),
         "drop_after": (UNSET, (1, 2), ()),
     },
-    "tome": {"merge": (4, (0, 5, 0, 1, 3, 0), 99, UNSET), "target_flops": (0.6,), "from_block": (0, 2)},
+    "tome": {
+        "merge": (4, (0, 5, 0, 1, 3, 0), 99, UNSET),
+        "target_flops": (0.6, UNSET),
+        "merge_share": (0.5, 0.3),
+        "from_block": (0, 2),
+    },
     "lora": ADAPTERS | {"from_block": (0, 4)},
-    "apla": {"columns": (UNSET, 1, 9, 31), "from_block": (0, 4)},
+    "lora+tome": {"merge": (4, UNSET), "merge_share": (0.5, 0.3), "from_block": (0, 2)} | ON_ADAPTERS,
+    "apla": {"columns": (UNSET, 1, 9, 31), "blocks": (UNSET, (1, 3, 4), (5,)), "from_block": (0, 4)},
+    "reader": {"read": ("linear", "attentive")},
     "alast": ALAST,
-    "lora+alast": ALAST | {f"lora.{name}": values for name, values in ADAPTERS.items()},
+    "lora+alast": ALAST | ON_ADAPTERS,
 }
 
 
@@ -114,18 +124,20 @@ def covering_rows(options: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
 
 @cache
 def cases(name: str) -> tuple[Case, ...]:
-    """All pairs of options of the method ``name``; ``lora+alast`` is ALaST on adapters."""
+    """All pairs of options of the method ``name``; ``lora+alast`` and ``lora+tome`` are on adapters."""
     return tuple(_case(name, row) for row in covering_rows(AROUND | OPTIONS[name]))
 
 
 def random_case(name: str, draw: random.Random) -> Case:
     """Settings of the method ``name``, and a step, drawn at random."""
     blocks = tuple(sorted(draw.sample(range(DEPTH), draw.randint(1, DEPTH))))
+    last = tuple(sorted({*blocks, DEPTH - 1}))  # of which from_block leaves one
     ranges: dict[str, Any] = {
-        "blocks": blocks if name != "lora" else draw.choice([UNSET, blocks]),
+        "blocks": draw.choice([UNSET, last]) if name in {"lora", "apla"} else last if "lora" in name else blocks,
         "keep": draw.uniform(0.3, 1),
         "drop_after": UNSET,
-        "merge": draw.choice([draw.randint(0, 4), tuple(draw.randint(0, 5) for _ in range(DEPTH))]),
+        "merge": draw.choice([draw.randint(0, 4), tuple(draw.randint(0, 5) for _ in range(DEPTH)), UNSET]),
+        "merge_share": draw.uniform(0.1, 0.5),
         "target_flops": UNSET,
         "columns": draw.choice([UNSET, draw.randint(1, 31)]),
         "trainable_blocks": draw.randint(0, DEPTH),
@@ -143,12 +155,16 @@ def _case(name: str, row: dict[str, Any]) -> Case:
     values = {option: value for option, value in row.items() if option not in AROUND and value is not UNSET}
     if "merge" in values:
         values.pop("target_flops", None)
+    if "merge_share" in values and not values.keys() & {"merge", "target_flops"}:
+        values["merge_once_in"] = 2
     lora = {option.removeprefix("lora."): values.pop(option) for option in list(values) if option.startswith("lora.")}
-    if name == "lora+alast":
+    if name.startswith("lora+"):
         values["lora"] = lora
     if "trainable_blocks" in values:
         drawable = [block for block in lora.get("blocks", range(DEPTH)) if block >= values["from_block"]]
         values["trainable_blocks"] = min(values["trainable_blocks"], len(drawable))
-    tag = "alast" if name == "lora+alast" else name
+    if values.get("drop_tokens") == "before_mlp":  # which asks for budgets of the step before
+        values["budget_timing"] = "next_step"
+    tag = name.removeprefix("lora+")
     config = TrialConfig.model_validate({"method": {"name": tag} | values}).method
     return Case(config, row["model"], row["precision"], row["batch"])

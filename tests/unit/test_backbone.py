@@ -11,7 +11,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from alast_tune.config import ModelConfig, TrialConfig
 from alast_tune.methods import build_method
 from alast_tune.models import create_model, outline
-from alast_tune.models.backbone import blocks_of, needs_class_token_alone, predict
+from alast_tune.models.backbone import (
+    blocks_of,
+    embed,
+    needs_class_token_alone,
+    predict,
+    run_attention,
+    run_block,
+    run_mlp,
+    why_no_halves,
+)
 from tests.unit.kinds import CLASS_TOKEN, KINDS, small
 
 
@@ -35,6 +44,18 @@ def test_logits_and_gradients_are_timm_s(name: str) -> None:
     for where, expected in theirs.items():
         scale = float(expected.abs().max())
         torch.testing.assert_close(ours[where], expected, rtol=1e-4, atol=1e-5 * scale + 1e-7, msg=where)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", KINDS)
+def test_two_halves_are_a_block_or_are_said_to_be_none(name: str) -> None:
+    model = small(name)
+    if name == "vit_base_patch16_xp_224":
+        assert why_no_halves(model) == "is built of ParallelScalingBlock, which is not an attention and then an MLP"
+        return
+    assert why_no_halves(model) == ""
+    x_BND = embed(model, images(model))
+    assert torch.equal(run_mlp(model, 0, run_attention(model, 0, x_BND)), run_block(model, 0, x_BND))
 
 
 ALONE = [name for name in KINDS if needs_class_token_alone(small(name))]

@@ -25,6 +25,7 @@ METHODS: dict[str, tuple[dict[str, Any], int]] = {
     "whole blocks": ({"name": "full", "from_block": 3}, 3),
     "blocks that are named": ({"name": "top_k", "blocks": [5]}, 5),
     "adapters": ({"name": "lora", "from_block": 4}, 4),
+    "a reader": ({"name": "reader"}, DEPTH),
     "projections": ({"name": "apla", "from_block": 2}, 2),
     "fewer tokens": ({"name": "bsr", "blocks": [4, 5]}, 4),
 }
@@ -59,15 +60,19 @@ def test_training_on_features_equals_training_on_images(
     assert kept[-1].cost.train_flops < plain[-1].cost.train_flops
 
 
-@pytest.mark.parametrize(("method", "start"), METHODS.values(), ids=METHODS)
+@pytest.mark.parametrize("share", [1.0, 0.5])
+@pytest.mark.parametrize("method", [method for method, _ in METHODS.values()], ids=METHODS)
 def test_flops_and_peak_are_those_of_the_run_and_known_before(
-    tiny_trial: TinyTrial, tmp_path: Path, method: dict[str, Any], start: int
+    tiny_trial: TinyTrial, tmp_path: Path, method: dict[str, Any], share: float
 ) -> None:
-    config = cached(tiny_trial(method, epochs=1))
+    if method["name"] == "reader":
+        share = 1.0  # it takes no others
+    config = cached(tiny_trial(method, epochs=1, token_keep=share))
     foreseen = Forecast().costs(config)
     report = next(iter(fit(config, tmp_path / "run")))
     assert foreseen.train_flops == report.cost.train_flops
-    assert foreseen.peak_bytes == pytest.approx(report.cost.peak_bytes, rel=0.01)
+    # On few tokens the pass over the images may take most, before there are the moments that it is foreseen with.
+    assert foreseen.peak_bytes == pytest.approx(report.cost.peak_bytes, rel=0.01 if share == 1 else 0.1)
     rows = list(csv.DictReader((tmp_path / "run" / STEPS).read_text().splitlines()))
     measured = [row for row in rows if row["measured_peak_bytes"]]
     assert int(measured[-1]["predicted_peak_bytes"]) == pytest.approx(
@@ -119,7 +124,7 @@ def test_views_are_augmentations_that_take_turns(tiny_trial: TinyTrial) -> None:
     assert run._features is not None
     first, second = (view[0][0] for view in run._features.views)
     assert not torch.equal(first, second)
-    steps = 32 * 2 * run.meter._costs(64).trunk_flops(run.method.config, run.method.plan)
+    steps = 32 * 2 * run.meter.costs(64).trunk_flops(run.method.config, run.method.plan)
     assert run.meter.read().train_flops == steps
     orders = [run._loader(epoch).dataset for epoch in range(4)]
     assert orders[0] is orders[2] is run._features.views[0]

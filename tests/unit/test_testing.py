@@ -38,7 +38,7 @@ class Forgetful(Heads):
 
 
 class Greedy(Constant):
-    def begin_step(self, step: int, micro_batches: Any = ()) -> None:
+    def begin_step(self, step: int, micro_batches: Any = (), token_keep: float = 1.0) -> None:
         self.model.norm.weight.requires_grad_(True)
 
 

@@ -519,8 +519,12 @@ def two_blocks(tiny_trial: TinyTrial, monkeypatch: pytest.MonkeyPatch) -> TinyTr
 
 COMPILED = pytest.mark.parametrize(
     "method",
-    [{"name": "alast", "alpha": 0.5, "trainable_blocks": 1}, {"name": "tome", "merge": 3}],
-    ids=lambda method: method["name"],
+    [
+        {"name": "alast", "alpha": 0.5, "trainable_blocks": 1},
+        {"name": "alast", "alpha": 0.5, "trainable_blocks": 1, "drop_tokens": "before_mlp", "keep_multiple": 1},
+        {"name": "tome", "merge": 3},
+    ],
+    ids=lambda method: method.get("drop_tokens", method["name"]),
 )
 
 

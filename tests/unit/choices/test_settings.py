@@ -91,6 +91,7 @@ def test_alast_and_its_rivals_are_a_space_for_every_depth(blocks: int) -> None:
         "apla",
         "tome",
         "top_k",
+        "reader",
         "head",
     }
     assert max(settings.get("trainable_blocks", 0) for settings in methods.values()) <= blocks

@@ -15,6 +15,7 @@ from tests.unit.every_method import DEPTH, MODELS, vit
 METHODS: list[dict[str, Any]] = [
     {"name": "full"},
     {"name": "apla", "columns": 9},
+    {"name": "reader", "read": "attentive"},
     {"name": "bsr", "blocks": [2, 5], "keep": 0.5},
     {"name": "tome", "merge": 3},
     {"name": "alast", "reading": "authors", "trainable_blocks": 2},

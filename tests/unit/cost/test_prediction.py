@@ -86,11 +86,13 @@ def test_random_plans_cost_what_is_predicted(name: str) -> None:
         {"name": "bsr", "blocks": (2, 5), "keep": 0.5},
         {"name": "tome", "merge": 6},
         {"name": "apla", "columns": 9},
+        {"name": "reader", "read": "attentive"},
         {"name": "alast", "reading": "paper", "trainable_blocks": 3, "initial_budget": 0.6},
         {"name": "alast", "reading": "authors", "trainable_blocks": 3, "frozen_backward": "residual"},
         {"name": "alast", "reading": "fast", "trainable_blocks": 3, "target_budget": 0.4, "lora": {"rank": 4}},
+        {"name": "alast", "target_budget": 0.4, "drop_tokens": "before_mlp", "trainable_blocks": 3},
     ],
-    ids=lambda values: values.get("reading", values["name"]),
+    ids=lambda values: values.get("drop_tokens", values.get("reading", values["name"])),
 )
 def test_micro_batches_are_predicted_too(values: dict[str, Any]) -> None:
     """Of 8 images in 3 parts, that is 3, 3 and 2."""
@@ -124,6 +126,9 @@ def test_what_the_tap_holds_counts_where_nothing_waits_for_the_backward() -> Non
     assert second.peak_error <= 0.01
 
 
+NAMED = ("ranking", "drop_tokens", "reading", "name")
+BEFORE_MLP: dict[str, Any] = {"name": "alast", "trainable_blocks": 1, "initial_budget": 0.5, "keep_multiple": 1}
+BEFORE_MLP |= {"drop_tokens": "before_mlp", "delta_reduction": "relative", "alpha": 0.0}
 REFUSED = {  # by methods that ask for scores of tokens, or for linear layers of their own
     "vit_dwee_patch16_reg1_gap_256": ("alast", "fast"),
     "vit_base_patch16_xp_224": ("alast", "fast"),
@@ -137,8 +142,10 @@ REFUSED = {  # by methods that ask for scores of tokens, or for linear layers of
         ({"name": "tome", "merge": 4}, "fp32"),
         ({"name": "alast", "reading": "paper", "trainable_blocks": 1, "initial_budget": 0.5, "lora": {}}, "fp32"),
         ({"name": "alast", "reading": "fast", "trainable_blocks": 1, "target_budget": 0.5, "keep_multiple": 1}, "bf16"),
+        (BEFORE_MLP, "fp32"),
+        (BEFORE_MLP | {"frozen_backward": "residual", "ranking": "random"}, "bf16"),
     ],
-    ids=lambda value: value if isinstance(value, str) else value.get("reading", value["name"]),
+    ids=lambda value: value if isinstance(value, str) else next((value[k] for k in NAMED if k in value), ""),
 )
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")

@@ -9,8 +9,11 @@ from timm.models.vision_transformer import VisionTransformer
 from alast_tune.config import AlastConfig, TrainConfig
 from alast_tune.errors import ConfigError
 from alast_tune.methods import Alast, StepPlan, build_method
+from alast_tune.methods.summary import summary_updates
+from alast_tune.models.backbone import embed
 
 DEPTH = 6
+ALL = {"early": 1.0, "middle": 1.0, "late": 1.0}
 
 
 def vit(**options: Any) -> VisionTransformer:
@@ -87,6 +90,43 @@ def test_budgets_move_by_equation_six_between_two_steps() -> None:
     assert len(set(expected)) == DEPTH
 
 
+@pytest.mark.parametrize(
+    ("reduction", "growth"), [("batch_mean", 10_000.0), ("batch_sum", 10_000.0), ("relative", 1.0)]
+)
+def test_relative_deltas_do_not_grow_with_the_residual_stream(reduction: str, growth: float) -> None:
+    """Norms make blocks see the same where all that is added to the stream is a hundred times as large."""
+    found = []
+    for scale in (1.0, 100.0):
+        model = vit()
+        with torch.no_grad():
+            model.cls_token.normal_(std=0.1)
+            for parameter in model.blocks[0].parameters():
+                parameter.mul_(3)
+            writers = [layer for block in model.blocks for layer in (block.attn.proj, block.mlp.fc2)]
+            for layer in (model.patch_embed.proj, *writers):
+                layer.weight.mul_(scale)
+                layer.bias.mul_(scale)
+            for stream in (model.cls_token, model.pos_embed):
+                stream.mul_(scale)
+        for block in model.blocks:
+            block.norm1.eps = block.norm2.eps = 0.0
+        method = alast(model, reading="paper", delta_reduction=reduction)
+        step(method)
+        found.append(method.deltas)
+    small, large = found
+    assert large == pytest.approx([growth * delta for delta in small], rel=1e-3)
+    assert len(set(small)) == DEPTH and max(small) > 1e-3
+
+
+def test_relative_deltas_are_what_calibration_looks_at() -> None:
+    model = vit()
+    method = alast(model, reading="paper", delta_reduction="relative", alpha=0.5, initial_budget=0.5, floors=ALL)
+    magnitudes_L, _ = summary_updates(model, embed(model, images()))
+    step(method)
+    assert method.plan.tokens_L == (17,) * DEPTH
+    assert method.deltas == pytest.approx(magnitudes_L.tolist(), rel=1e-5)
+
+
 def test_next_step_uses_the_budgets_learned_before() -> None:
     method = alast(vit(), reading="fast", initial_budget=0.5, keep_multiple=1, alpha=1.0)
     step(method)
@@ -105,6 +145,13 @@ def test_calibration_sets_budgets_once_from_the_first_images() -> None:
     step(method, 1)
     assert not method.plan.calibrated
     assert method.budgets == budgets
+
+
+def test_the_same_budget_for_every_block_is_the_same_share_of_the_image() -> None:
+    method = alast(vit(), reading="fast", initial_budget=0.6, alpha=0.0, keep_multiple=1)
+    for number in range(3):
+        step(method, number)
+        assert method.plan.tokens_L == (17, 10, 10, 10, 10, 10)
 
 
 def test_floors_hold_by_thirds_of_the_depth() -> None:

@@ -120,3 +120,22 @@ def test_as_many_columns_as_there_are_or_more_are_refused(columns: int) -> None:
     with pytest.raises(ConfigError, match=rf"^method.columns = {columns}: give fewer than 32, or none for all$"):
         apla(model, columns)
     model.load_state_dict(vit().state_dict(), strict=True)  # it was left as it was
+
+
+@pytest.mark.parametrize("columns", [None, 5])
+def test_of_some_blocks_only_their_projections_train_and_nothing_below_keeps_a_graph(columns: int | None) -> None:
+    model = vit()
+    reached = []
+    for block in model.blocks:
+        block.register_forward_hook(lambda module, inputs, output: reached.append(output.requires_grad))
+    method = build_method(AplaConfig(columns=columns, blocks=(3, 5)), model)
+    train(method, steps=1)
+    chosen = {f"blocks.{block}.attn.proj.{part}" for block in (3, 5) for part in ("weight", "bias")}
+    assert set(moved(method.export())) == chosen | {"head.weight", "head.bias"}
+    assert method.plan.trainable_L == (False, False, False, True, False, True)
+    assert reached == [False, False, False, True, True]  # of the last one the class token alone is computed
+
+
+def test_a_block_that_there_is_not_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^method.blocks = 6: the model has blocks 0 to 5$"):
+        build_method(AplaConfig(blocks=(2, 6)), vit())

@@ -45,7 +45,7 @@ def test_scaling_reaches_the_mean_and_respects_floors() -> None:
     )
 
 
-@pytest.mark.parametrize("how", ["proportional", "softmax", "top_k"])
+@pytest.mark.parametrize("how", ["proportional", "softmax", "top_k", "uniform"])
 def test_exactly_count_blocks_are_drawn_even_where_budgets_vanish(how: str) -> None:
     generator = torch.Generator().manual_seed(0)
     for count in range(7):
@@ -61,6 +61,12 @@ def test_drawing_is_proportional_to_the_budget() -> None:
     generator = torch.Generator().manual_seed(1)
     hits = sum(sample_layers([0.1, 0.3, 0.6], 1, generator).double() for _ in range(4000)) / 4000
     assert hits.tolist() == pytest.approx([0.1, 0.3, 0.6], abs=0.03)
+
+
+def test_a_uniform_drawing_does_not_look_at_budgets() -> None:
+    generator = torch.Generator().manual_seed(1)
+    hits = sum(sample_layers([0.1, 0.3, 0.6], 1, generator, "uniform").double() for _ in range(4000)) / 4000
+    assert hits.tolist() == pytest.approx([1 / 3] * 3, abs=0.03)
 
 
 @pytest.mark.parametrize("count", [-1, 4])

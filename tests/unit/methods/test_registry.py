@@ -33,7 +33,7 @@ from alast_tune.tracking.names import run_name
 from alast_tune.tune.cluster import _worker_setup
 from tests.unit.every_method import vit
 
-OURS = ["alast", "full", "head", "top_k", "bsr", "tome", "lora", "apla"]
+OURS = ["alast", "full", "head", "top_k", "bsr", "tome", "lora", "apla", "reader"]
 
 
 @pytest.fixture(autouse=True)
@@ -248,7 +248,7 @@ def test_the_command_line_has_its_options(package: Path) -> None:
     paths = {"PYTHONPATH": f"{package}:{Path(alast_tune.__file__).parents[1]}"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=paths, check=True)
     assert "--method.share float" in done.stdout
-    assert "alast,apla,bsr,full,head,plugged,tome,top_k" in done.stdout
+    assert "alast,apla,bsr,full,head,plugged,reader,tome,top_k" in done.stdout
 
 
 def test_settings_need_no_torch_until_a_method_is_named() -> None:

@@ -1,6 +1,7 @@
 """Token merging against a slow one in plain loops, and what it makes of a whole model."""
 
 import math
+import re
 from typing import Any
 
 import pytest
@@ -249,6 +250,47 @@ def test_schedules_that_cannot_be_are_refused() -> None:
         tome(vit(), merge=(1, 2))
     with pytest.raises(ConfigError, match=r"^method.target_flops = 0.05: no merging saves that much; give more"):
         tome(vit(), target_flops=0.05)
-    for options in ({}, {"merge": 2, "target_flops": 0.5}):
-        with pytest.raises(ValidationError, match="give either merge"):
+    for options in ({}, {"merge": 2, "target_flops": 0.5}, {"merge": 0, "merge_once_in": 0}):
+        with pytest.raises(ValidationError, match="give one of merge"):
             TomeConfig.model_validate(options)
+    with pytest.raises(ValidationError, match="with lora give merge instead"):
+        TomeConfig.model_validate({"target_flops": 0.5, "lora": {}})
+    with pytest.raises(ValidationError, match="merge_share"):  # no more than half can merge at once
+        TomeConfig.model_validate({"merge_once_in": 2, "merge_share": 0.6})
+    with pytest.raises(ConfigError, match=r"^method.merge_once_in = 6: the model has blocks 0 to 5$"):
+        tome(vit(), merge_once_in=6)
+    with pytest.raises(ConfigError, match=r"^method.merge_once_in = 5: no block comes after this one, .* an earlier"):
+        tome(vit(), merge_once_in=5)
+    with pytest.raises(ConfigError, match=r"^method.lora.blocks = 7: the model has blocks 0 to 5$"):
+        tome(vit(), merge_once_in=2, lora={"blocks": (7,)})
+
+
+@pytest.mark.parametrize(
+    ("options", "once_in", "share", "expected"),
+    [
+        ({}, 2, 0.5, (0, 0, 8, 0, 0, 0)),
+        ({}, 0, 0.3, (4, 0, 0, 0, 0, 0)),
+        ({"reg_tokens": 4}, 4, 0.5, (0, 0, 0, 0, 8, 0)),
+    ],
+    ids=str,
+)
+def test_merging_once_is_a_schedule_of_one_block(
+    options: dict[str, Any], once_in: int, share: float, expected: tuple[int, ...]
+) -> None:
+    """A share of the 16 patches; the class token and registers are none."""
+    method, twin = (
+        tome(lively(options), merge_once_in=once_in, merge_share=share),
+        tome(lively(options), merge=expected),
+    )
+    assert method.merges_L == expected
+    assert method.plan == twin.plan
+    assert torch.equal(method.forward(images()), twin.forward(images()))
+
+
+def test_on_adapters_it_starts_as_without_and_trains_them_alone() -> None:
+    method, twin = tome(lively(), merge_once_in=2, lora={"rank": 2, "blocks": (3, 5)}), tome(lively(), merge_once_in=2)
+    torch.testing.assert_close(method.forward(images()), twin.forward(images()), atol=1e-6, rtol=1e-6)
+    assert method.plan.tokens_L == twin.plan.tokens_L == (17, 17, 17, 9, 9, 9)
+    assert method.plan.trainable_L == (False, False, False, True, False, True)
+    trained = {name for name, p in method.model.named_parameters() if p.requires_grad}
+    assert trained and all(re.match(r"head\.|blocks\.[35]\..*\.lora_", name) for name in trained)

@@ -42,6 +42,7 @@ OPEN = {f"method/floors/{part}": {"type": "float", "low": 0.1, "high": 1.0} for 
         ({"name": "alast", "reading": "fast"}, {"method/trainable_blocks": BLOCKS}, ["full", "paper"], []),
         ({"name": "full"}, {"train/learning_rate": RATE}, ["full"], ["full"]),
         ({"name": "lora"}, {"train/learning_rate": RATE}, ["full"], []),
+        ({"name": "full"}, {"train/token_keep": RATE}, ["full"], []),
         ({"name": "head"}, {"way": WAYS}, ["full"], []),
         ({"name": "head"}, {"way": ADAPTIVE}, ["full", "paper"], []),
     ],
@@ -52,3 +53,13 @@ def test_baselines_run_where_they_can_be_compared_with_and_teach_only_as_points_
     sweep = SweepConfig.model_validate({"trial": {"method": method}, "space": space})
     assert begins_with(sweep) == first
     assert [baseline for baseline in ("full", "paper") if is_point(sweep, baseline)] == points
+
+
+def test_baselines_train_on_all_tokens_of_whole_images() -> None:
+    trial = {"train": {"image_size_first": 16, "token_keep_last": 0.9, "epochs": 5}}
+    sweep = SweepConfig.model_validate({"trial": trial, "space": {"train/token_keep": RATE}})
+    params = baseline_params(sweep.trial, sweep.space, "full")
+    whole, part = (trial_config(sweep, params, baseline).train for baseline in ("full", None))
+    assert (whole.token_keep, whole.token_keep_last, whole.image_size_first) == (1.0, None, None)
+    assert (part.token_keep < 1, part.token_keep_last, part.image_size_first) == (True, 0.9, 16)
+    assert whole.epochs == 5
