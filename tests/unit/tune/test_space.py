@@ -6,7 +6,7 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from alast_tune.config import Choice, FloatRange, IntRange, SweepConfig
-from alast_tune.tune.space import begins_with, is_point, to_optuna
+from alast_tune.tune.space import baseline_params, begins_with, is_point, to_optuna, trial_config
 
 
 def test_each_kind() -> None:
