@@ -150,6 +150,9 @@ class TrainConfig(Record):
         description="keep of each block's forward only the tokens that enter, and run it again in the backward: a "
         "third more work, a fraction of the activations",
     )
+    activations: Literal["exact", "approximate"] = Field(
+        "exact", description="approximate: GELU keeps 4 bits an element for its backward, whose derivative is rounded"
+    )
     token_keep: float = Field(
         1.0,
         gt=0,
@@ -165,9 +168,6 @@ class TrainConfig(Record):
         ge=1,
         description="side of the training images in the first epoch, pixels; grows evenly, patch by patch, to the "
         "model's own image size in the last epoch, at which all evaluation is; unset: always the model's own",
-    )
-    activations: Literal["exact", "approximate"] = Field(
-        "exact", description="approximate: GELU keeps 4 bits an element for its backward, whose derivative is rounded"
     )
     learning_rate: float = Field(1e-4, gt=0, description="unset: 1e-4, with adapters 1e-3, as in the paper")
     warmup_epochs: float = Field(0.0, ge=0, description="linear warm-up of the learning rate")
