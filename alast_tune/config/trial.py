@@ -148,7 +148,7 @@ class TrainConfig(Record):
     checkpoint_blocks: bool = Field(
         False,
         description="keep of each block's forward only the tokens that enter, and run it again in the backward: a "
-        "third more work, a fraction of the activations",
+        "quarter to a half more FLOPs, a fraction of the activations",
     )
     activations: Literal["exact", "approximate"] = Field(
         "exact", description="approximate: GELU keeps 4 bits an element for its backward, whose derivative is rounded"
