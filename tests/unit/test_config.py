@@ -125,8 +125,11 @@ def test_adapters_have_their_own_learning_rate_unless_one_is_set() -> None:
 @pytest.mark.parametrize(
     ("values", "line"),
     [
-        ({"name": "tome"}, "method = {...}: give either merge (8, say) or target_flops"),
-        ({"name": "tome", "merge": 2, "target_flops": 0.5}, "give either merge (8, say) or target_flops"),
+        ({"name": "tome"}, "method = {...}: give one of merge (8, say), target_flops (0.6, say) and merge_once_in"),
+        (
+            {"name": "tome", "merge": 2, "target_flops": 0.5},
+            "give one of merge (8, say), target_flops (0.6, say) and merge_once_in",
+        ),
         ({"name": "lora", "targets": ["qkvs"]}, "method.targets.0 = qkvs: Input should be"),
         ({"name": "alast", "lora": {"rank": 0}}, "method.lora.rank = 0: Input should be greater than or equal to 1"),
         ({"name": "bsr", "keep": 0}, "method.keep = 0: Input should be greater than 0"),

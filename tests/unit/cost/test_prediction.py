@@ -114,7 +114,8 @@ def test_blocks_that_run_again_are_predicted_too(name: str) -> None:
         options: dict[str, Any] = {"accumulate": parts, "checkpoint_blocks": True}
         first, second = steps(model, case.config, 7, case.precision, **options)
         assert (first.predicted.flops, second.predicted.flops) == (first.flops, second.flops), case
-        assert held_error(first) <= 0.01 or held_bytes(first) < 2000, case
+        # What is left of a step that runs again is so little that a merged token's size shows.
+        assert abs(first.predicted.held_bytes - held_bytes(first)) <= max(2000, 0.01 * held_bytes(first)), case
         assert second.peak_error <= 0.005, case
 
 

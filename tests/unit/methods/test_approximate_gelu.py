@@ -55,7 +55,7 @@ def test_losses_stay_gradients_are_near_and_less_is_held(name: str) -> None:
         exact, ours = (build_method(config, vit(), TrainConfig(**options)) for options in ({}, APPROXIMATE))
         assert torch.equal(step(exact), step(ours))
         for where, gradient in gradients(exact.model).items():
-            if gradient.any():
+            if gradient.norm() > 1e-6:  # of an attention's biases rounding alone is left
                 near = F.cosine_similarity(gradient.flatten(), gradients(ours.model)[where].flatten(), dim=0)
                 assert near > 0.98, (config, where)
         assert ours.model.state_dict().keys() == exact.model.state_dict().keys()
