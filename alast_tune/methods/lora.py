@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import logging
 from collections.abc import Iterator
 from itertools import chain, compress
 from pathlib import Path
@@ -106,6 +107,8 @@ def add_adapters(config: Adapters, model: Backbone, from_block: int) -> None:
     Raises:
         ConfigError: a block that the model does not have, or none that gets adapters.
     """
+    # peft imports bitsandbytes where it is, which names a kernel that nothing here needs.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     import peft  # seconds to import, and only this needs it
 
     field = "method.blocks" if isinstance(config, LoraConfig) else "method.lora.blocks"
