@@ -60,8 +60,8 @@ def size_of(space: Mapping[str, BaseDistribution]) -> float:
 def trial_config(sweep: SweepConfig, params: Mapping[str, Any], baseline: str | None = None) -> TrialConfig:
     """Set a trial's parameters in the sweep's base; a baseline keeps its own method and takes the others.
 
-    A baseline trains on all tokens of whole images, on no features, whatever the others do. Where micro-batches follow from a limit of
-    memory, this is the sweep's.
+    A baseline trains on all tokens of whole images, on no features, whatever the others do. Where micro-batches follow
+    from a limit of memory, this is the sweep's.
 
     Raises:
         ConfigError: two parameters, each fine, that contradict each other.
