@@ -6,6 +6,7 @@
 Every name is loaded when it is asked for: ``import alast_tune`` alone imports no torch, Ray, Optuna or MLflow.
 """
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     open = open_sweep  # noqa: A001 alast_tune.open reads well, and hides nothing outside this module
 
 __version__ = "0.1.0"
+
+# bitsandbytes, which peft imports wherever it is installed, misses a kernel that nothing here needs.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 _HOMES = {
     "MethodConfig": "config.MethodConfig",

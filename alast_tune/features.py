@@ -23,7 +23,7 @@ from alast_tune.data.decoded import share_array
 from alast_tune.data.loading import whole_loader
 from alast_tune.errors import ConfigError
 from alast_tune.methods.base import Constant, Method
-from alast_tune.models import input_spec
+from alast_tune.models import architecture_name, input_spec
 from alast_tune.models.backbone import Backbone, predict_tokens
 from alast_tune.models.reading import PREFIX, has_reader
 
@@ -121,10 +121,13 @@ def _rows(features: NDArray[np.float32], batch: list[int]) -> Tensor:
 
 
 def _hash_weights(model: Backbone, start: int) -> str:
-    """Hash the weights of the embedding and of the blocks below ``start``; all of them where a reader classifies."""
+    """Hash the weights of the embedding and of the blocks below ``start``; all of them where a reader classifies.
+
+    And the architecture's name: of the same weights QuickGELU, say, makes other features than GELU.
+    """
     later = tuple(f"blocks.{block}." for block in range(start, len(model.blocks)))
     after = (PREFIX,) if has_reader(model) else ("norm.", "fc_norm.", "attn_pool.", "head.")
-    digest = hashlib.blake2b(digest_size=16)
+    digest = hashlib.blake2b(str(architecture_name(model)).encode(), digest_size=16)
     for name, tensor in model.state_dict().items():
         if not name.startswith(later + after):
             digest.update(name.encode())

@@ -12,6 +12,9 @@ SHORT = {"trainable_blocks": "K", "learning_rate": "lr", "target_budget": "budge
 SHORT |= {"weight_decay": "decay", "lora_alpha": "scale", "train_embeddings": "embeddings"}
 """What settings are called in labels and in the names of runs."""
 
+_SHARED = {"none", "auto", "exact"}
+"""Texts that several settings take."""
+
 
 def method_label(config: TrialConfig, baseline: str | None = None, *, key: bool = False) -> str:
     """Name a trial's method: ``ALaST``, ``full fine-tuning``; with ``key`` and its foremost setting, ``ALaST, K 9``."""
@@ -39,8 +42,13 @@ def setting_labels(settings: Mapping[str, object]) -> list[str]:
             continue
         name = path.rsplit("/", 1)[-1]
         name = f"{name} floor" if path in floors else SHORT.get(name, name)
-        found.append(value if isinstance(value, str) else f"{name} {_digits(value)}")
+        found.append(text_label(name, value) if isinstance(value, str) else f"{name} {_digits(value)}")
     return [safe(label) for label in found]
+
+
+def text_label(name: str, value: str) -> str:
+    """Let a text stand for itself, unless several settings take it: ``residual``, but ``features none``."""
+    return f"{name} {value}" if value in _SHARED else value
 
 
 def _digits(value: object) -> str:

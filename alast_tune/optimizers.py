@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable
 
@@ -39,8 +38,6 @@ def _eight_bit_adamw() -> Callable[..., Optimizer]:
     Raises:
         ConfigError: bitsandbytes is not there, or not for this machine.
     """
-    # It names a kernel that nothing here needs.
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     try:
         from bitsandbytes.optim.adamw import AdamW8bit  # a second to import, and only this needs it
     except Exception as error:

@@ -236,13 +236,17 @@ class TrialConfig(Record):
         return filled
 
 
-_PHASES = ("token_keep", "token_keep_last", "image_size_first")
+_SHORTCUTS = {"data": ("features", "views"), "train": ("token_keep", "token_keep_last", "image_size_first")}
 
 
 def with_whole_images(trial: TrialConfig) -> TrialConfig:
-    """Let all tokens of images at the model's own size train, as what others are compared with does."""
-    whole = {name: TrainConfig.model_fields[name].default for name in _PHASES if name in trial.train.model_fields_set}
-    return trial.model_copy(update={"train": trial.train.model_copy(update=whole)})
+    """Let all tokens of images at the model's own size train, no features, as what others are compared with does."""
+    for group, names in _SHORTCUTS.items():
+        record = getattr(trial, group)
+        fields = type(record).model_fields
+        whole = {name: fields[name].default for name in names if name in record.model_fields_set}
+        trial = trial.model_copy(update={group: record.model_copy(update=whole)})
+    return trial
 
 
 PLACES = (

@@ -308,11 +308,13 @@ class Constant:
 
 
 def check_blocks(field: str, blocks: Sequence[int], model: Backbone) -> None:
-    """Refuse numbers of blocks that there are not.
+    """Refuse numbers of blocks that there are not, or that come twice.
 
     Raises:
         ConfigError: the first such number.
     """
+    if twice := [block for block in blocks if blocks.count(block) > 1]:
+        raise ConfigError(field, twice[0], "is there twice; name each block once")
     for block in blocks:
         if not 0 <= block < len(model.blocks):
             raise ConfigError(field, block, f"the model has blocks 0 to {len(model.blocks) - 1}")

@@ -34,6 +34,7 @@ __all__ = [
     "EMBEDDED_WEIGHTS",
     "Backbone",
     "InputSpec",
+    "architecture_name",
     "architecture_of",
     "check_weights",
     "create_model",
@@ -172,6 +173,12 @@ def input_spec(model: Backbone) -> InputSpec:
         mean=tuple(cfg.get("mean", IMAGENET_DEFAULT_MEAN)),
         std=tuple(cfg.get("std", IMAGENET_DEFAULT_STD)),
     )
+
+
+def architecture_name(model: Backbone) -> str | None:
+    """Give timm's name of a model's architecture; None of the embedded one, which timm does not know."""
+    name: str | None = _pretrained_cfg(model).get("architecture")
+    return name
 
 
 def _pretrained_cfg(model: Backbone) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Set
 from typing import Any
 
 from alast_tune.config import TrialConfig, flatten
-from alast_tune.labels import SHORT
+from alast_tune.labels import SHORT, text_label
 from alast_tune.summary import trial_id
 from alast_tune.text import short_number
 
@@ -53,7 +53,7 @@ def _varied_words(config: TrialConfig, params: Mapping[str, Any], said: Set[str]
         leaf = path.rpartition("/")[2]
         leaf = SHORT.get(leaf, leaf)
         if isinstance(value, str):
-            yield value
+            yield text_label(leaf, value)
         elif isinstance(value, bool):
             yield leaf if value else f"no {leaf}"
         else:

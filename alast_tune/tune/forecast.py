@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from alast_tune.config import BlockChoice, DataConfig, MethodConfig, ModelConfig, TopKConfig, TrialConfig
 from alast_tune.cost import StepCosts
-from alast_tune.data import Splits
+from alast_tune.data import Splits, batch_count
 from alast_tune.errors import MemoryLimitError
 from alast_tune.features import features_start
 from alast_tune.methods import Constant, Method, build_method, with_blocks_chosen
@@ -135,7 +135,7 @@ class Forecast:
                 parts, peak = batch, max(peak, error.peak_bytes)
             micro.append(-(-batch // parts))
             image_flops = sum(costs.image_flops(method_config, plan) for plan in plans.drawn) / len(plans.drawn)
-            flops += image_flops * start.images * epochs
+            flops += image_flops * batch * batch_count(start.images, train.batch_size) * epochs
             steps = [costs.step(method_config, plan, batch, optimizer, precision, parts) for plan in plans.heaviest]
             peak = max(peak, *(step.peak_bytes for step in steps))
         if first:

@@ -60,8 +60,8 @@ def size_of(space: Mapping[str, BaseDistribution]) -> float:
 def trial_config(sweep: SweepConfig, params: Mapping[str, Any], baseline: str | None = None) -> TrialConfig:
     """Set a trial's parameters in the sweep's base; a baseline keeps its own method and takes the others.
 
-    A baseline trains on all tokens of whole images, whatever the others do. Where micro-batches follow from a limit of
-    memory, this is the sweep's.
+    A baseline trains on all tokens of whole images, on no features, whatever the others do. Where micro-batches follow
+    from a limit of memory, this is the sweep's.
 
     Raises:
         ConfigError: two parameters, each fine, that contradict each other.
@@ -92,7 +92,7 @@ def is_point(sweep: SweepConfig, baseline: str) -> bool:
         config = trial_config(sweep, baseline_params(sweep.trial, sweep.space, baseline))
     except ConfigError:
         return False
-    if config.train != with_whole_images(config).train:
+    if config != with_whole_images(config):
         return False
     method, own = config.method, BASELINES[baseline]
     if baseline == "full" and isinstance(method, AlastConfig):

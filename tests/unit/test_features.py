@@ -12,10 +12,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from alast_tune.config import TrialConfig, parse
 from alast_tune.cost import STEPS
 from alast_tune.errors import ConfigError
+from alast_tune.features import _hash_weights
 from alast_tune.results import EpochReport
 from alast_tune.run import Run
 from alast_tune.train import fit
 from alast_tune.tune.forecast import Forecast
+from tests.unit.kinds import KINDS, small
 from tests.unit.tiny import DEPTH
 
 TinyTrial = Callable[..., TrialConfig]
@@ -117,6 +119,13 @@ def test_runs_that_begin_alike_share_a_file_and_others_do_not(tiny_trial: TinyTr
     assert files() == 6
     train({"name": "full", "from_block": 4}, seed=1)  # draws other weights
     assert files() == 8
+
+
+def test_the_same_weights_in_another_architecture_make_other_features() -> None:
+    names = ("vit_base_patch32_clip_224", "vit_base_patch32_clip_quickgelu_224")  # OpenAI's weights are of the second
+    plain, quick = (small(name, KINDS[names[1]]) for name in names)
+    quick.load_state_dict(plain.state_dict())
+    assert _hash_weights(plain, 1) == _hash_weights(small(names[0], KINDS[names[1]]), 1) != _hash_weights(quick, 1)
 
 
 def test_views_are_augmentations_that_take_turns(tiny_trial: TinyTrial) -> None:

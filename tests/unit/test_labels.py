@@ -38,6 +38,8 @@ def test_settings_are_a_few_words_each() -> None:
         "seed 3",
         "floors 0.1/0.25/0.5",
     ]
+    texts = {"data/features": "none", "train/accumulate": "auto", "method/frozen_backward": "residual"}
+    assert setting_labels(texts) == ["features none", "accumulate auto", "residual"]
     assert setting_labels({"way": "lora", "train/learning_rate": 1.234e-4, "train/batch_size": 32, "x/y": True}) == [
         "lora",
         "lr 0.00012",

@@ -1,5 +1,6 @@
 """Moments of 8 bits: what they save, that the meter knows it, and that a run with them can be resumed."""
 
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from alast_tune.errors import ConfigError
 from alast_tune.methods import build_method
 from alast_tune.optimizers import build_optimizer
 from alast_tune.run import Run
+from tests.integration.harness import ROOT
 from tests.unit import tiny
 from tests.unit.every_method import vit
 
@@ -65,6 +67,12 @@ def test_they_learn_as_adamw_does_and_a_resumed_run_equals_an_uninterrupted_one(
     assert [report.train_loss for report in reports] == pytest.approx(
         [plain.train_epoch().train_loss for _ in range(2)], rel=0.02
     )
+
+
+def test_adapters_say_nothing_of_a_kernel_that_is_not_needed() -> None:
+    """peft imports bitsandbytes wherever it is installed, which would warn at each process's first adapter."""
+    command = [sys.executable, "-c", "import alast_tune, peft.tuners.lora"]
+    assert subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stderr == ""
 
 
 def test_without_the_package_they_are_refused_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,6 +80,7 @@ def test_blocks_left_open_are_those_found_or_the_first_and_others_stay() -> None
     ("options", "complaint"),
     [
         ({}, r"^method.blocks = None: no block is chosen: explore first \(fit does\), or name some$"),
+        ({"blocks": (0, 3, 3)}, r"^method.blocks = 3: is there twice; name each block once$"),
         ({"blocks": (0, 6)}, r"^method.blocks = 6: the model has blocks 0 to 5$"),
     ],
 )

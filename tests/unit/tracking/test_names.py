@@ -61,6 +61,7 @@ def test_what_the_sweep_varies_follows_as_far_as_there_is_room() -> None:
 
 def test_variants_go_by_their_names_and_switches_by_theirs() -> None:
     assert named({"name": "head"}, {"method": "head", "data": "night"}) == "0013 head night"
+    assert named({"name": "head"}, {"data/features": "none"}) == "0013 head features none"
     assert named({"name": "alast"}, {"method/train_embeddings": False}) == "0013 alast K9 keep .6 no embeddings"
     assert len(named({"name": "top_k", "blocks": list(range(40))})) <= LONGEST
 

@@ -6,6 +6,7 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from alast_tune.config import Choice, FloatRange, IntRange, SweepConfig
+from alast_tune.tune.preview import full_of
 from alast_tune.tune.space import baseline_params, begins_with, is_point, to_optuna, trial_config
 
 
@@ -27,6 +28,7 @@ RATE = {"type": "float", "low": 1e-4, "high": 1e-2, "log": True}
 WAYS = {"type": "variants", "variants": {"head": {"method": {"name": "head"}}, "few": {"method": {"name": "lora"}}}}
 ADAPTIVE = {"type": "variants", "variants": {"a": {"method": {"name": "alast"}}, "b": {"method": {"name": "lora"}}}}
 OPEN = {f"method/floors/{part}": {"type": "float", "low": 0.1, "high": 1.0} for part in ("early", "middle", "late")}
+CACHED = {"type": "categorical", "choices": ["cache"]}
 
 
 @pytest.mark.parametrize(
@@ -43,6 +45,7 @@ OPEN = {f"method/floors/{part}": {"type": "float", "low": 0.1, "high": 1.0} for 
         ({"name": "full"}, {"train/learning_rate": RATE}, ["full"], ["full"]),
         ({"name": "lora"}, {"train/learning_rate": RATE}, ["full"], []),
         ({"name": "full"}, {"train/token_keep": RATE}, ["full"], []),
+        ({"name": "full"}, {"data/features": CACHED}, ["full"], []),
         ({"name": "head"}, {"way": WAYS}, ["full"], []),
         ({"name": "head"}, {"way": ADAPTIVE}, ["full", "paper"], []),
     ],
@@ -53,6 +56,17 @@ def test_baselines_run_where_they_can_be_compared_with_and_teach_only_as_points_
     sweep = SweepConfig.model_validate({"trial": {"method": method}, "space": space})
     assert begins_with(sweep) == first
     assert [baseline for baseline in ("full", "paper") if is_point(sweep, baseline)] == points
+
+
+def test_baselines_train_on_images_where_others_train_on_features() -> None:
+    trial = {"data": {"features": "cache", "augment": "paper", "views": 4}, "method": {"name": "full"}}
+    sweep = SweepConfig.model_validate({"trial": trial, "space": {"method/from_block": BLOCKS}})
+    params = baseline_params(sweep.trial, sweep.space, "full")
+    data = trial_config(sweep, params, "full").data
+    assert (data.features, data.views, data.augment) == ("none", 1, "paper")
+    assert full_of(sweep.trial).data == data
+    part = trial_config(sweep, params).data
+    assert (part.features, part.views, part.augment) == ("cache", 4, "paper")
 
 
 def test_baselines_train_on_all_tokens_of_whole_images() -> None:
