@@ -76,7 +76,7 @@ def test_what_a_driver_registers_trains_in_rays_workers(tmp_path: Path) -> None:
     # This process knows no such method: what is stored is plain values.
     front = json.loads((tmp_path / "runs/own/front.json").read_text())["front"]
     assert [(one["config"]["method"], one["config"]["data"]["dataset"]) for one in front] == [
-        ({"name": "norms", "share": 0.5}, "greys")
+        ({"name": "norms", "from_block": 0, "share": 0.5}, "greys")
     ]
     with pytest.raises(ValueError, match="norms: no such method"):
         FrontFile.read(tmp_path / "runs/own/front.json")
