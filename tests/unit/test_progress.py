@@ -49,7 +49,7 @@ def test_a_log_has_a_line_a_trial_with_method_settings_and_result() -> None:
         progress.ended(result, summarise("demo", ended, fronts.REFERENCE))
     progress.close()
     share = [f"{summarise('demo', ended[:n], fronts.REFERENCE).hypervolume_share:.3f}" for n in (1, 2, 3)]
-    settings = "alpha 0.0001{}, K {}, floors 0.12/0.46/0.79, budget 0.54, exact, lr 0.0008{}"
+    settings = "alpha 0.0001{}, K {}, floors 0.12/0.46/0.79, budget 0.54, frozen_backward exact, lr 0.0008{}"
     first, second, third, fourth = written(console)
     assert first == (
         "trial 0000 complete (full fine-tuning): accuracy 0.9400, 100% of the FLOPs, 100 MiB, on the front"
