@@ -131,5 +131,5 @@ def _hash_weights(model: Backbone, start: int) -> str:
     for name, tensor in model.state_dict().items():
         if not name.startswith(later + after):
             digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

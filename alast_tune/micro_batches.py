@@ -59,7 +59,7 @@ def micro_batches(
     """Say into how many micro-batches a batch is split, the same for all steps of a size.
 
     Args:
-        train: ``accumulate``, so many; auto: the fewest with which no step's predicted peak is above ``max_memory``.
+        train: its ``accumulate``: a number, or auto, the fewest with no step's predicted peak above ``max_memory``.
         costs: of the model, at the images' size.
         config: of the method.
         plans: that steps may have; the heaviest counts, and without a limit none.
@@ -68,7 +68,7 @@ def micro_batches(
 
     Raises:
         ConfigError: auto without a limit.
-        MemoryLimitError: so many are predicted to take more than the limit; with auto, one image at a time is.
+        MemoryLimitError: a step is predicted to exceed the limit; with auto, even one image at a time.
     """
     check_limit(train)
     limit_bytes, auto = train.max_memory, train.accumulate == "auto"

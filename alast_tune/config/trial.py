@@ -46,7 +46,7 @@ class DataConfig(Record):
         "processes share; steps begin there. Needs blocks that never train below (method.from_block, say)",
     )
     views: int = Field(
-        1, ge=1, description="with features cached: so many fixed augmentations of each image, one an epoch in turn"
+        1, ge=1, description="with features cached: number of fixed augmentations of each image; epochs take turns"
     )
     validation_fraction: float = Field(
         0.2, gt=0, lt=1, description="share of the images held out for validation where the dataset has no such split"
@@ -136,7 +136,7 @@ class TrainConfig(Record):
     batch_size: int = Field(128, ge=1)
     accumulate: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         1,
-        description="split each batch into so many forwards and backwards, for less memory; auto: into the fewest that "
+        description="number of micro-batches that each batch is split into, for less memory; auto: the fewest that "
         "keep max_memory",
     )
     max_memory: ByteSize | None = Field(

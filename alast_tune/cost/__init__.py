@@ -61,8 +61,8 @@ class Meter:
     ) -> Iterator[None]:
         """Run one training step inside, from its first forward to its update.
 
-        ``images_BCHW`` are this rank's, in so many ``parts``; ``batch`` counts those of all ranks: FLOPs are all
-        ranks', bytes this one's.
+        ``images_BCHW`` are this rank's, split into ``parts`` micro-batches; ``batch`` counts the images of all ranks.
+        FLOPs are all ranks', bytes this one's.
         """
         whole = int(self._model.patch_embed.img_size[0])
         side = self.image_size(images_BCHW)

@@ -59,7 +59,7 @@ class Alast:
         )
         self._micro_batches: Sequence[Tensor] = ()
         self._deltas: list[Tensor] = []  # (L,) of each micro-batch, summed over
-        self._images = 0  # so many images
+        self._images = 0  # number of images they are of
 
         self._parameters = parameters_to_train(config, model)
         set_trainable(model.parameters(), False)

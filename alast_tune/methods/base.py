@@ -244,7 +244,7 @@ class Constant:
         return self._plan
 
     def tokens(self, entering: int, start: int = 0) -> Sequence[int]:
-        """Say how many tokens each block receives, from a block on which so many enter; by default as many."""
+        """Count the tokens of each block from ``start`` on, given those that enter it; by default they stay as many."""
         return [entering] * (len(self.model.blocks) - start)
 
     @property

@@ -48,7 +48,7 @@ def token_count(model: Backbone, image_size: int | None = None) -> int:
 
 
 def patches_at(model: Backbone, image_size: int) -> int:
-    """Count the patches of a square image of so many pixels a side."""
+    """Count the patches of a square image, its side given in pixels."""
     return int((image_size // model.patch_embed.patch_size[0]) ** 2)
 
 

@@ -32,7 +32,7 @@ class Costs:
     """What a trial is predicted to cost."""
 
     train_flops: float
-    """Of all its epochs, if budgets stay what they are at first; exploration not counted."""
+    """Of all its epochs, if budgets stay what they are at first; exploration and calibration not counted."""
     peak_bytes: int
     """Of its largest training step or evaluation, bytes of live tensors: weights, gradients, moments, activations."""
 

@@ -10,6 +10,7 @@ import pytest
 
 if TYPE_CHECKING:
     from alast_tune.config import TrialConfig
+    from alast_tune.objects import Objects
 
 
 @pytest.fixture(scope="session")
@@ -38,6 +39,18 @@ def bucket(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     name = tmp_path.name.replace("_", "-").lower()
     with urllib.request.urlopen(urllib.request.Request(f"{server}/{name}", method="PUT")):
         return f"s3://{name}/sweeps"
+
+
+@pytest.fixture
+def open_objects(monkeypatch: pytest.MonkeyPatch) -> Callable[[], "Objects"]:
+    """Let several machines see one store, in memory."""
+    from obstore.store import MemoryStore  # here: a GPU machine has little more than torch
+
+    from alast_tune.objects import Objects
+
+    store = MemoryStore()
+    monkeypatch.setattr("alast_tune.objects._open", lambda *arguments: store)
+    return lambda: Objects("s3://bucket/demo", None, 10)
 
 
 @pytest.fixture

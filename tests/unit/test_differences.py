@@ -8,7 +8,6 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from obstore.store import MemoryStore
 
 from alast_tune.objects import Objects
 from alast_tune.saver import Saver
@@ -21,14 +20,6 @@ from alast_tune.tracking.queue import Queue
 
 class Killed(BaseException):
     """In the place of SIGKILL: nothing is written after it."""
-
-
-@pytest.fixture
-def opened(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Objects]:
-    """Let several machines see one store, in memory."""
-    store = MemoryStore()
-    monkeypatch.setattr("alast_tune.objects._open", lambda *arguments: store)
-    return lambda: Objects("s3://bucket/demo", None, 10)
 
 
 class Machine:
@@ -86,21 +77,21 @@ def restored(folder: Path, objects: Objects) -> dict[str, list[tuple[object, ...
 
 @pytest.mark.parametrize("written", [True, False], ids=["written", "MLflow is away"])
 def test_a_trial_uploads_as_much_however_many_there_are(
-    written: bool, opened: Callable[[], Objects], tmp_path: Path
+    written: bool, open_objects: Callable[[], Objects], tmp_path: Path
 ) -> None:
-    machine = Machine(tmp_path / "here", opened())
+    machine = Machine(tmp_path / "here", open_objects())
     sent = []
     for number in range(800):
         machine.trial(number, written=written)
         sent.append(machine.uploaded / (number + 1))
     assert max(sent[100:]) < 3000, max(sent[100:])  # all of it is 50 KB, and a megabyte if MLflow is away
     assert sum(parse(name)[0] == FILE for name in machine.objects.sizes) < 1500
-    assert restored(tmp_path / "there", opened()) == rows(machine.folder)
+    assert restored(tmp_path / "there", open_objects()) == rows(machine.folder)
 
 
-def test_any_change_is_in_a_difference(opened: Callable[[], Objects], tmp_path: Path) -> None:
+def test_any_change_is_in_a_difference(open_objects: Callable[[], Objects], tmp_path: Path) -> None:
     draw = random.Random(0)
-    machine = Machine(tmp_path / "here", opened())
+    machine = Machine(tmp_path / "here", open_objects())
     for turn in range(60):
         for _ in range(draw.randrange(4)):
             run = f"{draw.randrange(6)}"
@@ -118,15 +109,15 @@ def test_any_change_is_in_a_difference(opened: Callable[[], Objects], tmp_path: 
             else:
                 machine.queue.note(run, turn)
         machine.saver.save()
-        assert restored(tmp_path / f"{turn}", opened()) == rows(machine.folder)
+        assert restored(tmp_path / f"{turn}", open_objects()) == rows(machine.folder)
 
 
 @pytest.mark.parametrize("step", ["after-difference", "amid-parts"])
 @pytest.mark.parametrize("when", [1, 2, 40])
 def test_a_killed_driver_leaves_what_it_has_uploaded_and_is_gone_on_with(
-    step: str, when: int, opened: Callable[[], Objects], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    step: str, when: int, open_objects: Callable[[], Objects], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first, passed = Machine(tmp_path / "first", opened()), 0
+    first, passed = Machine(tmp_path / "first", open_objects()), 0
 
     def killed(name: str) -> None:
         nonlocal passed
@@ -140,17 +131,17 @@ def test_a_killed_driver_leaves_what_it_has_uploaded_and_is_gone_on_with(
     monkeypatch.undo()
     monkeypatch.setattr("alast_tune.objects._open", lambda *arguments: first.objects._store)
     left = rows(first.folder)
-    second = Machine(tmp_path / "second", opened())
+    second = Machine(tmp_path / "second", open_objects())
     assert rows(second.folder) == left
     for number in range(400, 420):
         second.trial(number)
-    assert restored(tmp_path / "third", opened()) == rows(second.folder)
+    assert restored(tmp_path / "third", open_objects()) == rows(second.folder)
 
 
 def test_what_could_not_be_sent_is_sent_the_next_time(
-    opened: Callable[[], Objects], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    open_objects: Callable[[], Objects], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    machine = Machine(tmp_path / "here", opened())
+    machine = Machine(tmp_path / "here", open_objects())
     machine.trial(0)
     with monkeypatch.context() as patched:
 
@@ -161,12 +152,12 @@ def test_what_could_not_be_sent_is_sent_the_next_time(
         with pytest.raises(OSError, match="away"):
             machine.trial(1)
     machine.trial(2)
-    assert restored(tmp_path / "there", opened()) == rows(machine.folder)
+    assert restored(tmp_path / "there", open_objects()) == rows(machine.folder)
 
 
-def test_a_copy_is_of_one_moment_while_a_driver_goes_on(opened: Callable[[], Objects], tmp_path: Path) -> None:
+def test_a_copy_is_of_one_moment_while_a_driver_goes_on(open_objects: Callable[[], Objects], tmp_path: Path) -> None:
     """The driver sends all of it anew, and deletes differences, between a reader's list and its reads."""
-    machine, reader = Machine(tmp_path / "here", opened()), opened()
+    machine, reader = Machine(tmp_path / "here", open_objects()), open_objects()
     get, read = reader.get, 0
 
     def slow(name: str) -> bytes | None:
@@ -184,11 +175,11 @@ def test_a_copy_is_of_one_moment_while_a_driver_goes_on(opened: Callable[[], Obj
     assert len(found["runs"]) > 60
 
 
-def test_a_damaged_difference_is_said(opened: Callable[[], Objects], tmp_path: Path) -> None:
-    machine = Machine(tmp_path / "here", opened())
+def test_a_damaged_difference_is_said(open_objects: Callable[[], Objects], tmp_path: Path) -> None:
+    machine = Machine(tmp_path / "here", open_objects())
     machine.trial(0)
     (part,) = [name for name in machine.objects.sizes if parse(name)[1] == 1 and name.startswith(FILE)]
     machine.objects.put(part, json.dumps(["sqlite_master; --", 1, None]).encode() + b"\n")
     (tmp_path / "there").mkdir()
     with pytest.raises(Exception, match=f"{FILE} is damaged"):
-        download(tmp_path / "there", opened())
+        download(tmp_path / "there", open_objects())

@@ -8,7 +8,6 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from obstore.store import MemoryStore
 
 from alast_tune.objects import Objects, OverwrittenError
 from alast_tune.saver import Saver
@@ -18,14 +17,6 @@ from alast_tune.storage import download
 
 class Killed(BaseException):
     """In the place of SIGKILL: nothing is written after it."""
-
-
-@pytest.fixture
-def open_objects(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Objects]:
-    """Let several processes see one store, in memory."""
-    store = MemoryStore()
-    monkeypatch.setattr("alast_tune.objects._open", lambda *arguments: store)
-    return lambda: Objects("s3://bucket/demo", None, 10)
 
 
 class Machine:
