@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -27,6 +27,8 @@ from alast_tune.models import architecture_name, input_spec
 from alast_tune.models.backbone import Backbone, predict_tokens
 from alast_tune.models.reading import PREFIX, has_reader
 
+Wish = Literal["none", "cache", "auto"]
+
 
 @dataclass(frozen=True)
 class Features:
@@ -37,27 +39,38 @@ class Features:
     validation: Images
 
 
-def begin_with_features(method: Method) -> None:
-    """Let a method's steps begin at the first block that trains, where :func:`features_start` does not refuse."""
-    start = features_start(method)
-    assert isinstance(method, Constant)
-    method.begin_at(start)
+def begin_with_features(method: Method, wish: Wish) -> int:
+    """Let a method's steps begin at the first block that trains, where :func:`features_start` finds one."""
+    start = features_start(method, wish)
+    if isinstance(method, Constant):
+        method.begin_at(start)
+    return start
 
 
-def features_start(method: Method) -> int:
-    """Find the first block that trains, at which steps on features begin.
+def features_start(method: Method, wish: Wish) -> int:
+    """Find the first block that trains, at which steps on features begin; 0: steps begin with images.
+
+    Args:
+        method: that trains.
+        wish: ``data.features``.
 
     Raises:
-        ConfigError: what lies below is not the same at every step, or there is nothing below.
+        ConfigError: ``cache``, and what lies below is not the same at every step, or there is nothing below.
     """
-    name = method.config.name
+    if wish == "none":
+        return 0
+    name, why_not, lowest = method.config.name, "", 0
     if not isinstance(method, Constant):
-        raise ConfigError("data.features", "cache", f"{name} decides anew at every step; take none, or another method")
-    if not method.lowest:
-        raise ConfigError(
-            "data.features", "cache", f"{name} trains from the first block on; set method.from_block, or take none"
-        )
-    return method.lowest
+        why_not = f"{name} decides anew at every step; take none, or another method"
+    elif not (lowest := method.lowest):
+        why_not = f"{name} trains from the first block on; set method.from_block, or take none"
+    elif not method.are_tokens_at(lowest):
+        why_not = f"{name} lets more than tokens enter block {lowest}; take none"
+    if not why_not:
+        return lowest
+    if wish == "auto":
+        return 0
+    raise ConfigError("data.features", "cache", why_not)
 
 
 def compute_features(
@@ -73,7 +86,7 @@ def compute_features(
         batch: images at a time.
 
     Raises:
-        ConfigError: the features cannot be kept, or what enters the block is more than tokens.
+        ConfigError: the features cannot be kept.
     """
     model, start = method.model, method.plan.start
     device = next(model.parameters()).device
@@ -83,9 +96,6 @@ def compute_features(
         def run(images_BCHW: Tensor) -> NDArray[np.float32]:
             with torch.no_grad(), torch.autocast(device.type, dtype, enabled=dtype is not None):
                 features = trunk(images_BCHW.to(device, non_blocking=True))
-            if isinstance(features, tuple):
-                remedy = f"{method.config.name} lets more than tokens enter block {start} of this model; take none"
-                raise ConfigError("data.features", "cache", remedy)
             kept: NDArray[np.float32] = features.float().cpu().numpy()
             return kept
 

@@ -102,8 +102,7 @@ class Run:
         if self.config.train.compile:
             compile_blocks(self.method)
         self._optimizer = build_optimizer(self.config.train, self.method.parameters())
-        if self.config.data.features == "cache":
-            begin_with_features(self.method)
+        self._begins_at = begin_with_features(self.method, self.config.data.features)
         self._scheduler = LambdaLR(self._optimizer, rate(self.config.train, self.steps_per_epoch))
         for phase in dict.fromkeys(self._phases):
             self._parts_of(self.method, self._optimizer, phase)  # one that does not fit says so here
@@ -121,7 +120,7 @@ class Run:
 
     def _keep_features(self) -> None:
         """Compute once what the steps begin with, if they do not begin with images."""
-        if self.config.data.features == "none" or self._features:
+        if not self._begins_at or self._features:
             return
         assert isinstance(self.method, Constant)
         size, count = input_spec(self.model).image_size, self.config.data.views

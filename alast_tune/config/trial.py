@@ -40,10 +40,11 @@ class DataConfig(Record):
     augment: Literal["none", "paper"] = Field(
         "none", description="paper: two of horizontal flip, vertical flip and random crop (appendix E)"
     )
-    features: Literal["none", "cache"] = Field(
+    features: Literal["none", "cache", "auto"] = Field(
         "none",
         description="cache: compute once, for all images, what enters the first block that trains, into a file that "
-        "processes share; steps begin there. Needs blocks that never train below (method.from_block, say)",
+        "processes share; steps begin there. Needs blocks that never train below (method.from_block, say); "
+        "auto: wherever that is possible",
     )
     views: int = Field(
         1, ge=1, description="with features cached: number of fixed augmentations of each image; epochs take turns"
@@ -82,7 +83,7 @@ class DataConfig(Record):
 
     @model_validator(mode="after")
     def _check_views(self) -> Self:
-        cached = self.features == "cache"
+        cached = self.features != "none"
         if cached and self.augment != "none" and self.views == 1:
             remedy = "features that are cached are augmented once and for all; set data.views, 4 say, or augment: none"
             raise ConfigError("data.augment", self.augment, remedy)
@@ -217,7 +218,7 @@ class TrialConfig(Record):
     @model_validator(mode="after")
     def _check_features(self) -> Self:
         first = self.train.image_size_first
-        if first is not None and self.data.features == "cache":
+        if first is not None and self.data.features != "none":
             remedy = "features are kept of images of one size; leave it out, or data.features: cache"
             raise ConfigError("train.image_size_first", first, remedy)
         return self

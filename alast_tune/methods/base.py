@@ -255,6 +255,10 @@ class Constant:
             return 0
         return (*self._plan.trainable_L, True).index(True)
 
+    def are_tokens_at(self, block: int) -> bool:
+        """Whether tokens alone enter a block, without anything that goes with them."""
+        return True
+
     def begin_at(self, start: int) -> None:
         """From now on get, in place of images, what :meth:`trunk` makes of them."""
         self._start = start

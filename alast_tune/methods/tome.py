@@ -183,6 +183,10 @@ class Tome(Constant):
         """Say how many tokens each block receives, from a block on."""
         return tokens_after(self.merges_L[start:], entering, int(self.model.num_prefix_tokens))[:-1]
 
+    def are_tokens_at(self, block: int) -> bool:
+        """Not once some have merged: how many images' parts each stands for goes with them."""
+        return not any(self.merges_L[:block])
+
     def export(self) -> Backbone:
         """The model itself; with adapters a copy in which they are merged."""
         return merge_adapters(self.model) if self._adapted else self.model

@@ -16,7 +16,7 @@ from alast_tune.config import BlockChoice, DataConfig, MethodConfig, ModelConfig
 from alast_tune.cost import StepCosts
 from alast_tune.data import Splits, batch_count
 from alast_tune.errors import MemoryLimitError
-from alast_tune.features import features_start
+from alast_tune.features import Wish, features_start
 from alast_tune.methods import Constant, Method, build_method, with_blocks_chosen
 from alast_tune.methods.base import FirstLook
 from alast_tune.micro_batches import GROWTH, first_look, micro_batches
@@ -92,8 +92,8 @@ class Forecast:
         """
         phases = phases_of(config.train, self._look_at(config).look.model)
         *probes, last = _stages(config.method)
-        stages = [self._costs(config, probe, growth, phases[:1], cached=False) for probe in probes]
-        stages.append(self._costs(config, last, growth, phases, cached=config.data.features == "cache"))
+        stages = [self._costs(config, probe, growth, phases[:1], "none") for probe in probes]
+        stages.append(self._costs(config, last, growth, phases, config.data.features))
         return Costs(stages[-1].train_flops, max(stage.peak_bytes for stage in stages))
 
     def look_at(self, config: TrialConfig, model: Backbone, splits: Splits) -> None:
@@ -111,7 +111,7 @@ class Forecast:
         _give_back_memory()
 
     def _costs(
-        self, config: TrialConfig, method_config: MethodConfig, growth: float, phases: Sequence[Phase], cached: bool
+        self, config: TrialConfig, method_config: MethodConfig, growth: float, phases: Sequence[Phase], features: Wish
     ) -> Costs:
         """Predict the costs of epochs, whose phases these are."""
         start, train = self._look_at(config), config.train
@@ -119,7 +119,7 @@ class Forecast:
         method, optimizer, precision = prepared.method, prepared.optimizer, train.precision
         batch = min(train.batch_size, start.images)
         whole, flops, peak = prepared.costs(start.image_size), 0.0, 0
-        first = features_start(method) if cached else 0
+        first = features_start(method, features)
         if isinstance(method, Constant):
             method.begin_at(first)
         micro = []

@@ -1,6 +1,7 @@
 """Features kept in a file: the same training as on images, a fraction of the work, all of it counted."""
 
 import csv
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,28 @@ def test_training_on_features_equals_training_on_images(
     if start < DEPTH:
         assert kept[-1].tokens[start:] == plain[-1].tokens[start:]
     assert kept[-1].cost.train_flops < plain[-1].cost.train_flops
+
+
+ON_IMAGES: dict[str, dict[str, Any]] = {
+    "everything trains": {"name": "full"},
+    "blocks decide at every step": {"name": "alast", "trainable_blocks": 2, "from_block": 3},
+    "tokens are merged below": {"name": "tome", "merge": 2, "from_block": 3},
+}
+
+
+@pytest.mark.parametrize(
+    ("method", "start"),
+    [*METHODS.values(), *((method, 0) for method in ON_IMAGES.values())],
+    ids=[*METHODS, *ON_IMAGES],
+)
+def test_auto_begins_with_features_wherever_that_is_possible(
+    tiny_trial: TinyTrial, method: dict[str, Any], start: int
+) -> None:
+    config = cached(tiny_trial(method, epochs=1), features="auto")
+    run = Run(config)
+    assert (run.method.plan.start, run._begins_at) == (start, start)
+    assert Forecast().costs(config).train_flops > 0
+    assert math.isfinite(run.train_epoch().train_loss)
 
 
 @pytest.mark.parametrize("share", [1.0, 0.5])
