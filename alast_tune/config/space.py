@@ -221,26 +221,23 @@ def size_of(space: Mapping[str, Distribution]) -> float:
 
 
 def check_names(space: Mapping[str, Distribution]) -> None:
-    """Refuse variants whose parameters MLflow cannot name, or that have the names of others.
+    """Refuse variants whose parameters MLflow cannot name, have the names of others, or stand where none can.
 
     Raises:
         ConfigError: names the variants and the remedy.
     """
     owners: dict[str, str] = {}
-    for path, item in space.items():
+    for place, (path, item) in enumerate(space.items(), start=1):
         if not isinstance(item, Variants):
             continue
         if not _NAME.fullmatch(path):
             remedy = "MLflow takes no such name; give variants one of letters, digits, spaces and . - _ :, no path"
             raise ConfigError(f"space.{path}", "variants", remedy)
         for variant, settings in item.variants.items():
-            for own, value in settings.items():
-                if isinstance(value, Mapping) and value.get("type") == "variants":
-                    remedy = "a variant has no variants; list each combination as a variant of its own"
-                    raise ConfigError(f"space.{path}.{variant}.{own}", "variants", remedy)
+            field = f"space.{path}.{variant}"
+            _check_settings(field, settings, list(space)[place:])
             if not item.ranges(variant):
                 continue
-            field = f"space.{path}.{variant}"
             if not _NAME.fullmatch(variant):
                 remedy = "names its parameters in MLflow; give it a name of letters, digits, spaces and . - _ :"
                 raise ConfigError(field, variant, remedy)
@@ -250,3 +247,18 @@ def check_names(space: Mapping[str, Distribution]) -> None:
                 remedy = f"has parameters of the same names as space.{owners[variant]}.{variant}; rename one of the two"
                 raise ConfigError(field, variant, remedy)
             owners[variant] = path
+
+
+def _check_settings(field: str, settings: Mapping[str, Any], later: Sequence[str]) -> None:
+    """Refuse distributions that are variants, stand inside a record, or are overruled by a later parameter."""
+    for path, value in settings.items():
+        inside = value if isinstance(value, dict) else {}
+        if inside.get("type") == "variants":
+            remedy = "a variant has no variants; list each combination as a variant of its own"
+            raise ConfigError(f"{field}.{path}", "variants", remedy)
+        for key in (key for key, inner in inside.items() if _kind(inner) != "setting"):
+            remedy = f"stands inside a record; write it beside the record, as {path}/{key}: {{...}}"
+            raise ConfigError(f"{field}.{path}.{key}", "a distribution", remedy)
+        if isinstance(value, Simple) and path in later:
+            remedy = f"is set again by space.{path}, which comes later; put that first, or leave one of them out"
+            raise ConfigError(f"{field}.{path}", value.type, remedy)

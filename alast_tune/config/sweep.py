@@ -237,6 +237,8 @@ class SweepConfig(Limits):
                     raise ConfigError(one.field, value, str(error)) from None
                 if isinstance(value, str) and isinstance(found.get(one.path), float | int):
                     raise ConfigError(one.field, value, "is text where a number is meant; leave out the quotes")
+                if found["data/all_data"]:
+                    raise ConfigError(one.field, value, "sets data.all_data, and a sweep selects on validation images")
                 differ = [] if self.sampler == "grid" else [of for of in INCOMPARABLE if found.get(of) != fixed.get(of)]
                 if differ:
                     remedy = f"trials that differ in {differ[0]} do not compare; set it in trial, or take sampler: grid"
