@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 from rich.console import Console
 
-from alast_tune.config import Limits, SweepConfig, as_config_error, parse, stored_sweep
+from alast_tune.config import Limits, SweepConfig, as_config_error, parameters, parse, stored_sweep
 from alast_tune.errors import ConfigError
 from alast_tune.in_process import merged, run_in_process
 from alast_tune.notebook import front_as_html, log_console
@@ -157,7 +157,8 @@ class Sweep:
         results, seconds = self._results()
         members = {member.trial_id for member in self.front}
         varied = {path for result in results for path in result.searched}
-        paths = [*(path for path in self.config.space if path in varied), *sorted(varied - set(self.config.space))]
+        known = dict.fromkeys(one.path for one in parameters(self.config.space).values())
+        paths = [*(path for path in known if path in varied), *sorted(varied - known.keys())]
         rows = []
         for result in results:
             accuracy, flops, peak = result.values or (None, None, None)

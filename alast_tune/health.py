@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from alast_tune.config import Choice, Distribution, FloatRange, IntRange, Variants
+from alast_tune.config import Choice, Distribution, FloatRange, IntRange, Variants, parameters
 from alast_tune.near_full import NEAR, uncertainty_words
 from alast_tune.results import BASELINES, FrontFile, Reseeded, TrialResult
 from alast_tune.summary import trial_id
@@ -70,7 +71,8 @@ def edge_of_the_range(
     """Find parameters that half or more of the best trials have at the same edge of their range.
 
     The best are the front's members within ``NEAR`` of full fine-tuning, or all members where those are too few;
-    baselines do not count, whose parameters nobody has searched.
+    baselines do not count, whose parameters nobody has searched. A conditional parameter is looked at in the best
+    trials of its variant, if they are enough.
     """
     least = front.full["accuracy"] - NEAR - 1e-9 if front.full else 0.0
     members = {member.trial_id: member.objectives["accuracy"] for member in front.front if not member.baseline}
@@ -80,12 +82,16 @@ def edge_of_the_range(
     if len(best) < LEAST_BEST:
         return None
     found = []
-    for path, item in space.items():
-        places = [place for one in best if (place := _place(item, one.params.get(path))) is not None]
+    for name, one in parameters(space).items():
+        those = [result for result in best if one.in_force(result.params)]
+        if len(those) < LEAST_BEST:
+            continue
+        values = (result.params.get(name) for result in those)
+        places = [place for value in values if (place := _place(one.distribution, value)) is not None]
         for edge, bound in (("lowest", 0.0), ("highest", 1.0)):
             there = sum(abs(place - bound) <= EDGE for place in places)
-            if 2 * there >= len(best):
-                found.append(f"{path} is at its {edge} in {there} of {len(best)}")
+            if 2 * there >= len(those):
+                found.append(f"{name} is at its {edge} in {there} of {len(those)}")
     if not found:
         return None
     text = f"Of the best trials of the search, {'; '.join(found)}. Better ones may lie beyond: widen these ranges."
@@ -97,16 +103,18 @@ def accuracy_is_unexplained(
 ) -> Note | None:
     """Tell whether accuracy goes with any one parameter more than chance would have it.
 
-    A parameter's values are put into groups, thirds of the trials or its choices; the share of the variance of
-    accuracy's rank that lies between the groups is compared with that after shuffling, for the best parameter each
-    time. Above 5% of the shuffles reaching as much, nothing is explained.
+    A parameter's values are put into groups, thirds of the trials or its choices, and the trials that lack it; the
+    share of the variance of accuracy's rank that lies between the groups is compared with that after shuffling, for the
+    best parameter each time. Above 5% of the shuffles reaching as much, nothing is explained.
     """
     trials = [
         r for r in results if r.state == "complete" and r.values and not r.baseline and space.keys() <= r.params.keys()
     ]
     trials = trials[:: -(-len(trials) // MOST_TRIALS) or 1]
     groups = [
-        found for path, item in space.items() if len(found := _groups(item, [t.params[path] for t in trials])) > 1
+        found
+        for name, one in parameters(space).items()
+        if len(found := _groups(one.distribution, [t.params.get(name) for t in trials])) > 1
     ]
     accuracies_T = np.array([trial.values[0] for trial in trials if trial.values])
     if len(trials) < LEAST_TRIALS or not groups or np.ptp(accuracies_T) == 0:
@@ -192,11 +200,15 @@ def _place(item: Distribution, value: object) -> float | None:
 
 def _groups(item: Distribution, values: Sequence[object]) -> list[NDArray[np.bool_]]:
     """Put trials into groups by a parameter's value: its choices, or thirds of the trials; masks, (T,) each."""
+    labels_T: NDArray[Any]
     if isinstance(item, Choice | Variants):
         labels_T = np.array([str(value) for value in values])
     else:
-        numbers_T = np.array(values, dtype=np.float64)
-        labels_T = np.searchsorted(np.quantile(numbers_T, [1 / 3, 2 / 3]), numbers_T) if len(numbers_T) else numbers_T
+        numbers_T = np.array(values, dtype=np.float64)  # NaN where the trial lacks it
+        known_T = np.isfinite(numbers_T)
+        labels_T = np.full(len(numbers_T), -1)
+        if known_T.any():
+            labels_T[known_T] = np.searchsorted(np.quantile(numbers_T[known_T], [1 / 3, 2 / 3]), numbers_T[known_T])
     return [labels_T == label for label in np.unique(labels_T)]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from alast_tune.config import TrialConfig, flatten
+from alast_tune.config import TrialConfig, flatten, setting_of
 from alast_tune.results import BASELINES, FrontFile, FrontMember
 from alast_tune.text import safe
 
@@ -32,6 +32,7 @@ def setting_labels(settings: Mapping[str, object]) -> list[str]:
     A number has two digits, which is enough to tell trials apart; a text stands for itself.
     """
     found: list[str] = []
+    settings = {setting_of(name): value for name, value in settings.items()}
     floors = [path for path in settings if path.startswith("method/floors/")]
     together = len(floors) == 3
     for path, value in settings.items():
@@ -57,10 +58,11 @@ def _digits(value: object) -> str:
 
 def member_settings(member: FrontMember) -> Mapping[str, object]:
     """Settings of a member by path: those that its sweep varied; of version 0.1's files, all."""
-    return member.params or flatten(member.config)
+    return {setting_of(name): value for name, value in member.params.items()} or flatten(member.config)
 
 
 def differing(front: FrontFile) -> Sequence[str]:
     """Paths of the settings that differ over a front's members, baselines left out."""
     found = [member_settings(member) for member in front.front if not member.baseline]
-    return [path for path in (found[0] if found else {}) if len({str(one.get(path)) for one in found}) > 1]
+    paths = dict.fromkeys(path for one in found for path in one)
+    return [path for path in paths if len({str(one.get(path)) for one in found}) > 1]

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, Field, FiniteFloat, ValidationError, model_validator
 
-from alast_tune.config import FrontName, Limits, Record, RunId, SweepName, TrialConfig, TrialId, flatten
+from alast_tune.config import FrontName, Limits, Record, RunId, SweepName, TrialConfig, TrialId, flatten, setting_of
 from alast_tune.errors import ConfigError, explain
 from alast_tune.failpoints import failpoint
 from alast_tune.storage import atomic_write
@@ -136,11 +136,11 @@ class TrialResult:
 
     @property
     def searched(self) -> dict[str, Any]:
-        """What varies, as the trial really had it: a baseline's method is its own, whatever ``params`` stand for it."""
+        """What varies, by path, as the trial really had it: a baseline's method is its own, whatever ``params`` are."""
         if self.baseline is None:
-            return self.params
+            return {setting_of(name): value for name, value in self.params.items()}
         own = flatten(self.config)
-        return {path: own[path] for path in self.params if own.get(path) is not None}
+        return {path: own[path] for path in map(setting_of, self.params) if own.get(path) is not None}
 
 
 class Timing(Record):

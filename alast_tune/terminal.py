@@ -160,7 +160,7 @@ class FrontTable:
         for member, cells in zip(front.front, rows, strict=True):
             yield line(cells, "bold" if member.trial_id == front.knee else "")
             own = member_settings(member)
-            labels = [] if member.baseline else setting_labels({path: own.get(path) for path in paths})
+            labels = [] if member.baseline else setting_labels({path: own[path] for path in paths if path in own})
             for text in joined(labels, width - 2):
                 yield Text("  " + text, "dim")
         if front.full:
@@ -186,7 +186,7 @@ def front_table(front: FrontFile, *, wide: bool = False) -> RenderableType:
         seconds = time_share(front, member)
         time = "-" if seconds is None else f"{seconds:.2f}"
         own = member_settings(member)
-        values = ("" if member.baseline else short(own.get(path)) for path in paths)
+        values = ("" if member.baseline else short(own.get(path, "-")) for path in paths)
         cells = (trial, method, accuracy, test, human_flops(flops), of_flops, human_bytes(peak), of_peak, time)
         style = "bold" if member.trial_id == front.knee else None
         table.add_row(*(Text(safe(cell)) for cell in (*cells, member.epochs, *values)), style=style)

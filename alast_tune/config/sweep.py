@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, ByteSize, Field, JsonValue, field_validator, model_validator
+from pydantic import BeforeValidator, ByteSize, Field, field_validator, model_validator
 
 from alast_tune.config.record import Record, SweepName, flatten, parse, read_mapping
+from alast_tune.config.space import (
+    Distribution,
+    FloatRange,
+    check_names,
+    combinations,
+    ends_of,
+    parameters,
+    settings_of,
+    size_of,
+)
 from alast_tune.config.trial import TrialConfig, apply_params, without_places
 from alast_tune.errors import ConfigError
 from alast_tune.storage import Place, address_of, fetch, names_with
@@ -28,66 +36,6 @@ INCOMPARABLE = (
     "train/seed",
 )
 """Trials that differ in these do not compare: the luckiest or the longest would lie on the front."""
-
-_NAME = re.compile(r"(?!\.{1,2}\Z)[\w.\- :]{1,200}")
-"""What MLflow takes as the name of a parameter, without its slashes."""
-
-
-class FloatRange(Record):
-    """A real parameter between two bounds, searched on a logarithmic scale if ``log``."""
-
-    type: Literal["float"] = "float"
-    low: float
-    high: float
-    log: bool = False
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.low > self.high or (self.log and self.low <= 0):
-            raise ValueError(f"low = {self.low}, high = {self.high}: low must not exceed high, nor be <= 0 with log")
-        return self
-
-
-class IntRange(Record):
-    """A whole parameter between two bounds, both possible."""
-
-    type: Literal["int"] = "int"
-    low: int
-    high: int
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.low > self.high:
-            raise ValueError(f"low = {self.low} exceeds high = {self.high}")
-        return self
-
-
-class Choice(Record):
-    """One of several values."""
-
-    type: Literal["categorical"] = "categorical"
-    choices: tuple[bool | int | float | str, ...] = Field(min_length=1)
-
-
-class Variants(Record):
-    """One of several named sets of settings; the name is what a sampler, MLflow and the front see."""
-
-    type: Literal["variants"] = "variants"
-    variants: dict[str, dict[str, JsonValue]] = Field(
-        min_length=1, description="name -> path in the trial (method/alpha, or a whole record: method) -> value"
-    )
-
-
-Distribution = Annotated[FloatRange | IntRange | Choice | Variants, Field(discriminator="type")]
-
-
-def choices_of(distribution: Distribution) -> Sequence[bool | int | float | str] | None:
-    """List what a distribution has to choose from, variants by their names; None for a real parameter."""
-    if isinstance(distribution, Choice):
-        return distribution.choices
-    if isinstance(distribution, Variants):
-        return tuple(distribution.variants)
-    return range(distribution.low, distribution.high + 1) if isinstance(distribution, IntRange) else None
 
 
 class Limits(Record):
@@ -254,20 +202,12 @@ class SweepConfig(Limits):
         return self.scheduler == "moasha" or (self.scheduler is None and by_default)
 
     def settings(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """Put what variants set in the place of their names: a point of the space as paths in the trial.
-
-        Of two parameters that set the same path, the later one of the space does.
-        """
-        found: dict[str, Any] = {}
-        for path in (path for path in self.space if path in params):
-            item, value = self.space[path], params[path]
-            found |= item.variants[value] if isinstance(item, Variants) else {path: value}
-        return found
+        """Put what variants set in the place of their names: a point of the space as paths in the trial."""
+        return settings_of(self.space, params)
 
     def combinations(self) -> Iterator[dict[str, Any]]:
         """Yield every point of a space without real parameters, the last parameter varying fastest."""
-        for values in itertools.product(*(choices_of(item) or () for item in self.space.values())):
-            yield dict(zip(self.space, values, strict=True))
+        return combinations(self.space)
 
     @field_validator("study")
     @classmethod
@@ -286,37 +226,34 @@ class SweepConfig(Limits):
     def _check_space(self) -> Self:
         if self.trial.data.all_data or "data/all_data" in self.space:
             raise ConfigError("trial.data.all_data", True, "a sweep selects on validation images; leave it to training")
+        check_names(self.space)
         fixed = flatten(self.with_limit(self.trial))
-        for path, distribution in self.space.items():
-            if isinstance(distribution, Variants) and not _NAME.fullmatch(path):
-                remedy = "MLflow takes no such name; give variants one of letters, digits, spaces and . - _ :, no path"
-                raise ConfigError(f"space.{path}", "variants", remedy)
-            if isinstance(distribution, FloatRange | IntRange):
-                ends: Sequence[Any] = (distribution.low, distribution.high)
-            else:
-                ends = choices_of(distribution) or ()
-            for value in ends:
+        for name, one in parameters(self.space).items():
+            chosen = dict([one.condition]) if one.condition else {}
+            for value in ends_of(one.distribution):
                 try:
-                    found = flatten(self.with_limit(apply_params(self.trial, self.settings({path: value}))))
+                    found = flatten(self.with_limit(apply_params(self.trial, self.settings(chosen | {name: value}))))
                 except ConfigError as error:
-                    raise ConfigError(f"space.{path}", value, str(error)) from None
-                if isinstance(value, str) and isinstance(found.get(path), float | int):
-                    raise ConfigError(f"space.{path}", value, "is text where a number is meant; leave out the quotes")
+                    raise ConfigError(one.field, value, str(error)) from None
+                if isinstance(value, str) and isinstance(found.get(one.path), float | int):
+                    raise ConfigError(one.field, value, "is text where a number is meant; leave out the quotes")
+                if found["data/all_data"]:
+                    raise ConfigError(one.field, value, "sets data.all_data, and a sweep selects on validation images")
                 differ = [] if self.sampler == "grid" else [of for of in INCOMPARABLE if found.get(of) != fixed.get(of)]
                 if differ:
                     remedy = f"trials that differ in {differ[0]} do not compare; set it in trial, or take sampler: grid"
-                    raise ConfigError(f"space.{path}", value, remedy)
+                    raise ConfigError(one.field, value, remedy)
         return self
 
     @model_validator(mode="after")
     def _check_grid(self) -> Self:
         if self.sampler != "grid":
             return self
-        for path, distribution in self.space.items():
-            if choices_of(distribution) is None:
+        for one in parameters(self.space).values():
+            if isinstance(one.distribution, FloatRange):
                 remedy = "a grid has no place for a real parameter; list values: {type: categorical, choices: [...]}"
-                raise ConfigError(f"space.{path}", "float", remedy)
-        size = math.prod(len(choices_of(distribution) or ()) for distribution in self.space.values())
+                raise ConfigError(one.field, "float", remedy)
+        size = int(size_of(self.space))
         if "trials" in self.model_fields_set and self.trials != size:
             raise ConfigError("trials", self.trials, f"the grid has {size} combinations, each once; leave it out")
         object.__setattr__(self, "trials", size)  # frozen from here on

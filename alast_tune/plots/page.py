@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from alast_tune.config import is_conditional
 from alast_tune.health import Note, health_notes
 from alast_tune.labels import method_label
 from alast_tune.near_full import NEAR, points, share_of_full, time_share
@@ -20,6 +21,7 @@ from alast_tune.plots.front_figure import front_figure
 from alast_tune.plots.search import (
     SearchReport,
     brief,
+    by_path,
     charted,
     history,
     measured_memory,
@@ -192,11 +194,14 @@ def _search(
         yield Section("history", history_figure(points), "Hypervolume", text)
     lines = charted(front, shown, search.space)
     if lines and search.space:
-        constant = [path for path in search.space if path not in varying(search.space, lines)]
+        drawn_ones = varying(search.space, lines)
+        constant = [path for path in by_path(search.space, lines) if path not in drawn_ones]
         text = (
             "A line is a complete trial that the search proposed, coloured by its rank: the front of these trials, the "
             "front without that one, and so on. Drag along an axis to choose lines, click it to choose all."
         )
+        conditional = is_conditional(search.space)
+        text += " A setting that its method lacks is at -." if conditional else ""
         text += f" The same in all, and not drawn: {', '.join(constant)}." if constant else ""
         yield Section("space", space_figure(front, shown, search), "Search space", text)
     if search.importances:
@@ -204,6 +209,8 @@ def _search(
             "Share of each parameter in what sets the trials best in an objective, a tenth or five, apart from all "
             "that the search proposed (PED-ANOVA)."
         )
+        if is_conditional(search.space):
+            text += " Parameters of one variant, called by its name, share 100% among them, over its trials alone."
         yield Section("importances", importances_figure(search), "Importance of the parameters", text)
     if ways(front, shown, search.curves)[0]:
         text = "Validation accuracy after each epoch against what the run had cost so far: the front and the baselines."

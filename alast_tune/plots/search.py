@@ -6,11 +6,12 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from alast_tune.config import Choice, Distribution, FloatRange, IntRange, Variants, choices_of
+from alast_tune.config import Choice, Distribution, FloatRange, IntRange, Variants, choices_of, ends_of, parameters
 from alast_tune.plots.cloud import BASELINE_COLOURS, BLUE, VERMILLION
 from alast_tune.plots.units import byte_unit, flop_unit, short, time_unit
 from alast_tune.results import BASELINES, FrontFile, TrialResult
@@ -27,7 +28,8 @@ class SearchReport:
     space: Mapping[str, Distribution]
     """What varied, by path."""
     importances: Mapping[str, Mapping[str, float]]
-    """Objective -> path -> share, adding up to 1; without the objectives for which they cannot be told."""
+    """Objective -> parameter -> share; without the objectives for which they cannot be told. Shares of parameters that
+    all trials have add up to 1, and so do those of each variant's own."""
     curves: Mapping[int, NDArray[np.float64]]
     """Trial number -> (E, 4): accuracy, training FLOPs, peak bytes and training seconds after each epoch; seconds
     are NaN where they were not kept."""
@@ -54,12 +56,12 @@ class Axis:
 
 
 def space_axes(space: Mapping[str, Distribution], trials: Sequence[TrialResult]) -> list[Axis]:
-    """Lay out what varied and what came out of it, for complete trials that have all parameters."""
+    """Lay out what varied, by path, and what came out of it, for complete trials; who lacks a setting is at "-"."""
     labels = brief(list(space))
     values_TM = np.array([trial.values for trial in trials], dtype=np.float64)
     flops, flops_name = flop_unit(values_TM[:, 1].max())
     size, size_name = byte_unit(values_TM[:, 2].max())
-    axes = [_parameter(labels[path], item, [trial.params[path] for trial in trials]) for path, item in space.items()]
+    axes = [_parameter(labels[path], item, [_value(trial, path) for trial in trials]) for path, item in space.items()]
     units = (("accuracy", 1.0), (f"training\n({flops_name})", flops), (f"peak\n({size_name})", size))
     return axes + [_linear(label, column / unit) for (label, unit), column in zip(units, values_TM.T, strict=True)]
 
@@ -76,9 +78,40 @@ def charted(front: FrontFile, results: Sequence[TrialResult], space: Mapping[str
 
 
 def varying(space: Mapping[str, Distribution], trials: Sequence[TrialResult]) -> dict[str, Distribution]:
-    """Leave out the parameters that are the same in all trials; of a single trial nothing is left out."""
-    seen = {path: {str(trial.params[path]) for trial in trials} for path in space}
-    return {path: item for path, item in space.items() if len(trials) < 2 or len(seen[path]) > 1}
+    """Leave out the settings that are the same in all trials; of a single trial nothing is left out."""
+    found = by_path(space, trials)
+    seen = {path: {str(_value(trial, path)) for trial in trials} for path in found}
+    return {path: item for path, item in found.items() if len(trials) < 2 or len(seen[path]) > 1}
+
+
+def by_path(space: Mapping[str, Distribution], trials: Sequence[TrialResult]) -> dict[str, Distribution]:
+    """Join the parameters that set the same path, of the variants that any of these trials has."""
+    found: dict[str, list[Distribution]] = {}
+    for one in parameters(space).values():
+        if any(one.in_force(trial.params) for trial in trials):
+            found.setdefault(one.path, []).append(one.distribution)
+    return {path: _joined(items, [_value(trial, path) for trial in trials]) for path, items in found.items()}
+
+
+def _joined(items: Sequence[Distribution], values: Sequence[Any]) -> Distribution:
+    """Make one distribution of several that reaches as far as all of them."""
+    ends = [end for item in items for end in ends_of(item)]
+    numbers = [end for end in ends if isinstance(end, int | float) and not isinstance(end, bool)]
+    if all(item == items[0] for item in items):
+        return items[0]
+    if all(isinstance(item, Choice) for item in items) or len(numbers) < len(ends):
+        seen = {str(end): end for end in [*ends, *(value for value in values if value is not None)]}
+        in_order = sorted(seen.values()) if len(numbers) == len(ends) else seen.values()
+        return Choice(choices=tuple(in_order))
+    low, high = min(numbers), max(numbers)
+    if any(isinstance(end, float) for end in numbers):
+        return FloatRange(low=low, high=high, log=low > 0 and any(getattr(item, "log", False) for item in items))
+    return IntRange(low=int(low), high=int(high))
+
+
+def _value(trial: TrialResult, path: str) -> Any:
+    """Look up what a trial has at a path; None for a setting that its variant lacks."""
+    return trial.searched.get(path, trial.params.get(path))
 
 
 @dataclass(frozen=True)
@@ -143,10 +176,22 @@ def brief(paths: Sequence[str]) -> dict[str, str]:
     return {path: tail if seen[tail] == 1 else path for path, tail in tails.items()}
 
 
-def ranked(importances: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """Order parameters by their mean importance over the objectives, the largest first."""
-    paths = dict.fromkeys(path for shares in importances.values() for path in shares)
-    return sorted(paths, key=lambda path: -sum(shares.get(path, 0.0) for shares in importances.values()))
+def ranked(report: SearchReport) -> dict[str, str]:
+    """Order parameters by their mean importance over the objectives, the largest first; gives their labels.
+
+    Conditional ones come after those that all trials have, variant by variant, and keep their whole names.
+    """
+    importances, known = report.importances, parameters(report.space)
+    conditions = {name: one.condition for name, one in known.items() if one.condition}
+    groups = list(dict.fromkeys(conditions.values()))
+    names = dict.fromkeys(name for shares in importances.values() for name in shares)
+    labels = brief([name for name in names if name not in conditions])
+
+    def rank(name: str) -> tuple[int, float]:
+        group = 1 + groups.index(conditions[name]) if name in conditions else 0
+        return group, -sum(shares.get(name, 0.0) for shares in importances.values())
+
+    return {name: labels.get(name, name) for name in sorted(names, key=rank)}
 
 
 @dataclass(frozen=True)
@@ -195,7 +240,19 @@ def ways(
     return [Way(name, kind, curve_E4[:, 0], curve_E4[:, 1:] / units) for _, name, kind, curve_E4 in chosen], labels
 
 
-def _parameter(label: str, item: Distribution, values: Sequence[float | str]) -> Axis:
+def _parameter(label: str, item: Distribution, values: Sequence[Any]) -> Axis:
+    """Make the axis of a setting; trials that lack it are below its range, at "-"."""
+    there_T = np.array([value is not None for value in values])
+    axis = _range(label, item, [value for value in values if value is not None])
+    if there_T.all():
+        return axis
+    below = axis.low - 0.12 * (axis.high - axis.low)
+    places_T = np.full(len(values), below)
+    places_T[there_T] = axis.places_T
+    return Axis(axis.label, places_T, below, axis.high, {below: "-", **axis.ticks})
+
+
+def _range(label: str, item: Distribution, values: Sequence[float | str]) -> Axis:
     label = label.replace("/", "/\n").replace("_", "_\n")
     if isinstance(item, Choice | Variants):
         # By their words: 1, 1.0 and True are different choices, and equal to Python.

@@ -20,7 +20,6 @@ from alast_tune.plots.search import (
     WAY_STYLES,
     Moment,
     SearchReport,
-    brief,
     charted,
     ranked,
     space_axes,
@@ -76,8 +75,7 @@ def importances_figure(report: SearchReport) -> Any:
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots
 
-    paths = ranked(report.importances)
-    labels = brief(paths)
+    paths = ranked(report)
     figure = make_subplots(
         rows=1, cols=3, shared_yaxes=True, subplot_titles=list(OBJECTIVE_NAMES), horizontal_spacing=0.04
     )
@@ -89,11 +87,11 @@ def importances_figure(report: SearchReport) -> Any:
             figure.update_xaxes(visible=False, row=1, col=column)
             continue
         bars = go.Bar(
-            x=[shares[path] for path in paths],
-            y=[labels[path] for path in paths],
+            x=[shares.get(path) for path in paths],
+            y=list(paths.values()),
             orientation="h",
             marker={"color": BLUE},
-            text=[f"{shares[path]:.0%}" for path in paths],
+            text=[f"{shares[path]:.0%}" if path in shares else "" for path in paths],
             textposition="outside",
             cliponaxis=False,
             name=objective.name,

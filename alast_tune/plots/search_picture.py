@@ -14,7 +14,6 @@ from alast_tune.plots.search import (
     WAY_NAMES,
     WAY_STYLES,
     SearchReport,
-    brief,
     charted,
     colour_range,
     ranked,
@@ -79,8 +78,7 @@ def importances_png(front: FrontFile, report: SearchReport) -> bytes:
     Returns:
         A PNG, 1650 pixels wide; where nothing can be told it says so.
     """
-    paths = ranked(report.importances)
-    labels = brief(paths)
+    paths = ranked(report)
     figure = canvas(11, 1.6 + 0.35 * max(len(paths), 4), f"Importance of the parameters in {front.sweep} (PED-ANOVA)")
     if not paths:
         say(figure, f"Not to be told: {NOT_TOLD}.")
@@ -92,8 +90,10 @@ def importances_png(front: FrontFile, report: SearchReport) -> bytes:
         panel.set(title=name, xlim=(0, 1.12), xlabel="share of the variance")
         panel.grid(visible=False, axis="y")
         if shares:
-            bars = panel.barh([labels[path] for path in paths], [shares[path] for path in paths], color=BLUE, zorder=2)
-            panel.bar_label(bars, [f"{shares[path]:.0%}" for path in paths], padding=3, fontsize=9, color=INK)
+            widths = [shares.get(path, 0.0) for path in paths]
+            words = [f"{shares[path]:.0%}" if path in shares else "" for path in paths]
+            bars = panel.barh(list(paths.values()), widths, color=BLUE, zorder=2)
+            panel.bar_label(bars, words, padding=3, fontsize=9, color=INK)
         else:
             panel.text(0.5, 0.5, NOT_TOLD, transform=panel.transAxes, ha="center", color=INK)
     panels[0].invert_yaxis()

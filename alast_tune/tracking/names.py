@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Set
 from typing import Any
 
-from alast_tune.config import TrialConfig, flatten
+from alast_tune.config import TrialConfig, flatten, setting_of
 from alast_tune.labels import SHORT, text_label
 from alast_tune.summary import trial_id
 from alast_tune.text import short_number
@@ -35,7 +35,8 @@ def run_name(number: int, config: TrialConfig, params: Mapping[str, Any], baseli
     said = dict(config.method.words())
     words = [trial_id(number), config.method.name, *filter(None, said.values())]
     name = " ".join(words)[:LONGEST].rstrip()
-    for word in _varied_words(config, params, {"method/name", *(f"method/{path}" for path in said)}):
+    varied = {setting_of(of): value for of, value in params.items()}
+    for word in _varied_words(config, varied, {"method/name", *(f"method/{path}" for path in said)}):
         if len(name) + len(word) < LONGEST and word not in name.split():
             name += f" {word}"
     return name

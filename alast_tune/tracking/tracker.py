@@ -14,7 +14,7 @@ from uuid import uuid4
 
 from alast_tune import __version__
 from alast_tune.blocks import BlockReport
-from alast_tune.config import DataConfig, SweepConfig, TrialConfig, flatten
+from alast_tune.config import DataConfig, SweepConfig, TrialConfig, flatten, setting_of
 from alast_tune.errors import ConfigError
 from alast_tune.plots import SearchReport
 from alast_tune.results import FrontFile, TrialResult
@@ -167,10 +167,11 @@ class Tracker:
         if self._queue.run(run).status is not None:
             self._writer.ask(_opening(run, tags))
             return
-        names = {name: value for name, value in params.items() if "/" not in name}
+        own = flatten(config)
+        names = {name: value for name, value in params.items() if _is_named(name, value, own)}
         data, fingerprint = self._images
         dataset = dataset_of(config.data, fingerprint) if same_images(config.data, data) else {}
-        self._writer.ask(_opening(run, tags, names | flatten(config), dataset))
+        self._writer.ask(_opening(run, tags, names | own, dataset))
 
     def log_epoch(self, number: int, metrics: Mapping[str, float], step: int) -> None:
         """Log an epoch's metrics; those that are not finite numbers, which ruin MLflow's charts, are left out."""
@@ -318,6 +319,12 @@ def _opening(
 ) -> Operation:
     texts = {name: readable_param(value)[:_VALUE] for name, value in (params or {}).items()}
     return Operation(run, "open", _now(), tags=tags, params=texts, dataset=dataset or {})
+
+
+def _is_named(name: str, value: object, settings: Mapping[str, object]) -> bool:
+    """Whether a parameter is logged under its own name: one of variants, or a conditional one that the trial has."""
+    path = setting_of(name)
+    return "/" not in name or (path != name and settings.get(path) == value)
 
 
 def _now() -> int:

@@ -11,6 +11,7 @@ from urllib.parse import urlencode
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from alast_tune.config import setting_of
 from alast_tune.results import OBJECTIVES
 from alast_tune.tracking.people import FLOPS_PERCENT, MEMORY_PERCENT
 
@@ -41,7 +42,10 @@ def prepare_view(client: MlflowClient, sweep: str | None = None) -> str:
     experiment, run_id = str(parent.info.experiment_id), str(parent.info.run_id)
     trials = f"tags.`mlflow.parentRunId` = '{run_id}' and tags.`alast.state` = 'complete'"
     some = client.search_runs([experiment], trials, max_results=_CHARTED + 1)
-    searched = some[0].data.tags["alast.searched"].split(", ") if some else []
+    names = dict.fromkeys(name for run in some for name in run.data.tags["alast.searched"].split(", "))
+    everywhere = set(some[0].data.params).intersection(*(run.data.params for run in some)) if some else set()
+    # Of conditional parameters those that all runs have in some variant: MLflow draws no run that lacks one.
+    searched = [path for path in dict.fromkeys(map(setting_of, names)) if path in names or path in everywhere]
     compared = any(FLOPS_PERCENT in run.data.metrics for run in some)
     costs = [FLOPS_PERCENT, MEMORY_PERCENT] if compared else [objective.name for objective in OBJECTIVES[1:]]
     columns = {  # and their widths in pixels

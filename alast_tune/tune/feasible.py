@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from alast_tune.config import Choice, SweepConfig, TrialConfig, Variants, choices_of
+from alast_tune.config import Choice, SweepConfig, TrialConfig, Variants, choices_of, parameters, point_of
 from alast_tune.errors import ConfigError
 from alast_tune.plots import human_bytes, human_flops
 from alast_tune.tune.forecast import Costs
@@ -77,14 +77,24 @@ def _descent(sweep: SweepConfig, params: Params, look: Callable[[Params], float]
     best, better = look(params), True
     while better:
         better = False
-        for path, item in sweep.space.items():
-            whole = isinstance(item, Choice | Variants)
+        for name, one in parameters(sweep.space).items():
+            item, whole = one.distribution, isinstance(one.distribution, Choice | Variants)
+            if not one.in_force(params):
+                continue
             for value in (choices_of(item) or ()) if whole else (value_at(item, unit) for unit in ENDS):
-                changed = params | {path: value}
+                changed = _completed(sweep, params | {name: value})
                 excess = look(changed)
                 yield excess
                 if excess < best:
                     best, params, better = excess, changed, True
+
+
+def _completed(sweep: SweepConfig, params: Params) -> Params:
+    """Keep what is in force; what another variant then has of its own is in the middle."""
+    return point_of(
+        sweep.space,
+        lambda one: params[one.name] if one.name in params else value_at(one.distribution, 0.5),
+    )
 
 
 def _nothing(sweep: SweepConfig, foreseen: Mapping[str, float]) -> ConfigError:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState
 
-from alast_tune.config import SweepConfig
+from alast_tune.config import SweepConfig, parameters
 from alast_tune.plots import SearchReport
 from alast_tune.results import OBJECTIVES
 from alast_tune.tune.attributes import BASELINE
@@ -51,13 +51,29 @@ def importance(study: optuna.Study, sweep: SweepConfig, objective: int) -> dict[
 
     Over complete trials without the baselines, whose parameters only stand for methods of their own. Empty where
     there are fewer than :data:`LEAST_TRIALS`, or as good as all came out alike, so that none are better.
+
+    The parameters that all trials have share 1 among them; so do those of each variant, over its trials alone. Of a
+    variant with one parameter there is nothing to share.
     """
+    groups: dict[tuple[str, str] | None, list[str]] = {None: []}
+    for name, one in parameters(sweep.space).items():
+        groups.setdefault(one.condition, []).append(name)
+    found: dict[str, float] = {}
+    for condition, names in groups.items():
+        if condition is None or len(names) > 1:
+            found |= _shares(study, names, objective)
+    return found
+
+
+def _shares(study: optuna.Study, names: list[str], objective: int) -> dict[str, float]:
+    """Share of each of these parameters, over the trials that have all of them."""
     sign = -1.0 if OBJECTIVES[objective].direction == "maximize" else 1.0  # the evaluator looks for the lowest
 
     def loss(trial: FrozenTrial) -> float:  # and leaves out what is not finite
         return math.nan if BASELINE in trial.user_attrs else sign * trial.values[objective]
 
-    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    trials = [trial for trial in complete if all(name in trial.params for name in names)]
     losses = sorted(value for value in map(loss, trials) if math.isfinite(value))
     if len(losses) < LEAST_TRIALS:
         return {}
@@ -67,7 +83,7 @@ def importance(study: optuna.Study, sweep: SweepConfig, objective: int) -> dict[
     best = PedAnovaImportanceEvaluator(target_quantile=quantile)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it looks for the lowest
-        shares = get_param_importances(study, evaluator=best, params=list(sweep.space), target=loss)
+        shares = get_param_importances(study, evaluator=best, params=names, target=loss)
     return {path: float(share) for path, share in shares.items()}
 
 

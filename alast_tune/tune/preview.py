@@ -14,7 +14,16 @@ import torch
 from torch.nn import functional as F
 
 from alast_tune.choices import Machine, this_machine
-from alast_tune.config import FloatRange, FullConfig, SweepConfig, TrialConfig, choices_of, with_whole_images
+from alast_tune.config import (
+    FloatRange,
+    FullConfig,
+    SweepConfig,
+    TrialConfig,
+    choices_of,
+    parameters,
+    point_of,
+    with_whole_images,
+)
 from alast_tune.data.machine import in_own_process, limit_threads
 from alast_tune.errors import ConfigError
 from alast_tune.methods import build_method
@@ -126,9 +135,10 @@ def _costs(sweep: SweepConfig, forecast: Forecast) -> Iterator[Costs]:
 def points_of(sweep: SweepConfig) -> Iterator[dict[str, Any]]:
     """Draw points of a space: every value of each choice among names as often as any other."""
     draw = np.random.default_rng(0)
-    spread = {path: draw.permutation(POINTS) for path in sweep.space}
+    spread = {name: (draw.permutation(POINTS) + 0.5) / POINTS for name in parameters(sweep.space)}
     for index in range(POINTS):
-        yield {path: value_at(item, (spread[path][index] + 0.5) / POINTS) for path, item in sweep.space.items()}
+        places = {name: places_P[index] for name, places_P in spread.items()}
+        yield point_of(sweep.space, lambda one, at=places: value_at(one.distribution, at[one.name]))  # type: ignore[misc]
 
 
 def value_at(item: Any, unit: float) -> Any:

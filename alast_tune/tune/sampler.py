@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,6 +55,8 @@ class EhviSampler(BaseSampler):
         reference: accuracy, FLOPs and bytes at which, or beyond which, a trial is worth nothing.
         seed: of the candidates.
         teaching: baselines that are points of the space, whose accuracies are learnt from.
+        conditions: conditional parameter -> the choice, and its value, that it takes to be in force; such a parameter
+            is called ``<value>/<path>`` and comes after the choice in the space.
     """
 
     def __init__(
@@ -64,13 +66,14 @@ class EhviSampler(BaseSampler):
         reference: Sequence[float],
         seed: int,
         teaching: Collection[str] = (),
+        conditions: Mapping[str, tuple[str, str]] | None = None,
     ) -> None:
-        self._space = dict(space)
+        self._space, self._conditions = dict(space), dict(conditions or {})
         self._least, self._reference_2 = reference[0], np.asarray(reference[1:], dtype=np.float64)
         self._forecast = forecast
         self._draw = np.random.default_rng(seed)
         self._random = RandomSampler(seed=seed)
-        self._all = _everything(self._space)
+        self._all = self._everything()
         self._forecasts: tuple[Floats, Floats] | None = None
         self._accuracy = Surrogate()
         self._costs = Surrogate(), Surrogate()
@@ -201,17 +204,61 @@ class EhviSampler(BaseSampler):
         """Draw configurations; every second one with about half of its parameters as one of those near has them."""
         columns = [_from_unit(item, self._draw.random(count)) for item in self._space.values()]
         drawn: list[Params] = [dict(zip(self._space, values, strict=True)) for values in zip(*columns, strict=True)]
+        # Of conditional parameters all are drawn; those that then are not in force are left out at the end.
         if near:
             chosen = self._draw.integers(len(near), size=count).tolist()
             kept = (self._draw.random((count, len(self._space))) < 0.5).tolist()
             for index in range(1, count, 2):
                 other = near[chosen[index]]
-                drawn[index] |= {path: other[path] for path in itertools.compress(self._space, kept[index])}
-        return drawn
+                drawn[index] |= {
+                    name: other[name] for name in itertools.compress(self._space, kept[index]) if name in other
+                }
+        return [self._in_force(params) for params in drawn] if self._conditions else drawn
+
+    def _in_force(self, params: Params) -> Params:
+        """Leave out what has no meaning beside the choices made."""
+        return {name: value for name, value in params.items() if self._is_in_force(name, params)}
+
+    def _is_in_force(self, name: str, params: Params) -> bool:
+        choice, value = self._conditions.get(name, (None, None))
+        return choice is None or params.get(choice) == value
+
+    def _everything(self) -> list[Params]:
+        """All configurations, if they are no more than COUNTABLE; else none."""
+        found: list[Params] = [{}]
+        for name, item in self._space.items():
+            values = _values_of(item)
+            taken = [self._is_in_force(name, params) for params in found]
+            if values is None or sum(len(values) if takes else 1 for takes in taken) > COUNTABLE:
+                return []
+            found = [
+                params | more
+                for params, takes in zip(found, taken, strict=True)
+                for more in ([{name: value} for value in values] if takes else [{}])
+            ]
+        return found
 
     def _encode(self, points: Sequence[Params]) -> Floats:
-        """(T, D) in [0, 1]: a column a parameter, several for a choice among names."""
-        return np.hstack([_to_unit(item, [params[path] for params in points]) for path, item in self._space.items()])
+        """(T, D) in [0, 1]: a column a parameter, several for a choice among names.
+
+        Conditional parameters of the same path share a column, the place of the value within its own range, 0.5 where
+        none of them is in force; those that are choices among names have a column for each name, 0 where none is.
+        """
+        shared = [
+            _to_unit(item, [params[name] for params in points])
+            for name, item in self._space.items()
+            if name not in self._conditions
+        ]
+        own: dict[tuple[str, str], Floats] = {}
+        for name, (_, value) in self._conditions.items():
+            path, item = name.removeprefix(f"{value}/"), self._space[name]
+            names = [repr(choice) for choice in item.choices] if _is_of_names(item) else None
+            there_T = np.array([name in params for params in points], dtype=bool)
+            places_TC = _to_unit(item, [params[name] for params in points if name in params])
+            for column, label in enumerate(names or [""]):
+                place_T = own.setdefault((path, label), np.full(len(points), 0.0 if names else 0.5))
+                place_T[there_T] = places_TC[:, column]
+        return np.hstack([*shared, *(place_T[:, None] for place_T in own.values())])
 
 
 def _van_der_corput(index: int) -> float:
@@ -219,19 +266,11 @@ def _van_der_corput(index: int) -> float:
     return sum(int(bit) * 0.5 ** (place + 1) for place, bit in enumerate(reversed(f"{index:b}")))
 
 
-def _everything(space: Mapping[str, BaseDistribution]) -> list[Params]:
-    """All configurations, if they are no more than COUNTABLE; else none."""
-    values = []
-    for item in space.values():
-        if isinstance(item, CategoricalDistribution):
-            values.append(list(item.choices))
-        elif isinstance(item, IntDistribution):
-            values.append(list(range(item.low, item.high + 1, item.step)))
-        else:
-            return []
-    if math.prod(map(len, values)) > COUNTABLE:
-        return []
-    return [dict(zip(space, point, strict=True)) for point in itertools.product(*values)]
+def _values_of(item: BaseDistribution) -> Sequence[Any] | None:
+    """List what a parameter may be; None if it is real."""
+    if isinstance(item, CategoricalDistribution):
+        return item.choices
+    return range(item.low, item.high + 1, item.step) if isinstance(item, IntDistribution) else None
 
 
 def _to_unit(item: BaseDistribution, values: Sequence[Any]) -> Floats:
@@ -260,6 +299,10 @@ def _from_unit(item: BaseDistribution, units_T: Floats) -> list[Any]:
     low, high = (math.log(x) if item.log else x for x in (item.low, item.high))
     values_T = low + units_T * (high - low)
     return list(np.clip(np.exp(values_T) if item.log else values_T, item.low, item.high).tolist())
+
+
+def _is_of_names(item: BaseDistribution) -> TypeGuard[CategoricalDistribution]:
+    return isinstance(item, CategoricalDistribution) and _ordered(item) is None
 
 
 def _ordered(item: CategoricalDistribution) -> list[Any] | None:

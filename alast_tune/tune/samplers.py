@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import optuna
 
-from alast_tune.config import SweepConfig, TrialConfig
+from alast_tune.config import SweepConfig, TrialConfig, is_conditional
 from alast_tune.tune.forecast import Costs
 from alast_tune.tune.grid import GridSampler
 from alast_tune.tune.sampler import EhviSampler
-from alast_tune.tune.space import BASELINES, is_point, to_optuna, trial_config
+from alast_tune.tune.space import BASELINES, conditions_of, is_point, to_optuna, trial_config
 
 
 def sampler_for(
@@ -27,15 +28,18 @@ def sampler_for(
     space = to_optuna(sweep.space)
     if sweep.sampler == "grid":
         return GridSampler(space, list(sweep.combinations()))
+    conditional = is_conditional(sweep.space)  # what Optuna's samplers cannot model then, they draw independently
     seed = sweep.seed + 7919 * len(study.get_trials(deepcopy=False))
     if sweep.sampler == "random":
         return optuna.samplers.RandomSampler(seed=seed)
     if sweep.sampler == "nsga2":
         return optuna.samplers.NSGAIISampler(seed=seed, population_size=max(4, min(50, sweep.trials // 4)))
     if sweep.sampler == "gp":
-        return optuna.samplers.GPSampler(seed=seed)
+        return optuna.samplers.GPSampler(seed=seed, warn_independent_sampling=not conditional)
     if sweep.sampler == "tpe":
-        return optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            return optuna.samplers.TPESampler(seed=seed, multivariate=True, group=conditional, constant_liar=True)
     accuracy, flops, peak = study.user_attrs["reference_point"]
     worst = (
         sweep.min_accuracy or accuracy,
@@ -48,4 +52,4 @@ def sampler_for(
         return found.train_flops, found.peak_bytes
 
     teaching = [baseline for baseline in BASELINES if is_point(sweep, baseline)]
-    return EhviSampler(space, costs, worst, seed, teaching)
+    return EhviSampler(space, costs, worst, seed, teaching, conditions_of(sweep.space))

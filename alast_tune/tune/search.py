@@ -20,7 +20,7 @@ import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 from ray.tune.search import Searcher
 
-from alast_tune.config import Limits, SweepConfig, TrialConfig
+from alast_tune.config import Limits, SweepConfig, TrialConfig, parameters, point_of, size_of
 from alast_tune.errors import ConfigError
 from alast_tune.failpoints import failpoint
 from alast_tune.micro_batches import GROWTH
@@ -34,7 +34,7 @@ from alast_tune.tune.forecast import Costs
 from alast_tune.tune.live import LiveTrial, Observer
 from alast_tune.tune.resources import Packing
 from alast_tune.tune.samplers import sampler_for
-from alast_tune.tune.space import point, size_of, to_optuna, trial_config
+from alast_tune.tune.space import point, to_optuna, trial_config
 from alast_tune.tune.trials import baselines, epochs_of, superseded, to_result
 
 _LOG = logging.getLogger(__name__)
@@ -104,12 +104,13 @@ class StudySearcher(Searcher):
         self._baselines = sum(trial.state == TrialState.WAITING for trial in baselines(study))
         self._numbers: dict[tuple[tuple[str, Any], ...], int] = {}
         """The first trial with these parameters."""
+        of_space = parameters(sweep.space)
         for trial in earlier:
             own = trial.user_attrs.keys().isdisjoint({BASELINE, DUPLICATE_OF})  # what repeated another was never run
-            if own and trial.params.keys() == self._space.keys():
+            if own and trial.params.keys() == {name for name, one in of_space.items() if one.in_force(trial.params)}:
                 self._numbers.setdefault(point(trial.params), trial.number)
         self._live: dict[str, LiveTrial] = {}
-        self._size = size_of(self._space)
+        self._size = size_of(sweep.space)
         self._in_a_row = 0
         self._crashes: dict[int, tuple[str, bool]] = {}
         self._stops: dict[int, str] = {}
@@ -246,8 +247,7 @@ class StudySearcher(Searcher):
         frozen = self._orphans.pop(0)
         counted = _is_own(frozen)
         trial = Trial(self._study, frozen._trial_id)
-        for path, distribution in self._space.items():
-            trial._suggest(path, distribution)  # a driver killed while asking leaves some out; the others stay
+        self._choose(trial)  # a driver killed while asking leaves some out; the others stay
         if self._repeats(trial):
             self._launched -= counted
             return None
@@ -261,7 +261,8 @@ class StudySearcher(Searcher):
     def _propose(self) -> LiveTrial | None:
         """Ask for a new trial; None for one that is not launched."""
         failpoint("before-ask")
-        trial = self._study.ask(self._space)
+        trial = self._study.ask()
+        self._choose(trial)
         failpoint("after-ask")
         if BASELINE in trial.user_attrs:
             self._baselines -= 1
@@ -270,6 +271,10 @@ class StudySearcher(Searcher):
         else:
             self._launched += 1
         return self._admit(trial)
+
+    def _choose(self, trial: Trial) -> None:
+        """Let the sampler choose what is in force, step by step."""
+        point_of(self._sweep.space, lambda one: trial._suggest(one.name, self._space[one.name]))
 
     def _repeats(self, trial: Trial) -> bool:
         """Whether an earlier trial has the same parameters; the study is told that this one is not run."""

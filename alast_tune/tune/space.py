@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,13 +15,17 @@ from alast_tune.config import (
     FullConfig,
     IntRange,
     MethodConfig,
+    Parameter,
     SweepConfig,
     TrialConfig,
     Variants,
     apply_params,
     choices_of,
     flatten,
+    is_conditional,
+    parameters,
     parse,
+    point_of,
     with_whole_images,
 )
 from alast_tune.errors import ConfigError
@@ -34,8 +37,13 @@ _LIKE_FULL = AlastConfig(trainable_blocks=1_000_000, floors=Floors(early=1.0, mi
 
 
 def to_optuna(space: Mapping[str, Distribution]) -> dict[str, BaseDistribution]:
-    """Turn a sweep's space into Optuna's distributions, keyed by the same paths (``method/alpha``)."""
-    return {path: _distribution(item) for path, item in space.items()}
+    """Turn a sweep's space into Optuna's distributions, by name (``method/alpha``), the conditional ones too."""
+    return {name: _distribution(one.distribution) for name, one in parameters(space).items()}
+
+
+def conditions_of(space: Mapping[str, Distribution]) -> dict[str, tuple[str, str]]:
+    """Say of each conditional parameter, by name, which variants and which of them it takes to be in force."""
+    return {name: one.condition for name, one in parameters(space).items() if one.condition}
 
 
 def _distribution(item: Distribution) -> BaseDistribution:
@@ -46,30 +54,20 @@ def _distribution(item: Distribution) -> BaseDistribution:
     return CategoricalDistribution(choices_of(item) or ())
 
 
-def size_of(space: Mapping[str, BaseDistribution]) -> float:
-    """Count a space's configurations; infinite with a real parameter."""
-
-    def count(item: BaseDistribution) -> float:
-        if isinstance(item, CategoricalDistribution):
-            return len(item.choices)
-        return (item.high - item.low) // item.step + 1 if isinstance(item, IntDistribution) else math.inf
-
-    return math.prod(map(count, space.values()))
-
-
 def trial_config(sweep: SweepConfig, params: Mapping[str, Any], baseline: str | None = None) -> TrialConfig:
     """Set a trial's parameters in the sweep's base; a baseline keeps its own method and takes the others.
 
-    A baseline trains on all tokens of whole images, on no features, whatever the others do. Where micro-batches follow
-    from a limit of memory, this is the sweep's.
+    A baseline trains on all tokens of whole images, on no features, whatever the others do. Of a space with conditional
+    parameters it takes nothing that belongs to variants of other methods. Where micro-batches follow from a limit of
+    memory, this is the sweep's.
 
     Raises:
         ConfigError: two parameters, each fine, that contradict each other.
     """
-    settings = sweep.settings(params)
     if baseline is None:
-        return sweep.with_limit(apply_params(sweep.trial, settings))
+        return sweep.with_limit(apply_params(sweep.trial, sweep.settings(params)))
     own = _with_method(sweep.trial, BASELINES[baseline])
+    settings = sweep.settings(_without_others(sweep.space, params, own.method.name))
     others = {path: value for path, value in settings.items() if path.split("/")[0] != "method"}
     return sweep.with_limit(with_whole_images(apply_params(own, others)))
 
@@ -77,26 +75,43 @@ def trial_config(sweep: SweepConfig, params: Mapping[str, Any], baseline: str | 
 def baseline_params(base: TrialConfig, space: Mapping[str, Distribution], baseline: str) -> dict[str, Any]:
     """Find the point of the space that is nearest to a baseline: there a sampler sees its results.
 
-    The paper takes the learning rate for alpha; what a baseline says nothing of is the base trial's.
+    The paper takes the learning rate for alpha; what a baseline says nothing of is the base trial's. In a space with
+    conditional parameters the nearest variant is of the baseline's method, else of ALaST, else the first.
     """
     like = _LIKE_FULL if baseline == "full" else BASELINES[baseline]
     own = _with_method(base, like)
     values = {"method/alpha": own.train.learning_rate}
     values |= {path: value for path, value in (flatten(base) | flatten(own)).items() if value is not None}
-    return {path: _nearest(item, values.get(path)) for path, item in space.items()}
+    conditional = is_conditional(space)
+
+    def value_of(one: Parameter) -> Any:
+        if isinstance(one.distribution, Variants) and conditional:
+            names = {_method_of(settings): name for name, settings in reversed(one.distribution.variants.items())}
+            return names.get(BASELINES[baseline].name, names.get("alast", next(iter(one.distribution.variants))))
+        return _nearest(one.distribution, values.get(one.path))
+
+    return point_of(space, value_of)
 
 
 def is_point(sweep: SweepConfig, baseline: str) -> bool:
     """Whether a baseline is a point of the space itself, so that its accuracy is that point's."""
+    params = baseline_params(sweep.trial, sweep.space, baseline)
     try:
-        config = trial_config(sweep, baseline_params(sweep.trial, sweep.space, baseline))
+        config, really = trial_config(sweep, params), trial_config(sweep, params, baseline)
     except ConfigError:
         return False
-    if config != with_whole_images(config):
+    if config.model_copy(update={"method": really.method}) != really:
         return False
     method, own = config.method, BASELINES[baseline]
     if baseline == "full" and isinstance(method, AlastConfig):
-        blocks = sweep.space.get("method/trainable_blocks")  # at its most, as none but the model knows how many it has
+        blocks = next(  # at its most, as none but the model knows how many it has
+            (
+                one.distribution
+                for one in parameters(sweep.space).values()
+                if one.path == "method/trainable_blocks" and one.in_force(params)
+            ),
+            None,
+        )
         everything = isinstance(blocks, IntRange) and method.trainable_blocks == blocks.high
         return everything and method.floors == _LIKE_FULL.floors and method.lora is None
     if isinstance(method, AlastConfig) and isinstance(own, AlastConfig):
@@ -111,10 +126,8 @@ def begins_with(sweep: SweepConfig) -> list[str]:
     if sweep.sampler == "grid":
         return []
     variants = [item.variants.values() for item in sweep.space.values() if isinstance(item, Variants)]
-    methods = [settings.get("method") for choice in variants for settings in choice if "method" in settings]
-    adaptive = isinstance(sweep.trial.method, AlastConfig) or any(
-        method.get("name") == "alast" for method in methods if isinstance(method, Mapping)
-    )
+    methods = {_method_of(settings) for choice in variants for settings in choice}
+    adaptive = isinstance(sweep.trial.method, AlastConfig) or "alast" in methods
     return ["full", "paper"] if adaptive else ["full"]
 
 
@@ -126,6 +139,23 @@ def point(params: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
 def _with_method(base: TrialConfig, method: MethodConfig) -> TrialConfig:
     values = method.model_dump(exclude_unset=True) | {"name": method.name}
     return parse(TrialConfig, base.given_values() | {"method": values})
+
+
+def _method_of(settings: Mapping[str, Any]) -> str | None:
+    """Name the method that a variant sets, if it does."""
+    method = settings.get("method")
+    return method.get("name") if isinstance(method, Mapping) else None
+
+
+def _without_others(space: Mapping[str, Distribution], params: Mapping[str, Any], method: str) -> dict[str, Any]:
+    """Leave variants of other methods out of a point, if the space has conditional parameters."""
+
+    def is_other(name: str, value: Any) -> bool:
+        item = space.get(name)
+        return isinstance(item, Variants) and _method_of(item.variants[value]) not in {None, method}
+
+    conditional = is_conditional(space)
+    return {name: value for name, value in params.items() if not (conditional and is_other(name, value))}
 
 
 def _nearest(item: Distribution, value: Any) -> bool | int | float | str:

@@ -12,7 +12,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from alast_tune.config import PLACES, Distribution, SweepConfig, TrialConfig, Variants, flatten, stored_sweep
+from alast_tune.config import PLACES, Parameter, SweepConfig, TrialConfig, Variants, flatten, point_of, stored_sweep
 from alast_tune.errors import ConfigError
 from alast_tune.fingerprints import FILE, Fingerprints, read_fingerprints
 from alast_tune.results import OBJECTIVES, FrontFile
@@ -76,11 +76,12 @@ def feed(study: optuna.Study, sweep: SweepConfig, earlier: Sequence[Earlier]) ->
         attributes = {"origin": result.origin, "epochs": sweep.trial.train.epochs}
         attributes |= {BASELINE: result.baseline} if result.baseline else {}
         attributes |= {"mlflow_run_id": result.mlflow_run_id} if result.mlflow_run_id else {}
+        params = _params(sweep, result)
         with suppress(ValueError):
             trial = create_trial(
                 state=TrialState.COMPLETE,
-                params=_params(sweep, result),
-                distributions=space,
+                params=params,
+                distributions={name: space[name] for name in params},
                 values=result.values,
                 user_attrs=attributes,
                 constraints=sweep.excess(**named),
@@ -98,12 +99,13 @@ def _params(sweep: SweepConfig, earlier: Earlier) -> dict[str, Any]:
     if earlier.baseline:
         return baseline_params(sweep.trial, sweep.space, earlier.baseline)
     values = {**earlier.params, **flatten(earlier.config)}
-    return {path: values.get(path) if _known(item, values.get(path)) else None for path, item in sweep.space.items()}
 
+    def value_of(one: Parameter) -> Any:
+        """Look a value up; None for variants of other names, which cannot be."""
+        value, item = values.get(one.path), one.distribution
+        return None if isinstance(item, Variants) and value not in item.variants else value
 
-def _known(item: Distribution, value: Any) -> bool:
-    """Whether a value can be looked up: variants of other names cannot."""
-    return not isinstance(item, Variants) or value in item.variants
+    return point_of(sweep.space, value_of)
 
 
 def _read(source: Path, study_of: str | None) -> Iterator[Earlier]:
