@@ -1,14 +1,14 @@
-"""Make a tabular benchmark: every configuration of a grid, fine-tuned for real, with the curves of every epoch.
+"""Make a tabular benchmark: every configuration of a space, fine-tuned for real, with the curves of every epoch.
 
+    python benchmarks/tabular.py benchmarks/specs/all-digits.yaml --seeds 3
     python benchmarks/tabular.py benchmarks/specs/grid-digits.yaml
     python benchmarks/tabular.py benchmarks/specs/grid-emoji57.yaml --set data/root=...
 
 A finished run is a line in the results file and is never run again: interrupted, the same command goes on. Several
-processes share a grid by ``--share 0 2`` and ``--share 1 2``. benchmarks/search.py replays search algorithms on it.
+processes share a table by ``--share 0 2`` and ``--share 1 2``. benchmarks/search.py replays search algorithms on it.
 """
 
 import argparse
-import itertools
 import json
 import time
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from alast_tune.cli import guarded
-from alast_tune.config import TrialConfig, apply_params, parse, read_mapping
+from alast_tune.config import SweepConfig, TrialConfig, apply_params, parse, read_mapping
 from alast_tune.results import OBJECTIVES
 from alast_tune.run import Run
 
@@ -26,15 +26,23 @@ RESULTS = Path(__file__).parent / "results"
 Row = dict[str, Any]
 
 
-def grid(spec: dict[str, Any], settings: list[str]) -> Iterator[tuple[Row, TrialConfig]]:
-    """Yield each run's key (the method's name, or the grid's parameters) and its configuration."""
+def everything(spec: dict[str, Any], settings: list[str]) -> Iterator[tuple[Row, TrialConfig]]:
+    """Yield each run's key (the method's name, or the point of the space) and its configuration.
+
+    Raises:
+        ConfigError: a point of the space that contradicts itself.
+    """
     given = dict(setting.split("=", 1) for setting in settings)
-    base = apply_params(parse(TrialConfig, spec["trial"]), given)
     for name, method in spec["methods"].items():
         yield {"name": name}, apply_params(parse(TrialConfig, spec["trial"] | {"method": method}), given)
-    for values in itertools.product(*spec["grid"].values()):
-        params = dict(zip(spec["grid"], values, strict=True))
-        yield {"params": params}, apply_params(base, params)
+    sweep = sweep_of(spec)
+    for params in sweep.combinations():
+        yield {"params": params}, apply_params(sweep.trial, sweep.settings(params) | given)
+
+
+def sweep_of(spec: dict[str, Any]) -> SweepConfig:
+    """Read the trial and the space, which has no real parameters, as a sweep of a grid."""
+    return parse(SweepConfig, {"trial": spec["trial"], "space": spec["space"], "sampler": "grid"})
 
 
 def curves(config: TrialConfig) -> Row:
@@ -58,7 +66,9 @@ def read(results: Path) -> list[Row]:
 def main() -> None:
     """Run what the results file lacks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("spec", type=Path, help="YAML: a trial, a grid (path: values), and methods by name")
+    parser.add_argument(
+        "spec", type=Path, help="YAML: a trial, a space as a sweep has it, without real parameters, and methods by name"
+    )
     parser.add_argument("--results", type=Path, help="JSON lines; default: benchmarks/results/<spec>.jsonl")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--set", nargs="+", default=[], help="settings of the trial, as data/root=/images")
@@ -69,16 +79,16 @@ def main() -> None:
     results = options.results or RESULTS / f"{options.spec.stem}.jsonl"
     results.parent.mkdir(parents=True, exist_ok=True)
     finished = [{key: row[key] for key in row if key in {"name", "params", "seed"}} for row in read(results)]
-    everything = list(grid(read_mapping(options.spec), options.set))
+    wanted = list(everything(read_mapping(options.spec), options.set))
     for seed in range(options.seeds):
-        for number, (key, config) in enumerate(everything):
+        for number, (key, config) in enumerate(wanted):
             key = key | {"seed": seed}
             if key in finished or number % options.share[1] != options.share[0]:
                 continue
             row = key | curves(apply_params(config, {"train/seed": seed}))
             with results.open("a") as file:
                 file.write(json.dumps(row) + "\n")
-            print(f"{number + 1}/{len(everything)}, seed {seed}: {row['accuracy'][-1]:.4f}", flush=True)
+            print(f"{number + 1}/{len(wanted)}, seed {seed}: {row['accuracy'][-1]:.4f}", flush=True)
 
 
 if __name__ == "__main__":
