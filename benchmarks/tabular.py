@@ -67,7 +67,7 @@ def main() -> None:
     """Run what the results file lacks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "spec", type=Path, help="YAML: a trial, a space as a sweep has it, without real parameters, and methods by name"
+        "spec", type=Path, help="YAML: a trial, a sweep's space without real parameters, methods by name"
     )
     parser.add_argument("--results", type=Path, help="JSON lines; default: benchmarks/results/<spec>.jsonl")
     parser.add_argument("--seeds", type=int, default=2)
