@@ -1,5 +1,6 @@
 """Runs a search algorithm on a table of real runs, by the table's own clock: hundreds of searches in minutes."""
 
+import hashlib
 import heapq
 import itertools
 import json
@@ -12,39 +13,42 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from alast_tune.config import TrialConfig, apply_params, parse
+from alast_tune.config import SweepConfig, TrialConfig, apply_params, parse, point_of
 from alast_tune.errors import ConfigError
-from alast_tune.front import hypervolume_share
-from alast_tune.results import DIRECTIONS, OBJECTIVES
+from alast_tune.results import OBJECTIVES
+from alast_tune.storage import atomic_write
 from alast_tune.tune.forecast import Forecast
+from alast_tune.tune.space import point, trial_config
+from benchmarks.tabular import read, sweep_of
 
-TARGETS = (0.90, 0.95, 0.99)
 BUDGET = 30.0
 """Full fine-tuning runs' worth of FLOPs after which a replay ends."""
-MARGIN = 1.1
-"""The reference point lies at this multiple of the cost of full fine-tuning, as in a sweep."""
 
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Table:
-    """Every configuration's curves: C of them, S seeds, E epochs, M objectives in the order of ``OBJECTIVES``."""
+    """Every configuration's curves: C of them, S seeds, E epochs, M objectives in the order of ``OBJECTIVES``.
 
-    space: dict[str, list[Any]]
-    baselines: list[str]
-    """Names of the last configurations, those beside the grid; `full` is one."""
-    trial: dict[str, Any]
-    """What all configurations have in common."""
+    First come the points of the space, in the order of ``SweepConfig.combinations``, then the baselines.
+    """
+
+    sweep: SweepConfig
+    """What all configurations have in common, and the space."""
+    baselines: dict[str, dict[str, Any]]
+    """Names and methods of the last configurations, those beside the space; `full` is one."""
+    seeds: list[int]
+    """Those that every configuration was run with; rows of others are left out."""
     values_CSEM: Floats
     """Cumulative, each objective in its own unit."""
     seconds_CSE: Floats
     forecasts_C2: Floats
-    """Training FLOPs and peak bytes of the grid's configurations as they are forecast, without training."""
+    """Training FLOPs and peak bytes of the points of the space as they are forecast, without training."""
 
     @classmethod
     def read(cls, spec: dict[str, Any], results: Path, settings: Sequence[str] = ()) -> "Table":
-        """Read the rows that a spec names.
+        """Read the rows that a spec names, and the forecasts beside them, which are made the first time.
 
         Args:
             spec: of benchmarks/tabular.py.
@@ -52,29 +56,29 @@ class Table:
             settings: of the trial, as ``data/root=/images``; forecasts need its images.
 
         Raises:
-            ConfigError: rows are missing.
+            ConfigError: no seed was run with every configuration.
         """
-        lines = results.read_text().splitlines() if results.exists() else []
-        rows = [json.loads(line) for line in lines]
-        found = {(_key(row.get("params", row.get("name"))), row["seed"]): row for row in rows}
-        grid = [dict(zip(spec["grid"], values, strict=True)) for values in itertools.product(*spec["grid"].values())]
-        keys = [_key(entry) for entry in [*grid, *spec["methods"]]]
-        seeds = sorted({seed for _, seed in found})
-        missing = [key for key in itertools.product(keys, seeds or [0]) if key not in found]
-        if missing:
-            total = len(keys) * max(1, len(seeds))
-            raise ConfigError("results", results, f"{len(missing)} of {total} runs are missing: benchmarks/tabular.py")
+        given = dict(setting.split("=", 1) for setting in settings)
+        sweep = sweep_of(spec)
+        sweep = sweep.model_copy(update={"trial": apply_params(sweep.trial, given)})
+        points = list(sweep.combinations())
+        found = {(_key(row.get("params", row.get("name"))), row["seed"]): row for row in read(results)}
+        keys = [_key(entry) for entry in [*points, *spec["methods"]]]
+        ran = {seed: sum((key, seed) in found for key in keys) for seed in sorted({seed for _, seed in found})}
+        seeds = [seed for seed, count in ran.items() if count == len(keys)]
+        if not seeds:
+            most = max(ran.values(), default=0)
+            remedy = (
+                f"{most} of {len(keys)} configurations were run with one seed, all are needed: benchmarks/tabular.py"
+            )
+            raise ConfigError("results", results, remedy)
         cells = [[found[key, seed] for seed in seeds] for key in keys]
         values = [[[row[objective.name] for objective in OBJECTIVES] for row in runs] for runs in cells]
-        given = dict(setting.split("=", 1) for setting in settings)
-        base = apply_params(parse(TrialConfig, spec["trial"]), given)
-        forecast = Forecast()
-        costs = [forecast.costs(apply_params(base, params)) for params in grid]
         return cls(
-            space=spec["grid"],
-            baselines=list(spec["methods"]),
-            trial=base.model_dump(exclude_unset=True),
-            forecasts_C2=np.array([(cost.train_flops, cost.peak_bytes) for cost in costs]),
+            sweep=sweep,
+            baselines=spec["methods"],
+            seeds=seeds,
+            forecasts_C2=_forecasts(spec, sweep, results.with_suffix(".costs.json")),
             values_CSEM=np.array(values, dtype=np.float64).swapaxes(-1, -2),
             seconds_CSE=np.array([[row["seconds"] for row in runs] for runs in cells]),
         )
@@ -84,49 +88,61 @@ class Table:
         """Of every run."""
         return int(self.values_CSEM.shape[2])
 
-    @property
-    def grid(self) -> int:
-        """How many configurations there are without the baselines."""
-        return len(self.values_CSEM) - len(self.baselines)
+    @cached_property
+    def points(self) -> list[dict[str, Any]]:
+        """Parameters of every point of the space, by number."""
+        return list(self.sweep.combinations())
 
     @cached_property
     def full(self) -> Floats:
         """Full fine-tuning's final objectives, mean over the seeds."""
-        full: Floats = self.finals[self.grid + self.baselines.index("full")]
+        full: Floats = self.finals[self.baseline("full")]
         return full
 
     @cached_property
     def finals(self) -> Floats:
-        """Final objectives, mean over the seeds."""
+        """Final objectives, mean over the seeds, (C, M)."""
         final: Floats = self.values_CSEM[:, :, -1].mean(axis=1)
         return final
 
     @cached_property
-    def attainable(self) -> float:
-        """Hypervolume of all there is."""
-        return self._hypervolume(range(len(self.finals)))
-
-    def share(self, configs: "set[int]") -> float:
-        """Compare the hypervolume of some configurations with the attainable one."""
-        return self._hypervolume(configs) / self.attainable
+    def configs(self) -> dict[TrialConfig, int]:
+        """Find a point's number by its configuration."""
+        return {trial_config(self.sweep, params): number for number, params in enumerate(self.points)}
 
     def index(self, params: dict[str, Any]) -> int:
-        """Find a grid point's number."""
-        places = [values.index(params[path]) for path, values in self.space.items()]
-        return int(np.ravel_multi_index(places, [len(values) for values in self.space.values()]))
+        """Find a point's number; parameters that are not in force beside the others are ignored."""
+        return self._numbers[point(point_of(self.sweep.space, lambda one: params[one.name]))]
 
-    def params(self, config: int) -> dict[str, Any]:
-        """Look up a grid point's parameters."""
-        places = np.unravel_index(config, [len(values) for values in self.space.values()])
-        return {path: values[place] for (path, values), place in zip(self.space.items(), places, strict=True)}
+    def baseline(self, name: str) -> int:
+        """Find the number of a baseline."""
+        return len(self.points) + list(self.baselines).index(name)
 
-    def _hypervolume(self, configs: "set[int] | range") -> float:
-        reference = (0.0, MARGIN * self.full[1], MARGIN * self.full[2])
-        return hypervolume_share(self.finals[list(configs)], reference, (1.0, 0.0, 0.0), DIRECTIONS)
+    def point_of_baseline(self, name: str) -> int | None:
+        """Find the point of the space that is the same configuration as a baseline; None if there is none."""
+        trial = self.sweep.trial.given_values()
+        return self.configs.get(parse(TrialConfig, trial | {"method": self.baselines[name]}))
+
+    @cached_property
+    def _numbers(self) -> dict[tuple[tuple[str, Any], ...], int]:
+        return {point(params): number for number, params in enumerate(self.points)}
 
 
 def _key(entry: "str | dict[str, Any]") -> str:
     return entry if isinstance(entry, str) else json.dumps(entry)
+
+
+def _forecasts(spec: dict[str, Any], sweep: SweepConfig, file: Path) -> Floats:
+    """Forecast the costs of every point, (C, 2), or read them: for some models it takes minutes, and their images."""
+    digest = hashlib.sha256(json.dumps([spec["trial"], spec["space"]]).encode()).hexdigest()
+    kept = json.loads(file.read_text()) if file.exists() else {}
+    if kept.get("spec") != digest:
+        forecast = Forecast()
+        costs = [forecast.costs(trial_config(sweep, params)) for params in sweep.combinations()]
+        kept = {"spec": digest, "costs": [[cost.train_flops, cost.peak_bytes] for cost in costs]}
+        with atomic_write(file) as scratch:
+            scratch.write_text(json.dumps(kept) + "\n")
+    return np.array(kept["costs"], dtype=np.float64)
 
 
 class Searcher(Protocol):
@@ -134,6 +150,9 @@ class Searcher(Protocol):
 
     def suggest(self, number: int) -> int | None:
         """Propose a configuration for trial ``number``; None: nothing to do before the next report."""
+
+    def continues(self, number: int) -> int | None:
+        """Name the stopped trial with which the trial ``number`` goes on; None: it begins anew."""
 
     def go_on(self, number: int, epoch: int, values: Floats) -> bool:
         """Decide on a trial by its objectives so far, after an epoch that is not its last."""
@@ -153,18 +172,33 @@ class Trial:
     """Epochs finished."""
 
 
-Curve = list[tuple[float, float]]
-"""(FLOPs spent in full fine-tuning runs, share of the attainable hypervolume), a point a finished trial."""
+@dataclass(frozen=True)
+class Found:
+    """A trial that ran to its end."""
+
+    spent: float
+    """FLOPs that the whole search had spent by then, in full fine-tuning runs."""
+    config: int
+    values: tuple[float, ...]
+    """Final objectives, as the search saw them."""
 
 
-def replay(table: Table, searcher: Searcher, seed: int, workers: int) -> Curve:
-    """Run a search on the simulated clock until it has all that is asked for, or spent its budget."""
+def replay(table: Table, searcher: Searcher, seed: int, workers: int, budget: float = BUDGET) -> list[Found]:
+    """Run a search on the simulated clock until it has nothing more to propose, or spent its budget.
+
+    Args:
+        table: of real runs.
+        searcher: proposes.
+        seed: draws, for every trial anew, which of the table's seeds it runs with.
+        workers: so many trials run at a time.
+        budget: in full fine-tuning runs.
+    """
     draw = np.random.default_rng(seed)
     running: list[tuple[float, int, Trial]] = []
     order = itertools.count()  # of two epochs that end together, the one that began first
-    finished: set[int] = set()
-    curve: Curve = []
-    number, now, spent, share = 0, 0.0, 0.0, 0.0
+    found: list[Found] = []
+    trials: list[Trial] = []
+    now = spent = 0.0
 
     def begin(trial: Trial) -> float:
         flops_E, seconds_E = (
@@ -176,10 +210,14 @@ def replay(table: Table, searcher: Searcher, seed: int, workers: int) -> Curve:
         heapq.heappush(running, (now + duration, next(order), trial))
         return float(flops_E[trial.epoch] - (flops_E[before] if trial.epoch else 0.0))
 
-    while spent < BUDGET * table.full[1] and share < TARGETS[-1]:
-        while len(running) < workers and (config := searcher.suggest(number)) is not None:
-            spent += begin(Trial(number, config, int(draw.integers(table.values_CSEM.shape[1]))))
-            number += 1
+    while spent < budget * table.full[1]:
+        while len(running) < workers and (config := searcher.suggest(len(trials))) is not None:
+            trial = Trial(len(trials), config, int(draw.integers(len(table.seeds))))
+            earlier = searcher.continues(trial.number)
+            if earlier is not None:
+                trial.seed, trial.epoch = trials[earlier].seed, trials[earlier].epoch
+            trials.append(trial)
+            spent += begin(trial)
         if not running:
             break
         now, _, trial = heapq.heappop(running)
@@ -187,9 +225,7 @@ def replay(table: Table, searcher: Searcher, seed: int, workers: int) -> Curve:
         trial.epoch += 1
         if trial.epoch == table.epochs:
             searcher.complete(trial.number, values)
-            finished.add(trial.config)
-            share = table.share(finished)
-            curve.append((spent / table.full[1], share))
+            found.append(Found(spent / table.full[1], trial.config, tuple(values.tolist())))
         elif searcher.go_on(trial.number, trial.epoch, values):
             spent += begin(trial)
-    return curve
+    return found

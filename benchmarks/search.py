@@ -1,13 +1,21 @@
 """Search algorithms against one another, replayed on a table of real runs: what does a good front cost?
 
-    python benchmarks/tabular.py benchmarks/specs/grid-digits.yaml
-    python benchmarks/search.py benchmarks/specs/grid-digits.yaml
+    python benchmarks/tabular.py benchmarks/specs/all-digits.yaml --seeds 3
+    python benchmarks/search.py benchmarks/specs/all-digits.yaml
+    python benchmarks/search.py benchmarks/specs/grid-digits.yaml --only ours random --workers 1 4 16 64
 
 Simulated workers train what an algorithm proposes, by the clock and the curves of the table, whose seed is drawn
-anew for every trial: what an algorithm sees is as noisy as in life. What it has found is judged without luck: the
-hypervolume of the configurations it trained to the end, each at its mean over the table's seeds, as a share of the
-hypervolume that the whole table attains. What it has spent is the training FLOPs of all its trials, stopped ones
-included and epochs counted when they begin, in full fine-tuning runs.
+anew for every trial: what an algorithm sees is as noisy as in life. What it has found is judged without luck, each
+configuration at its mean over the table's seeds. What it has spent is the training FLOPs of all its trials, baselines
+and stopped ones included and epochs counted when they begin, in full fine-tuning runs. It is measured
+
+- until the configurations that were trained to the end have a share of the attainable hypervolume in the region:
+  only what comes within 0.05 of the accuracy of full fine-tuning counts;
+- until one of them is an answer: within a point of the table's best accuracy, and its training FLOPs are at most 1.1
+  times those of the cheapest configuration that is so accurate;
+- how lucky the front is, in which the search believes at the end: accuracy as it was seen minus its mean over seeds.
+
+Each row has the median over the search's seeds, and between what 10% and 90% of them lie.
 """
 
 import argparse
@@ -18,7 +26,7 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
@@ -27,6 +35,7 @@ from typing import Any
 
 import numpy as np
 import optuna
+import yaml
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table as Printed
@@ -34,89 +43,150 @@ from rich.table import Table as Printed
 from alast_tune.cli import guarded
 from alast_tune.config import read_mapping
 from alast_tune.errors import ConfigError
-from benchmarks.replay import BUDGET, TARGETS, Curve, Searcher, Table, replay
-from benchmarks.searchers import Moasha, Optuna, Ours, Random, RayOptuna
+from benchmarks.measures import TARGETS, WITHIN, Judge, floor_of, needed, quantiles, share_at
+from benchmarks.replay import BUDGET, Found, Searcher, Table, replay
+from benchmarks.rivals import PACKAGES, BoTorch, Moasha, Primo
+from benchmarks.searchers import Optuna, Ours, Random, RayOptuna
 
 RESULTS = Path(__file__).parent / "results"
 
-SEARCHERS: dict[str, Callable[[Table, int], Searcher]] = {
+_TPE = partial(Optuna, partial(optuna.samplers.TPESampler, multivariate=True, group=True, constant_liar=True))
+_GP = partial(Optuna, optuna.samplers.GPSampler)
+SEARCHERS: dict[str, Callable[..., Searcher]] = {
     "random": Random,
     "OptunaSearch": RayOptuna,
     "NSGA-II": partial(Optuna, optuna.samplers.NSGAIISampler),
-    "TPE": partial(Optuna, partial(optuna.samplers.TPESampler, multivariate=True, constant_liar=True)),
-    "GP": partial(Optuna, optuna.samplers.GPSampler),
+    "TPE": _TPE,
+    "TPE, constrained": partial(_TPE, constrained=True),
+    "GP": _GP,
+    "GP, flat": partial(_GP, flat=True),
     "MOASHA": Moasha,
+    "qLogNEHVI": BoTorch,
+    "PriMO, good priors": Primo,
+    "PriMO, wrong priors": partial(Primo, wrong=True),
     "TPE, stopped from epoch 1": partial(Ours, sampler="tpe", grace_epochs=1),
     "ours, none stopped": partial(Ours, scheduler="none"),
     "ours, stopped from epoch 1": partial(Ours, grace_epochs=1),
     "ours": Ours,
-    "ours, baselines first": partial(Ours, baselines=True),
 }
-SLOW = {"GP": 10}
+SLOW = {"GP": 10, "GP, flat": 10, "qLogNEHVI": 10, "PriMO, good priors": 10, "PriMO, wrong priors": 10}
 """Fewer replays for those that take minutes each."""
+SPENT = (1, 2, 5, 10, 20, 30)
+"""Full runs' worth of FLOPs at which attainment is listed."""
+
+Runs = dict[tuple[str, int], list[list[Found]]]
+"""What each search found with each seed, by its name and the number of its workers."""
+
+_TABLE: list[Table] = []
+"""That of a process, which it is given once."""
 
 
-def needed(curve: Curve, target: float) -> float:
-    """Look up what it cost to reach a share of the attainable hypervolume; infinite if it was not reached."""
-    return next((spent for spent, share in curve if share >= target), math.inf)
-
-
-def _replays(table: Table, name: str, workers: int, seeds: range) -> list[Curve]:
+def _prepare(table: Table) -> None:
     warnings.simplefilter("ignore")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     logging.disable(logging.WARNING)
-    return [replay(table, SEARCHERS[name](table, seed), seed, workers) for seed in seeds]
+    _TABLE.append(table)
 
 
-def race(table: Table, names: Sequence[str], seeds: int, workers: int, processes: int) -> dict[str, list[Curve]]:
-    """Replay every algorithm with every seed."""
-    curves: dict[str, list[Curve]] = {name: [] for name in names}
-    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+def _replay(
+    name: str, settings: dict[str, Any], baselines: list[str], workers: int, seed: int, budget: float
+) -> list[Found]:
+    searcher = SEARCHERS[name](_TABLE[0], seed, baselines, **settings)
+    return replay(_TABLE[0], searcher, seed, workers, budget)
+
+
+def race(table: Table, options: argparse.Namespace) -> Runs:
+    """Replay every algorithm with every number of workers and every seed."""
+    settings = {key: yaml.safe_load(value) for key, value in (item.split("=", 1) for item in options.sweep)}
+    runs: Runs = {}
+    with ProcessPoolExecutor(options.processes, get_context("spawn"), _prepare, (table,)) as pool:
         parts = {
-            (name, start): pool.submit(_replays, table, name, workers, range(start, min(start + 5, total)))
-            for name in names
-            for total in [min(seeds, SLOW.get(name, seeds))]
-            for start in range(0, total, 5)
+            (name, workers): [
+                pool.submit(
+                    _replay, name, settings if _is_ours(name) else {}, options.baselines, workers, seed, options.budget
+                )
+                for seed in range(min(options.seeds, SLOW.get(name, options.seeds)))
+            ]
+            for name in options.only
+            for workers in options.workers
         }
-        for (name, _), part in parts.items():
-            curves[name] += part.result()
-            print(f"{name}: {len(curves[name])}", file=sys.stderr, flush=True)
-    return curves
+        for (name, workers), replays in parts.items():
+            runs[name, workers] = [one.result() for one in replays]
+            print(f"{name}, {workers} workers: {len(replays)}", file=sys.stderr, flush=True)
+    return runs
 
 
-def summarise(curves: dict[str, list[Curve]]) -> list[dict[str, Any]]:
-    """Median and quartiles of what each target cost, a row an algorithm."""
+def _is_ours(name: str) -> bool:
+    searcher = SEARCHERS[name]
+    return getattr(searcher, "func", searcher) is Ours
+
+
+def summarise(judge: Judge, runs: Runs) -> list[dict[str, Any]]:
+    """Measure each algorithm, a row an algorithm: quantiles over seeds, in the order of ``QUANTILES``."""
     rows = []
-    for name, runs in curves.items():
-        row: dict[str, Any] = {"search": name, "seeds": len(runs)}
-        for target in TARGETS:
-            costs = sorted(needed(curve, target) for curve in runs)
-            row[f"{target:.0%}"] = [float(np.quantile(costs, q, method="nearest")) for q in (0.5, 0.25, 0.75)]
+    for (name, workers), founds in runs.items():
+        curves = [judge.curve(found) for found in founds]
+        row: dict[str, Any] = {"search": name, "workers": workers, "seeds": len(founds)}
+        row |= {f"{target:.0%}": quantiles(needed(curve, target) for curve in curves) for target in TARGETS}
+        row["answer"] = quantiles(judge.answered(found) for found in founds)
+        row["luck"] = quantiles(judge.luck(found) for found in founds)
+        row["trials"] = quantiles(len(found) for found in founds)
+        row["attained"] = {
+            str(spent): [round(share, 4) for share in quantiles(share_at(curve, spent) for curve in curves)]
+            for spent in SPENT
+        }
         rows.append(row)
     return rows
 
 
-def draw(curves: dict[str, list[Curve]], title: str) -> Figure:
-    """Draw the share of the attainable hypervolume against FLOPs spent: medians, and quartiles as bands."""
+def draw(judge: Judge, runs: Runs, title: str, budget: float) -> Figure:
+    """Draw the share of the attainable hypervolume against FLOPs spent: medians, and 10 to 90% of seeds as bands."""
     figure = Figure(figsize=(9, 5.5), dpi=150, layout="constrained")
     axes = figure.add_subplot()
-    spent_X = np.geomspace(0.3, BUDGET, 200)
-    for place, (name, runs) in enumerate(curves.items()):
-        shares_RX = np.array([[_share_at(curve, spent) for spent in spent_X] for curve in runs])
-        low, middle, high = np.quantile(shares_RX, (0.25, 0.5, 0.75), axis=0)
-        colour = f"C{place}"
-        axes.plot(spent_X, middle, label=name, color=colour, lw=2.5 if name.startswith("ours") else 1.2)
-        axes.fill_between(spent_X, low, high, color=colour, alpha=0.12, lw=0)
-    axes.axhline(0.95, color="0.6", lw=0.8, ls=":")
-    axes.set(xscale="log", ylim=(0.4, 1.01), xlabel="training FLOPs spent, in full fine-tuning runs")
+    spent_X = np.geomspace(0.3, budget, 200)
+    several = len({workers for _, workers in runs}) > 1
+    for place, ((name, workers), founds) in enumerate(runs.items()):
+        curves = [judge.curve(found) for found in founds]
+        shares_RX = np.array([[share_at(curve, spent) for spent in spent_X] for curve in curves])
+        low, middle, high = np.quantile(shares_RX, (0.1, 0.5, 0.9), axis=0)
+        colour, label = f"C{place % 10}", f"{name}, {workers} workers" if several else name
+        style = "-" if place < 10 else "--"
+        axes.plot(spent_X, middle, style, label=label, color=colour, lw=2.5 if name.startswith("ours") else 1.2)
+        axes.fill_between(spent_X, low, high, color=colour, alpha=0.08, lw=0)
+    axes.axhline(0.9, color="0.6", lw=0.8, ls=":")
+    axes.set(xscale="log", ylim=(0.0, 1.01), xlabel="training FLOPs spent, in full fine-tuning runs")
     axes.set(ylabel="share of the attainable hypervolume", title=title)
-    axes.legend(frameon=False, fontsize=9, loc="lower right")
+    axes.legend(frameon=False, fontsize=8, loc="upper left")
     axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 
-def _share_at(curve: Curve, spent: float) -> float:
-    return max((share for cost, share in curve if cost <= spent), default=0.0)
+def show(rows: list[dict[str, Any]], title: str, budget: float) -> None:
+    """Print the measures."""
+    console = Console(width=150)
+    printed = Printed(title=title, title_justify="left")
+    names = ["search", "workers", "seeds", *(f"{target:.0%}" for target in TARGETS), "answer", "luck", "trials"]
+    for column in names:
+        printed.add_column(column, justify="left" if column == "search" else "right")
+    shown = {"luck": "{:+.3f}", "trials": "{:.0f}"}
+    for row in rows:
+        cells = [_cell(row[name], shown.get(name, "{:.1f}"), budget) for name in names]
+        printed.add_row(*cells)
+    console.print(printed)
+    attained = Printed(title="Share that was attained when so many full runs' worth was spent", title_justify="left")
+    for column in ["search", "workers", *map(str, SPENT)]:
+        attained.add_column(column, justify="left" if column == "search" else "right")
+    for row in rows:
+        cells = [_cell(row["attained"][str(spent)], "{:.2f}", budget) for spent in SPENT]
+        attained.add_row(row["search"], str(row["workers"]), *cells)
+    console.print(attained)
+
+
+def _cell(value: Any, shown: str, budget: float) -> str:
+    if not isinstance(value, list):
+        return str(value)
+    middle, low, high = (shown.format(x) if math.isfinite(x) else f">{budget:g}" for x in value)
+    return f"{middle} [{low}, {high}]"
 
 
 @guarded
@@ -126,32 +196,39 @@ def main() -> None:
     parser.add_argument("spec", type=Path, help="of benchmarks/tabular.py")
     parser.add_argument("--results", type=Path, help="its JSON lines; default: benchmarks/results/<spec>.jsonl")
     parser.add_argument("--only", nargs="+", default=list(SEARCHERS), choices=list(SEARCHERS), metavar="NAME")
-    parser.add_argument("--seeds", type=int, default=200)
-    parser.add_argument("--workers", type=int, default=4, help="simulated ones")
+    parser.add_argument("--seeds", type=int, default=30)
+    parser.add_argument("--workers", type=int, nargs="+", default=[4], help="simulated ones; several: a row for each")
+    parser.add_argument(
+        "--baselines", nargs="*", default=["full"], help="of the spec's methods, first for all searches"
+    )
+    parser.add_argument("--region", choices=["full", "all"], default="full", help="all: any accuracy counts")
+    parser.add_argument("--budget", type=float, default=BUDGET, help="full fine-tuning runs")
+    parser.add_argument("--sweep", nargs="+", default=[], metavar="SETTING=VALUE", help="settings of our sweeps")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     parser.add_argument("--png", type=Path, help="picture of the curves")
     parser.add_argument("--set", nargs="+", default=[], help="settings of the trial, as data/root=/images")
     parser.add_argument("--json", action="store_true", help="rows as JSON instead of a table")
     options = parser.parse_args()
-    if "MOASHA" in options.only and not importlib.util.find_spec("syne_tune"):
-        raise ConfigError("only", "MOASHA", "pip install --no-deps syne-tune, or leave it out")
+    for name in options.only:
+        module, remedy = PACKAGES.get(name.split(",")[0], ("json", ""))
+        if not importlib.util.find_spec(module):
+            raise ConfigError("only", name, f"{remedy}, or leave it out")
     spec = read_mapping(options.spec)
+    if unknown := [name for name in options.baselines if name not in spec["methods"]]:
+        raise ConfigError("baselines", ", ".join(unknown), f"the spec has {', '.join(spec['methods'])}")
     table = Table.read(spec, options.results or RESULTS / f"{options.spec.stem}.jsonl", options.set)
-    curves = race(table, options.only, options.seeds, options.workers, options.processes)
-    rows = summarise(curves)
+    judge = Judge(table, floor_of(table, WITHIN if options.region == "full" else None))
+    runs = race(table, options)
+    rows = summarise(judge, runs)
+    seeds = ", ".join(map(str, table.seeds))
+    title = f"{options.spec.stem}: {len(table.points)} configurations, seeds {seeds}, accuracy above {judge.floor:.3f}"
     if options.png:
-        draw(curves, f"{options.spec.stem}: {table.grid} configurations").savefig(options.png)
+        draw(judge, runs, title, options.budget).savefig(options.png)
     if options.json:
-        print(json.dumps(rows, indent=2))
+        about = {"table": options.spec.stem, "seeds": table.seeds, "floor": judge.floor, "baselines": options.baselines}
+        print(json.dumps(about | {"rows": rows}, indent=2))
         return
-    title = f"{options.spec.stem}: FLOPs spent, in full fine-tuning runs, to reach a share of the hypervolume"
-    printed = Printed(title=title, title_justify="left")
-    for column in rows[0]:
-        printed.add_column(column, justify="left" if column == "search" else "right")
-    for row in rows:
-        cells = ["{:.2f} [{:.2f}, {:.2f}]".format(*v) if isinstance(v, list) else str(v) for v in row.values()]
-        printed.add_row(*cells)
-    Console(width=150).print(printed)
+    show(rows, f"{title}; FLOPs in full fine-tuning runs", options.budget)
 
 
 if __name__ == "__main__":

@@ -1,129 +1,190 @@
-"""The search algorithms that are compared: rivals through their own classes, ours as the sweep drives it."""
+"""The search algorithms that are compared: Optuna's, alone and in Ray Tune, and ours as the sweep drives it."""
 
-import importlib
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
 import optuna
-from optuna.distributions import BaseDistribution
-from ray import tune
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search.optuna import OptunaSearch
 
-from alast_tune.config import AlastConfig, SweepConfig, TrialConfig, flatten, parse
+from alast_tune.config import Parameter, SweepConfig, TrialConfig, choices_of, parameters, parse, point_of
 from alast_tune.results import DIRECTIONS, OBJECTIVES, TrialResult
+from alast_tune.tune.attributes import BASELINE
 from alast_tune.tune.forecast import Costs
 from alast_tune.tune.resources import Node, Packing
 from alast_tune.tune.schedule import MoAsha
 from alast_tune.tune.search import StudySearcher
-from alast_tune.tune.trials import enqueue_baselines
-from benchmarks.replay import MARGIN, Floats, Table
+from alast_tune.tune.space import baseline_params, to_optuna
+from benchmarks.measures import MARGIN, WITHIN
+from benchmarks.replay import Floats, Table
+
+Params = dict[str, Any]
 
 
 class Random:
-    """Grid points uniformly, each to its end."""
+    """Draws points at random, the variant first and then its settings, all values alike; each runs to its end.
 
-    def __init__(self, table: Table, seed: int) -> None:
-        self._table = table
+    It is the base of the others. Baselines go first and run to their end. One that is a point of the space is told to
+    the algorithm as a trial of that point; of others the algorithm hears nothing.
+
+    Args:
+        table: what there is.
+        seed: of the algorithm.
+        baselines: names of those that go first.
+    """
+
+    def __init__(self, table: Table, seed: int, baselines: Sequence[str] = ()) -> None:
+        self.table = table
+        self.space = table.sweep.space
         self._draw = np.random.default_rng(seed)
+        self._waiting = list(baselines)
+        self._baselines: dict[int, str] = {}
+        self._full = self._best = 0.0
 
     def suggest(self, number: int) -> int | None:
-        """Draw a grid point."""
-        return int(self._draw.integers(self._table.grid))
+        """Begin with the baselines; then ask."""
+        if not self._waiting:
+            return self.ask(number, None)
+        self._baselines[number] = name = self._waiting.pop(0)
+        place = self.table.point_of_baseline(name)
+        if place is not None:
+            self.ask(number, self.table.points[place])
+        return self.table.baseline(name)
 
     def go_on(self, number: int, epoch: int, values: Floats) -> bool:
-        """Never stop."""
+        """Let it decide on trials that are no baselines."""
+        if number not in self._baselines:
+            return self.hear(number, epoch, values)
+        if self._knows(number):
+            self.hear(number, epoch, values)
         return True
 
     def complete(self, number: int, values: Floats) -> None:
-        """Learn nothing."""
+        """Tell it."""
+        self._best = max(self._best, float(values[0]))
+        if self._baselines.get(number) == "full":
+            self._full = float(values[0])
+        if self._knows(number):
+            self.tell(number, values)
+
+    def continues(self, number: int) -> int | None:
+        """Name the stopped trial with which one goes on."""
+        return None
+
+    def ask(self, number: int, params: Params | None) -> int | None:
+        """Propose a point, that of a baseline if it is given."""
+        return self.table.index(params or point_of(self.space, self._drawn))
+
+    def hear(self, number: int, epoch: int, values: Floats) -> bool:
+        """Hear an epoch's objectives, and say whether the trial goes on."""
+        return True
+
+    def tell(self, number: int, values: Floats) -> None:
+        """Hear the final objectives."""
+
+    @property
+    def floor(self) -> float:
+        """Accuracy that counts, as far as is known: so near full fine-tuning, or before that is complete the best."""
+        return (self._full or self._best) - WITHIN
+
+    def excess(self, values: Floats) -> Floats:
+        """Tell by how much objectives lie beyond the corner of what counts, costs in multiples of it."""
+        accuracy, flops, peak = values / [1.0, *(MARGIN * self.table.full[1:])]
+        return np.array([self.floor - accuracy, flops - 1.0, peak - 1.0])
+
+    def _knows(self, number: int) -> bool:
+        name = self._baselines.get(number)
+        return name is None or self.table.point_of_baseline(name) is not None
+
+    def _drawn(self, one: Parameter) -> Any:
+        choices = choices_of(one.distribution) or ()
+        return choices[int(self._draw.integers(len(choices)))]
 
 
 class RayOptuna(Random):
     """Ray Tune's OptunaSearch as it is shipped, driven without a cluster; no scheduler."""
 
-    def __init__(self, table: Table, seed: int) -> None:
-        super().__init__(table, seed)
-        names = [objective.name for objective in OBJECTIVES]
-        modes = ["max" if direction == "maximize" else "min" for direction in DIRECTIONS]
-        self._search = OptunaSearch(metric=names, mode=modes, seed=seed)
-        space = {str(place): tune.choice(values) for place, values in enumerate(table.space.values())}
-        self._search.set_search_properties(None, None, space)
+    def __init__(self, table: Table, seed: int, baselines: Sequence[str] = ()) -> None:
+        super().__init__(table, seed, baselines)
+        self._names = {name: str(place) for place, name in enumerate(parameters(self.space))}  # it splits at slashes
+        places = (table.point_of_baseline(name) for name in baselines)
+        first = [self._named(table.points[place]) for place in places if place is not None]
+        self._search = OptunaSearch(
+            self._define,
+            metric=[objective.name for objective in OBJECTIVES],
+            mode=["max" if direction == "maximize" else "min" for direction in DIRECTIONS],
+            points_to_evaluate=first or None,
+            seed=seed,
+        )
 
-    def suggest(self, number: int) -> int | None:
-        """Ask it."""
-        params = self._search.suggest(str(number)) or {}
-        return self._table.index({path: params[str(place)] for place, path in enumerate(self._table.space)})
+    def ask(self, number: int, params: Params | None) -> int | None:
+        """Ask it, which proposes the baselines' points first."""
+        found = self._search.suggest(str(number)) or {}
+        return self.table.index({name: found[place] for name, place in self._names.items() if place in found})
 
-    def complete(self, number: int, values: Floats) -> None:
+    def tell(self, number: int, values: Floats) -> None:
         """Tell it."""
         result = {objective.name: float(value) for objective, value in zip(OBJECTIVES, values, strict=True)}
         self._search.on_trial_complete(str(number), result)
 
+    def _named(self, params: Params) -> Params:
+        return {self._names[name]: value for name, value in params.items()}
+
+    def _define(self, trial: optuna.Trial) -> None:
+        choose = trial.suggest_categorical
+        point_of(self.space, lambda one: choose(self._names[one.name], choices_of(one.distribution) or ()))
+
 
 class Optuna(Random):
-    """A sampler of Optuna's by ask and tell; no scheduler."""
+    """A sampler of Optuna's by ask and tell, which chooses a variant first and then what is in force; no scheduler.
 
-    def __init__(self, sampler: Callable[..., optuna.samplers.BaseSampler], table: Table, seed: int) -> None:
-        super().__init__(table, seed)
-        self._study = optuna.create_study(sampler=sampler(seed=seed), directions=list(DIRECTIONS))
-        self._space: dict[str, BaseDistribution] = {
-            path: optuna.distributions.CategoricalDistribution(values) for path, values in table.space.items()
-        }
+    Args:
+        sampler: makes one with a ``seed``.
+        table: what there is.
+        seed: of the sampler.
+        baselines: names of those that go first.
+        flat: all parameters are proposed at once, those not in force being ignored.
+        constrained: accuracy and costs beyond the corner of what counts break a constraint.
+    """
 
-    def suggest(self, number: int) -> int | None:
+    def __init__(
+        self,
+        sampler: Callable[..., optuna.samplers.BaseSampler],
+        table: Table,
+        seed: int,
+        baselines: Sequence[str] = (),
+        flat: bool = False,
+        constrained: bool = False,
+    ) -> None:
+        super().__init__(table, seed, baselines)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            self._study = optuna.create_study(sampler=sampler(seed=seed), directions=list(DIRECTIONS))
+        self._all = to_optuna(self.space) if flat else {}
+        self._constrained = constrained
+        self._trials: dict[int, optuna.Trial] = {}
+
+    def ask(self, number: int, params: Params | None) -> int | None:
         """Ask it."""
-        return self._table.index(self._study.ask(self._space).params)
+        if params:
+            self._study.enqueue_trial(params)
+        self._trials[number] = trial = self._study.ask(self._all)
+        return self.table.index(point_of(self.space, lambda one: self._suggest(trial, one)))
 
-    def complete(self, number: int, values: Floats) -> None:
+    def tell(self, number: int, values: Floats) -> None:
         """Tell it."""
-        self._study.tell(number, [float(value) for value in values])
+        trial = self._trials.pop(number)
+        if self._constrained:
+            for limit, amount in zip(OBJECTIVES, self.excess(values), strict=True):
+                trial.set_constraint(limit.name, float(amount))
+        self._study.tell(trial, [float(value) for value in values])
 
-
-class Moasha(Random):
-    """Syne Tune's MOASHA, which stops trials by their objectives so far."""
-
-    MODULE = "syne_tune.optimizer.schedulers.multiobjective.moasha"
-
-    def __init__(self, table: Table, seed: int) -> None:
-        super().__init__(table, seed)
-        np.random.seed(seed)  # noqa: NPY002 # it samples from numpy's global generator
-        config_space = importlib.import_module("syne_tune.config_space")
-        self._trial = importlib.import_module("syne_tune.backend.trial_status").Trial
-        names = [objective.name for objective in OBJECTIVES]
-        space = {path: config_space.choice(values) for path, values in table.space.items()}
-        self._scheduler = importlib.import_module(self.MODULE).MOASHA(
-            space, names, time_attr="epoch", max_t=table.epochs, random_seed=seed
-        )
-        self._trials: dict[int, Any] = {}
-
-    def suggest(self, number: int) -> int | None:
-        """Ask it."""
-        config = self._scheduler.suggest().config
-        self._trials[number] = self._trial(number, config, None)
-        self._scheduler.on_trial_add(self._trials[number])
-        return self._table.index(config)
-
-    def go_on(self, number: int, epoch: int, values: Floats) -> bool:
-        """Let it decide."""
-        decision = self._scheduler.on_trial_result(self._trials[number], self._result(epoch, values))
-        if decision == "STOP":
-            self._scheduler.on_trial_remove(self._trials[number])
-        return bool(decision != "STOP")
-
-    def complete(self, number: int, values: Floats) -> None:
-        """Tell it."""
-        self._scheduler.on_trial_complete(self._trials[number], self._result(self._table.epochs, values))
-
-    def _result(self, epoch: int, values: Floats) -> dict[str, float]:
-        """Sign the objectives for an algorithm that has one mode for all: minimize."""
-        result: dict[str, float] = {"epoch": epoch}
-        for objective, value in zip(OBJECTIVES, values, strict=True):
-            result[objective.name] = float(-value if objective.direction == "maximize" else value)
-        return result
+    def _suggest(self, trial: optuna.Trial, one: Parameter) -> Any:
+        return trial.suggest_categorical(one.name, choices_of(one.distribution) or ())
 
 
 class Unheard:
@@ -145,34 +206,35 @@ class Ours(Random):
     Args:
         table: what is known.
         seed: of the sampler.
-        baselines: whether full fine-tuning and the paper's configuration come first, as in a sweep.
+        baselines: names of those that go first.
         settings: of the sweep.
     """
 
-    def __init__(self, table: Table, seed: int, baselines: bool = False, **settings: Any) -> None:
+    def __init__(self, table: Table, seed: int, baselines: Sequence[str] = (), **settings: Any) -> None:
         super().__init__(table, seed)
-        space = {path: {"type": "categorical", "choices": values} for path, values in table.space.items()}
-        sweep = parse(SweepConfig, {"trial": table.trial, "space": space, "trials": 10**6, "seed": seed} | settings)
-        study = optuna.create_study(directions=list(DIRECTIONS))
-        study.set_user_attr("reference_point", [0.0, *(MARGIN * table.full[1:])])
-        if baselines:
-            enqueue_baselines(study, sweep)
+        values = table.sweep.given_values() | {"sampler": "ehvi", "trials": 10**6, "seed": seed} | settings
+        sweep = parse(SweepConfig, values)
+        self._study = optuna.create_study(directions=list(DIRECTIONS))
+        self._study.set_user_attr("reference_point", [0.0, *(MARGIN * table.full[1:])])
+        for baseline in baselines:
+            params = baseline_params(sweep.trial, sweep.space, baseline)
+            self._study.enqueue_trial(params, user_attrs={BASELINE: baseline})
         somewhere = Packing(sweep, [Node("", cpu=1e6, memory=1e18)])
-        self._searcher = StudySearcher(study, sweep, Unheard(), somewhere, self._forecast)
-        self._scheduler = MoAsha(sweep, study)
+        self._searcher = StudySearcher(self._study, sweep, Unheard(), somewhere, self._forecast)
+        self._scheduler = MoAsha(sweep, self._study)
         self._suggestions: dict[int, SimpleNamespace] = {}
 
-    def suggest(self, number: int) -> int | None:
-        """Ask it."""
-        suggestion = self._searcher.suggest(str(number))
+    def ask(self, number: int, params: Params | None) -> int | None:
+        """Ask it; again if it wants Tune's loop to turn."""
+        suggestion = self._searcher.suggest(str(number)) or self._searcher.suggest(str(number))
         if not isinstance(suggestion, dict):
             return None
         self._suggestions[number] = SimpleNamespace(config=suggestion)
         if suggestion["baseline"]:
-            return self._table.grid + self._table.baselines.index(suggestion["baseline"])
-        return self._index(parse(TrialConfig, suggestion["trial"]))
+            return self.table.baseline(suggestion["baseline"])
+        return self.table.configs[parse(TrialConfig, suggestion["trial"])]
 
-    def go_on(self, number: int, epoch: int, values: Floats) -> bool:
+    def hear(self, number: int, epoch: int, values: Floats) -> bool:
         """Let it decide."""
         result = self._result(epoch, values)
         decision = self._scheduler.on_trial_result(None, cast("TuneTrial", self._suggestions[number]), result)
@@ -182,18 +244,16 @@ class Ours(Random):
         self._searcher.on_trial_result(str(number), result)
         return True
 
-    def complete(self, number: int, values: Floats) -> None:
+    def tell(self, number: int, values: Floats) -> None:
         """Tell it."""
-        self._searcher.on_trial_complete(str(number), self._result(self._table.epochs, values))
+        self._searcher.on_trial_complete(str(number), self._result(self.table.epochs, values))
 
     def _forecast(self, config: TrialConfig, growth: float) -> Costs:
-        if not isinstance(config.method, AlastConfig) or config.method.reading == "paper":
+        place = self.table.configs.get(config)
+        if place is None:
             return Costs(0.0, 0)  # a baseline
-        flops, peak = self._table.forecasts_C2[self._index(config)]
+        flops, peak = self.table.forecasts_C2[place]
         return Costs(flops, int(peak))
-
-    def _index(self, config: TrialConfig) -> int:
-        return self._table.index(flatten(config))
 
     def _result(self, epoch: int, values: Floats) -> dict[str, Any]:
         """Put it as Tune does."""
