@@ -76,9 +76,8 @@ class Judge:
         """
         seen = [trial for trial in found if trial.values[0] > self.floor]
         on_front = pareto_mask([trial.values for trial in seen], DIRECTIONS)
-        lucks = [
-            t.values[0] - self.table.finals[t.config, 0] for t, member in zip(seen, on_front, strict=True) if member
-        ]
+        front = [trial for trial, member in zip(seen, on_front, strict=True) if member]
+        lucks = [trial.values[0] - self.table.finals[trial.config, 0] for trial in front]
         return float(np.mean(lucks)) if lucks else math.nan
 
     def _hypervolume(self, configs: "set[int] | range") -> float:
@@ -98,7 +97,8 @@ def share_at(curve: list[tuple[float, float]], spent: float) -> float:
 
 def quantiles(values: Iterable[float]) -> list[float]:
     """Give the ``QUANTILES`` of what seeds came to, which may be infinite."""
-    return [float(np.quantile(sorted(values), q, method="nearest")) for q in QUANTILES]
+    ordered = sorted(values)
+    return [float(np.quantile(ordered, q, method="nearest")) for q in QUANTILES]
 
 
 def floor_of(table: Table, within: float | None) -> float:

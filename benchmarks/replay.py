@@ -68,9 +68,7 @@ class Table:
         seeds = [seed for seed, count in ran.items() if count == len(keys)]
         if not seeds:
             most = max(ran.values(), default=0)
-            remedy = (
-                f"{most} of {len(keys)} configurations were run with one seed, all are needed: benchmarks/tabular.py"
-            )
+            remedy = f"{most} of {len(keys)} configurations have a run of one seed, all need one: benchmarks/tabular.py"
             raise ConfigError("results", results, remedy)
         cells = [[found[key, seed] for seed in seeds] for key in keys]
         values = [[[row[objective.name] for objective in OBJECTIVES] for row in runs] for runs in cells]

@@ -147,10 +147,9 @@ class BoTorch(Random):
         torch = self._torch
         X_TD = self._X_CD[[place for place, _ in self._seen]]
         Y_TM = torch.tensor(np.array([[a, -np.log(f), -np.log(p)] for _, (a, f, p) in self._seen]))
-        one = [
-            self._models.SingleTaskGP(X_TD, Y_TM[:, m : m + 1], outcome_transform=self._transform(1)) for m in range(3)
-        ]
-        model = self._models.ModelListGP(*one)
+        model = self._models.ModelListGP(
+            *(self._models.SingleTaskGP(X_TD, Y_T1, outcome_transform=self._transform(1)) for Y_T1 in Y_TM.split(1, 1))
+        )
         self._fit(self._likelihood(model.likelihood, model))
 
         def objective(samples: Any, X: Any = None) -> Any:

@@ -88,11 +88,9 @@ def _prepare(table: Table) -> None:
     _TABLE.append(table)
 
 
-def _replay(
-    name: str, settings: dict[str, Any], baselines: list[str], workers: int, seed: int, budget: float
-) -> list[Found]:
-    searcher = SEARCHERS[name](_TABLE[0], seed, baselines, **settings)
-    return replay(_TABLE[0], searcher, seed, workers, budget)
+def _replay(name: str, settings: dict[str, Any], options: argparse.Namespace, workers: int, seed: int) -> list[Found]:
+    searcher = SEARCHERS[name](_TABLE[0], seed, options.baselines, **settings)
+    return replay(_TABLE[0], searcher, seed, workers, options.budget)
 
 
 def race(table: Table, options: argparse.Namespace) -> Runs:
@@ -102,9 +100,7 @@ def race(table: Table, options: argparse.Namespace) -> Runs:
     with ProcessPoolExecutor(options.processes, get_context("spawn"), _prepare, (table,)) as pool:
         parts = {
             (name, workers): [
-                pool.submit(
-                    _replay, name, settings if _is_ours(name) else {}, options.baselines, workers, seed, options.budget
-                )
+                pool.submit(_replay, name, settings if _is_ours(name) else {}, options, workers, seed)
                 for seed in range(min(options.seeds, SLOW.get(name, options.seeds)))
             ]
             for name in options.only
@@ -198,9 +194,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=list(SEARCHERS), choices=list(SEARCHERS), metavar="NAME")
     parser.add_argument("--seeds", type=int, default=30)
     parser.add_argument("--workers", type=int, nargs="+", default=[4], help="simulated ones; several: a row for each")
-    parser.add_argument(
-        "--baselines", nargs="*", default=["full"], help="of the spec's methods, first for all searches"
-    )
+    parser.add_argument("--baselines", nargs="*", default=["full"], help="methods of the spec, first for all")
     parser.add_argument("--region", choices=["full", "all"], default="full", help="all: any accuracy counts")
     parser.add_argument("--budget", type=float, default=BUDGET, help="full fine-tuning runs")
     parser.add_argument("--sweep", nargs="+", default=[], metavar="SETTING=VALUE", help="settings of our sweeps")
