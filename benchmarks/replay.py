@@ -62,7 +62,7 @@ class Table:
         sweep = sweep_of(spec)
         sweep = sweep.model_copy(update={"trial": apply_params(sweep.trial, given)})
         points = list(sweep.combinations())
-        found = {(_key(row.get("params", row.get("name"))), row["seed"]): row for row in read(results)}
+        found = {(_key(row["params"] if "params" in row else row["name"]), row["seed"]): row for row in read(results)}
         keys = [_key(entry) for entry in [*points, *spec["methods"]]]
         ran = {seed: sum((key, seed) in found for key in keys) for seed in sorted({seed for _, seed in found})}
         seeds = [seed for seed, count in ran.items() if count == len(keys)]

@@ -98,7 +98,7 @@ class BoTorch(Random):
 
     A Gaussian process an objective, costs by their logarithms. The reference point is the corner of what counts. A
     parameter is a column, a choice among names one for each; conditional parameters of one path share their columns.
-    It begins with ``START`` points at random.
+    It begins with ``START`` points at random; hyperparameters are found again when there are a fifth more trials.
     """
 
     START = 8
@@ -119,6 +119,8 @@ class BoTorch(Random):
         ).GenericMCMultiOutputObjective
         self._normal = importlib.import_module("botorch.sampling").SobolQMCNormalSampler
         self._X_CD = torch.tensor(_columns(table), dtype=torch.double)
+        self._model: Any = None
+        self._fitted = 0
         self._running: dict[int, int] = {}
         self._seen: list[tuple[int, Floats]] = []
 
@@ -150,7 +152,13 @@ class BoTorch(Random):
         model = self._models.ModelListGP(
             *(self._models.SingleTaskGP(X_TD, Y_T1, outcome_transform=self._transform(1)) for Y_T1 in Y_TM.split(1, 1))
         )
-        self._fit(self._likelihood(model.likelihood, model))
+        if self._model is None or len(self._seen) >= 1.2 * self._fitted:
+            self._fitted = len(self._seen)
+            self._fit(self._likelihood(model.likelihood, model))
+        else:
+            for new, old in zip(model.parameters(), self._model.parameters(), strict=True):
+                new.data = old.data
+        self._model = model
 
         def objective(samples: Any, X: Any = None) -> Any:
             return torch.cat([samples[..., :1], -torch.exp(-samples[..., 1:])], dim=-1)

@@ -69,7 +69,7 @@ SEARCHERS: dict[str, Callable[..., Searcher]] = {
     "ours, stopped from epoch 1": partial(Ours, grace_epochs=1),
     "ours": Ours,
 }
-SLOW = {"GP": 10, "GP, flat": 10, "qLogNEHVI": 10, "PriMO, good priors": 10, "PriMO, wrong priors": 10}
+SLOW = {"GP": 10, "GP, flat": 10, "qLogNEHVI": 5, "PriMO, good priors": 5, "PriMO, wrong priors": 5}
 """Fewer replays for those that take minutes each."""
 SPENT = (1, 2, 5, 10, 20, 30)
 """Full runs' worth of FLOPs at which attainment is listed."""
