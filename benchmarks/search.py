@@ -117,6 +117,15 @@ def _is_ours(name: str) -> bool:
     return getattr(searcher, "func", searcher) is Ours
 
 
+def _family(name: str) -> str:
+    return name.split(",")[0]
+
+
+def _is_installed(name: str) -> bool:
+    module, _ = PACKAGES.get(_family(name), ("alast_tune", ""))
+    return importlib.util.find_spec(module) is not None
+
+
 def summarise(judge: Judge, runs: Runs) -> list[dict[str, Any]]:
     """Measure each algorithm, a row an algorithm: quantiles over seeds, in the order of ``QUANTILES``."""
     rows = []
@@ -191,7 +200,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("spec", type=Path, help="of benchmarks/tabular.py")
     parser.add_argument("--results", type=Path, help="its JSON lines; default: benchmarks/results/<spec>.jsonl")
-    parser.add_argument("--only", nargs="+", default=list(SEARCHERS), choices=list(SEARCHERS), metavar="NAME")
+    parser.add_argument("--only", nargs="+", choices=list(SEARCHERS), metavar="NAME", help="default: what is installed")
     parser.add_argument("--seeds", type=int, default=30)
     parser.add_argument("--workers", type=int, nargs="+", default=[4], help="simulated ones; several: a row for each")
     parser.add_argument("--baselines", nargs="*", default=["full"], help="methods of the spec, first for all")
@@ -203,10 +212,12 @@ def main() -> None:
     parser.add_argument("--set", nargs="+", default=[], help="settings of the trial, as data/root=/images")
     parser.add_argument("--json", action="store_true", help="rows as JSON instead of a table")
     options = parser.parse_args()
-    for name in options.only:
-        module, remedy = PACKAGES.get(name.split(",")[0], ("json", ""))
-        if not importlib.util.find_spec(module):
-            raise ConfigError("only", name, f"{remedy}, or leave it out")
+    missing = [name for name in options.only or SEARCHERS if not _is_installed(name)]
+    for name in missing if options.only else []:
+        raise ConfigError("only", name, f"{PACKAGES[_family(name)][1]}; or leave it out")
+    for name in missing:
+        print(f"{name} is left out: {PACKAGES[_family(name)][1]}", file=sys.stderr)
+    options.only = [name for name in options.only or SEARCHERS if name not in missing]
     spec = read_mapping(options.spec)
     if unknown := [name for name in options.baselines if name not in spec["methods"]]:
         raise ConfigError("baselines", ", ".join(unknown), f"the spec has {', '.join(spec['methods'])}")

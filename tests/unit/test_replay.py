@@ -221,4 +221,4 @@ def test_a_rival_that_is_not_installed_is_refused_in_a_line(monkeypatch, capsys)
     with pytest.raises(SystemExit):
         search.main()
 
-    assert "pip install --no-deps syne-tune, or leave it out" in capsys.readouterr().err
+    assert "pip install --no-deps syne-tune; or leave it out" in capsys.readouterr().err
