@@ -71,7 +71,7 @@ SEARCHERS: dict[str, Callable[..., Searcher]] = {
 }
 SLOW = {"GP": 10, "GP, flat": 10, "qLogNEHVI": 5, "PriMO, good priors": 5, "PriMO, wrong priors": 5}
 """Fewer replays for those that take minutes each."""
-SPENT = (1, 2, 5, 10, 20, 30)
+SPENT = (2, 5, 10, 20, 30)
 """Full runs' worth of FLOPs at which attainment is listed."""
 
 Runs = dict[tuple[str, int], list[list[Found]]]
@@ -167,30 +167,24 @@ def draw(judge: Judge, runs: Runs, title: str, budget: float) -> Figure:
 
 
 def show(rows: list[dict[str, Any]], title: str, budget: float) -> None:
-    """Print the measures."""
-    console = Console(width=150)
-    printed = Printed(title=title, title_justify="left")
-    names = ["search", "workers", "seeds", *(f"{target:.0%}" for target in TARGETS), "answer", "luck", "trials"]
-    for column in names:
-        printed.add_column(column, justify="left" if column == "search" else "right")
-    shown = {"luck": "{:+.3f}", "trials": "{:.0f}"}
-    for row in rows:
-        cells = [_cell(row[name], shown.get(name, "{:.1f}"), budget) for name in names]
-        printed.add_row(*cells)
-    console.print(printed)
-    attained = Printed(title="Share that was attained when so many full runs' worth was spent", title_justify="left")
-    for column in ["search", "workers", *map(str, SPENT)]:
-        attained.add_column(column, justify="left" if column == "search" else "right")
-    for row in rows:
-        cells = [_cell(row["attained"][str(spent)], "{:.2f}", budget) for spent in SPENT]
-        attained.add_row(row["search"], str(row["workers"]), *cells)
-    console.print(attained)
+    """Print the measures in two tables."""
+    costs = ["search", "workers", "seeds", *(f"{target:.0%}" for target in TARGETS), "answer"]
+    found = ["search", "workers", *(f"after {spent}" for spent in SPENT), "luck", "trials"]
+    for names, words in ((costs, f"{title}; FLOPs spent, in full fine-tuning runs"), (found, "Share attained by then")):
+        printed = Printed(title=words, title_justify="left")
+        for name in names:
+            printed.add_column(name, justify="left" if name == "search" else "right", no_wrap=True)
+        for row in rows:
+            shown = row | {f"after {spent}": row["attained"][str(spent)] for spent in SPENT}
+            printed.add_row(*(_cell(shown[name], name, budget) for name in names))
+        Console(width=170).print(printed)
 
 
-def _cell(value: Any, shown: str, budget: float) -> str:
+def _cell(value: Any, name: str, budget: float) -> str:
     if not isinstance(value, list):
         return str(value)
-    middle, low, high = (shown.format(x) if math.isfinite(x) else f">{budget:g}" for x in value)
+    form = {"luck": "{:+.3f}", "trials": "{:.0f}"}.get(name, "{:.2f}" if name.startswith("after") else "{:.1f}")
+    middle, low, high = (f">{budget:g}" if math.isinf(x) else form.format(x) for x in value)
     return f"{middle} [{low}, {high}]"
 
 
@@ -233,7 +227,7 @@ def main() -> None:
         about = {"table": options.spec.stem, "seeds": table.seeds, "floor": judge.floor, "baselines": options.baselines}
         print(json.dumps(about | {"rows": rows}, indent=2))
         return
-    show(rows, f"{title}; FLOPs in full fine-tuning runs", options.budget)
+    show(rows, title, options.budget)
 
 
 if __name__ == "__main__":
