@@ -136,10 +136,7 @@ def summarise(judge: Judge, runs: Runs) -> list[dict[str, Any]]:
         row["answer"] = quantiles(judge.answered(found) for found in founds)
         row["luck"] = quantiles(judge.luck(found) for found in founds)
         row["trials"] = quantiles(len(found) for found in founds)
-        row["attained"] = {
-            str(spent): [round(share, 4) for share in quantiles(share_at(curve, spent) for curve in curves)]
-            for spent in SPENT
-        }
+        row |= {f"after {spent}": quantiles(share_at(curve, spent) for curve in curves) for spent in SPENT}
         rows.append(row)
     return rows
 
@@ -169,14 +166,13 @@ def draw(judge: Judge, runs: Runs, title: str, budget: float) -> Figure:
 def show(rows: list[dict[str, Any]], title: str, budget: float) -> None:
     """Print the measures in two tables."""
     costs = ["search", "workers", "seeds", *(f"{target:.0%}" for target in TARGETS), "answer"]
-    found = ["search", "workers", *(f"after {spent}" for spent in SPENT), "luck", "trials"]
+    found = ["search", "workers", *(f"after {spent}" for spent in SPENT if spent <= budget), "luck", "trials"]
     for names, words in ((costs, f"{title}; FLOPs spent, in full fine-tuning runs"), (found, "Share attained by then")):
         printed = Printed(title=words, title_justify="left")
         for name in names:
             printed.add_column(name, justify="left" if name == "search" else "right", no_wrap=True)
         for row in rows:
-            shown = row | {f"after {spent}": row["attained"][str(spent)] for spent in SPENT}
-            printed.add_row(*(_cell(shown[name], name, budget) for name in names))
+            printed.add_row(*(_cell(row[name], name, budget) for name in names))
         Console(width=170).print(printed)
 
 
