@@ -153,7 +153,8 @@ class SweepConfig(Limits):
     trial: TrialConfig = Field(default_factory=TrialConfig, description="what every trial has in common")
     space: dict[str, Distribution] = Field(
         min_length=1,
-        description="what varies: path in the trial (method/alpha), or any name for variants -> distribution",
+        description="what varies: path in the trial (method/alpha), or any name for variants -> distribution; a "
+        "setting of a variant may be a distribution, which is in force when the variant is chosen",
     )
 
     @property
