@@ -55,6 +55,8 @@ class EhviSampler(BaseSampler):
         reference: accuracy, FLOPs and bytes at which, or beyond which, a trial is worth nothing.
         seed: of the candidates.
         teaching: baselines that are points of the space, whose accuracies are learnt from.
+        least: accuracy from which on a trial is worth something, as far as the study's trials tell; None: the
+            reference's, whatever they tell.
     """
 
     def __init__(
@@ -64,9 +66,11 @@ class EhviSampler(BaseSampler):
         reference: Sequence[float],
         seed: int,
         teaching: Collection[str] = (),
+        least: Callable[[Sequence[FrozenTrial]], float] | None = None,
     ) -> None:
         self._space = dict(space)
-        self._least, self._reference_2 = reference[0], np.asarray(reference[1:], dtype=np.float64)
+        self._least = least or (lambda trials: reference[0])
+        self._reference_2 = np.asarray(reference[1:], dtype=np.float64)
         self._forecast = forecast
         self._draw = np.random.default_rng(seed)
         self._random = RandomSampler(seed=seed)
@@ -85,7 +89,8 @@ class EhviSampler(BaseSampler):
 
     def sample_relative(self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> Params:
         """Propose a configuration."""
-        unfinished = self._history.update(study.get_trials(deepcopy=False))
+        trials = study.get_trials(deepcopy=False)
+        unfinished = self._history.update(trials)
         running = [
             other
             for other in unfinished
@@ -107,10 +112,11 @@ class EhviSampler(BaseSampler):
         scale_3 = np.array([1.0, *self._reference_2])
         points_F3 = np.concatenate([front_F3, believed_R3]) / scale_3
         chance_C = self._chance(X_C[: len(candidates)], proposed)
+        least = self._least(trials)
 
         def worth(chosen: NDArray[np.int64], costs_E2: Floats) -> Floats:
             gain_E = expected_improvement(
-                mean_C[chosen], deviation_C[chosen], costs_E2 / self._reference_2, points_F3, self._least
+                mean_C[chosen], deviation_C[chosen], costs_E2 / self._reference_2, points_F3, least
             )
             return chance_C[chosen] * gain_E / costs_E2[:, 0]
 

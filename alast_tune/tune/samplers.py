@@ -10,6 +10,7 @@ import optuna
 from alast_tune.config import SweepConfig, TrialConfig
 from alast_tune.tune.forecast import Costs
 from alast_tune.tune.grid import GridSampler
+from alast_tune.tune.region import search_floor
 from alast_tune.tune.sampler import EhviSampler
 from alast_tune.tune.space import BASELINES, is_point, to_optuna, trial_config
 
@@ -36,9 +37,9 @@ def sampler_for(
         return optuna.samplers.GPSampler(seed=seed)
     if sweep.sampler == "tpe":
         return optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True)
-    accuracy, flops, peak = study.user_attrs["reference_point"]
+    _, flops, peak = study.user_attrs["reference_point"]
     worst = (
-        sweep.min_accuracy or accuracy,
+        0.0,
         min(sweep.max_flops or flops, flops),
         min(sweep.max_memory or peak, peak),
     )
@@ -48,4 +49,6 @@ def sampler_for(
         return found.train_flops, found.peak_bytes
 
     teaching = [baseline for baseline in BASELINES if is_point(sweep, baseline)]
-    return EhviSampler(space, costs, worst, seed, teaching)
+    return EhviSampler(
+        space, costs, worst, seed, teaching, lambda trials: search_floor(sweep, study.user_attrs, trials)
+    )
