@@ -40,7 +40,7 @@ def front_png(front: FrontFile, results: Sequence[TrialResult]) -> bytes:
         panels = [(figure.add_subplot(1, 2, 1), FLOPS, BYTES), (figure.add_subplot(1, 2, 2), BYTES, FLOPS)]
         for axes, x, colour in panels:
             _panel(figure, axes, cloud, x, colour)
-            if floor is not None:
+            if floor is not None and floor > axes.get_ylim()[0]:
                 axes.axhline(floor, color=GREY, lw=0.8, ls=":", zorder=0)  # what counts lies above
         panels[0][0].legend(loc="lower right", frameon=False, fontsize=9, labelspacing=0.9)
         figure.draw_without_rendering()  # labels need to know where everything lies

@@ -41,26 +41,26 @@ class SweepObserver:
     Args:
         sweep: as it was asked for.
         reference: what hypervolume is measured from.
-        region: says which accuracy counts, as far as the study tells by now.
         before: trials of the study.
         tracker: of the sweep, started.
         lease: on its folder.
         console: for people.
         total: how many trials it will have run in the end, baselines included.
         validation_images: that accuracies are of, if that is known.
+        region: says which accuracy counts, as far as the study tells by now.
     """
 
     def __init__(
         self,
         sweep: SweepConfig,
         reference: Sequence[float],
-        region: Callable[[], Region],
         before: Sequence[TrialResult],
         tracker: Tracker,
         lease: SweepLease,
         console: Console,
         total: int,
         validation_images: int | None = None,
+        region: Callable[[], Region] = Region,
     ) -> None:
         self._lease = lease
         self._file = sweep.storage / sweep.name / "front.json"

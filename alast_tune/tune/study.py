@@ -208,13 +208,13 @@ def search(prepared: Prepared, lease: SweepLease, tracker: Tracker, stop: Stop, 
     observer = SweepObserver(
         sweep,
         study.user_attrs["reference_point"],
-        partial(fixed_region, study, sweep),
         before,
         tracker,
         lease,
         prepared.console,
         total,
         prepared.validation_images,
+        partial(fixed_region, study, sweep),
     )
     budget = TimeBudget(study, sweep.time_budget)
     try:

@@ -301,7 +301,7 @@ def test_beyond_a_limit_or_the_reference_nothing_is_worth_anything(
 ) -> None:
     _, study, _ = searcher(tmp_path, sweep(sampler="ehvi", **limits))
     assert isinstance(study.sampler, EhviSampler)
-    assert (study.sampler._least, *study.sampler._reference_2) == worst
+    assert (study.sampler._least([]), *study.sampler._reference_2) == worst
     assert study.sampler._forecast({"method/trainable_blocks": 3}) == (1e12, 1e8)
 
 
