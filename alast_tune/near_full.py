@@ -38,12 +38,14 @@ def choose_knee(
     Returns:
         The knee's trial id, None without members; and how near they are among whom it was chosen, None: among all.
     """
-    if tolerance is not None or region.source not in {"full", "min_accuracy"}:
+    if tolerance is None and region.source == "min_accuracy":
+        near = []
+    elif tolerance is None and region.source == "full":
+        tolerance = region.within
+        near = [member for member in members if member.objectives["accuracy"] >= region.floor - SLACK]
+    else:
         tolerance = NEAR if tolerance is None else tolerance
         near = near_full(members, full, tolerance)
-    else:
-        tolerance = region.within
-        near = [one for one in members if tolerance is not None and one.objectives["accuracy"] >= region.floor - SLACK]
     chosen = near or members
     values_FM = [list(member.objectives.values()) for member in chosen]
     return chosen[knee(values_FM, DIRECTIONS)].trial_id if chosen else None, tolerance if near else None

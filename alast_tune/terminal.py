@@ -245,6 +245,7 @@ def comparison_table(fronts: Sequence[FrontFile], joint: FrontFile) -> Table:
         table.add_row(front.sweep, str(len(front.front)), str(shared), *numbers)
     numbers = (f"{joint.best_accuracy:.4f}", f"{joint.hypervolume_share or 0.0:.4f}")
     table.add_row("all", str(len(joint.front)), "", *numbers)
+    table.caption_justify = "left"
     table.caption = f"hypervolume: of what has accuracy {joint.region.floor:.4f} and above"
     return table
 
