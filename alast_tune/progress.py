@@ -74,7 +74,8 @@ class SweepState:
         parts = [f"{self.finished} of {self.total} trials done", f"{len(self.running)} running"]
         if self.front is not None:
             parts += [f"{self.front.trials.failed} failed"] if self.front.trials.failed else []
-            parts.append(f"hypervolume {self.front.hypervolume_share:.3f}")
+            share = self.front.hypervolume_share
+            parts += [] if share is None else [f"hypervolume {share:.3f}"]
         left = self.seconds_left(now)
         return ", ".join(parts + ([f"about {duration(left)} left"] if left is not None and self._goes_on else []))
 

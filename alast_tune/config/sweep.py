@@ -116,6 +116,13 @@ class SweepConfig(Limits):
         description="no trial starts after so long, as 2h or 30min; those that run are finished; a resumed sweep goes "
         "on counting, so that it wants a larger one",
     )
+    within: float | None = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="count what comes within so much accuracy of full fine-tuning, or keeps --min-accuracy if that is "
+        "given: hypervolume, proposals, stopping and the knee look at nothing else; 1: at everything",
+    )
     seed: int = Field(0, ge=0, description="of the sampler")
     sampler: Literal["ehvi", "tpe", "nsga2", "gp", "random", "grid"] = Field(
         "ehvi",
@@ -262,7 +269,7 @@ class SweepConfig(Limits):
 
 
 def stored_sweep(folder: Path, field: str = "resume") -> SweepConfig:
-    """Read the configuration with which a sweep was started.
+    """Read the configuration with which a sweep was started; ``within`` is None in one of an older version.
 
     Raises:
         ConfigError: no sweep there.
@@ -272,4 +279,5 @@ def stored_sweep(folder: Path, field: str = "resume") -> SweepConfig:
         known = ", ".join(names_with(folder.parent, "sweep.json"))
         remedy = f"no such sweep under {address_of(folder.parent)}; there are: {known}" if known else "holds no sweep"
         raise ConfigError(field, folder.name, remedy)
-    return parse(SweepConfig, read_mapping(folder / "sweep.json"))
+    # Before sweeps had this setting everything counted: an older one's numbers stay as they were measured.
+    return parse(SweepConfig, {"within": None} | read_mapping(folder / "sweep.json"))

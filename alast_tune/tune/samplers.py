@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import optuna
@@ -14,6 +14,7 @@ from alast_tune.config import SweepConfig, TrialConfig, is_conditional
 from alast_tune.tune.attributes import DUPLICATE_OF
 from alast_tune.tune.forecast import Costs
 from alast_tune.tune.grid import GridSampler
+from alast_tune.tune.region import search_floor
 from alast_tune.tune.sampler import EhviSampler
 from alast_tune.tune.space import BASELINES, conditions_of, is_point, to_optuna, trial_config
 
@@ -61,9 +62,9 @@ def sampler_for(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             return optuna.samplers.TPESampler(seed=seed, multivariate=True, group=conditional, constant_liar=True)
-    accuracy, flops, peak = study.user_attrs["reference_point"]
+    _, flops, peak = study.user_attrs["reference_point"]
     worst = (
-        sweep.min_accuracy or accuracy,
+        0.0,
         min(sweep.max_flops or flops, flops),
         min(sweep.max_memory or peak, peak),
     )
@@ -73,4 +74,7 @@ def sampler_for(
         return found.train_flops, found.peak_bytes
 
     teaching = [baseline for baseline in BASELINES if is_point(sweep, baseline)]
-    return EhviSampler(space, costs, worst, seed, teaching, conditions_of(sweep.space))
+    def least(trials: Sequence[FrozenTrial]) -> float:
+        return search_floor(sweep, study.user_attrs, trials)
+
+    return EhviSampler(space, costs, worst, seed, teaching, conditions_of(sweep.space), least)

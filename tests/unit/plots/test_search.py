@@ -20,9 +20,9 @@ from alast_tune.plots.search import (
     ways,
 )
 from alast_tune.plots.search_figures import RANKS
-from alast_tune.results import TrialResult
+from alast_tune.results import Region, TrialResult
 from alast_tune.summary import summarise
-from tests.unit.plots.figures import COMPLETE, CURVE, REPORT, sweep, traces, words
+from tests.unit.plots.figures import COMPLETE, CURVE, REFERENCE, REPORT, sweep, traces, words
 
 
 def test_space_has_a_line_a_proposed_trial_and_its_rank(pictures):
@@ -72,6 +72,12 @@ def test_hypervolume_is_followed_in_the_order_in_which_trials_ended():
     shares = [point.share for point in points]
     assert shares[0] == 0 and shares == sorted(shares) and shares[-1] == front.hypervolume_share
     assert shares[2] == shares[3] == shares[4]  # a failed and a dominated trial add nothing
+    region = Region(source="full", floor=0.6, within=0.05)
+    measured = summarise("demo", results, REFERENCE, region=region)
+    near = history(measured, results, replace(REPORT, ended_hours=hours))
+    assert near[-1].share == measured.hypervolume_share < points[-1].share  # from the beginning in one reference
+    pending = summarise("demo", results, REFERENCE, region=Region(source="pending", within=0.05))
+    assert history(pending, results, replace(REPORT, ended_hours=hours)) == []
     few = history(front, results, replace(REPORT, ended_hours=hours), most=2)
     assert few == [points[0], points[3], points[5]]
     first, second = traces(report_html(front, results, replace(REPORT, ended_hours=hours)), "history")

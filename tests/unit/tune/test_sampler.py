@@ -354,3 +354,18 @@ def test_a_conditional_space_is_searched_with_less_than_by_chance() -> None:
     space = to_optuna(config.space)
     by_chance = [best(optuna.samplers.RandomSampler(seed=seed)) for seed in range(5)]
     assert best(conditional_sampler()) > max(by_chance)
+
+
+def test_from_which_accuracy_on_a_proposal_is_worth_something_is_asked_each_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    used: list[float] = []
+
+    def improvement(mean_C: Any, deviation_C: Any, costs_C2: Any, points_F3: Any, least: float) -> Any:
+        used.append(least)
+        return np.ones_like(mean_C)
+
+    monkeypatch.setattr("alast_tune.tune.sampler.expected_improvement", improvement)
+    sampler = EhviSampler(SPACE, costs, (0.0, 1.0, 1.0), 0, least=lambda trials: len(trials) / 10)
+    search(optuna.create_study(directions=DIRECTIONS, sampler=sampler), 4)
+    assert sorted(set(used)) == [0.3, 0.4]  # the third and the fourth trial, the first that are no exploration
