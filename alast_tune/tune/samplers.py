@@ -74,6 +74,7 @@ def sampler_for(
         return found.train_flops, found.peak_bytes
 
     teaching = [baseline for baseline in BASELINES if is_point(sweep, baseline)]
+
     def least(trials: Sequence[FrozenTrial]) -> float:
         return search_floor(sweep, study.user_attrs, trials)
 
