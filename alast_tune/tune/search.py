@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.trial import Trial, TrialState
 from ray.tune.search import Searcher
 
 from alast_tune.config import Limits, SweepConfig, TrialConfig, parameters, point_of, size_of
