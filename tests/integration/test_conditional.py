@@ -25,7 +25,7 @@ trial:
   train: {{epochs: 1, batch_size: 16, device: cpu}}
 space:
   train/batch_size: {{type: categorical, choices: [8, 16]}}
-  way:
+  method:
     type: variants
     variants:
       full: {{method: {{name: full}}, train/learning_rate: {{type: float, low: 1.0e-5, high: 1.0e-3, log: true}}}}
@@ -56,28 +56,28 @@ def test_a_search_among_methods_is_resumed_and_says_what_each_trial_had(
     full, *proposed = sorted(runs, key=lambda run: run.data.tags["alast.trial"])
     assert full.data.params["method/name"] == "full" and full.data.params["train/learning_rate"] == "0.0001"
     assert full.data.params["full/train/learning_rate"] == "0.0001"  # of which it is a point
-    ways = [run.data.params["way"] for run in proposed]
+    ways = [run.data.params["method"] for run in proposed]
     assert set(ways) == {"full", "lora", "head"} and len(ways) == 6
     for run, way in zip(proposed, ways, strict=True):
         params = run.data.params
         assert params["method/name"] == way
         names = run.data.tags["alast.searched"].split(", ")
-        assert names == in_force(config.space, {"way": way})
+        assert names == in_force(config.space, {"method": way})
         assert [params[name] for name in names] == [params[setting_of(name)] for name in names]
         assert not [name for name in params if name.split("/")[0] in {"full", "lora", "head"} - {way}]
 
     page = (folder / "report.html").read_text()
     (lines,) = traces(page, "space")
     axes = {axis["label"]: axis for axis in lines["dimensions"]}
-    assert {"way", "rank", "learning_<br>rate", "from_<br>block"} <= axes.keys()
-    assert "-" in axes["from_<br>block"]["ticktext"] and len(axes["way"]["values"]) == 6
+    assert {"method", "rank", "learning_<br>rate", "from_<br>block"} <= axes.keys()
+    assert "-" in axes["from_<br>block"]["ticktext"] and len(axes["method"]["values"]) == 6
     table = open_sweep("all", pareto.storage).trials()
-    assert list(table["way"].dropna()) == ways
+    assert list(table["method"]) == ["full", *ways]
     assert table["method/rank"].notna().sum() == ways.count("lora") and table["train/learning_rate"].notna().all()
 
     best = tmp_path / "best.yaml"
     pick = next(member for member in front.front if not member.baseline)
     main(["promote", str(folder), "--pick", pick.trial_id, "-o", str(best)])
-    assert read_mapping(best)["method"]["name"] == pick.params["way"]
-    again = json.loads((folder / "sweep.json").read_text())["space"]["way"]["variants"]["lora"]["method/rank"]
+    assert read_mapping(best)["method"]["name"] == pick.params["method"]
+    again = json.loads((folder / "sweep.json").read_text())["space"]["method"]["variants"]["lora"]["method/rank"]
     assert again == {"type": "categorical", "choices": [2, 4]}
