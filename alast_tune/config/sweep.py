@@ -93,6 +93,21 @@ def seconds_of(given: object) -> object:
     return sum(parts)
 
 
+AUTO = "auto"
+"""What people write for the space that follows from the model."""
+
+
+def _space_of(given: object) -> object:
+    """Read ``auto`` as a space that is not made out yet, which is empty; nobody else's may be.
+
+    Raises:
+        ConfigError: a space in which nothing varies.
+    """
+    if given == {}:
+        raise ConfigError("space", "{}", "nothing varies; give parameters, or auto")
+    return {} if given == AUTO else given
+
+
 class SweepConfig(Limits):
     """A multi-objective search: a base trial, what varies in it, what it must keep to, and how long to look."""
 
@@ -151,10 +166,12 @@ class SweepConfig(Limits):
         description="checkpoints that stay when the sweep ends: the last of each of the front, or two of all trials",
     )
     trial: TrialConfig = Field(default_factory=TrialConfig, description="what every trial has in common")
-    space: dict[str, Distribution] = Field(
-        min_length=1,
-        description="what varies: path in the trial (method/alpha), or any name for variants -> distribution",
+    space: Annotated[dict[str, Distribution], BeforeValidator(_space_of)] = Field(
+        default_factory=dict,
+        description="what varies: path in the trial (method/alpha), or any name for variants -> distribution; unset or "
+        "auto: all methods that the model allows, each with its own ranges",
     )
+    """Empty: auto, not made out yet."""
 
     @property
     def limits(self) -> Limits:
@@ -163,9 +180,8 @@ class SweepConfig(Limits):
 
     def given_values(self) -> dict[str, Any]:
         """All settings as plain values, from which it can be read again; of the trial only what was given."""
-        return self.model_dump(mode="json", include=set(SweepConfig.model_fields)) | {
-            "trial": self.trial.given_values()
-        }
+        values = self.model_dump(mode="json", include=set(SweepConfig.model_fields))
+        return values | {"trial": self.trial.given_values(), "space": values["space"] or AUTO}
 
     def difference(self, other: SweepConfig) -> str | None:
         """Name a setting that another sweep has otherwise, by which it is not the same; None if it may go on with it.
@@ -249,6 +265,8 @@ class SweepConfig(Limits):
     def _check_grid(self) -> Self:
         if self.sampler != "grid":
             return self
+        if not self.space:
+            raise ConfigError("space", AUTO, "has real parameters, and a grid none; list the values of each parameter")
         for one in parameters(self.space).values():
             if isinstance(one.distribution, FloatRange):
                 remedy = "a grid has no place for a real parameter; list values: {type: categorical, choices: [...]}"

@@ -16,6 +16,7 @@ from rich.console import Console
 from threadpoolctl import threadpool_limits
 
 from alast_tune.callbacks import Callbacks
+from alast_tune.choices import space_words, with_auto_space, with_space_of
 from alast_tune.config import FullConfig, SweepConfig, TrialConfig, stored_sweep, with_absolute_paths
 from alast_tune.cost import step_flops, step_peak_bytes
 from alast_tune.data import Splits, check_apart
@@ -149,7 +150,9 @@ def prepare(sweep: SweepConfig, *, resume: bool, retry_failed: bool, console: Co
     folder = sweep.storage / sweep.name
     fetch(folder)
     if resume:
-        if differs := sweep.difference(stored_sweep(folder)):
+        stored = stored_sweep(folder)
+        sweep = with_space_of(sweep, stored)
+        if differs := sweep.difference(stored):
             remedy = f"was started with other settings ({differs}); only --trials, places and resources may change"
             raise ConfigError("resume", sweep.name, remedy)
     elif (folder / "sweep.json").exists():
@@ -161,6 +164,9 @@ def prepare(sweep: SweepConfig, *, resume: bool, retry_failed: bool, console: Co
         remedy = "the sweep shall outlive this machine, and so must its runs; set it to a server's http address"
         raise ConfigError("MLFLOW_TRACKING_URI", os.environ.get("MLFLOW_TRACKING_URI", "not set"), remedy)
     say = printer(console)
+    if not sweep.space:
+        sweep = with_auto_space(sweep)
+        say(f"space: {', '.join(space_words(sweep.space))}")
     model, splits = load_trial(sweep.trial)
     for note in splits.notes:
         say(f"note: {note}")
