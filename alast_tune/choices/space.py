@@ -202,7 +202,7 @@ def _variants(model: Backbone, name: str) -> dict[str, dict[str, Any]]:
     merging = {"name": "tome", "merge_once_in": min(1, depth - 1)}
     once = {"method": merging} | _whole("method/merge_once_in", min(1, depth - 1), depth // 2)
     merged = {"method": {"name": "tome", "target_flops": 0.6}, "method/target_flops": FloatRange(low=0.5, high=0.8)}
-    found = {
+    found: dict[str, dict[str, Any]] = {
         "full": {"method": {"name": "full"}} | start | keep,
         "lora": {"method": {"name": "lora"}, "method/rank": Choice(choices=(4, 8, 16))} | start | keep,
         "apla": {"method": {"name": "apla"}} | start | keep,

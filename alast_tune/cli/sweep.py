@@ -57,7 +57,7 @@ _OF_WEIGHTS = {"name", "checkpoint", "checkpoint_key"}
 """Settings of a preset's model that ``--model`` replaces."""
 
 
-def _names_of(given: object) -> object:
+def _names_of(given: Any) -> Any:
     """Read names that commas separate."""
     return [name.strip() for name in given.split(",")] if isinstance(given, str) else given
 

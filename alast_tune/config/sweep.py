@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -67,7 +68,16 @@ class Limits(Record):
         return all(excess <= 0 for excess in self.excess(**objectives).values())
 
 
-_FREE = {"trials", "time_budget", "storage", "concurrent", "cpus_per_trial", "gpus_per_trial", "retries"}
+_FREE = {
+    "trials",
+    "time_budget",
+    "flops_budget",
+    "storage",
+    "concurrent",
+    "cpus_per_trial",
+    "gpus_per_trial",
+    "retries",
+}
 _FREE |= {"epoch_timeout", "keep"}
 """What may change when a sweep is resumed: it changes no result, save by how threads and cards round."""
 
@@ -91,6 +101,38 @@ def seconds_of(given: object) -> object:
     if not parts:
         raise ConfigError("time_budget", given, "is no duration; write 2h, 1h30min, 30min or 90s")
     return sum(parts)
+
+
+_TIMES = re.compile(r"(\d+(?:\.\d+)?)x")
+
+
+def _flops_budget(given: object) -> object:
+    """Read a budget of FLOPs as people write it: 1e18, or 20x; the latter stays as it is.
+
+    Raises:
+        ConfigError: other text, or nothing at all.
+    """
+    text = str(given).replace(" ", "")
+    if isinstance(given, str) and _TIMES.fullmatch(text):
+        number, found = float(text[:-1]), text
+    else:
+        try:
+            number = found = float(text)  # type: ignore[assignment]
+        except ValueError:
+            number = 0.0
+    if isinstance(given, bool) or not 0 < number < math.inf:
+        raise ConfigError("flops_budget", given, "is no number of FLOPs; write 1e18, or 20x: times full fine-tuning")
+    return found
+
+
+def flops_of(budget: float | str, full_flops: float) -> float:
+    """Count the FLOPs of a budget.
+
+    Args:
+        budget: as :class:`SweepConfig` has it: FLOPs, or ``20x``.
+        full_flops: of full fine-tuning.
+    """
+    return float(budget.removesuffix("x")) * full_flops if isinstance(budget, str) else budget
 
 
 AUTO = "auto"
@@ -130,6 +172,11 @@ class SweepConfig(Limits):
         allow_inf_nan=False,
         description="no trial starts after so long, as 2h or 30min; those that run are finished; a resumed sweep goes "
         "on counting, so that it wants a larger one",
+    )
+    flops_budget: Annotated[float | str, BeforeValidator(_flops_budget)] | None = Field(
+        None,
+        description="no trial starts once all, stopped and failed ones too, have trained with so many FLOPs, as 1e18, "
+        "or 20x: so many times one full fine-tuning; a resumed sweep goes on counting",
     )
     seed: int = Field(0, ge=0, description="of the sampler")
     sampler: Literal["ehvi", "tpe", "nsga2", "gp", "random", "grid"] = Field(

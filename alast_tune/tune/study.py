@@ -35,7 +35,7 @@ from alast_tune.terminal import printer
 from alast_tune.tracking import Tracker, default_uri, is_file_based
 from alast_tune.tune.attempts import checkpoints, next_attempt
 from alast_tune.tune.attributes import VALIDATION_IMAGES
-from alast_tune.tune.budget import TimeBudget
+from alast_tune.tune.budget import Budget
 from alast_tune.tune.callback_observer import CallbackObserver
 from alast_tune.tune.cluster import Stop, check_cluster, cluster, stopped_by_signals
 from alast_tune.tune.conclude import SEARCHED, blocks_file, conclude
@@ -219,7 +219,8 @@ def search(prepared: Prepared, lease: SweepLease, tracker: Tracker, stop: Stop, 
         total,
         prepared.validation_images,
     )
-    budget = TimeBudget(study, sweep.time_budget)
+    budget = Budget(study, sweep.time_budget, sweep.flops_budget, study.user_attrs["reference_point"][1] / MARGIN)
+    observer.progress.used = budget.used
     try:
         told.start(sweep, observer.front)
         searcher = StudySearcher(
@@ -242,8 +243,9 @@ def search(prepared: Prepared, lease: SweepLease, tracker: Tracker, stop: Stop, 
         budget.keep()
         if searcher.remaining:
             why = "all that is left to propose was tried before, or is predicted to break a limit"
-            if budget.over:
-                why = f"the time budget is used up; --resume {sweep.name} with a larger --time-budget goes on"
+            if over := budget.over:
+                option = "--time-budget" if over == "time" else "--flops-budget"
+                why = f"the budget of {over} is used up; --resume {sweep.name} with a larger {option} goes on"
             prepared.say(f"{searcher.remaining} of {total} trials were not run: {why}")
         study.set_user_attr(SEARCHED, not searcher.waiting)
         tasks, front = CheckpointTasks(sweep, folder, packing, stop), observer.front
