@@ -213,7 +213,8 @@ def sweep_of_folder(
             raise ConfigError("methods", ",".join(methods), "trial.method says which; leave out one of the two")
         else:
             values["space"] = space_of_method(sketch, own.model.name, own.method)
-        chosen.append(Chosen("space", *space_words(values["space"])))
+        words, why = space_words(values["space"])
+        chosen.append(Chosen("space", words, f"{why}; --dry-run shows them"))
     elif methods:
         raise ConfigError("methods", ",".join(methods), "the space says which; leave out one of the two")
     if "trials" not in values and values.get("sampler") != "grid":

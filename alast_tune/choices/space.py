@@ -187,7 +187,7 @@ def space_words(space: Mapping[str, Distribution]) -> tuple[str, str]:
         return ", ".join(path.rpartition("/")[2] for path in space), "of the method that was given"
     names = list(methods.variants)
     few = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
-    return f"{len(names)} method{'s' * (len(names) > 1)} ({few})", "each with its own settings; see --dry-run"
+    return f"{len(names)} method{'s' * (len(names) > 1)} ({few})", "each with its own settings"
 
 
 def _variants(model: Backbone, name: str) -> dict[str, dict[str, Any]]:
@@ -199,8 +199,9 @@ def _variants(model: Backbone, name: str) -> dict[str, dict[str, Any]]:
     adaptive = {"name": "alast", "reading": "fast", "delta_reduction": "relative", "alpha": 0.3}
     adaptive |= {"drop_tokens": "before_mlp"} | ({"keep_multiple": 1} if patches <= 64 else {})
     budget = {"method/target_budget": FloatRange(low=0.3, high=1.0)}
-    merging = {"name": "tome", "merge_once_in": min(1, depth - 1)}
-    once = {"method": merging} | _whole("method/merge_once_in", min(1, depth - 1), depth // 2)
+    first, last = min(1, max(0, depth - 2)), min(depth // 2, depth - 2)  # a block comes after each of these
+    merging = {"name": "tome", "merge_once_in": first}
+    once = {"method": merging} | _whole("method/merge_once_in", first, last)
     merged = {"method": {"name": "tome", "target_flops": 0.6}, "method/target_flops": FloatRange(low=0.5, high=0.8)}
     found: dict[str, dict[str, Any]] = {
         "full": {"method": {"name": "full"}} | start | keep,
@@ -220,6 +221,8 @@ def _variants(model: Backbone, name: str) -> dict[str, dict[str, Any]]:
         "top_k": {"method": {"name": "top_k"}} | _whole("method/count", 1, max(1, depth // 2)),
         "bsr": {"method": {"name": "bsr"}} | _whole("method/count", 1, max(1, depth // 2)),
     }
+    if depth < 2:
+        del found["tome"], found["tome-lora"]
     rates = EMBEDDED_RATES if name == "embedded" else RATES
     for variant, settings in found.items():
         low, high = rates[variant]

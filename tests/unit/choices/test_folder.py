@@ -113,7 +113,7 @@ def test_a_method_that_was_given_is_the_only_one(two_classes: Path) -> None:
     found = choices(two_classes, trial={"method": {"reading": "paper"}}).sweep
     assert isinstance(found.trial.method, AlastConfig) and found.trial.method.reading == "paper"
     assert "method/trainable_blocks" in found.space
-    with pytest.raises(ConfigError, match="^methods = lora: trial.method says which"):
+    with pytest.raises(ConfigError, match=r"^methods = lora: trial.method says which"):
         choices(two_classes, trial={"method": {"name": "lora"}}, methods=["lora"])
     space = {"train/learning_rate": {"type": "categorical", "choices": [1e-3, 1e-4]}}
     grid = choices(two_classes, space=space, sampler="grid").sweep
