@@ -100,8 +100,9 @@ def is_point(sweep: SweepConfig, baseline: str) -> bool:
         config, really = trial_config(sweep, params), trial_config(sweep, params, baseline)
     except ConfigError:
         return False
-    data = config.data.model_copy(update={"features": really.data.features})  # which change no accuracy
-    if config.model_copy(update={"method": really.method, "data": data}) != really:
+    if config.data.features == "auto":  # changes no accuracy, and is never refused
+        config = config.model_copy(update={"data": really.data})
+    if config.model_copy(update={"method": really.method}) != really:
         return False
     method, own = config.method, BASELINES[baseline]
     if baseline == "full" and isinstance(method, AlastConfig):

@@ -292,5 +292,7 @@ def test_every_preset_and_spec_of_the_repository_is_valid() -> None:
         ]
     ):
         values = read_mapping(file)
+        if file.parent.name == "specs":  # beside the space the methods that are compared with
+            values = {name: value for name, value in values.items() if name in SweepConfig.model_fields}
         kind = SweepConfig if "space" in values else TrialConfig
         assert parse(kind, values if "space" in values else values["trial"]), file

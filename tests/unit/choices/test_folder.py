@@ -38,7 +38,7 @@ def test_what_is_open_is_chosen_and_said(two_classes: Path) -> None:
     assert list(found.sweep.space) == ["method"]  # images of four patches a side are not made smaller
     lines = said(found)
     assert lines["space"].endswith(
-        "9 methods (full, lora, apla, alast, ...): each with its own settings; see --dry-run"
+        "9 methods (full, lora, apla, alast, ...): each with its own settings; --dry-run shows them"
     )
     assert lines["classes"].endswith("2: dark, light")
     assert "32 to train on, 16 to validate, 8 to test: as they come divided" in lines["images"]
