@@ -58,7 +58,6 @@ class SweepState:
     """The most that have run at a time."""
     seconds: tuple[float, int] = (0.0, 0)
     """How long the trials of this driver that have ended took together, and how many they are."""
-
     used: str = ""
     """How much of a budget of FLOPs is used, in words; empty: there is none."""
 
@@ -77,7 +76,8 @@ class SweepState:
         parts = [f"{self.finished} of {self.total} trials done", f"{len(self.running)} running"]
         if self.front is not None:
             parts += [f"{self.front.trials.failed} failed"] if self.front.trials.failed else []
-            parts.append(f"hypervolume {self.front.hypervolume_share:.3f}")
+            share = self.front.hypervolume_share
+            parts += [] if share is None else [f"hypervolume {share:.3f}"]
         parts += [self.used] if self.used else []
         left = self.seconds_left(now)
         return ", ".join(parts + ([f"about {duration(left)} left"] if left is not None and self._goes_on else []))

@@ -109,10 +109,11 @@ Search for the Pareto front of accuracy, training FLOPs and peak memory.
             "--concurrent N": "trials at a time; unset: as many as fit",
             "--reseed N": "train the front's members with N other seeds as well",
         },
-        "limits": {
+        "what counts": {
             "--max-memory 6GiB": "largest peak memory of training",
             "--max-flops 1e15": "most FLOPs of training",
             "--min-accuracy 0.9": "least validation accuracy",
+            "--within 0.05": "look for what is so near full fine-tuning's accuracy",
         },
     },
     rest="any setting of a trial, as --trial.train.epochs 10: see --help-all",

@@ -178,6 +178,13 @@ class SweepConfig(Limits):
         description="no trial starts once all, stopped and failed ones too, have trained with so many FLOPs, as 1e18, "
         "or 20x: so many times one full fine-tuning; a resumed sweep goes on counting",
     )
+    within: float | None = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="count what comes within so much accuracy of full fine-tuning, or keeps --min-accuracy if that is "
+        "given: hypervolume, proposals, stopping and the knee look at nothing else; 1: at everything",
+    )
     seed: int = Field(0, ge=0, description="of the sampler")
     sampler: Literal["ehvi", "tpe", "nsga2", "gp", "random", "grid"] = Field(
         "ehvi",
@@ -215,8 +222,9 @@ class SweepConfig(Limits):
     trial: TrialConfig = Field(default_factory=TrialConfig, description="what every trial has in common")
     space: Annotated[dict[str, Distribution], BeforeValidator(_space_of)] = Field(
         default_factory=dict,
-        description="what varies: path in the trial (method/alpha), or any name for variants -> distribution; unset or "
-        "auto: all methods that the model allows, each with its own ranges",
+        description="what varies: path in the trial (method/alpha), or any name for variants -> distribution; a "
+        "setting of a variant may be a distribution, which is in force when the variant is chosen; unset or auto: all "
+        "methods that the model allows, each with its own ranges",
     )
     """Empty: auto, not made out yet."""
 
@@ -326,7 +334,7 @@ class SweepConfig(Limits):
 
 
 def stored_sweep(folder: Path, field: str = "resume") -> SweepConfig:
-    """Read the configuration with which a sweep was started.
+    """Read the configuration with which a sweep was started; ``within`` is None in one of an older version.
 
     Raises:
         ConfigError: no sweep there.
@@ -336,4 +344,5 @@ def stored_sweep(folder: Path, field: str = "resume") -> SweepConfig:
         known = ", ".join(names_with(folder.parent, "sweep.json"))
         remedy = f"no such sweep under {address_of(folder.parent)}; there are: {known}" if known else "holds no sweep"
         raise ConfigError(field, folder.name, remedy)
-    return parse(SweepConfig, read_mapping(folder / "sweep.json"))
+    # Before sweeps had this setting everything counted: an older one's numbers stay as they were measured.
+    return parse(SweepConfig, {"within": None} | read_mapping(folder / "sweep.json"))

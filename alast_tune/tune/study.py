@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import optuna
@@ -43,6 +44,7 @@ from alast_tune.tune.feasible import check_limits
 from alast_tune.tune.forecast import Forecast
 from alast_tune.tune.members import CheckpointTasks, block_reports, score
 from alast_tune.tune.observer import SweepObserver, TuneEvents
+from alast_tune.tune.region import fixed_region
 from alast_tune.tune.resources import packing_of, placement
 from alast_tune.tune.retention import keep_front
 from alast_tune.tune.schedule import MoAsha
@@ -218,6 +220,7 @@ def search(prepared: Prepared, lease: SweepLease, tracker: Tracker, stop: Stop, 
         prepared.console,
         total,
         prepared.validation_images,
+        partial(fixed_region, study, sweep),
     )
     budget = Budget(study, sweep.time_budget, sweep.flops_budget, study.user_attrs["reference_point"][1] / MARGIN)
     observer.progress.used = budget.used
@@ -298,7 +301,8 @@ def _with_absolute_paths(sweep: SweepConfig) -> SweepConfig:
 def reference_point(trial: TrialConfig, model: Backbone, splits: Splits) -> tuple[float, float, float]:
     """Accuracy 0 and 1.1 times the cost of full fine-tuning, for as many epochs at the same batch size.
 
-    Both predicted, before any training; the trial's own method is tried on, so that what cannot work is said now.
+    Costs are predicted, before any training; from which accuracy on hypervolume counts is a region's to say. The
+    trial's own method is tried on, so that what cannot work is said now.
     """
     full = build_method(FullConfig(), model, trial.train)
     side = int(model.patch_embed.img_size[0])
