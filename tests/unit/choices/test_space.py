@@ -48,7 +48,8 @@ def corners(space: dict[str, Distribution]) -> Iterator[dict[str, Any]]:
     methods = space["method"]
     assert isinstance(methods, Variants)
     for variant in methods.variants:
-        own = {f"{variant}/{path}": (ends_of(range_)[0], ends_of(range_)[-1]) for path, range_ in methods.ranges(variant).items()}
+        ranges = methods.ranges(variant)
+        own = {f"{variant}/{path}": (ends_of(ranges[path])[0], ends_of(ranges[path])[-1]) for path in ranges}
         rate = f"{variant}/train/learning_rate"
         own[rate] = own[rate][:1]
         for values in itertools.product(*own.values()):
