@@ -29,7 +29,7 @@ from alast_tune.results import OBJECTIVES
 from alast_tune.storage import address_of
 from alast_tune.text import safe
 from alast_tune.tune.attributes import BASELINE, DUPLICATE_OF
-from alast_tune.tune.budget import TimeBudget
+from alast_tune.tune.budget import Budget
 from alast_tune.tune.forecast import Costs
 from alast_tune.tune.live import LiveTrial, Observer
 from alast_tune.tune.resources import Packing
@@ -79,7 +79,7 @@ class StudySearcher(Searcher):
         packing: Packing,
         forecast: Callable[[TrialConfig, float], Costs],
         checkpoints: Callable[[int], Iterable[str]] = lambda number: (),
-        budget: TimeBudget | None = None,
+        budget: Budget | None = None,
     ) -> None:
         super().__init__()
         self._study = study
@@ -89,7 +89,7 @@ class StudySearcher(Searcher):
         self._forecast = lru_cache(maxsize=32)(forecast)  # what is proposed has just been considered
         self._folder = address_of(sweep.storage / sweep.name)
         self._checkpoints = checkpoints
-        self._budget = budget or TimeBudget(study, None)
+        self._budget = budget or Budget(study)
         self._space = to_optuna(sweep.space)
         self._grid = list(sweep.combinations()) if sweep.sampler == "grid" else None
         study.sampler = sampler_for(study, sweep, self._forecast)

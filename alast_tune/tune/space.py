@@ -100,6 +100,8 @@ def is_point(sweep: SweepConfig, baseline: str) -> bool:
         config, really = trial_config(sweep, params), trial_config(sweep, params, baseline)
     except ConfigError:
         return False
+    if config.data.features == "auto":  # changes no accuracy, and is never refused
+        config = config.model_copy(update={"data": really.data})
     if config.model_copy(update={"method": really.method}) != really:
         return False
     method, own = config.method, BASELINES[baseline]

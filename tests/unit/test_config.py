@@ -77,7 +77,7 @@ def test_configurations_survive_json_and_are_hashable() -> None:
             {"space": {"method/trainable_blocks": {"type": "int", "low": -1, "high": 5}}},
             "space.method/trainable_blocks = -1",
         ),
-        ({"space": {}}, "space = {...}: Dictionary should have at least 1 item"),
+        ({"space": {}}, "space = {}: nothing varies; give parameters, or auto"),
         ({"name": "../x"}, "name = ../x: String should match pattern"),
     ],
 )
@@ -293,6 +293,8 @@ def test_every_preset_and_spec_of_the_repository_is_valid() -> None:
         ]
     ):
         values = read_mapping(file)
+        if file.parent.name == "specs":  # beside the space the methods that are compared with
+            values = {name: value for name, value in values.items() if name in SweepConfig.model_fields}
         kind = SweepConfig if "space" in values else TrialConfig
         assert parse(kind, values if "space" in values else values["trial"]), file
 
