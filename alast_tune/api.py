@@ -162,7 +162,9 @@ class Sweep:
         rows = []
         for result in results:
             accuracy, flops, peak = result.values or (None, None, None)
-            searched = {path: result.searched.get(path) for path in paths}
+            own = result.searched
+            # A choice called "method" is what the column says, but for a baseline, whose method is its own.
+            searched = {path: own.get(path) for path in paths if path != "method" or path in own}
             rows.append(
                 {"number": result.number, "state": result.state, "method": result.config.method.name}
                 | searched

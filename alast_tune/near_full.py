@@ -6,32 +6,46 @@ import math
 from collections.abc import Mapping, Sequence
 
 from alast_tune.front import knee
-from alast_tune.results import DIRECTIONS, FrontFile, FrontMember
+from alast_tune.results import DIRECTIONS, FrontFile, FrontMember, Region
 
 NEAR = 0.05
-"""How far below full fine-tuning's accuracy the knee may lie, unless asked otherwise."""
+"""How far below full fine-tuning's accuracy the knee may lie where the sweep does not say."""
+
+SLACK = 1e-9
+"""A point is a point, whatever its binary form."""
 
 
 def near_full(members: Sequence[FrontMember], full: Mapping[str, float] | None, tolerance: float) -> list[FrontMember]:
     """Members whose accuracy is at most ``tolerance`` below full fine-tuning's; none if that is not known."""
-    least = full["accuracy"] - tolerance - 1e-9 if full else math.inf  # a point is a point, whatever its binary form
+    least = full["accuracy"] - tolerance - SLACK if full else math.inf
     return [member for member in members if member.objectives["accuracy"] >= least]
 
 
 def choose_knee(
-    members: Sequence[FrontMember], full: Mapping[str, float] | None, tolerance: float = NEAR
+    members: Sequence[FrontMember],
+    full: Mapping[str, float] | None,
+    tolerance: float | None = None,
+    region: Region = Region(),  # noqa: B008 frozen
 ) -> tuple[str | None, float | None]:
     """Choose the compromise among the members of a front that are near full fine-tuning, or of all where none is.
 
     Args:
         members: of the front.
         full: objectives of full fine-tuning; None if they are not known.
-        tolerance: how much less than its accuracy a member's may be, in [0, 1].
+        tolerance: how much less than its accuracy a member's may be, in [0, 1]; None: as the region says.
+        region: of the front. A limit of accuracy takes the place of full fine-tuning: the members all keep it.
 
     Returns:
-        The knee's trial id, None without members; and ``tolerance``, or None if the knee was chosen among all members.
+        The knee's trial id, None without members; and how near they are among whom it was chosen, None: among all.
     """
-    near = near_full(members, full, tolerance)
+    if tolerance is None and region.source == "min_accuracy":
+        near = []
+    elif tolerance is None and region.source == "full":
+        tolerance = region.within
+        near = [member for member in members if member.objectives["accuracy"] >= region.floor - SLACK]
+    else:
+        tolerance = NEAR if tolerance is None else tolerance
+        near = near_full(members, full, tolerance)
     chosen = near or members
     values_FM = [list(member.objectives.values()) for member in chosen]
     return chosen[knee(values_FM, DIRECTIONS)].trial_id if chosen else None, tolerance if near else None
@@ -41,8 +55,33 @@ def knee_words(front: FrontFile) -> str:
     """Say among which members the knee of a front was chosen, after "the best compromise"."""
     if front.knee_within is not None:
         return f"within {points(front.knee_within)} of full fine-tuning"
+    if front.region.source == "min_accuracy":
+        return f"of all; they have accuracy {front.region.floor:.4f} and above"
     why = "full fine-tuning is not known" if front.full is None else "none is so near full fine-tuning"
     return f"of all; {why}"
+
+
+def hypervolume_words(front: FrontFile) -> str:
+    """Say a front's hypervolume, and what it counts."""
+    region = front.region
+    near = f"of what lies within {points(region.within or 0.0)} of full fine-tuning"
+    if front.hypervolume_share is None:
+        return f"hypervolume, {near}: not known before full fine-tuning has a result"
+    counts = {
+        "full": f"{near} (accuracy {region.floor:.4f} and above)",
+        "everything": "of everything, from accuracy 0 on",
+        "unknown": "of everything, from accuracy 0 on: full fine-tuning has no result",
+    }
+    return f"hypervolume {front.hypervolume_share:.4f} " + counts.get(
+        region.source, f"of what has accuracy {region.floor:.4f} and above"
+    )
+
+
+def region_floor(front: FrontFile) -> float | None:
+    """Accuracy from which on a front's members are worth looking at; None where full fine-tuning is not known."""
+    if front.region.source in {"full", "min_accuracy"}:
+        return front.region.floor
+    return front.full["accuracy"] - NEAR if front.full else None
 
 
 def points(tolerance: float) -> str:

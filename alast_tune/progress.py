@@ -58,6 +58,8 @@ class SweepState:
     """The most that have run at a time."""
     seconds: tuple[float, int] = (0.0, 0)
     """How long the trials of this driver that have ended took together, and how many they are."""
+    used: str = ""
+    """How much of a budget of FLOPs is used, in words; empty: there is none."""
 
     def seconds_left(self, now: float) -> float | None:
         """Estimate how long the rest takes: as long a trial as those that have ended; None before one has."""
@@ -74,7 +76,9 @@ class SweepState:
         parts = [f"{self.finished} of {self.total} trials done", f"{len(self.running)} running"]
         if self.front is not None:
             parts += [f"{self.front.trials.failed} failed"] if self.front.trials.failed else []
-            parts.append(f"hypervolume {self.front.hypervolume_share:.3f}")
+            share = self.front.hypervolume_share
+            parts += [] if share is None else [f"hypervolume {share:.3f}"]
+        parts += [self.used] if self.used else []
         left = self.seconds_left(now)
         return ", ".join(parts + ([f"about {duration(left)} left"] if left is not None and self._goes_on else []))
 
@@ -178,6 +182,8 @@ class SweepProgress:
         if self._live:
             self._live.start()
         self._skipped = 0
+        self.used: Callable[[], str] = str
+        """Says how much of a budget is used, if there is one."""
 
     def _panel(self) -> SweepPanel:
         return SweepPanel(self._state, self._clock())
@@ -195,7 +201,7 @@ class SweepProgress:
         trial = self._state.running.get(number)
         if trial is not None:
             running = {**self._state.running, number: replace(trial, epoch=epoch)}
-            self._state = replace(self._state, running=MappingProxyType(running))
+            self._state = replace(self._state, running=MappingProxyType(running), used=self.used())
 
     def ended(self, result: TrialResult, front: FrontFile) -> None:
         """A trial has ended, which may never have begun; the front is that of all so far."""
@@ -210,6 +216,7 @@ class SweepProgress:
             front=front,
             running=MappingProxyType(running),
             seconds=(spent, ended),
+            used=self.used(),
         )
         if self._live:
             self._live.refresh()  # trials may be shorter than the time between two frames

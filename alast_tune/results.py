@@ -244,6 +244,19 @@ class Reseeded(Record):
         _write(path, self)
 
 
+class Region(Record):
+    """From which accuracy on a front's hypervolume counts, and how that is known; the defaults are older files'."""
+
+    source: Literal["full", "min_accuracy", "joint", "everything", "unknown", "pending"] = "everything"
+    """``full``: so far below full fine-tuning. ``min_accuracy``: the sweep's limit. ``joint``: the lowest of several
+    sweeps'. ``everything``: the sweep has no full fine-tuning to measure from. ``unknown``: its full fine-tuning breaks
+    a limit, so that everything counts. ``pending``: full fine-tuning may yet have a result, before which hypervolume
+    is not known."""
+    floor: FiniteFloat = Field(0.0, ge=0, lt=1)
+    within: FiniteFloat | None = Field(None, ge=0, le=1)
+    """How far below full fine-tuning, where that is or will be the source."""
+
+
 class FrontFile(Record):
     """``front.json``: the front of a sweep's complete trials."""
 
@@ -251,10 +264,13 @@ class FrontFile(Record):
     sweep: FrontName
     objectives: tuple[Objective, ...]
     reference_point: tuple[FiniteFloat, FiniteFloat, FiniteFloat]
-    """What hypervolume is measured from: accuracy 0, and the cost of `full` fine-tuning for as many epochs."""
-    hypervolume: FiniteFloat
-    """In the objectives' own units."""
-    hypervolume_share: FiniteFloat
+    """What hypervolume is measured from: the region's accuracy, and 1.1 times the cost of `full` fine-tuning for as
+    many epochs, training FLOPs and peak bytes."""
+    region: Region = Region()
+    """How that accuracy came about."""
+    hypervolume: FiniteFloat | None
+    """In the objectives' own units; None while the region is pending."""
+    hypervolume_share: FiniteFloat | None
     """The same as a share of the box between the reference point and the ideal (accuracy 1, cost 0)."""
     limits: Limits = Limits()
     """What every member keeps to."""
@@ -269,6 +285,12 @@ class FrontFile(Record):
     full_timing: Timing | None = None
     validation_images: int | None = Field(None, ge=1)
     """So many images every accuracy is of; None in older files, and for several sweeps of different numbers."""
+
+    @property
+    def hypervolumes(self) -> dict[str, float]:
+        """Both by their names, as they are logged; none while the region is pending: a curve has one reference."""
+        both = {"hypervolume": self.hypervolume, "hypervolume_share": self.hypervolume_share}
+        return {name: value for name, value in both.items() if value is not None}
 
     @property
     def best_accuracy(self) -> float:

@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 from alast_tune.config import Limits
 from alast_tune.errors import ConfigError, NothingCompleteError
 from alast_tune.front import front_probability, hypervolume, hypervolume_share, pareto_mask
-from alast_tune.near_full import NEAR, choose_knee, near_full
+from alast_tune.near_full import choose_knee, near_full
 from alast_tune.results import (
     DIRECTIONS,
     OBJECTIVES,
     FrontFile,
     FrontMember,
+    Region,
     Reseeded,
     ReseededMember,
     SeedRun,
@@ -43,10 +44,11 @@ class FrontTracker:
 
     Args:
         sweep: its name.
-        reference: what hypervolume is measured from, in the order of the objectives.
+        reference: what hypervolume is measured from, in the order of the objectives; its accuracy is the region's.
         limits: that its trials were held to.
         results: of trials that have ended before.
         validation_images: that accuracies are of, if that is known.
+        region: which accuracy counts.
     """
 
     def __init__(
@@ -56,10 +58,12 @@ class FrontTracker:
         limits: Limits,
         results: Iterable[TrialResult] = (),
         validation_images: int | None = None,
+        region: Region = Region(),  # noqa: B008 frozen
     ) -> None:
         self._sweep = sweep
         self._validation_images = validation_images
         self._reference = tuple(reference)
+        self._region = region
         self._limits = limits
         self._states: Counter[str] = Counter()
         self._members: list[TrialResult] = []
@@ -88,6 +92,11 @@ class FrontTracker:
         self._front = None
         return True
 
+    def measure_in(self, region: Region) -> None:
+        """Count from another accuracy on, now that full fine-tuning's is known."""
+        if region != self._region:
+            self._region, self._front = region, None
+
     @property
     def counts(self) -> TrialCounts:
         """How trials have ended so far."""
@@ -107,7 +116,8 @@ class FrontTracker:
             members = sorted(self._members, key=lambda result: result.values[1] if result.values else 0.0)
             them = tuple(_member(one) for one in members)
             full = self._full, self._full_timing, self._validation_images
-            self._front = _front_file(self._sweep, self._reference, self._limits, self.counts, them, *full)
+            about = self._sweep, self._reference, self._region, self._limits
+            self._front = _front_file(*about, self.counts, them, *full)
         return self._front.model_copy(update={"trials": self.counts})
 
 
@@ -118,6 +128,7 @@ def summarise(
     test_accuracy: Mapping[int, float | None] | None = None,
     limits: Limits = Limits(),  # noqa: B008 frozen
     validation_images: int | None = None,
+    region: Region = Region(),  # noqa: B008 frozen
 ) -> FrontFile:
     """Find the front of the complete trials, all at once; see :class:`FrontTracker`.
 
@@ -125,7 +136,7 @@ def summarise(
     """
     if test_accuracy:
         results = [replace(one, test_accuracy=test_accuracy.get(one.number, one.test_accuracy)) for one in results]
-    return FrontTracker(sweep, reference, limits, results, validation_images).front
+    return FrontTracker(sweep, reference, limits, results, validation_images, region).front
 
 
 def check_complete(sweep: str, results: Sequence[TrialResult]) -> None:
@@ -149,18 +160,19 @@ def check_complete(sweep: str, results: Sequence[TrialResult]) -> None:
     raise NothingCompleteError(f"sweep {sweep} has no complete trial{why}")
 
 
-def within(front: FrontFile, limits: Limits, tolerance: float = NEAR) -> FrontFile:
+def within(front: FrontFile, limits: Limits, tolerance: float | None = None) -> FrontFile:
     """Leave out the members that break limits: what is left is the front of all trials that keep them.
 
     Nothing that was dominated comes back: whatever dominates it keeps every limit that it keeps. The knee is chosen
-    anew, among members whose accuracy is at most ``tolerance`` below full fine-tuning's; see
-    :func:`~alast_tune.near_full.choose_knee`.
+    anew, among members whose accuracy is at most ``tolerance`` below full fine-tuning's; None: in the sweep's region.
+    See :func:`~alast_tune.near_full.choose_knee`. What hypervolume is measured from stays the sweep's.
     """
     members = tuple(member for member in front.front if limits.allow(**member.objectives))
     given = {name: getattr(limits, name) for name in Limits.model_fields if getattr(limits, name) is not None}
     stricter = front.limits.model_copy(update=given)
     full = front.full, front.full_timing, front.validation_images
-    return _front_file(front.sweep, front.reference_point, stricter, front.trials, members, *full, tolerance)
+    about = front.sweep, front.reference_point, front.region, stricter
+    return _front_file(*about, front.trials, members, *full, tolerance)
 
 
 def cheapest_within(front: FrontFile, tolerance: float) -> FrontMember | None:
@@ -180,7 +192,8 @@ def cheapest_within(front: FrontFile, tolerance: float) -> FrontMember | None:
 def joint_front(fronts: Sequence[FrontFile]) -> tuple[list[FrontFile], FrontFile]:
     """Put the fronts of several sweeps onto one scale, and find the front of all their members.
 
-    Hypervolumes are measured from one point then: the worst of the sweeps' own reference points.
+    Hypervolumes are measured from one point then: the worst of the sweeps' own reference points. Sweeps that have the
+    same one keep their numbers.
 
     Args:
         fronts: of sweeps on the same images; the models may differ.
@@ -196,31 +209,20 @@ def joint_front(fronts: Sequence[FrontFile]) -> tuple[list[FrontFile], FrontFile
     references_SM = np.array([front.reference_point for front in fronts])
     losses = [objective.direction == "minimize" for objective in OBJECTIVES]
     reference = tuple(np.where(losses, references_SM.max(axis=0), references_SM.min(axis=0)).tolist())
-    rescaled = [
-        _front_file(
-            front.sweep,
-            reference,
-            front.limits,
-            front.trials,
-            front.front,
-            front.full,
-            front.full_timing,
-            front.validation_images,
-        )
-        for front in fronts
-    ]
+    region = Region(source="joint", floor=reference[0])
+    shared = {"region": region, "reference_point": reference}
+    rescaled = [front.model_copy(update=shared | _measured(front.front, reference)) for front in fronts]
     members: dict[tuple[object, ...], FrontMember] = {}
     for front in fronts:
         for member in front.front:
             joint = member.model_copy(update={"trial_id": f"{front.sweep}/{member.trial_id}"})
             members.setdefault((member.origin or front.sweep, *member.objectives.values()), joint)
-    values_FM = np.array([list(member.objectives.values()) for member in members.values()])
-    on_front = pareto_mask(values_FM, DIRECTIONS)
+    on_front = pareto_mask([list(member.objectives.values()) for member in members.values()], DIRECTIONS)
     best = [member for member, stays in zip(members.values(), on_front, strict=True) if stays]
     best.sort(key=lambda member: member.objectives["train_flops"])
     totals = {name: sum(getattr(front.trials, name) for front in fronts) for name in TrialCounts.model_fields}
     name = " + ".join(front.sweep for front in fronts)
-    return rescaled, _front_file(name, reference, Limits(), TrialCounts(**totals), tuple(best), None)
+    return rescaled, _front_file(name, reference, region, Limits(), TrialCounts(**totals), tuple(best), None)
 
 
 def reseeded(front: FrontFile, runs: Mapping[str, Sequence[SeedRun]], seed: int = 0) -> Reseeded:
@@ -287,23 +289,25 @@ def _check_same_images(fronts: Sequence[FrontFile]) -> None:
 def _front_file(
     sweep: str,
     reference: tuple[float, ...],
+    region: Region,
     limits: Limits,
     counts: TrialCounts,
     members: tuple[FrontMember, ...],
     full: dict[str, float] | None,
     full_timing: Timing | None = None,
     validation_images: int | None = None,
-    tolerance: float = NEAR,
+    tolerance: float | None = None,
 ) -> FrontFile:
-    values_FM = np.array([list(member.objectives.values()) for member in members]).reshape(-1, len(OBJECTIVES))
-    chosen, chosen_within = choose_knee(members, full, tolerance)
+    chosen, chosen_within = choose_knee(members, full, tolerance, region)
+    reference = region.floor, *reference[1:]
+    pending = {"hypervolume": None, "hypervolume_share": None}
     return FrontFile(
         schema=1,
         sweep=sweep,
         objectives=OBJECTIVES,
         reference_point=reference,
-        hypervolume=hypervolume(values_FM, reference, DIRECTIONS),
-        hypervolume_share=hypervolume_share(values_FM, reference, IDEAL, DIRECTIONS),
+        region=region,
+        **pending if region.source == "pending" else _measured(members, reference),
         limits=limits,
         trials=counts,
         knee=chosen,
@@ -313,6 +317,12 @@ def _front_file(
         full_timing=full_timing,
         validation_images=validation_images,
     )
+
+
+def _measured(members: Sequence[FrontMember], reference: tuple[float, ...]) -> dict[str, float | None]:
+    values_FM = np.array([list(member.objectives.values()) for member in members]).reshape(-1, len(OBJECTIVES))
+    share = hypervolume_share(values_FM, reference, IDEAL, DIRECTIONS)
+    return {"hypervolume": hypervolume(values_FM, reference, DIRECTIONS), "hypervolume_share": share}
 
 
 def _member(result: TrialResult) -> FrontMember:

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from alast_tune.config import Limits, TrialConfig
 from alast_tune.labels import differing, member_settings, method_label, setting_labels
-from alast_tune.near_full import knee_words, points, share_of_full, time_share, uncertainty_words
+from alast_tune.near_full import hypervolume_words, knee_words, points, share_of_full, time_share, uncertainty_words
 from alast_tune.plots import human_bytes, human_flops, short
 from alast_tune.results import EpochReport, FrontFile, FrontMember, Reseeded
 from alast_tune.summary import cheapest_within
@@ -197,12 +197,12 @@ def front_table(front: FrontFile, *, wide: bool = False) -> RenderableType:
 
 
 def _heading(front: FrontFile) -> str:
-    """Say whose front it is, of how many trials, and how good."""
+    """Say whose front it is, of how many trials; how good, and by what, in a line of its own."""
     counts = front.trials
     others = [f"{getattr(counts, kind)} {kind}" for kind in ("pruned", "infeasible", "failed") if getattr(counts, kind)]
     apart = f" ({', '.join(others)})" if others else ""
     lead = f"{front.sweep}: {len(front.front)} of {front.candidates} on the front{apart}"
-    return f"{lead}, hypervolume {front.hypervolume_share:.4f}"
+    return f"{lead}\n{hypervolume_words(front)}"
 
 
 def _row(front: FrontFile, member: FrontMember) -> tuple[str, ...]:
@@ -241,9 +241,12 @@ def comparison_table(fronts: Sequence[FrontFile], joint: FrontFile) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     for front in fronts:
         shared = sum(member.trial_id.startswith(f"{front.sweep}/") for member in joint.front)
-        numbers = (f"{front.best_accuracy:.4f}", f"{front.hypervolume_share:.4f}")
+        numbers = (f"{front.best_accuracy:.4f}", f"{front.hypervolume_share or 0.0:.4f}")
         table.add_row(front.sweep, str(len(front.front)), str(shared), *numbers)
-    table.add_row("all", str(len(joint.front)), "", f"{joint.best_accuracy:.4f}", f"{joint.hypervolume_share:.4f}")
+    numbers = (f"{joint.best_accuracy:.4f}", f"{joint.hypervolume_share or 0.0:.4f}")
+    table.add_row("all", str(len(joint.front)), "", *numbers)
+    table.caption_justify = "left"
+    table.caption = f"hypervolume: of what has accuracy {joint.region.floor:.4f} and above"
     return table
 
 

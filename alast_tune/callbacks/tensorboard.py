@@ -72,8 +72,8 @@ class TensorBoard:
     def on_front_change(self, front: FrontFile) -> None:
         """Write how good the front is by now, over the number of trials that have ended."""
         if self._front:
-            values = {"hypervolume_share": front.hypervolume_share, "best_accuracy": front.best_accuracy}
-            for name, value in (values | {"members": len(front.front)}).items():
+            values = {"best_accuracy": front.best_accuracy, "members": len(front.front)} | front.hypervolumes
+            for name, value in values.items():
                 self._front.add_scalar(f"front/{name}", value, front.trials.finished)
             self._front.flush()
 

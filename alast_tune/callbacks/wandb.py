@@ -70,7 +70,7 @@ class WandB:
         table = self._wandb.Table(columns=["trial", "method", "test_accuracy", *names], data=rows)
         run = self._begin("front", "front", {"sweep": self._sweep})
         run.log({"front": table})
-        run.summary.update({"hypervolume_share": front.hypervolume_share, "best_accuracy": front.best_accuracy})
+        run.summary.update({"best_accuracy": front.best_accuracy} | front.hypervolumes)
         run.finish()
 
     def _begin(self, name: str, kind: str, config: Mapping[str, object]) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,18 @@ from alast_tune.choices.settings import (
     epoch_count,
     image_side,
     loader_count,
-    rates_of,
-    space_of,
 )
-from alast_tune.config import AlastConfig, DataConfig, FullConfig, Limits, ModelConfig, SweepConfig, TrialConfig, parse
+from alast_tune.choices.space import auto_space, features_of, given_paths, rate_of, space_of_method, space_words
+from alast_tune.config import (
+    AUTO,
+    DataConfig,
+    FullConfig,
+    Limits,
+    ModelConfig,
+    SweepConfig,
+    TrialConfig,
+    parse,
+)
 from alast_tune.cost import step_peak_bytes
 from alast_tune.data import Splits, load_splits
 from alast_tune.data.huggingface import PREFIX
@@ -119,7 +127,12 @@ def _check_weights(model: ModelConfig) -> None:
 
 
 def sweep_of_folder(
-    folder: str | Path, *, model: str | Path | None = None, machine: Machine | None = None, **settings: Any
+    folder: str | Path,
+    *,
+    model: str | Path | None = None,
+    methods: Sequence[str] = (),
+    machine: Machine | None = None,
+    **settings: Any,
 ) -> Choices:
     """Make a whole sweep on an image folder, a table or a data set of Hugging Face's, choosing what is left open.
 
@@ -127,6 +140,7 @@ def sweep_of_folder(
         folder: ``<folder>/{train,val,test}/<class>/*``, ``<folder>/<class>/*``, or whatever else ``data.root`` may be;
             or ``hf:user/name``.
         model: a timm name, ``embedded``, or a local checkpoint; None: :data:`MODEL`.
+        methods: that are searched, by name; none: all that the model allows.
         machine: what trials run on; None: this one.
         settings: of :class:`~alast_tune.config.SweepConfig`, as plain values (``trials=8``,
             ``trial={"train": {"epochs": 3}}``): taken as they are.
@@ -140,6 +154,7 @@ def sweep_of_folder(
     if "method" in trial:
         trial["method"] = {"name": "alast"} | trial["method"]
     own = parse(TrialConfig, trial)
+    given = given_paths(own)
     open_sources(own.data)  # says what is wrong with it before anything else is looked at
     limit_bytes = _bytes(settings.get("max_memory"))
     trial = _merged(trial, {"model": model_settings(model, own.model)})
@@ -178,18 +193,30 @@ def sweep_of_folder(
     shown = f"{workers} processes" if workers else "threads"
     choose("data/workers", workers, shown, "decode the images, once if they fit into memory")
     choose("data/augment", "none", "none", "a flip may make another class; --trial.data.augment paper flips and crops")
-    low, rate, high = rates_of(own.model.name)
-    choose("train/learning_rate", rate, f"{rate:g}", f"of the baselines; searched from {low:g} to {high:g}")
+    sketch = outline(parse(TrialConfig, trial).model.model_copy(update={"num_classes": 2}))  # at its image size
+    if own.train.image_size_first is None:
+        features = features_of(own.data, sketch, images + len(splits.validation))
+        why = "wherever blocks below never change, images pass them once" if features == "auto" else "see --help-all"
+        choose("data/features", features, features, why)
+    rate = rate_of(own.model.name)
+    choose("train/learning_rate", rate, f"{rate:g}", "of the baselines; the space has those that are searched")
     warm = min(1.0, int(trial["train"]["epochs"]) / 10)
     choose("train/warmup_epochs", warm, f"{warm:g} epochs", "high learning rates diverge without")
     values = settings | {"trial": trial}
     if "name" not in values:
         values["name"] = name_of(folder)
-    if "space" not in values:
-        blocks = len(sketch.blocks)
-        alast = own.method if isinstance(own.method, AlastConfig) else None
-        values["space"] = space_of(blocks, own.model.name, alast, "method" not in trial)
-        chosen.append(_space_line(values["space"]))
+    if values.get("space", AUTO) == AUTO:
+        if "method" not in trial:
+            values["space"] = auto_space(sketch, own.model.name, methods, given)
+            trial["method"] = {"name": "full"}
+        elif methods:
+            raise ConfigError("methods", ",".join(methods), "trial.method says which; leave out one of the two")
+        else:
+            values["space"] = space_of_method(sketch, own.model.name, own.method)
+        words, why = space_words(values["space"])
+        chosen.append(Chosen("space", words, f"{why}; --dry-run shows them"))
+    elif methods:
+        raise ConfigError("methods", ",".join(methods), "the space says which; leave out one of the two")
     if "trials" not in values and values.get("sampler") != "grid":
         values["trials"] = TRIALS
         chosen.append(Chosen("trials", str(TRIALS), "beside full fine-tuning and ALaST as in the paper; --trials"))
@@ -205,6 +232,7 @@ _NAMES = {
     "augment": "augmentation",
     "learning_rate": "learning rate",
     "warmup_epochs": "warm-up",
+    "features": "features",
 }
 
 
@@ -268,11 +296,3 @@ def _side_reason(side: int, own: int, smaller: int) -> str:
     if side == own:
         return "the model's own"
     return f"the model's own is {own}, " + (f"the images are {smaller}" if smaller < LARGEST_SIDE else "at more cost")
-
-
-def _space_line(space: Mapping[str, Any]) -> Chosen:
-    varied = space.get("method")
-    if varied is None:
-        return Chosen("search", ", ".join(path.rsplit("/")[-1] for path in space), "of the method that was given")
-    names = list(varied["variants"])
-    return Chosen("search", f"{len(names)} methods, each at any learning rate", "ALaST's settings, and its rivals")

@@ -72,7 +72,7 @@ class Front(Limits):
         ge=0,
         le=1,
         description="choose the knee among members so near full fine-tuning's accuracy, and name the cheapest of them; "
-        f"unset: {NEAR} for the knee, 0.01 and 0.05 for the cheapest",
+        f"unset: the sweep's own or {NEAR} for the knee, 0.01 and 0.05 for the cheapest",
     )
     wide: CliImplicitFlag[bool] = Field(False, description="print one row a trial with everything, however wide it is")
     plot: Path | None = Field(None, description="draw the fronts over one another, into a .html or .png file")
@@ -86,9 +86,8 @@ class Front(Limits):
             raise ConfigError("plot", self.plot, "give a .html or a .png file")
         if self.within is not None and len(self.sweeps) > 1:
             raise ConfigError("within", self.within, "is asked of one sweep, beside its own full fine-tuning; name one")
-        near = NEAR if self.within is None else self.within
         files = [find_front(sweep, self.storage) for sweep in self.sweeps]
-        fronts = [within(FrontFile.read(file), self, near) for file in files]
+        fronts = [within(FrontFile.read(file), self, self.within) for file in files]
         names = [front.sweep for front in fronts]
         if len(set(names)) < len(names):  # the same name in two storages
             labels = [

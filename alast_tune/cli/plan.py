@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from alast_tune.config import SweepConfig, write_yaml
+from alast_tune.config import SweepConfig, flops_of, write_yaml
 from alast_tune.data import load_splits
 from alast_tune.models import input_spec, outline
 from alast_tune.plots import human_bytes, human_flops
@@ -71,7 +71,10 @@ def _range(seen: Preview, cost: str) -> str:
 
 
 def _time(sweep: SweepConfig, seen: Preview) -> str:
-    limit = f"; none starts after {_duration(sweep.time_budget)}" if sweep.time_budget else ""
+    ends = [_duration(sweep.time_budget)] if sweep.time_budget else []
+    if sweep.flops_budget:
+        ends.append(human_flops(flops_of(sweep.flops_budget, seen.full.train_flops)))
+    limit = f"; none starts after {' or '.join(ends)}" if ends else ""
     if seen.at_a_time is None:
         return f"said once the first trial has ended: the cluster's machines are not this one{limit}"
     if not seen.at_a_time:

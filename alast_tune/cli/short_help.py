@@ -92,6 +92,7 @@ Search for the Pareto front of accuracy, training FLOPs and peak memory.
             "FOLDER": "your images, FOLDER/CLASS/* or FOLDER/{train,val,test}/CLASS/*; the settings are "
             "chosen, and said",
             "--model NAME_OR_FILE": "a timm name, local weights, or embedded",
+            "--methods lora,apla": "that are searched; unset: all that the model allows",
             "--preset NAME_OR_FILE": "a prepared sweep instead (see --list-presets), or YAML",
             "--dry-run": "print choices, forecast and YAML, and run nothing",
         },
@@ -104,13 +105,15 @@ Search for the Pareto front of accuracy, training FLOPs and peak memory.
         "how long": {
             "--trials N": "to run beside the baselines",
             "--time-budget 2h": "no trial starts later; those that run are finished",
+            "--flops-budget 20x": "nor once all have trained so much: 1e18, or times full",
             "--concurrent N": "trials at a time; unset: as many as fit",
             "--reseed N": "train the front's members with N other seeds as well",
         },
-        "limits": {
+        "what counts": {
             "--max-memory 6GiB": "largest peak memory of training",
             "--max-flops 1e15": "most FLOPs of training",
             "--min-accuracy 0.9": "least validation accuracy",
+            "--within 0.05": "look for what is so near full fine-tuning's accuracy",
         },
     },
     rest="any setting of a trial, as --trial.train.epochs 10: see --help-all",

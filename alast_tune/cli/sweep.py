@@ -18,9 +18,9 @@ import shlex
 import sys
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from pydantic_settings import (
     BaseSettings,
     CliApp,
@@ -33,7 +33,7 @@ from pydantic_settings import (
 from rich.console import Console
 
 from alast_tune.callbacks import callback_of
-from alast_tune.choices import is_named, model_settings, name_of, sweep_of_folder
+from alast_tune.choices import is_named, model_settings, name_of, space_words, sweep_of_folder, with_auto_space
 from alast_tune.cli.guard import TRACKING_INCOMPLETE, guarded
 from alast_tune.cli.method_options import offer_methods
 from alast_tune.cli.plan import plan_of, yaml_of
@@ -55,6 +55,11 @@ PRESETS = Path(__file__).parents[1] / "presets"
 
 _OF_WEIGHTS = {"name", "checkpoint", "checkpoint_key"}
 """Settings of a preset's model that ``--model`` replaces."""
+
+
+def _names_of(given: Any) -> Any:
+    """Read names that commas separate."""
+    return [name.strip() for name in given.split(",")] if isinstance(given, str) else given
 
 
 class Preset(PydanticBaseSettingsSource):
@@ -110,7 +115,8 @@ class Preset(PydanticBaseSettingsSource):
             raise ConfigError("folder", folder, f"is a preset, not a folder of images; give it as --preset {folder}")
         own = {name: value for name, value in given.items() if name in SweepConfig.model_fields}
         place = folder if is_named(folder) else given_file("folder", folder)
-        choices = sweep_of_folder(place, model=given.get("model"), **own | {"name": name})
+        methods = _names_of(given.get("methods", []))
+        choices = sweep_of_folder(place, model=given.get("model"), methods=methods, **own | {"name": name})
         return choices.sweep.given_values() | {"chosen": [str(line) for line in choices.lines]}
 
     def _preset(self, preset: str) -> tuple[Path, dict[str, Any]]:
@@ -133,6 +139,9 @@ class Sweep(BaseSettings, SweepConfig):
     model: str | None = Field(
         None,
         description="a timm name (vit_base_patch16_224), local weights (a file or a folder), or embedded",
+    )
+    methods: Annotated[list[str], BeforeValidator(_names_of)] = Field(
+        [], description="which methods space: auto searches, as lora,apla; unset: all that the model allows"
     )
     help_all: CliImplicitFlag[bool] = Field(False, description="print this: every setting, of a trial too")
     dry_run: CliImplicitFlag[bool] = Field(
@@ -224,6 +233,10 @@ def main(arguments: list[str] | None = None) -> None:
     console = Console(width=None if sys.stdout.isatty() else 120)
     resume = options.resume is not None or (options.go_on and is_begun(sweep))
     say = printer(console)
+    if not resume and not options.chosen and (options.methods or not sweep.space):
+        sweep = with_auto_space(sweep, options.methods)
+        line = f"space: {', '.join(space_words(sweep.space))}"
+        print(f"# {line}") if options.dry_run else say(line)
     if options.dry_run:
         for line in plan_of(sweep, options.chosen):
             print(f"# {line}")

@@ -40,7 +40,7 @@ from alast_tune.config.space import (
     setting_of,
     size_of,
 )
-from alast_tune.config.sweep import Limits, SweepConfig, stored_sweep
+from alast_tune.config.sweep import AUTO, Limits, SweepConfig, flops_of, stored_sweep
 from alast_tune.config.trial import (
     PLACES,
     DataConfig,
@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from alast_tune.methods.tome import TomeConfig
 
 __all__ = [
+    "AUTO",
     "PLACES",
     "READINGS",
     "Adapters",
@@ -105,6 +106,7 @@ __all__ = [
     "ends_of",
     "find_method",
     "flatten",
+    "flops_of",
     "given_file",
     "in_force",
     "is_conditional",

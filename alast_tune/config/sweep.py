@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -67,7 +68,16 @@ class Limits(Record):
         return all(excess <= 0 for excess in self.excess(**objectives).values())
 
 
-_FREE = {"trials", "time_budget", "storage", "concurrent", "cpus_per_trial", "gpus_per_trial", "retries"}
+_FREE = {
+    "trials",
+    "time_budget",
+    "flops_budget",
+    "storage",
+    "concurrent",
+    "cpus_per_trial",
+    "gpus_per_trial",
+    "retries",
+}
 _FREE |= {"epoch_timeout", "keep"}
 """What may change when a sweep is resumed: it changes no result, save by how threads and cards round."""
 
@@ -93,6 +103,53 @@ def seconds_of(given: object) -> object:
     return sum(parts)
 
 
+_TIMES = re.compile(r"(\d+(?:\.\d+)?)x")
+
+
+def _flops_budget(given: object) -> object:
+    """Read a budget of FLOPs as people write it: 1e18, or 20x; the latter stays as it is.
+
+    Raises:
+        ConfigError: other text, or nothing at all.
+    """
+    text = str(given).replace(" ", "")
+    if isinstance(given, str) and _TIMES.fullmatch(text):
+        number, found = float(text[:-1]), text
+    else:
+        try:
+            number = found = float(text)  # type: ignore[assignment]
+        except ValueError:
+            number = 0.0
+    if isinstance(given, bool) or not 0 < number < math.inf:
+        raise ConfigError("flops_budget", given, "is no number of FLOPs; write 1e18, or 20x: times full fine-tuning")
+    return found
+
+
+def flops_of(budget: float | str, full_flops: float) -> float:
+    """Count the FLOPs of a budget.
+
+    Args:
+        budget: as :class:`SweepConfig` has it: FLOPs, or ``20x``.
+        full_flops: of full fine-tuning.
+    """
+    return float(budget.removesuffix("x")) * full_flops if isinstance(budget, str) else budget
+
+
+AUTO = "auto"
+"""What people write for the space that follows from the model."""
+
+
+def _space_of(given: object) -> object:
+    """Read ``auto`` as a space that is not made out yet, which is empty; nobody else's may be.
+
+    Raises:
+        ConfigError: a space in which nothing varies.
+    """
+    if given == {}:
+        raise ConfigError("space", "{}", "nothing varies; give parameters, or auto")
+    return {} if given == AUTO else given
+
+
 class SweepConfig(Limits):
     """A multi-objective search: a base trial, what varies in it, what it must keep to, and how long to look."""
 
@@ -115,6 +172,18 @@ class SweepConfig(Limits):
         allow_inf_nan=False,
         description="no trial starts after so long, as 2h or 30min; those that run are finished; a resumed sweep goes "
         "on counting, so that it wants a larger one",
+    )
+    flops_budget: Annotated[float | str, BeforeValidator(_flops_budget)] | None = Field(
+        None,
+        description="no trial starts once all, stopped and failed ones too, have trained with so many FLOPs, as 1e18, "
+        "or 20x: so many times one full fine-tuning; a resumed sweep goes on counting",
+    )
+    within: float | None = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="count what comes within so much accuracy of full fine-tuning, or keeps --min-accuracy if that is "
+        "given: hypervolume, proposals, stopping and the knee look at nothing else; 1: at everything",
     )
     seed: int = Field(0, ge=0, description="of the sampler")
     sampler: Literal["ehvi", "tpe", "nsga2", "gp", "random", "grid"] = Field(
@@ -151,10 +220,13 @@ class SweepConfig(Limits):
         description="checkpoints that stay when the sweep ends: the last of each of the front, or two of all trials",
     )
     trial: TrialConfig = Field(default_factory=TrialConfig, description="what every trial has in common")
-    space: dict[str, Distribution] = Field(
-        min_length=1,
-        description="what varies: path in the trial (method/alpha), or any name for variants -> distribution",
+    space: Annotated[dict[str, Distribution], BeforeValidator(_space_of)] = Field(
+        default_factory=dict,
+        description="what varies: path in the trial (method/alpha), or any name for variants -> distribution; a "
+        "setting of a variant may be a distribution, which is in force when the variant is chosen; unset or auto: all "
+        "methods that the model allows, each with its own ranges",
     )
+    """Empty: auto, not made out yet."""
 
     @property
     def limits(self) -> Limits:
@@ -163,9 +235,8 @@ class SweepConfig(Limits):
 
     def given_values(self) -> dict[str, Any]:
         """All settings as plain values, from which it can be read again; of the trial only what was given."""
-        return self.model_dump(mode="json", include=set(SweepConfig.model_fields)) | {
-            "trial": self.trial.given_values()
-        }
+        values = self.model_dump(mode="json", include=set(SweepConfig.model_fields))
+        return values | {"trial": self.trial.given_values(), "space": values["space"] or AUTO}
 
     def difference(self, other: SweepConfig) -> str | None:
         """Name a setting that another sweep has otherwise, by which it is not the same; None if it may go on with it.
@@ -249,6 +320,8 @@ class SweepConfig(Limits):
     def _check_grid(self) -> Self:
         if self.sampler != "grid":
             return self
+        if not self.space:
+            raise ConfigError("space", AUTO, "has real parameters, and a grid none; list the values of each parameter")
         for one in parameters(self.space).values():
             if isinstance(one.distribution, FloatRange):
                 remedy = "a grid has no place for a real parameter; list values: {type: categorical, choices: [...]}"
@@ -261,7 +334,7 @@ class SweepConfig(Limits):
 
 
 def stored_sweep(folder: Path, field: str = "resume") -> SweepConfig:
-    """Read the configuration with which a sweep was started.
+    """Read the configuration with which a sweep was started; ``within`` is None in one of an older version.
 
     Raises:
         ConfigError: no sweep there.
@@ -271,4 +344,5 @@ def stored_sweep(folder: Path, field: str = "resume") -> SweepConfig:
         known = ", ".join(names_with(folder.parent, "sweep.json"))
         remedy = f"no such sweep under {address_of(folder.parent)}; there are: {known}" if known else "holds no sweep"
         raise ConfigError(field, folder.name, remedy)
-    return parse(SweepConfig, read_mapping(folder / "sweep.json"))
+    # Before sweeps had this setting everything counted: an older one's numbers stay as they were measured.
+    return parse(SweepConfig, {"within": None} | read_mapping(folder / "sweep.json"))

@@ -127,6 +127,10 @@ class StepCosts:
         """Count forward and backward of one image of a training step."""
         return self._micro_step(config, plan, 1, "fp32").flops
 
+    def look_flops(self, config: MethodConfig, plan: StepPlan) -> int:
+        """Count what one image takes of the pass by which a step is calibrated."""
+        return self.image_flops(config, plan) - self.image_flops(config, replace(plan, calibrated=False))
+
     def evaluation_batch(
         self, most: int, training_peak_bytes: int, optimizer: Optimizer, precision: Precision = "fp32", start: int = 0
     ) -> tuple[int, int]:

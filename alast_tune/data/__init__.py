@@ -197,7 +197,7 @@ def _load(config: DataConfig, spec: InputSpec) -> Splits:
     else:
         pieces["train"] = source, _fewer(config, source.labels, train)
     count = sum(len(indices) for _, indices in pieces.values())
-    cache = "none" if config.cache == "auto" and not worth_keeping(count, spec.image_size) else config.cache
+    cache = "none" if config.cache == "auto" and not worth_keeping(count * 3 * spec.image_size**2) else config.cache
     images = {name: _images(config, spec, name, *piece, cache) for name, piece in pieces.items()}
     return Splits(images["train"], images["validation"], images.get("test"), opened.classes, tuple(notes))
 

@@ -128,9 +128,8 @@ class Decoded:
         return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
 
 
-def worth_keeping(count: int, size: int) -> bool:
-    """Whether ``count`` decoded images fit into the available memory, shared, and onto the cache folder's disk."""
-    size_bytes = count * 3 * size**2
+def worth_keeping(size_bytes: int) -> bool:
+    """Whether decoded images, or features, fit into the available memory, shared, and onto the cache folder's disk."""
     try:
         _folder().mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(_folder()).free if os.access(_folder(), os.W_OK) else 0

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from alast_tune.near_full import NEAR, points
+from alast_tune.near_full import NEAR, points, region_floor
 from alast_tune.plots.cloud import (
     ACCURACY,
     BASELINE_COLOURS,
@@ -82,10 +82,11 @@ def front_figure(front: FrontFile, cloud: Cloud) -> tuple[Any, list[dict[str, An
     pad = 0.06 * (high - low) or 0.01
     figure.update_xaxes(**AXIS, title_text=views[0]["title"], rangemode="tozero")
     figure.update_yaxes(**AXIS, title_text=cloud.labels[ACCURACY], range=[low - pad, high + pad])
-    if front.full:
-        bottom = front.full["accuracy"] - NEAR
+    bottom = region_floor(front)
+    if bottom is not None:
         figure.add_hrect(bottom, high + 2 * pad, fillcolor="#009E73", opacity=0.09, line_width=0, layer="below")
-        words = f"within {points(NEAR)} of full fine-tuning"
+        words = f"within {points(front.region.within or NEAR)} of full fine-tuning"
+        words = f"accuracy {bottom:.4g} and above" if front.region.source == "min_accuracy" else words
         place = {"xref": "paper", "x": 0.005, "y": bottom, "xanchor": "left", "yanchor": "bottom"}
         figure.add_annotation(text=words, showarrow=False, font={"size": 12, "color": "#00684C"}, **place)
     legend = {"orientation": "h", "x": 0, "y": 1.01, "yanchor": "bottom", "itemsizing": "trace"}

@@ -88,7 +88,8 @@ def fronts_html(fronts: Sequence[FrontFile]) -> str:
     figure.update_yaxes(title_text=labels[ACCURACY], col=1)
     legend = {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"}
     figure.update_layout(**LAYOUT, legend=legend, height=600, margin={"l": 70, "r": 20, "t": 60, "b": 60})
-    lead = "Hypervolumes are measured from one point. A click on a sweep's name hides it."
+    floor = fronts[0].region.floor
+    lead = f"Hypervolumes are measured from one point, accuracy {floor:.4f}. A click on a sweep's name hides it."
     return document(_title(fronts), lead, [Section("fronts", figure)])
 
 
@@ -138,5 +139,5 @@ def _layers(fronts: Sequence[FrontFile]) -> Iterator[_Layer]:
             accuracy, work, memory = member.objectives.values()
             costs = f"accuracy {accuracy:.4f}<br>{human_flops(work)}<br>{human_bytes(memory)}"
             hover.append(f"<b>{html.escape(front.sweep)}, trial {member.trial_id}</b><br>{costs}")
-        name = f"{front.sweep} (hypervolume {front.hypervolume_share:.3f})"
+        name = f"{front.sweep} (hypervolume {front.hypervolume_share or 0.0:.3f})"
         yield _Layer(name, values_FM / np.array([1.0, flops, size]), hover, *STYLES[place % len(STYLES)])

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from alast_tune.config import is_conditional
 from alast_tune.health import Note, health_notes
 from alast_tune.labels import method_label
-from alast_tune.near_full import NEAR, points, share_of_full, time_share
+from alast_tune.near_full import NEAR, hypervolume_words, points, region_floor, share_of_full, time_share
 from alast_tune.plots.blocks_figures import block_sections
 from alast_tune.plots.cloud import ACCURACY, NOBODY, Cloud, drawn, sampled
 from alast_tune.plots.document import Section, document
@@ -100,7 +100,7 @@ def _lead(front: FrontFile) -> str:
     counts = front.trials
     return (
         f"{len(front.front)} of {front.candidates} on the front ({counts.pruned} stopped early, {counts.infeasible} "
-        f"over a limit, {counts.failed} failed) · hypervolume {front.hypervolume_share:.4f}"
+        f"over a limit, {counts.failed} failed) · {hypervolume_words(front)}"
     )
 
 
@@ -159,8 +159,8 @@ def _front(front: FrontFile, shown: Sequence[TrialResult], command: str) -> Sect
         f'<button data-axis="{view["name"]}" aria-pressed="{str(n == 0).lower()}">{view["name"]}</button>'
         for n, view in enumerate(views)
     )
-    if front.full:
-        low = front.full["accuracy"] - 1.5 * NEAR
+    if front.full and (floor := region_floor(front)) is not None:
+        low = floor - 0.5 * abs(front.full["accuracy"] - floor)
         buttons += '<span></span><button data-range="" aria-pressed="true">all trials</button>'
         buttons += f'<button data-range="{low}" aria-pressed="false">region of interest</button>'
     script = Path(__file__).with_name("report.js").read_text(encoding="utf-8")
@@ -188,8 +188,8 @@ def _search(
     points = history(front, results, search)
     if len(points) > 1:
         text = (
-            "Share of the box between full fine-tuning's cost and the ideal that the front dominates. A line that is "
-            "still rising at its end asks for more trials."
+            f"Share that the front dominates of the box from accuracy {front.region.floor:.4f} and 1.1 times full "
+            "fine-tuning's cost to accuracy 1 at no cost. A line that is still rising at its end asks for more trials."
         )
         yield Section("history", history_figure(points), "Hypervolume", text)
     lines = charted(front, shown, search.space)

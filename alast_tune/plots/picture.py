@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from alast_tune.near_full import region_floor
 from alast_tune.plots.canvas import canvas, png, say, style_axes
 from alast_tune.plots.cloud import ACCURACY, BASELINE_COLOURS, BLUE, BYTES, FLOPS, GREY, INK, NOBODY, VERMILLION, Cloud
 from alast_tune.results import BASELINES, FrontFile, TrialResult
@@ -34,10 +35,13 @@ def front_png(front: FrontFile, results: Sequence[TrialResult]) -> bytes:
     """
     cloud = Cloud.of(front, results)
     figure = canvas(11, 5, f"Pareto front of {front.sweep}")
+    floor = region_floor(front)
     if cloud.ids:
         panels = [(figure.add_subplot(1, 2, 1), FLOPS, BYTES), (figure.add_subplot(1, 2, 2), BYTES, FLOPS)]
         for axes, x, colour in panels:
             _panel(figure, axes, cloud, x, colour)
+            if floor is not None and floor > axes.get_ylim()[0]:
+                axes.axhline(floor, color=GREY, lw=0.8, ls=":", zorder=0)  # what counts lies above
         panels[0][0].legend(loc="lower right", frameon=False, fontsize=9, labelspacing=0.9)
         figure.draw_without_rendering()  # labels need to know where everything lies
         figure.set_layout_engine("none")

@@ -129,12 +129,17 @@ class Moment:
 
 
 def history(front: FrontFile, results: Sequence[TrialResult], report: SearchReport, most: int = 200) -> list[Moment]:
-    """Follow the hypervolume from the sweep's beginning, trial by trial; at ``most`` even places of more trials."""
+    """Follow the hypervolume from the sweep's beginning, trial by trial; at ``most`` even places of more trials.
+
+    In one reference from the beginning, the sweep's; empty while that is not known.
+    """
+    if front.hypervolume_share is None:
+        return []
     ended = [result for result in results if result.number in report.ended_hours]
     ended.sort(key=lambda result: report.ended_hours[result.number])
     earlier = [result for result in results if result.origin is not None]
-    tracker = FrontTracker(front.sweep, front.reference_point, front.limits, earlier)
-    points = [Moment("the beginning", 0.0, 0.0, tracker.front.hypervolume_share)]
+    tracker = FrontTracker(front.sweep, front.reference_point, front.limits, earlier, region=front.region)
+    points = [Moment("the beginning", 0.0, 0.0, tracker.front.hypervolume_share or 0.0)]
     size = -(-len(ended) // most)
     for start in range(0, len(ended), size or 1):
         part = ended[start : start + size]
@@ -142,7 +147,7 @@ def history(front: FrontFile, results: Sequence[TrialResult], report: SearchRepo
         spent = sum(float(report.curves[one.number][-1, 1]) for one in part if one.number in report.curves)
         last = part[-1].number
         moment = Moment(f"trial {trial_id(last)}", points[-1].flops + spent, report.ended_hours[last], 0.0)
-        points.append(replace(moment, share=tracker.front.hypervolume_share))
+        points.append(replace(moment, share=tracker.front.hypervolume_share or 0.0))
     return points
 
 

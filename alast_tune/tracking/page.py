@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from alast_tune.blocks import BlockReport
-from alast_tune.near_full import knee_words
+from alast_tune.near_full import hypervolume_words, knee_words
 from alast_tune.plots import (
     SearchReport,
     block_title,
@@ -138,7 +138,7 @@ def describe_front(front: FrontFile, results: Sequence[TrialResult], pages: Coll
     lead = (
         f"**{front.sweep}**: {len(front.front)} of {front.candidates} are on the front "
         f"({front.trials.pruned} pruned, {front.trials.infeasible} infeasible, {front.trials.failed} failed); "
-        f"hypervolume {front.hypervolume_share:.4f} of the box between full fine-tuning's cost and the ideal."
+        f"{hypervolume_words(front)}, in the box between 1.1 times full fine-tuning's cost and the ideal."
     )
     lines = [
         lead,

@@ -16,6 +16,7 @@ from alast_tune import __version__
 from alast_tune.blocks import BlockReport
 from alast_tune.config import DataConfig, SweepConfig, TrialConfig, flatten, setting_of
 from alast_tune.errors import ConfigError
+from alast_tune.near_full import hypervolume_words
 from alast_tune.plots import SearchReport
 from alast_tune.results import FrontFile, TrialResult
 from alast_tune.summary import trial_id
@@ -258,12 +259,12 @@ class Tracker:
         self._costs.log_tested(results)
         for operation in models_of(front, weights or {}, self._queue):
             self._writer.ask(operation)
-        metrics = {"hypervolume": front.hypervolume, "hypervolume_share": front.hypervolume_share}
-        metrics |= {"best_accuracy": front.best_accuracy, "front_size": len(front.front)}
+        metrics = front.hypervolumes | {"best_accuracy": front.best_accuracy, "front_size": len(front.front)}
         self.log_progress(metrics, sum(result.launched and result.state != "running" for result in results))
         tags = {
             f"alast.reference.{o.name}": str(v) for o, v in zip(front.objectives, front.reference_point, strict=True)
         }
+        tags["alast.hypervolume"] = hypervolume_words(front)
         drawn = write_pages(front, results, search, blocks or {}, self._queue.folder / FOLDER, self._say, check)
         tags["mlflow.note.content"] = describe_front(front, results, drawn)
         # The client's log_table appends to the table of an earlier ending; this replaces it, and says so as that does.

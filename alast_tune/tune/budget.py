@@ -1,4 +1,4 @@
-"""How long a sweep may start trials."""
+"""How long a sweep may start trials, and how much they may train."""
 
 from __future__ import annotations
 
@@ -8,37 +8,74 @@ from collections.abc import Callable
 
 import optuna
 
+from alast_tune.config import flops_of
+from alast_tune.plots import human_flops
+from alast_tune.tune.trials import epochs_of
+
 USED = "seconds searched"
 """The study's attribute that says for how long drivers have searched."""
 
 
-class TimeBudget:
-    """The time in which a sweep starts trials, over all its drivers.
+class Budget:
+    """The time and the training FLOPs in which a sweep starts trials, over all its drivers.
 
-    A trial that runs when it is used up is finished: stopped, it would be lost. Of a driver that is killed, the time
-    since a trial last ended, and up to a second before, does not count.
+    A trial that runs when one of the two is used up is finished: stopped, it would be lost. Of a driver that is killed,
+    the time since a trial last ended, and up to a second before, does not count. FLOPs are those of all epochs that the
+    study knows: of trials that run, were stopped or have failed, too, but not of those of an earlier sweep.
 
     Args:
         study: keeps what is used.
         seconds: that there are; None: no limit.
+        flops: that there are, or ``20x``: so many times full fine-tuning; None: no limit.
+        full_flops: of full fine-tuning, predicted.
         clock: seconds that pass.
     """
 
-    def __init__(self, study: optuna.Study, seconds: float | None, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        study: optuna.Study,
+        seconds: float | None = None,
+        flops: float | str | None = None,
+        full_flops: float = math.nan,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._study = study
         self._seconds = math.inf if seconds is None else seconds
+        self._flops = math.inf if flops is None else flops_of(flops, full_flops)
+        self._ended: dict[int, float] = {}
+        """FLOPs of trials that have ended, by number."""
         self._clock = clock
         used: float = study.user_attrs.get(USED, 0.0)
         self._started = clock() - used
         self._kept = -math.inf
 
     @property
-    def over(self) -> bool:
-        """Whether no trial may start any more."""
-        return self._clock() - self._started >= self._seconds
+    def over(self) -> str:
+        """Which budget is used up, so that no trial may start any more: ``time`` or ``FLOPs``; empty: neither."""
+        if self._clock() - self._started >= self._seconds:
+            return "time"
+        return "FLOPs" if self._flops < math.inf and self.flops >= self._flops else ""
+
+    @property
+    def flops(self) -> float:
+        """Training FLOPs of all the sweep's trials so far."""
+        found = dict(self._ended)
+        for trial in self._study.get_trials(deepcopy=False):
+            if trial.number not in found and "origin" not in trial.user_attrs:
+                rows = epochs_of(trial.user_attrs)
+                found[trial.number] = rows[-1][1] if rows else 0.0
+                if trial.state.is_finished():
+                    self._ended[trial.number] = found[trial.number]
+        return sum(found.values())
+
+    def used(self) -> str:
+        """Say how much of the budget of FLOPs is used; nothing if there is none."""
+        if self._flops == math.inf:
+            return ""
+        return f"{human_flops(self.flops)} of {human_flops(self._flops)} used"
 
     def keep(self, every: float = 0.0) -> None:
-        """Keep what is used in the study, if the last time was longer ago than ``every`` seconds."""
+        """Keep the time that is used in the study, if the last time was longer ago than ``every`` seconds."""
         used = self._clock() - self._started
         if used - self._kept >= every:
             self._kept = used

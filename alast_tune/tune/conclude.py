@@ -24,6 +24,7 @@ from alast_tune.tune.attempts import checkpoints
 from alast_tune.tune.attributes import VALIDATION_IMAGES
 from alast_tune.tune.cluster import Stop, stopped_by_signals
 from alast_tune.tune.insight import report_search
+from alast_tune.tune.region import fixed_region
 from alast_tune.tune.storage_errors import as_storage_error
 from alast_tune.tune.trials import open_study, results
 
@@ -97,9 +98,8 @@ def conclude(
     tracker.reconcile_runs(found)
     ended = [result for result in found if result.state != "running"]
     images = study.user_attrs.get(VALIDATION_IMAGES)
-    front = summarise(
-        sweep.name, ended, study.user_attrs["reference_point"], limits=sweep.limits, validation_images=images
-    )
+    reference, region = study.user_attrs["reference_point"], fixed_region(study, sweep)
+    front = summarise(sweep.name, ended, reference, None, sweep.limits, images, region)
     front.write(folder / "front.json")
     try:
         stop.check()

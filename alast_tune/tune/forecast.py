@@ -32,7 +32,7 @@ class Costs:
     """What a trial is predicted to cost."""
 
     train_flops: float
-    """Of all its epochs, if budgets stay what they are at first; exploration and calibration not counted."""
+    """Of all its epochs, if budgets stay what they are at first; exploration not counted."""
     peak_bytes: int
     """Of its largest training step or evaluation, bytes of live tensors: weights, gradients, moments, activations."""
 
@@ -123,7 +123,7 @@ class Forecast:
         if isinstance(method, Constant):
             method.begin_at(first)
         micro = []
-        for phase, epochs in Counter(phases).items():
+        for place, (phase, epochs) in enumerate(Counter(phases).items()):
             side = phase.image_size or start.image_size
             costs, plan = prepared.costs(side), method.plan_for(side, phase.token_keep)
             foresee = partial(method_config.foresee, start.look, plan, train, batch)
@@ -136,6 +136,9 @@ class Forecast:
             micro.append(-(-batch // parts))
             image_flops = sum(costs.image_flops(method_config, plan) for plan in plans.drawn) / len(plans.drawn)
             flops += image_flops * batch * batch_count(start.images, train.batch_size) * epochs
+            if place == 0:  # the first step alone may calibrate
+                looks = [costs.look_flops(method_config, plan) for plan in plans.heaviest if plan.calibrated]
+                flops += max(looks, default=0) * batch
             steps = [costs.step(method_config, plan, batch, optimizer, precision, parts) for plan in plans.heaviest]
             peak = max(peak, *(step.peak_bytes for step in steps))
         if first:

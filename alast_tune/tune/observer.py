@@ -18,7 +18,7 @@ from rich.console import Console
 from alast_tune.config import SweepConfig, TrialConfig
 from alast_tune.lease import SweepLease
 from alast_tune.progress import SweepProgress
-from alast_tune.results import FrontFile, TrialResult
+from alast_tune.results import FrontFile, Region, TrialResult
 from alast_tune.summary import FrontTracker, trial_id
 from alast_tune.tracking import Tracker
 from alast_tune.tune.cluster import Stop
@@ -47,6 +47,7 @@ class SweepObserver:
         console: for people.
         total: how many trials it will have run in the end, baselines included.
         validation_images: that accuracies are of, if that is known.
+        region: says which accuracy counts, as far as the study tells by now.
     """
 
     def __init__(
@@ -59,12 +60,14 @@ class SweepObserver:
         console: Console,
         total: int,
         validation_images: int | None = None,
+        region: Callable[[], Region] = Region,
     ) -> None:
         self._lease = lease
         self._file = sweep.storage / sweep.name / "front.json"
         self._tracker = tracker
         ended = [result for result in before if result.state != "running"]
-        self._front = FrontTracker(sweep.name, reference, sweep.limits, ended, validation_images)
+        self._region = region
+        self._front = FrontTracker(sweep.name, reference, sweep.limits, ended, validation_images, region())
         self._nodes: dict[int, str] = {}
         self._written, self._size, self._ended = -math.inf, 0, 0
         """When ``front.json`` was last written, bytes of it, trials that have ended since."""
@@ -99,6 +102,9 @@ class SweepObserver:
         """End the trial's MLflow run; if it changes the front, say so."""
         self._tracker.end_result(result)
         changed = self._front.add(result)
+        if result.baseline == "full":
+            self._front.measure_in(self._region())
+            self._changed = True
         self._ended += 1
         front = self.front
         if changed:
@@ -106,9 +112,8 @@ class SweepObserver:
             self._tracker.tag_front([member.trial_id for member in front.front])
         self._write()
         if result.launched:
-            progress = {"hypervolume": front.hypervolume, "hypervolume_share": front.hypervolume_share}
-            progress |= {"best_accuracy": front.best_accuracy, "failed": front.trials.failed}
-            self._tracker.log_progress(progress, self._front.launched)
+            progress = {"best_accuracy": front.best_accuracy, "failed": front.trials.failed}
+            self._tracker.log_progress(front.hypervolumes | progress, self._front.launched)
         if _is_counted(result):
             self.progress.ended(result, front)
         else:

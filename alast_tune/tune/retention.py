@@ -19,6 +19,7 @@ from alast_tune.results import TrialResult
 from alast_tune.storage import CHECKPOINTS, address_of, open_filesystem
 from alast_tune.summary import summarise, trial_id
 from alast_tune.tune.members import not_asked_yet
+from alast_tune.tune.region import region_of
 from alast_tune.tune.trainable import first_line
 from alast_tune.tune.trials import open_study, results
 
@@ -90,7 +91,8 @@ def _drop_unneeded(
     if reference is None:  # nothing has begun
         return Freed()
     ended = [trial for trial in trials if trial.state != "running"]
-    front = summarise(sweep.name, ended, reference, limits=sweep.limits)
+    region = region_of(sweep, study.user_attrs, study.get_trials(deepcopy=False))
+    front = summarise(sweep.name, ended, reference, limits=sweep.limits, region=region)
     needed = {member.trial_id for member in front.front}
     needed |= {trial_id(number) for number in not_asked_yet(folder, study, sweep, front)}
     return drop_checkpoints(folder, trials, needed, dry_run=dry_run, check=check)

@@ -57,6 +57,8 @@ class EhviSampler(BaseSampler):
         teaching: baselines that are points of the space, whose accuracies are learnt from.
         conditions: conditional parameter -> the choice, and its value, that it takes to be in force; such a parameter
             is called ``<value>/<path>`` and comes after the choice in the space.
+        least: accuracy from which on a trial is worth something, as far as the study's trials tell; None: the
+            reference's, whatever they tell.
     """
 
     def __init__(
@@ -67,9 +69,11 @@ class EhviSampler(BaseSampler):
         seed: int,
         teaching: Collection[str] = (),
         conditions: Mapping[str, tuple[str, str]] | None = None,
+        least: Callable[[Sequence[FrozenTrial]], float] | None = None,
     ) -> None:
         self._space, self._conditions = dict(space), dict(conditions or {})
-        self._least, self._reference_2 = reference[0], np.asarray(reference[1:], dtype=np.float64)
+        self._least = least or (lambda trials: reference[0])
+        self._reference_2 = np.asarray(reference[1:], dtype=np.float64)
         self._forecast = forecast
         self._draw = np.random.default_rng(seed)
         self._random = RandomSampler(seed=seed)
@@ -88,7 +92,8 @@ class EhviSampler(BaseSampler):
 
     def sample_relative(self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> Params:
         """Propose a configuration."""
-        unfinished = self._history.update(study.get_trials(deepcopy=False))
+        trials = study.get_trials(deepcopy=False)
+        unfinished = self._history.update(trials)
         running = [
             other
             for other in unfinished
@@ -110,10 +115,11 @@ class EhviSampler(BaseSampler):
         scale_3 = np.array([1.0, *self._reference_2])
         points_F3 = np.concatenate([front_F3, believed_R3]) / scale_3
         chance_C = self._chance(X_C[: len(candidates)], proposed)
+        least = self._least(trials)
 
         def worth(chosen: NDArray[np.int64], costs_E2: Floats) -> Floats:
             gain_E = expected_improvement(
-                mean_C[chosen], deviation_C[chosen], costs_E2 / self._reference_2, points_F3, self._least
+                mean_C[chosen], deviation_C[chosen], costs_E2 / self._reference_2, points_F3, least
             )
             return chance_C[chosen] * gain_E / costs_E2[:, 0]
 

@@ -4,7 +4,8 @@ Stops trials that others outdo at the same epoch (Li et al. 2020, ASHA; Schmucke
 MO-ASHA). Trials are only ever compared at equal epochs, where costs that grow with training are
 comparable; what a stopped trial reached is never taken for a result (see :mod:`alast_tune.tune.search`).
 Whoever is not dominated goes on: with three objectives most of a rung may be, and the half of them that
-successive halving would drop holds members of the final front.
+successive halving would drop holds members of the final front. But only in the region that the sweep looks for: a trial
+that lies further below full fine-tuning at the same epoch than the final front may is not spared for being cheap.
 """
 
 from __future__ import annotations
@@ -23,8 +24,10 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from alast_tune.config import Limits, SweepConfig
 from alast_tune.front import dominating, hypervolume_contributions, pareto_rank
+from alast_tune.near_full import SLACK
 from alast_tune.results import DIRECTIONS, OBJECTIVES
 from alast_tune.storage import address_of
+from alast_tune.tune.attributes import BASELINE
 from alast_tune.tune.storage_errors import storage_trouble
 from alast_tune.tune.trials import curve_of
 
@@ -38,6 +41,8 @@ WINDOW = 512
 class Rungs:
     """Who has reached which rung, and with what; decides who goes on.
 
+    ``floors`` has the accuracy, by epoch, from which on a trial is in the region; a rung without one has no region.
+
     Args:
         epochs: of a whole run; no rung lies there.
         grace: epochs of the first rung.
@@ -46,6 +51,7 @@ class Rungs:
 
     def __init__(self, epochs: int, grace: int = 1, reduction: int = REDUCTION) -> None:
         self._reduction = reduction
+        self.floors: dict[int, float] = {}
         self._rungs: dict[int, dict[int, Sequence[float]]] = {}
         level = grace
         while level < epochs:
@@ -63,21 +69,24 @@ class Rungs:
     def report(self, number: int, epoch: int, values_M: Sequence[float]) -> bool:
         """Take in a trial's objectives after an epoch, and say whether it goes on.
 
-        At a rung it does if nobody there dominates it, or if it is among the best ``1 / reduction`` of those that
-        have come so far.
+        At a rung it does if it is in the region and nobody there dominates it, or if it is among the best
+        ``1 / reduction`` of those that have come so far. Those below the region come after those in it.
         """
         self.record(number, epoch, values_M)
         rung = self._rungs.get(epoch, {})
         if len(rung) < self._reduction:
             return True
-        place, rank = place_by_front(list(rung.values()), list(rung).index(number))
+        place, rank = place_in_region(list(rung.values()), list(rung).index(number), self.floors.get(epoch))
         return rank == 0 or place < math.ceil(len(rung) / self._reduction)
 
     def why(self, number: int, epoch: int) -> str:
         """Say how a trial stands at a rung that it has reached, and which trials dominate it there."""
         rung = self._rungs[epoch]
         values_TM, row = list(rung.values()), list(rung).index(number)
-        place, _ = place_by_front(values_TM, row)
+        place, rank = place_in_region(values_TM, row, self.floors.get(epoch))
+        if rank is None:
+            least = f"accuracy {values_TM[row][0]:.4f} is below {self.floors[epoch]:.4f}, from which it counts there"
+            return f"place {place + 1} of {len(rung)} there: {least}"
         ahead = [f"{n:04d}" for n, better in zip(rung, dominating(values_TM, row, DIRECTIONS), strict=True) if better]
         more = f" and {len(ahead) - 3} more" if len(ahead) > 3 else ""
         return f"place {place + 1} of {len(rung)} there, dominated by {', '.join(ahead[:3])}{more}"
@@ -101,6 +110,27 @@ def place_by_front(values_TM: Sequence[Sequence[float]], row: int) -> tuple[int,
     return int((ranks_T < ranks_T[row]).sum() + (added_P > mine).sum()), int(ranks_T[row])
 
 
+def place_in_region(
+    values_TM: Sequence[Sequence[float]], row: int, floor: float | None = None
+) -> tuple[int, int | None]:
+    """Place a trial among others, those in the region first, by :func:`place_by_front` among themselves.
+
+    Args:
+        values_TM: (T, M), as there.
+        row: of the trial.
+        floor: accuracy from which on a trial is in the region; None: all are.
+
+    Returns:
+        How many are better, and the number of its front, both from 0; None for a front below the region, where who has
+        more accuracy is better.
+    """
+    accuracy_T = np.asarray(values_TM, dtype=np.float64)[:, 0]
+    inside = np.flatnonzero(accuracy_T >= (-math.inf if floor is None else floor - SLACK)).tolist()
+    if row in inside:
+        return place_by_front([values_TM[place] for place in inside], inside.index(row))
+    return int((accuracy_T > accuracy_T[row]).sum()), None
+
+
 _KILLED_FOR_MEMORY = ("running low on memory", "address the out of memory issue")
 """Words of Ray's memory monitor."""
 
@@ -115,6 +145,10 @@ def last_line(text: str) -> str:
 
 class MoAsha(FIFOScheduler):
     """Ray Tune's side of :class:`Rungs`; also stops a trial whose costs have already broken a limit.
+
+    The region at a rung lies as far below full fine-tuning's accuracy after the same epoch as the final region lies
+    below its last one: by the sweep's ``within``, or, if there is a least accuracy, by what full fine-tuning has beyond
+    that (at least 0), once it has ended. As long as full fine-tuning's accuracy is not known, there is none.
 
     Args:
         sweep: its epochs, limits, and whether trials are stopped early.
@@ -135,29 +169,51 @@ class MoAsha(FIFOScheduler):
         self._crashed, self._outdone = crashed, outdone
         self._storage = address_of(sweep.storage / sweep.name)
         self._limits: Limits = sweep.limits
-        epochs = sweep.trial.train.epochs
-        self._rungs = Rungs(epochs, sweep.grace_epochs or -(-epochs // 2)) if sweep.stops_early else None
+        self._within, self._epochs = sweep.within, sweep.trial.train.epochs
+        self._full: dict[int, float] = {}
+        """Accuracy of full fine-tuning by epoch."""
+        grace = sweep.grace_epochs or -(-self._epochs // 2)
+        self._rungs = Rungs(self._epochs, grace) if sweep.stops_early else None
         for trial in study.get_trials(deepcopy=False):
             if trial.state != TrialState.FAIL:
                 for epoch, values in enumerate(curve_of(trial.user_attrs), start=1):
-                    if self._rungs:
-                        self._rungs.record(trial.number, epoch, values)
+                    self._record(trial.number, epoch, values, trial.user_attrs.get(BASELINE))
 
     def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: Mapping[str, Any]) -> str:
         """Stop the trial or let it go on."""
-        values = {objective.name: result.get(f"report/{objective.name}", math.nan) for objective in OBJECTIVES}
+        values = _objectives(result)
         if not all(map(math.isfinite, values.values())):
             return str(TrialScheduler.STOP)  # what has left the numbers does not come back
         if not self._limits.allow(train_flops=values["train_flops"], peak_bytes=values["peak_bytes"]):
             return str(TrialScheduler.STOP)
         if self._rungs:
             report = trial.config["number"], int(result["report/epoch"]), list(values.values())
-            if trial.config["baseline"]:
-                self._rungs.record(*report)  # it is compared with, and goes on whatever comes of it
+            if trial.config["baseline"]:  # it is compared with, and goes on whatever comes of it
+                self._record(*report, trial.config["baseline"])
             elif not self._rungs.report(*report):
                 self._outdone(report[0], self._rungs.why(*report[:2]))
                 return str(TrialScheduler.STOP)
         return str(TrialScheduler.CONTINUE)
+
+    def on_trial_complete(self, tune_controller: Any, trial: TuneTrial, result: Mapping[str, Any]) -> None:
+        """Learn full fine-tuning's last accuracy: Tune hands the last epoch here."""
+        values = list(_objectives(result).values())
+        if trial.config["baseline"] == "full" and all(map(math.isfinite, values)):
+            self._record(trial.config["number"], int(result["report/epoch"]), values, "full")
+
+    def _record(self, number: int, epoch: int, values_M: Sequence[float], baseline: str | None) -> None:
+        """Take in an epoch for others to be compared with; one of full fine-tuning moves the region."""
+        if not self._rungs:
+            return
+        self._rungs.record(number, epoch, values_M)
+        if baseline == "full" and self._within is not None:
+            self._full[epoch] = values_M[0]
+            within, last, least = self._within, self._full.get(self._epochs), self._limits.min_accuracy
+            if least is not None:
+                if last is None:
+                    return
+                within = max(0.0, last - least)
+            self._rungs.floors = {at: accuracy - within for at, accuracy in self._full.items()}
 
     def on_trial_error(self, tune_controller: Any, trial: TuneTrial) -> None:
         """End the sweep if its storage is full: the trial is not to blame, and a resumed sweep runs it.
@@ -172,3 +228,7 @@ class MoAsha(FIFOScheduler):
         if words:
             raise OSError(words)
         self._crashed(trial.config["number"], last_line(text), any(sign in text for sign in _KILLED_FOR_MEMORY))
+
+
+def _objectives(result: Mapping[str, Any]) -> dict[str, float]:
+    return {objective.name: result.get(f"report/{objective.name}", math.nan) for objective in OBJECTIVES}

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.trial import Trial, TrialState
 from ray.tune.search import Searcher
 
 from alast_tune.config import Limits, SweepConfig, TrialConfig, parameters, point_of, size_of
@@ -29,13 +29,13 @@ from alast_tune.results import OBJECTIVES
 from alast_tune.storage import address_of
 from alast_tune.text import safe
 from alast_tune.tune.attributes import BASELINE, DUPLICATE_OF
-from alast_tune.tune.budget import TimeBudget
+from alast_tune.tune.budget import Budget
 from alast_tune.tune.forecast import Costs
 from alast_tune.tune.live import LiveTrial, Observer
 from alast_tune.tune.resources import Packing
 from alast_tune.tune.samplers import sampler_for
 from alast_tune.tune.space import point, to_optuna, trial_config
-from alast_tune.tune.trials import baselines, epochs_of, superseded, to_result
+from alast_tune.tune.trials import baselines, epochs_of, is_own, superseded, to_result
 
 _LOG = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ class StudySearcher(Searcher):
         packing: Packing,
         forecast: Callable[[TrialConfig, float], Costs],
         checkpoints: Callable[[int], Iterable[str]] = lambda number: (),
-        budget: TimeBudget | None = None,
+        budget: Budget | None = None,
     ) -> None:
         super().__init__()
         self._study = study
@@ -89,7 +89,7 @@ class StudySearcher(Searcher):
         self._forecast = lru_cache(maxsize=32)(forecast)  # what is proposed has just been considered
         self._folder = address_of(sweep.storage / sweep.name)
         self._checkpoints = checkpoints
-        self._budget = budget or TimeBudget(study, None)
+        self._budget = budget or Budget(study)
         self._space = to_optuna(sweep.space)
         self._grid = list(sweep.combinations()) if sweep.sampler == "grid" else None
         study.sampler = sampler_for(study, sweep, self._forecast)
@@ -100,7 +100,7 @@ class StudySearcher(Searcher):
             if trial.state != TrialState.WAITING and trial.number not in old
         ]
         self._orphans = [trial for trial in earlier if trial.state == TrialState.RUNNING]
-        self._launched = sum(_is_own(trial) for trial in earlier)
+        self._launched = sum(is_own(trial) for trial in earlier)
         self._baselines = sum(trial.state == TrialState.WAITING for trial in baselines(study))
         self._numbers: dict[tuple[tuple[str, Any], ...], int] = {}
         """The first trial with these parameters."""
@@ -245,7 +245,7 @@ class StudySearcher(Searcher):
     def _orphan(self) -> LiveTrial | None:
         """Take up a trial of an earlier driver, with the curve it has so far."""
         frozen = self._orphans.pop(0)
-        counted = _is_own(frozen)
+        counted = is_own(frozen)
         trial = Trial(self._study, frozen._trial_id)
         self._choose(trial)  # a driver killed while asking leaves some out; the others stay
         if self._repeats(trial):
@@ -343,11 +343,6 @@ def _constrain_once(trial: Trial, limit: str, excess: float) -> None:
     """Set one of Optuna's constraints, which it keeps as they are: a driver that was killed may have set it."""
     if limit not in trial.constraints:
         trial.set_constraint(limit, excess)
-
-
-def _is_own(trial: FrozenTrial) -> bool:
-    """Whether it counts as one of the trials that were asked for."""
-    return not trial.user_attrs.keys() & {BASELINE, "origin", DUPLICATE_OF} and trial.user_attrs.get("launched", True)
 
 
 def _metrics(result: dict[str, Any] | None) -> dict[str, float]:

@@ -100,6 +100,8 @@ def is_point(sweep: SweepConfig, baseline: str) -> bool:
         config, really = trial_config(sweep, params), trial_config(sweep, params, baseline)
     except ConfigError:
         return False
+    if config.data.features == "auto":  # changes no accuracy, and is never refused
+        config = config.model_copy(update={"data": really.data})
     if config.model_copy(update={"method": really.method}) != really:
         return False
     method, own = config.method, BASELINES[baseline]
@@ -127,7 +129,8 @@ def begins_with(sweep: SweepConfig) -> list[str]:
         return []
     variants = [item.variants.values() for item in sweep.space.values() if isinstance(item, Variants)]
     methods = {_method_of(settings) for choice in variants for settings in choice}
-    adaptive = isinstance(sweep.trial.method, AlastConfig) or "alast" in methods
+    replaced = is_conditional(sweep.space) and any(all(map(_method_of, choice)) for choice in variants)
+    adaptive = "alast" in methods or (not replaced and isinstance(sweep.trial.method, AlastConfig))
     return ["full", "paper"] if adaptive else ["full"]
 
 

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import optuna
@@ -16,6 +17,7 @@ from rich.console import Console
 from threadpoolctl import threadpool_limits
 
 from alast_tune.callbacks import Callbacks
+from alast_tune.choices import space_words, with_auto_space, with_space_of
 from alast_tune.config import FullConfig, SweepConfig, TrialConfig, stored_sweep, with_absolute_paths
 from alast_tune.cost import step_flops, step_peak_bytes
 from alast_tune.data import Splits, check_apart
@@ -34,7 +36,7 @@ from alast_tune.terminal import printer
 from alast_tune.tracking import Tracker, default_uri, is_file_based
 from alast_tune.tune.attempts import checkpoints, next_attempt
 from alast_tune.tune.attributes import VALIDATION_IMAGES
-from alast_tune.tune.budget import TimeBudget
+from alast_tune.tune.budget import Budget
 from alast_tune.tune.callback_observer import CallbackObserver
 from alast_tune.tune.cluster import Stop, check_cluster, cluster, stopped_by_signals
 from alast_tune.tune.conclude import SEARCHED, blocks_file, conclude
@@ -42,6 +44,7 @@ from alast_tune.tune.feasible import check_limits
 from alast_tune.tune.forecast import Forecast
 from alast_tune.tune.members import CheckpointTasks, block_reports, score
 from alast_tune.tune.observer import SweepObserver, TuneEvents
+from alast_tune.tune.region import fixed_region
 from alast_tune.tune.resources import packing_of, placement
 from alast_tune.tune.retention import keep_front
 from alast_tune.tune.schedule import MoAsha
@@ -149,7 +152,9 @@ def prepare(sweep: SweepConfig, *, resume: bool, retry_failed: bool, console: Co
     folder = sweep.storage / sweep.name
     fetch(folder)
     if resume:
-        if differs := sweep.difference(stored_sweep(folder)):
+        stored = stored_sweep(folder)
+        sweep = with_space_of(sweep, stored)
+        if differs := sweep.difference(stored):
             remedy = f"was started with other settings ({differs}); only --trials, places and resources may change"
             raise ConfigError("resume", sweep.name, remedy)
     elif (folder / "sweep.json").exists():
@@ -161,6 +166,9 @@ def prepare(sweep: SweepConfig, *, resume: bool, retry_failed: bool, console: Co
         remedy = "the sweep shall outlive this machine, and so must its runs; set it to a server's http address"
         raise ConfigError("MLFLOW_TRACKING_URI", os.environ.get("MLFLOW_TRACKING_URI", "not set"), remedy)
     say = printer(console)
+    if not sweep.space:
+        sweep = with_auto_space(sweep)
+        say(f"space: {', '.join(space_words(sweep.space))}")
     model, splits = load_trial(sweep.trial)
     for note in splits.notes:
         say(f"note: {note}")
@@ -212,8 +220,10 @@ def search(prepared: Prepared, lease: SweepLease, tracker: Tracker, stop: Stop, 
         prepared.console,
         total,
         prepared.validation_images,
+        partial(fixed_region, study, sweep),
     )
-    budget = TimeBudget(study, sweep.time_budget)
+    budget = Budget(study, sweep.time_budget, sweep.flops_budget, study.user_attrs["reference_point"][1] / MARGIN)
+    observer.progress.used = budget.used
     try:
         told.start(sweep, observer.front)
         searcher = StudySearcher(
@@ -236,8 +246,9 @@ def search(prepared: Prepared, lease: SweepLease, tracker: Tracker, stop: Stop, 
         budget.keep()
         if searcher.remaining:
             why = "all that is left to propose was tried before, or is predicted to break a limit"
-            if budget.over:
-                why = f"the time budget is used up; --resume {sweep.name} with a larger --time-budget goes on"
+            if over := budget.over:
+                option = "--time-budget" if over == "time" else "--flops-budget"
+                why = f"the budget of {over} is used up; --resume {sweep.name} with a larger {option} goes on"
             prepared.say(f"{searcher.remaining} of {total} trials were not run: {why}")
         study.set_user_attr(SEARCHED, not searcher.waiting)
         tasks, front = CheckpointTasks(sweep, folder, packing, stop), observer.front
@@ -290,7 +301,8 @@ def _with_absolute_paths(sweep: SweepConfig) -> SweepConfig:
 def reference_point(trial: TrialConfig, model: Backbone, splits: Splits) -> tuple[float, float, float]:
     """Accuracy 0 and 1.1 times the cost of full fine-tuning, for as many epochs at the same batch size.
 
-    Both predicted, before any training; the trial's own method is tried on, so that what cannot work is said now.
+    Costs are predicted, before any training; from which accuracy on hypervolume counts is a region's to say. The
+    trial's own method is tried on, so that what cannot work is said now.
     """
     full = build_method(FullConfig(), model, trial.train)
     side = int(model.patch_embed.img_size[0])

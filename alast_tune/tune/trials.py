@@ -190,6 +190,11 @@ def superseded(study: optuna.Study) -> set[int]:
     return set(study.user_attrs.get(_SUPERSEDED, ()))
 
 
+def is_own(trial: FrozenTrial) -> bool:
+    """Whether a trial counts as one of those that were asked for."""
+    return not trial.user_attrs.keys() & {BASELINE, "origin", DUPLICATE_OF} and trial.user_attrs.get("launched", True)
+
+
 def to_result(trial: FrozenTrial, sweep: SweepConfig) -> TrialResult:
     """Read one trial of the study."""
     baseline = trial.user_attrs.get(BASELINE)

@@ -323,6 +323,8 @@ def hostile(front: dict[str, Any], **member: Any) -> dict[str, Any]:
         (lambda f: f | {"knee": "/tmp"}, "knee"),
         (lambda f: f | {"reference_point": [0.0]}, "reference_point"),
         (lambda f: f | {"knee_within": "NaN"}, "knee_within"),
+        (lambda f: f | {"region": {"source": "full", "floor": 1.0}}, "region.floor"),
+        (lambda f: f | {"region": {"source": "\x1b[2J"}}, "region.source"),
         (lambda f: f | {"full_timing": {"train_seconds": 0, "device": "x"}}, "full_timing.train_seconds"),
         (lambda f: hostile(f, timing={"train_seconds": 1, "device": "x" * 201}), "front.0.timing.device"),
     ],

@@ -15,6 +15,7 @@ from alast_tune.config import (
     flatten,
     parse,
     read_mapping,
+    stored_sweep,
     without_places,
     write_yaml,
 )
@@ -76,7 +77,7 @@ def test_configurations_survive_json_and_are_hashable() -> None:
             {"space": {"method/trainable_blocks": {"type": "int", "low": -1, "high": 5}}},
             "space.method/trainable_blocks = -1",
         ),
-        ({"space": {}}, "space = {...}: Dictionary should have at least 1 item"),
+        ({"space": {}}, "space = {}: nothing varies; give parameters, or auto"),
         ({"name": "../x"}, "name = ../x: String should match pattern"),
     ],
 )
@@ -292,5 +293,21 @@ def test_every_preset_and_spec_of_the_repository_is_valid() -> None:
         ]
     ):
         values = read_mapping(file)
+        if file.parent.name == "specs":  # beside the space the methods that are compared with
+            values = {name: value for name, value in values.items() if name in SweepConfig.model_fields}
         kind = SweepConfig if "space" in values else TrialConfig
         assert parse(kind, values if "space" in values else values["trial"]), file
+
+
+def test_a_sweep_of_an_older_version_counts_everything_and_others_what_they_say(tmp_path: Path) -> None:
+    assert parse(SweepConfig, {"space": SPACE}).within == 0.05
+    for given, found in (({}, None), ({"within": None}, None), ({"within": 0.1}, 0.1)):
+        (tmp_path / "sweep.json").write_text(json.dumps({"space": SPACE} | given))
+        assert stored_sweep(tmp_path).within == found
+    (tmp_path / "sweep.json").write_text(json.dumps(stored_sweep(tmp_path).given_values()))
+    assert stored_sweep(tmp_path).within == 0.1
+    for within in (-0.1, 1.5):
+        with pytest.raises(ConfigError, match=rf"^within = {within}: "):
+            parse(SweepConfig, {"space": SPACE, "within": within})
+    other = parse(SweepConfig, {"space": SPACE, "within": 0.2})
+    assert other.difference(stored_sweep(tmp_path)) == "within"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from alast_tune import health
-from alast_tune.config import Choice, Distribution, FloatRange, IntRange, TrialConfig
+from alast_tune.config import Choice, Distribution, FloatRange, IntRange, TrialConfig, Variants
 from alast_tune.results import Baseline, FrontFile, Reseeded, SeedRun, TrialResult
 from alast_tune.summary import reseeded, summarise
 
@@ -169,3 +169,35 @@ def test_all_checks_are_made() -> None:
     assert [note.heading for note in health.health_notes(front, results, RATE, {})] == [
         "The best trials lie at the edge of the space"
     ]
+
+
+def test_a_conditional_parameter_is_looked_at_among_the_best_of_its_variant() -> None:
+    ways = Variants.model_validate(
+        {"variants": {"lora": {"train/learning_rate": RATE["train/learning_rate"]}, "b": {}}}
+    )
+    space: dict[str, Distribution] = {"way": ways}
+    of_lora = [{"way": "lora", "lora/train/learning_rate": rate} for rate in (0.0099, 0.0098, 1e-3)]
+
+    def note(*params: Mapping[str, Any]) -> health.Note | None:
+        results = [trial(0, FULL, {"way": "b"}, "full")]
+        results += [trial(n, (0.95 - n / 1000, 2e12 - n * 1e11, 4e8), one) for n, one in enumerate(params, start=1)]
+        return health.edge_of_the_range(summarise("s", results, REFERENCE), results, space)
+
+    found = note(*of_lora, *[{"way": "b"}] * 4)
+    assert found and "lora/train/learning_rate is at its highest in 2 of 3" in found.text
+    assert note(*of_lora[:2], *[{"way": "b"}] * 4) is None  # two trials say nothing
+
+
+def test_a_conditional_parameter_may_explain_the_accuracy() -> None:
+    ways = Variants.model_validate(
+        {"variants": {"lora": {"train/learning_rate": RATE["train/learning_rate"]}, "b": {}}}
+    )
+    draw = np.random.default_rng(0)
+    for explains in (True, False):
+        results = []
+        for number in range(60):
+            rate, noise = float(draw.uniform(1e-4, 1e-2)), float(draw.random())
+            params = {"way": "lora", "lora/train/learning_rate": rate} if number % 2 else {"way": "b"}
+            accuracy = 0.5 + 0.4 * (100 * rate if explains and number % 2 else noise)
+            results.append(trial(number, (accuracy, 1e12, 4e8), params))
+        assert (health.accuracy_is_unexplained(results, {"way": ways}) is None) == explains

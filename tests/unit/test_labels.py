@@ -1,9 +1,13 @@
 """How trials are named."""
 
 import pytest
+from rich.console import Console
 
 from alast_tune.config import TrialConfig
-from alast_tune.labels import method_label, setting_labels
+from alast_tune.labels import differing, method_label, setting_labels
+from alast_tune.results import TrialResult
+from alast_tune.summary import summarise
+from alast_tune.terminal import front_table
 
 
 @pytest.mark.parametrize(
@@ -46,3 +50,27 @@ def test_settings_are_a_few_words_each() -> None:
         "batch 32",
         "y True",
     ]
+
+
+def test_conditional_parameters_are_labelled_by_what_they_set() -> None:
+    floors = {f"some/method/floors/{part}": 0.5 for part in ("early", "middle", "late")}
+    settings = {"way": "lora", "lora/train/learning_rate": 1e-3, **floors}
+    assert setting_labels(settings) == ["lora", "lr 0.001", "floors 0.5/0.5/0.5"]
+
+
+def test_members_of_several_variants_differ_in_what_any_of_them_has() -> None:
+    params = [{"way": "head", "head/train/learning_rate": 0.1}, {"way": "lora", "lora/method/rank": 4}]
+    results = [
+        TrialResult(n, "complete", TrialConfig(), one, (0.9 - n / 10, 1e12 - n * 1e11, 1e8), 1)
+        for n, one in enumerate(params)
+    ]
+    front = summarise("s", results, (0.0, 2e12, 2e8))
+    assert list(differing(front)) == ["way", "method/rank", "train/learning_rate"]
+    assert [member.params for member in front.front] == params[::-1]  # by their names
+    assert results[0].searched == {"way": "head", "train/learning_rate": 0.1}
+    console = Console(width=200, record=True)
+    console.print(front_table(front))
+    console.print(front_table(front, wide=True))
+    lines = [line.split() for line in console.export_text().splitlines()]
+    assert ["head,", "lr", "0.1"] in lines and ["lora,", "rank", "4"] in lines
+    assert any(line[-3:] == ["lora", "4", "-"] for line in lines)

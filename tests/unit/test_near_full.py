@@ -6,13 +6,16 @@ import pytest
 
 from alast_tune.near_full import (
     choose_knee,
+    hypervolume_words,
+    knee_words,
     near_full,
+    region_floor,
     share_of_full,
     standard_error,
     time_share,
     uncertainty_words,
 )
-from alast_tune.results import FrontFile, TrialResult
+from alast_tune.results import FrontFile, Region, TrialResult
 from alast_tune.summary import joint_front, summarise, within
 from tests.unit import fronts
 
@@ -26,6 +29,53 @@ def test_the_knee_is_chosen_among_members_near_full_fine_tuning() -> None:
     assert within(front, front.limits, 0.005).knee == "0001"
     assert choose_knee(front.front[:1], front.full) == ("0015", None)  # nobody is near
     assert choose_knee((), front.full) == (None, None)
+
+
+def counted(source: str, floor: float = 0.0, within: float | None = None) -> FrontFile:
+    region = Region.model_validate({"source": source, "floor": floor, "within": within})
+    return summarise("s", fronts.trials(), fronts.REFERENCE, region=region)
+
+
+def test_the_knee_is_chosen_in_the_region_which_stays_when_full_fine_tuning_is_run_again() -> None:
+    near = counted("full", 0.92, 0.04)  # full fine-tuning was at 0.96 when that was fixed; now it is at 0.94
+    assert (near.knee, near.knee_within) == ("0013", 0.04)
+    at = counted("full", 0.93, 0.01)
+    assert (at.knee, at.knee_within) == ("0013", 0.01)  # from the floor on
+    narrow = counted("full", 0.935, 0.005)
+    assert (narrow.knee, narrow.knee_within) == ("0001", 0.005)
+    nobody = counted("full", 0.95, 0.01)
+    assert (nobody.knee, nobody.knee_within) == ("0014", None)
+    assert knee_words(nobody) == "of all; none is so near full fine-tuning"
+    assert within(near, near.limits).knee == "0013" and within(near, near.limits, 0.005).knee == "0001"
+    assert within(near, near.limits, 0.005).region == near.region
+
+
+def test_a_least_accuracy_takes_the_place_of_full_fine_tuning() -> None:
+    front = counted("min_accuracy", 0.5)
+    assert (front.knee, front.knee_within) == ("0014", None)
+    assert knee_words(front) == "of all; they have accuracy 0.5000 and above"
+
+
+@pytest.mark.parametrize(
+    ("region", "words", "floor"),
+    [
+        (("full", 0.89, 0.05), "of what lies within 5 points of full fine-tuning (accuracy 0.8900 and above)", 0.89),
+        (("min_accuracy", 0.5), "of what has accuracy 0.5000 and above", 0.5),
+        (("everything",), "of everything, from accuracy 0 on", 0.94 - 0.05),
+        (("unknown",), "of everything, from accuracy 0 on: full fine-tuning has no result", 0.94 - 0.05),
+    ],
+)
+def test_it_is_said_what_hypervolume_counts(region: tuple[str, float], words: str, floor: float) -> None:
+    front = counted(*region)
+    assert hypervolume_words(front) == f"hypervolume {front.hypervolume_share:.4f} {words}"
+    assert region_floor(front) == floor
+
+
+def test_it_is_said_that_hypervolume_is_not_known_yet() -> None:
+    words = "of what lies within 5 points of full fine-tuning: not known before full fine-tuning has a result"
+    pending = summarise("s", [], fronts.REFERENCE, region=Region(source="pending", within=0.05))
+    assert hypervolume_words(pending) == f"hypervolume, {words}"
+    assert region_floor(pending) is None
 
 
 def test_a_point_is_a_point_whatever_its_binary_form() -> None:

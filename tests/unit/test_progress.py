@@ -115,6 +115,8 @@ def test_the_panel_shows_running_trials_the_front_and_what_is_left() -> None:
     begun = drawn(replace(STATE, front=None, finished=0, seconds=(0.0, 0)))
     assert begun.splitlines()[0] == "demo: 0 of 16 trials done, 2 running"  # no estimate yet
     assert len(begun.splitlines()) == 3
+    pending = STATE.front.model_copy(update={"hypervolume_share": None})  # type: ignore[union-attr]
+    assert "hypervolume" not in drawn(replace(STATE, front=pending))
 
 
 @pytest.mark.parametrize(("width", "height"), [(80, 24), (40, 12), (20, 6), (10, 3), (3, 2), (200, 60)])

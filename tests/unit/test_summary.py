@@ -1,5 +1,6 @@
 """From trials to front.json: who may be a member, and what is said of the others."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,8 @@ import pytest
 
 from alast_tune.config import Limits, TrialConfig
 from alast_tune.errors import ConfigError, NothingCompleteError
-from alast_tune.results import FrontFile, FrontMember, SeedRun, TrialCounts, TrialResult
-from alast_tune.summary import FrontTracker, check_complete, joint_front, reseeded, summarise
+from alast_tune.results import FrontFile, FrontMember, Region, SeedRun, TrialCounts, TrialResult
+from alast_tune.summary import FrontTracker, check_complete, joint_front, reseeded, summarise, within
 
 REFERENCE = (0.0, 4.0, 8.0)
 
@@ -83,6 +84,55 @@ def test_no_complete_trial_is_an_empty_front(tmp_path: Path) -> None:
     front.write(tmp_path / "front.json")
     assert FrontFile.read(tmp_path / "front.json") == front
     assert [path.name for path in tmp_path.iterdir()] == ["front.json"]
+
+
+NEAR = Region(source="full", floor=0.6, within=0.05)
+PENDING = Region(source="pending", within=0.05)
+TWO = [result(0, values=(0.9, 3.0, 4.0)), result(1, values=(0.5, 1.0, 2.0))]
+
+
+def test_hypervolume_counts_the_region_and_the_front_has_everybody() -> None:
+    front = summarise("s", TWO, REFERENCE, region=NEAR)
+    assert [member.trial_id for member in front.front] == ["0001", "0000"]
+    assert front.reference_point == (0.6, 4.0, 8.0) and front.region == NEAR
+    assert front.hypervolume == pytest.approx(0.3 * 1 * 4)
+    assert front.hypervolume_share == pytest.approx(0.3 * 1 * 4 / (0.4 * 4 * 8))
+    assert within(front, Limits(max_flops=3.5)).hypervolume == front.hypervolume  # limits move no reference
+
+
+def test_hypervolume_is_not_known_before_the_region_is() -> None:
+    tracker = FrontTracker("s", REFERENCE, Limits(), TWO, region=PENDING)
+    assert (tracker.front.hypervolume, tracker.front.hypervolume_share) == (None, None)
+    assert tracker.front.hypervolumes == {} and tracker.front.best_accuracy == 0.9
+    tracker.measure_in(NEAR)
+    assert tracker.front == summarise("s", TWO, REFERENCE, region=NEAR)
+    assert tracker.front.hypervolumes.keys() == {"hypervolume", "hypervolume_share"}
+
+
+@pytest.mark.parametrize("region", [NEAR, PENDING])
+def test_the_region_is_in_the_file_and_older_files_count_everything(tmp_path: Path, region: Region) -> None:
+    file = tmp_path / "front.json"
+    front = summarise("s", TWO, REFERENCE, region=region)
+    front.write(file)
+    assert FrontFile.read(file) == front
+    summarise("s", TWO, REFERENCE).write(file)
+    values = json.loads(file.read_text())
+    del values["region"]
+    file.write_text(json.dumps(values))
+    old = FrontFile.read(file)
+    assert old.region == Region() and old.reference_point == REFERENCE
+    assert old.hypervolume_share == pytest.approx(10.6 / 32)
+
+
+def test_fronts_of_one_reference_keep_their_numbers_and_others_have_the_lower_one() -> None:
+    one, same = (summarise(name, TWO, REFERENCE, region=NEAR) for name in "ab")
+    (a, _), joint = joint_front([one, same])
+    assert a.hypervolume == one.hypervolume == joint.hypervolume and joint.region == Region(source="joint", floor=0.6)
+    lower = summarise("c", TWO, REFERENCE, region=Region(source="min_accuracy", floor=0.5))
+    (a, c), joint = joint_front([one, lower])
+    assert a.reference_point == c.reference_point == joint.reference_point == (0.5, 4.0, 8.0)
+    assert a.hypervolume == c.hypervolume == lower.hypervolume == pytest.approx(0.4 * 1 * 4)
+    assert joint_front([one, summarise("d", TWO, REFERENCE, region=PENDING)])[1].reference_point == REFERENCE
 
 
 def test_fronts_of_several_sweeps_are_measured_from_one_point_and_joined() -> None:

@@ -117,7 +117,7 @@ def test_a_dry_run_says_what_it_would_do_and_its_output_is_the_same_sweep_as_a_p
 def test_a_dry_run_refuses_limits_that_nothing_keeps_as_the_sweep_would(
     sweep: Callable[..., None], two_classes: Path, capsys: Said
 ) -> None:
-    words = (str(two_classes), "--model", "embedded", "--trials", "5", "--max-flops", "1e9", "--dry-run")
+    words = (str(two_classes), "--model", "embedded", "--trials", "5", "--max-flops", "1e8", "--dry-run")
     refused(sweep, *words)
     said = capsys.readouterr()
     assert "# " in said.out and "space:" not in said.out

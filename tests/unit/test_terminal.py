@@ -72,6 +72,7 @@ def test_the_table_fits_eighty_columns_and_loses_nothing(beside: bool) -> None:
     front = fronts.front() if beside else summarise("demo", fronts.trials()[1:], fronts.REFERENCE)
     lines = shown(front_table(front), 80).splitlines()
     assert max(map(len, lines)) <= 80 and "\N{HORIZONTAL ELLIPSIS}" not in "".join(lines)
+    assert lines[1] == f"hypervolume {front.hypervolume_share:.4f} of everything, from accuracy 0 on"
     head = next(number for number, line in enumerate(lines) if line.startswith("trial"))
     assert lines[head].split() == ["trial", "method", "accuracy", "test", "FLOPs", "memory"]
     rows = lines[head + 2 :]

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from alast_tune.choices import Choices, Machine, name_of, sweep_of_folder
-from alast_tune.config import AlastConfig, LoraConfig, SweepConfig, parse, read_mapping, write_yaml
+from alast_tune.config import AlastConfig, LoraConfig, SweepConfig, Variants, parse, read_mapping, write_yaml
 from alast_tune.errors import ConfigError
 from tests.pictures import write_images
 
@@ -34,7 +34,12 @@ def test_what_is_open_is_chosen_and_said(two_classes: Path) -> None:
     assert (trial.data.dataset, trial.data.root, trial.data.workers) == ("folder", two_classes, 0)
     assert (trial.model.name, trial.model.image_size) == ("embedded", 16)
     assert (trial.train.batch_size, trial.train.epochs, trial.train.precision) == (8, 20, "fp32")
+    assert (trial.method.name, trial.data.features, trial.train.learning_rate) == ("full", "auto", 1e-3)
+    assert list(found.sweep.space) == ["method"]  # images of four patches a side are not made smaller
     lines = said(found)
+    assert lines["space"].endswith(
+        "9 methods (full, lora, apla, alast, ...): each with its own settings; --dry-run shows them"
+    )
     assert lines["classes"].endswith("2: dark, light")
     assert "32 to train on, 16 to validate, 8 to test: as they come divided" in lines["images"]
     assert lines["image size"].endswith("16 pixels: the model's own is 32, the images are 16")
@@ -70,6 +75,8 @@ def test_what_was_given_stays_and_the_rest_suits_it(two_classes: Path) -> None:
     assert (train.batch_size, train.precision, found.sweep.trial.model.image_size) == (4, "bf16", 32)
     assert (found.sweep.trials, found.sweep.name, found.sweep.seed) == (3, "mine", 5)
     assert not {"batch", "precision", "image size", "trials"} & said(found).keys()
+    narrow = choices(two_classes, methods=["lora", "head"]).sweep.space["method"]
+    assert isinstance(narrow, Variants) and list(narrow.variants) == ["lora", "head"]
     assert said(found)["epochs"].endswith("20: 160 training steps a trial")
 
 
@@ -101,10 +108,13 @@ def test_a_table_serves_as_well(two_classes: Path, tmp_path: Path) -> None:
 
 def test_a_method_that_was_given_is_the_only_one(two_classes: Path) -> None:
     found = choices(two_classes, trial={"method": {"name": "lora"}}).sweep
-    assert isinstance(found.trial.method, LoraConfig) and list(found.space) == ["train/learning_rate"]
+    assert isinstance(found.trial.method, LoraConfig)
+    assert list(found.space) == ["method/rank", "method/from_block", "train/learning_rate"]
     found = choices(two_classes, trial={"method": {"reading": "paper"}}).sweep
     assert isinstance(found.trial.method, AlastConfig) and found.trial.method.reading == "paper"
     assert "method/trainable_blocks" in found.space
+    with pytest.raises(ConfigError, match=r"^methods = lora: trial.method says which"):
+        choices(two_classes, trial={"method": {"name": "lora"}}, methods=["lora"])
     space = {"train/learning_rate": {"type": "categorical", "choices": [1e-3, 1e-4]}}
     grid = choices(two_classes, space=space, sampler="grid").sweep
     assert (grid.trials, len(grid.space)) == (2, 1)

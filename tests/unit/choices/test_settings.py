@@ -10,11 +10,7 @@ from alast_tune.choices.settings import (
     epoch_count,
     image_side,
     loader_count,
-    methods_to_try,
-    rates_of,
-    space_of,
 )
-from alast_tune.config import AlastConfig, SweepConfig, parse
 
 GIB = 2**30
 
@@ -77,30 +73,3 @@ def test_a_machine_limits_memory_by_its_card_else_by_its_own() -> None:
 def test_processes_decode_for_a_card_and_threads_for_a_cpu() -> None:
     assert loader_count(Machine(64, GIB)) == 0
     assert [loader_count(Machine(cpus, GIB, GIB)) for cpus in (1, 2, 6, 64)] == [0, 1, 3, 4]
-
-
-@pytest.mark.parametrize("blocks", [1, 2, 4, 12, 24])
-def test_alast_and_its_rivals_are_a_space_for_every_depth(blocks: int) -> None:
-    sweep = parse(SweepConfig, {"space": space_of(blocks, "deit_small_patch16_224", None, any_method=True)})
-    methods = methods_to_try(blocks)
-    assert next(iter(methods)) == "full"  # where a baseline's place in the space is looked for
-    assert {settings["name"] for settings in methods.values()} == {
-        "full",
-        "alast",
-        "lora",
-        "apla",
-        "tome",
-        "top_k",
-        "reader",
-        "head",
-    }
-    assert max(settings.get("trainable_blocks", 0) for settings in methods.values()) <= blocks
-    assert list(sweep.space) == ["method", "train/learning_rate"]
-
-
-def test_a_method_that_was_asked_for_varies_by_itself() -> None:
-    rate = {"type": "float", "low": 3e-4, "high": 1e-2, "log": True}
-    assert space_of(12, "embedded", None, any_method=False) == {"train/learning_rate": rate}
-    space = space_of(6, "embedded", AlastConfig(), any_method=False)
-    assert space["method/trainable_blocks"] == {"type": "int", "low": 1, "high": 6}
-    assert rates_of("vit_base_patch16_224") == (3e-5, 1e-4, 2e-3)

@@ -76,12 +76,12 @@ class TestAuto:
         needed = 22 * 3 * 16 * 16
         for available, keeps in ((4 * needed, True), (4 * needed - 1, False), (0, False)):
             monkeypatch.setattr(decoded, "available_bytes", lambda available=available: available)
-            assert decoded.worth_keeping(22, 16) is keeps
+            assert decoded.worth_keeping(22 * 3 * 16**2) is keeps
 
     def test_keeps_nothing_that_half_of_the_disk_would_not_hold(self, monkeypatch):
         monkeypatch.setattr(decoded, "available_bytes", lambda: 1 << 60)
-        assert not decoded.worth_keeping(1 << 40, 224)
-        assert decoded.worth_keeping(22, 16)
+        assert not decoded.worth_keeping(1 << 60)
+        assert decoded.worth_keeping(22 * 3 * 16**2)
 
     def test_goes_on_without(self, divided, cache):
         train = load("folder", root=divided).train

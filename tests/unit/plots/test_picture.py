@@ -26,7 +26,8 @@ def test_members_dominated_and_knee_are_drawn_against_both_costs(pictures):
         assert drawn["knee"] == at(knee)
         assert drawn["full fine-tuning"] == at(0) and drawn["ALaST as in the paper"] == at(4)
         assert len(drawn) == 5
-        (steps,) = axes.lines
+        steps, floor = axes.lines
+        assert set(floor.get_ydata()) == {COMPLETE[0][0] - 0.05}  # from which accuracy on it counts
         assert steps.get_drawstyle() == "steps-post"
         assert list(map(list, zip(*steps.get_data(), strict=True))) == at(2, 0, 1)
         assert set(words(axes)) <= {"0000", "0001", "0002"} and len(words(axes)) == len(set(words(axes)))

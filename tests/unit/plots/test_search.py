@@ -5,13 +5,24 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from alast_tune.config import Choice, FloatRange, IntRange, TrialConfig
-from alast_tune.plots import convergence_png, importances_png, report_html, space_png
+from alast_tune.config import Choice, FloatRange, IntRange, TrialConfig, Variants
+from alast_tune.plots import SearchReport, convergence_png, importances_png, report_html, space_png
 from alast_tune.plots.cloud import NOBODY
-from alast_tune.plots.search import NOT_TOLD, Moment, brief, history, measured_memory, space_axes, ways
+from alast_tune.plots.search import (
+    NOT_TOLD,
+    Moment,
+    brief,
+    by_path,
+    history,
+    measured_memory,
+    space_axes,
+    varying,
+    ways,
+)
 from alast_tune.plots.search_figures import RANKS
-from alast_tune.results import TrialResult
-from tests.unit.plots.figures import COMPLETE, CURVE, REPORT, sweep, traces, words
+from alast_tune.results import Region, TrialResult
+from alast_tune.summary import summarise
+from tests.unit.plots.figures import COMPLETE, CURVE, REFERENCE, REPORT, sweep, traces, words
 
 
 def test_space_has_a_line_a_proposed_trial_and_its_rank(pictures):
@@ -61,6 +72,12 @@ def test_hypervolume_is_followed_in_the_order_in_which_trials_ended():
     shares = [point.share for point in points]
     assert shares[0] == 0 and shares == sorted(shares) and shares[-1] == front.hypervolume_share
     assert shares[2] == shares[3] == shares[4]  # a failed and a dominated trial add nothing
+    region = Region(source="full", floor=0.6, within=0.05)
+    measured = summarise("demo", results, REFERENCE, region=region)
+    near = history(measured, results, replace(REPORT, ended_hours=hours))
+    assert near[-1].share == measured.hypervolume_share < points[-1].share  # from the beginning in one reference
+    pending = summarise("demo", results, REFERENCE, region=Region(source="pending", within=0.05))
+    assert history(pending, results, replace(REPORT, ended_hours=hours)) == []
     few = history(front, results, replace(REPORT, ended_hours=hours), most=2)
     assert few == [points[0], points[3], points[5]]
     first, second = traces(report_html(front, results, replace(REPORT, ended_hours=hours)), "history")
@@ -175,3 +192,64 @@ def test_no_trial_one_trial_and_equal_trials_are_drawn(values, pictures):
     if values:
         space = pictures.of(space_png(front, results, report)).axes[0]
         assert sum(len(line.get_ydata()) == 5 for line in space.lines) == len(values) + (1 if front.knee else 0)
+
+
+LORA = {"method/rank": Choice(choices=(16, 4)), "train/learning_rate": FloatRange(low=1e-3, high=1e-1, log=True)}
+FULL = {"train/learning_rate": FloatRange(low=1e-5, high=1e-3, log=True), "method/from_block": IntRange(low=0, high=4)}
+WAYS = {"way": Variants(variants={"lora": LORA, "full": FULL, "never": {"method/merge": IntRange(low=0, high=9)}})}
+
+
+def trials_of_two_ways():
+    params = [
+        {"way": "lora", "lora/method/rank": 4, "lora/train/learning_rate": 1e-2},
+        {"way": "full", "full/train/learning_rate": 1e-4, "full/method/from_block": 2},
+        {"way": "lora", "lora/method/rank": 16, "lora/train/learning_rate": 1e-3},
+    ]
+    return [
+        TrialResult(number, "complete", TrialConfig(), one, (0.9 - number / 10, 3e12 - number * 1e12, 1e8), 1)
+        for number, one in enumerate(params)
+    ]
+
+
+def test_a_path_has_one_axis_over_the_variants_and_a_place_for_those_without_it():
+    trials = trials_of_two_ways()
+    way, rank, rate, block, *_ = space_axes(varying(WAYS, trials), trials)
+    assert [axis.label for axis in (way, rank, rate, block)] == ["way", "rank", "learning_\nrate", "from_\nblock"]
+    assert way.places_T.tolist() == [0, 1, 0]
+    assert rank.ticks[rank.low] == "-" and rank.places_T.tolist() == [1, rank.low, 0] and rank.ticks[0] == "16"
+    assert rate.places_T == pytest.approx([-2, -4, -3]) and (rate.low, rate.high) == (-5, -1)
+    assert "-" not in rate.ticks.values() and rate.ticks[-5.0] == "1e-05"
+    assert block.places_T.tolist() == [block.low, 2, block.low] and block.low < 0 and block.ticks[2.0] == "2"
+    mixed = {
+        "way": Variants(
+            variants={"lora": {"method/x": Choice(choices=("a", 2))}, "full": {"method/x": IntRange(low=0, high=1)}}
+        )
+    }
+    results = [
+        TrialResult(n, "complete", TrialConfig(), {"way": way, f"{way}/method/x": value}, (0.5, 1e9, 1e6), 1)
+        for n, (way, value) in enumerate((("lora", "a"), ("full", 1), ("lora", 2)))
+    ]
+    assert [axis.label for axis in space_axes(varying(mixed, results), results)][:2] == ["way", "x"]
+    whole = {
+        "way": Variants(
+            variants={"lora": {"method/x": Choice(choices=(8, 2))}, "full": {"method/x": IntRange(low=0, high=4)}}
+        )
+    }
+    assert by_path(whole, trials)["method/x"] == IntRange(low=0, high=8)
+
+
+def test_a_page_of_a_conditional_space_has_its_axes_and_its_importances(pictures):
+    trials = trials_of_two_ways()
+    front = summarise("s", trials, (0.0, 4e12, 2e8))
+    shares = {"way": 1.0, "lora/train/learning_rate": 0.7, "lora/method/rank": 0.3}
+    report = SearchReport(space=WAYS, importances={"accuracy": shares, "train_flops": {"way": 1.0}}, curves={})
+    page = report_html(front, trials, report)
+    (lines,) = traces(page, "space")
+    assert [one["label"] for one in lines["dimensions"]][:4] == ["way", "rank", "learning_<br>rate", "from_<br>block"]
+    assert "A setting that its method lacks is at -." in page and "share 100% among them" in page
+    accuracy, flops = traces(page, "importances")
+    names = ["way", "lora/train/learning_rate", "lora/method/rank"]
+    assert accuracy["y"] == flops["y"] == names and accuracy["x"] == [1.0, 0.7, 0.3] and flops["x"] == [1.0, None, None]
+    assert pictures.of(space_png(front, trials, report)).axes[0].get_xticklabels()[1].get_text() == "rank"
+    panel = pictures.of(importances_png(front, report)).axes[1]
+    assert words(panel) == ["100%", "", ""]

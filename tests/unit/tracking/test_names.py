@@ -69,3 +69,9 @@ def test_variants_go_by_their_names_and_switches_by_theirs() -> None:
 @pytest.mark.parametrize(("baseline", "words"), [("full", "full"), ("paper", "alast paper")])
 def test_baselines_go_by_theirs(baseline: str, words: str) -> None:
     assert run_name(1, TrialConfig(), {"train/learning_rate": 1e-3}, baseline) == f"0001 {words}"
+
+
+def test_a_conditional_parameter_is_said_as_what_it_sets() -> None:
+    params = {"way": "lora", "lora/method/rank": 4, "lora/train/learning_rate": 3e-4}
+    method, train = {"name": "lora", "rank": 4}, {"learning_rate": 3e-4}
+    assert named(method, params, train=train) == "0013 lora r4 lr 3e-4"

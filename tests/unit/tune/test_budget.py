@@ -1,4 +1,4 @@
-"""A sweep starts no trial once its time is used up, and gets that time back from nobody."""
+"""A sweep starts no trial once its time or its FLOPs are used up, and gets them back from nobody."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,8 @@ from optuna.trial import TrialState
 
 from alast_tune.config import SweepConfig, parse
 from alast_tune.errors import ConfigError
-from alast_tune.tune.budget import TimeBudget
+from alast_tune.tune.attributes import DUPLICATE_OF
+from alast_tune.tune.budget import Budget
 from alast_tune.tune.forecast import Costs
 from alast_tune.tune.resources import Node, Packing
 from alast_tune.tune.search import StudySearcher
@@ -38,7 +39,7 @@ def study() -> optuna.Study:
     return study
 
 
-def searcher(study: optuna.Study, folder: Path, budget: TimeBudget) -> StudySearcher:
+def searcher(study: optuna.Study, folder: Path, budget: Budget) -> StudySearcher:
     sweep = SweepConfig.model_validate({"sampler": "random", "trials": 6, "space": SPACE, "storage": folder})
     packing = Packing(sweep, [Node("a", cpu=64, memory=1e18)])
     return StudySearcher(study, sweep, Silent(), packing, lambda *_: Costs(1e12, 10**8), lambda _: (), budget)
@@ -48,7 +49,7 @@ def test_no_trial_starts_once_the_time_is_used_up_and_one_that_runs_is_finished(
     study: optuna.Study, tmp_path: Path
 ) -> None:
     clock = Clock()
-    search = searcher(study, tmp_path, TimeBudget(study, 60, clock))
+    search = searcher(study, tmp_path, Budget(study, 60, clock=clock))
     assert isinstance(search.suggest("a"), dict)
     clock.seconds = 59
     assert isinstance(search.suggest("b"), dict)
@@ -63,18 +64,18 @@ def test_a_resumed_sweep_goes_on_counting_finishes_what_had_begun_and_starts_mor
     study: optuna.Study, tmp_path: Path
 ) -> None:
     clock = Clock()
-    first = searcher(study, tmp_path, TimeBudget(study, 60, clock))
+    first = searcher(study, tmp_path, Budget(study, 60, clock=clock))
     first.suggest("a")
     first.suggest("b")
     clock.seconds = 50
     first.on_trial_complete("a", REPORT)  # and here the driver dies
     later = Clock()
     later.seconds = 1000
-    second = searcher(study, tmp_path, TimeBudget(study, 50, later))
+    second = searcher(study, tmp_path, Budget(study, 50, clock=later))
     begun = second.suggest("c")
     assert isinstance(begun, dict) and begun["number"] == 1
     assert second.suggest("d") == "FINISHED"
-    more = searcher(study, tmp_path, TimeBudget(study, 60, later))
+    more = searcher(study, tmp_path, Budget(study, 60, clock=later))
     assert [isinstance(more.suggest(name), dict) for name in "ef"] == [True, True]
     later.seconds = 1010
     assert more.suggest("g") == "FINISHED"
@@ -99,3 +100,74 @@ def test_another_budget_is_refused_in_one_line(given: str) -> None:
 def test_a_sweep_may_go_on_with_another_budget() -> None:
     short = parse(SweepConfig, {"time_budget": "1h", "space": SPACE})
     assert short.difference(parse(SweepConfig, {"time_budget": "2h", "space": SPACE})) is None
+
+
+def report(flops: float, epoch: int) -> dict[str, float]:
+    return REPORT | {"report/train_flops": flops, "report/epoch": float(epoch)}
+
+
+def train(search: StudySearcher, name: str, flops: float, epochs: int) -> None:
+    """Let a trial end after so many epochs, of ten, and FLOPs."""
+    for epoch in range(1, epochs):
+        search.on_trial_result(name, report(flops * epoch / epochs, epoch))
+    search.on_trial_complete(name, report(flops, epochs))
+
+
+def test_flops_of_trials_that_run_were_stopped_or_failed_count_and_no_trial_starts_once_they_are_used_up(
+    study: optuna.Study, tmp_path: Path
+) -> None:
+    search = searcher(study, tmp_path, budget := Budget(study, flops=10.0))
+    for name in "abcd":
+        assert isinstance(search.suggest(name), dict)
+    train(search, "a", 4.0, 10)
+    train(search, "b", 3.0, 2)  # stopped at a rung
+    search.on_trial_result("c", report(1.0, 1))
+    search.on_trial_complete("c", None, error=True)
+    own = [trial for trial in study.trials if DUPLICATE_OF not in trial.user_attrs]
+    assert [trial.state for trial in own[:3]] == [TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL]
+    assert (budget.flops, budget.over) == (8.0, "")
+    search.on_trial_result("d", report(1.9, 1))
+    assert isinstance(search.suggest("e"), dict)
+    search.on_trial_result("d", report(2.0, 2))
+    assert (budget.flops, budget.over, budget.used()) == (10.0, "FLOPs", "10.0 FLOP of 10.0 FLOP used")
+    assert search.suggest("f") == "FINISHED"
+    train(search, "d", 3.0, 10)
+    own = [trial for trial in study.trials if DUPLICATE_OF not in trial.user_attrs]
+    assert own[3].state == TrialState.COMPLETE and budget.flops == 11.0
+
+
+def test_a_resumed_sweep_goes_on_counting_flops_and_an_earlier_sweeps_do_not_count(
+    study: optuna.Study, tmp_path: Path
+) -> None:
+    first = searcher(study, tmp_path, Budget(study, flops=5.0))
+    first.suggest("a")
+    train(first, "a", 5.0, 10)
+    assert searcher(study, tmp_path, Budget(study, flops=5.0)).suggest("b") == "FINISHED"
+    assert isinstance(searcher(study, tmp_path, Budget(study, flops=6.0)).suggest("c"), dict)
+    copied = optuna.create_study(directions=["maximize", "minimize", "minimize"])
+    trial = study.trials[0]
+    trial.user_attrs = trial.user_attrs | {"origin": "runs/old"}
+    copied.add_trial(trial)
+    assert Budget(copied, flops=5.0).flops == 0.0
+
+
+def test_a_budget_in_multiples_is_of_full_fine_tuning(study: optuna.Study) -> None:
+    assert [Budget(study, flops=flops, full_flops=4.0).used() for flops in (None, 2e12, "1.5x")] == [
+        "",
+        "0 FLOP of 2.00 TFLOP used",
+        "0 FLOP of 6.00 FLOP used",
+    ]
+
+
+@pytest.mark.parametrize(("given", "kept"), [("1e18", 1e18), (5, 5.0), ("20x", "20x"), ("2.5 x", "2.5x")])
+def test_a_budget_of_flops_is_written_as_people_write_it(given: Any, kept: float | str) -> None:
+    sweep = parse(SweepConfig, {"flops_budget": given, "space": SPACE})
+    assert sweep.flops_budget == kept
+    assert parse(SweepConfig, sweep.given_values()) == sweep
+    assert sweep.difference(parse(SweepConfig, {"space": SPACE})) is None
+
+
+@pytest.mark.parametrize("given", ["x", "", "0x", "-1", 0, "1e18 FLOP", "inf", "nan", True])
+def test_another_budget_of_flops_is_refused_in_one_line(given: Any) -> None:
+    with pytest.raises(ConfigError, match=r"^flops_budget = .*: is no number of FLOPs; write 1e18, or 20x"):
+        parse(SweepConfig, {"flops_budget": given, "space": SPACE})

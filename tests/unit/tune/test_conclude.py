@@ -13,9 +13,10 @@ from rich.console import Console
 
 from alast_tune.config import SweepConfig
 from alast_tune.errors import ConfigError
-from alast_tune.results import FrontFile
+from alast_tune.results import FrontFile, Region
 from alast_tune.tracking import Tracker, default_uri
 from alast_tune.tune import conclude as module
+from alast_tune.tune.attributes import ACCURACY_FLOOR, BASELINE
 from alast_tune.tune.cluster import Stop
 from alast_tune.tune.conclude import SEARCHED, conclude, report
 from alast_tune.tune.space import to_optuna
@@ -136,3 +137,21 @@ def test_what_is_no_sweep_is_refused(storage: Path) -> None:
     (storage / "empty").mkdir()
     with pytest.raises(ConfigError, match=r"^sweep = .*/empty: has no sweep\.json"):
         report(storage / "empty", quiet())
+
+
+def test_a_report_counts_what_the_study_has_fixed(storage: Path) -> None:
+    _, study, tracker = begun(storage, over=True)
+    tracker._writer.flush(60)
+    tracker._close()
+    study.add_trial(
+        create_trial(state=TrialState.COMPLETE, values=[0.88, 4e12, 8e8], user_attrs={"epochs": 3, BASELINE: "full"})
+    )
+    study.set_user_attr(ACCURACY_FLOOR, 0.75)  # of an earlier run of full fine-tuning, at 0.8
+    front = report(storage / "s", quiet())
+    assert front.region == Region(source="full", floor=0.75, within=0.05)
+    assert front.reference_point == (0.75, 4e12, 8e8)
+    file = storage / "s" / "sweep.json"
+    settings = json.loads(file.read_text())
+    del settings["within"]  # as an older version has written it
+    file.write_text(json.dumps(settings))
+    assert report(storage / "s", quiet()).region == Region()

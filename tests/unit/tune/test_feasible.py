@@ -72,3 +72,12 @@ def test_of_a_grid_every_point_is_looked_at() -> None:
     assert forecast.asked == 3
     with pytest.raises(ConfigError, match="max_memory = 960 MiB"):
         check_limits(grid.model_copy(update={"max_memory": 1007 * 10**6}), forecast)
+
+
+def test_a_limit_that_one_variants_own_parameter_keeps_is_no_reason_to_refuse() -> None:
+    blocks = {"method": {"name": "alast"}, "method/trainable_blocks": SPACE["method/trainable_blocks"]}
+    variants = {"full": {"method": {"name": "full"}}, "few": blocks}
+    space = {"train/batch_size": SPACE["train/batch_size"], "way": {"type": "variants", "variants": variants}}
+    check_limits(sweep(space=space, max_memory="2MB"), Forecast())
+    with pytest.raises(ConfigError, match="max_memory"):
+        check_limits(sweep(space=space, max_memory="1MB"), Forecast())

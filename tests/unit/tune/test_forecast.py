@@ -16,6 +16,7 @@ from alast_tune.tune.forecast import Forecast
 from alast_tune.tune.resources import MARGIN
 from alast_tune.tune.space import to_optuna
 
+THIRDS = ("early", "middle", "late")
 DEMO = Path(__file__).parents[3] / "alast_tune" / "presets" / "demo.yaml"
 
 
@@ -67,8 +68,15 @@ def test_where_nothing_is_drawn_and_no_budget_moves_the_peak_is_met_within_3_per
     assert abs(error) <= 0.03
 
 
-def test_an_incomplete_last_batch_is_left_out_of_the_flops_as_training_leaves_it_out(forecast: Forecast) -> None:
-    config = apply_params(trial({"name": "head"}), {"data/train_images": 90})
+CALIBRATED = {"name": "alast", "trainable_blocks": 12, "alpha": 0, "target_budget": 1.0}
+"""Looks at the first batch once more, and then keeps all tokens."""
+
+
+@pytest.mark.parametrize("method", [{"name": "head"}, CALIBRATED | {"floors": dict.fromkeys(THIRDS, 1.0)}])
+def test_flops_are_those_of_the_run_without_an_incomplete_last_batch(
+    forecast: Forecast, method: dict[str, Any]
+) -> None:
+    config = apply_params(trial(method), {"data/train_images": 90})
     run = Unvalidated(config)
     while not run.finished:
         report = run.train_epoch()

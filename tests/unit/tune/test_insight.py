@@ -9,11 +9,13 @@ import numpy as np
 import optuna
 from optuna.trial import TrialState, create_trial
 
-from alast_tune.config import SweepConfig
+from alast_tune.config import Parameter, SweepConfig, point_of
 from alast_tune.results import DIRECTIONS
 from alast_tune.tune.attributes import BASELINE
 from alast_tune.tune.insight import LEAST_TRIALS, importance, report_search
+from alast_tune.tune.preview import value_at
 from alast_tune.tune.space import to_optuna
+from tests.unit.tune import conditional
 
 SWEEP = SweepConfig.model_validate(
     {
@@ -101,3 +103,25 @@ def test_ends_are_counted_from_the_first_start_and_forecasts_are_those_that_were
     assert report.ended_hours == {0: 1.5, 1: 0.5}  # without the one of an earlier sweep
     assert report.predicted_bytes == {0: 5e7, 2: 4e7}
     assert report_search(study(0, by_floor_and_choice), SWEEP).ended_hours == {}
+
+
+def test_what_only_one_variant_has_is_told_within_its_trials() -> None:
+    sweep, found, draw = conditional.sweep(), optuna.create_study(directions=list(DIRECTIONS)), np.random.default_rng(0)
+    space = to_optuna(sweep.space)
+
+    def drawn(one: Parameter) -> Any:
+        return str(draw.choice(["lora", "head"])) if one.name == "way" else value_at(one.distribution, draw.random())
+
+    for _ in range(60):
+        params = point_of(sweep.space, drawn)
+        rate = params.get("lora/train/learning_rate", 0.0)
+        values = [rate, float(params["train/batch_size"]), 1.0 + (params["way"] == "head")]
+        distributions = {name: space[name] for name in params}
+        found.add_trial(create_trial(params=params, distributions=distributions, values=values))
+    accuracy, flops, peak = (importance(found, sweep, place) for place in range(3))
+    assert accuracy["lora/train/learning_rate"] > 0.8 and flops["train/batch_size"] > 0.9 and peak["way"] > 0.9
+    for shares in (accuracy, flops):
+        assert math.isclose(shares["train/batch_size"] + shares["way"], 1.0)
+        assert math.isclose(shares["lora/method/rank"] + shares["lora/train/learning_rate"], 1.0)
+        assert not any(name.startswith("full/") for name in shares)  # never tried
+    assert peak.keys() == {"train/batch_size", "way"}  # within the variant all alike

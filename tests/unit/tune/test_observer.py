@@ -1,6 +1,7 @@
 """What the driver writes of the front while a sweep runs: as much for a trial, however large the front is."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -10,7 +11,7 @@ from rich.console import Console
 
 from alast_tune.config import SweepConfig, TrialConfig
 from alast_tune.lease import SweepLease
-from alast_tune.results import FrontFile, TrialResult
+from alast_tune.results import FrontFile, Region, TrialResult
 from alast_tune.tracking import Tracker
 from alast_tune.tune.observer import _LONGEST, SweepObserver
 
@@ -76,3 +77,28 @@ def test_the_front_is_never_older_than_a_minute(
     clock.seconds += _LONGEST
     observer.pulse()
     assert len(FrontFile.read(file).front) == 2
+
+
+def test_hypervolume_is_logged_from_when_its_reference_is_known(tmp_path: Path) -> None:
+    logged: list[Any] = []
+
+    class Heard(Silent):
+        def log_progress(self, metrics: Any, step: int) -> None:
+            logged.append((step, metrics.get("hypervolume")))
+
+    region = Region(source="pending", within=0.05)
+    sweep = SweepConfig.model_validate({"name": "s", "storage": str(tmp_path), "space": SPACE})
+    (tmp_path / "s").mkdir()
+    tracker, lease, console = cast(Tracker, Heard()), cast(SweepLease, Silent()), Console(file=io.StringIO())
+    observer = SweepObserver(sweep, (0.0, 1e13, 1e10), [], tracker, lease, console, total=9, region=lambda: region)
+    observer.ended(member(1))
+    assert observer.front.hypervolume is None
+    region = Region(source="full", floor=0.05, within=0.05)
+    observer.ended(replace(member(0), baseline="full"))
+    assert observer.front.region == region
+    observer.ended(member(2))
+    observer.close()
+    front = FrontFile.read(tmp_path / "s" / "front.json")
+    assert front.region == region and front.hypervolume is not None
+    (one, early), (two, known), (three, last) = logged
+    assert (one, two, three) == (1, 2, 3) and early is None and 0 < known < last == front.hypervolume

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 
+from alast_tune.config import combinations, in_force, point_of
 from alast_tune.errors import ConfigError
 from alast_tune.front import hypervolume, pareto_mask
 from alast_tune.results import DIRECTIONS
@@ -18,6 +20,8 @@ from alast_tune.tune.attributes import BASELINE
 from alast_tune.tune.history import TrialHistory
 from alast_tune.tune.improvement import Surrogate, _expected_excess, expected_improvement, uncovered_area
 from alast_tune.tune.sampler import EhviSampler
+from alast_tune.tune.space import conditions_of, to_optuna, trial_config
+from tests.unit.tune import conditional
 
 SPACE: dict[str, BaseDistribution] = {
     "alpha": FloatDistribution(1e-4, 1.0, log=True),
@@ -268,3 +272,100 @@ def test_a_space_in_which_nothing_works_is_refused_with_the_reason() -> None:
     study = optuna.create_study(directions=DIRECTIONS, sampler=sampler)
     with pytest.raises(ConfigError, match=r"space = .*: none of \d+ points of it works: method.max_budget = 0.3"):
         study.ask(SPACE)
+
+
+def conditional_sampler(**options: Any) -> EhviSampler:
+    config = conditional.sweep(**options)
+
+    def costs_of(params: dict[str, Any]) -> tuple[float, float]:
+        found = conditional.forecast(trial_config(config, params))
+        return found.train_flops, found.peak_bytes
+
+    conditions = conditions_of(config.space)
+    return EhviSampler(to_optuna(config.space), costs_of, (0.0, 2e12, 4e7), seed=0, conditions=conditions)
+
+
+def test_conditional_parameters_of_a_path_share_a_column_and_are_in_the_middle_where_none_is_in_force() -> None:
+    points = [
+        {"train/batch_size": 16, "way": "lora", "lora/method/rank": 16, "lora/train/learning_rate": 1e-2},
+        {"train/batch_size": 32, "way": "full", "full/train/learning_rate": 1e-5, "full/train/optimizer": "sgd"},
+        {"train/batch_size": 32, "way": "head"},
+    ]
+    assert conditional_sampler()._encode(points) == pytest.approx(
+        np.array(
+            [  # batch size; lora, full or head; rank; learning rate; adam, sgd
+                [0, 1, 0, 0, 1, 0.5, 0, 0],
+                [1, 0, 1, 0, 0.5, 0, 0, 1],
+                [1, 0, 0, 1, 0.5, 0.5, 0, 0],
+            ]
+        )
+    )
+
+
+def test_candidates_have_each_variant_as_often_and_nothing_of_another() -> None:
+    config, sampler = conditional.sweep(), conditional_sampler()
+    drawn = sampler._points(3000)
+    assert all(list(params) == in_force(config.space, params) for params in drawn)
+    counts = Counter(params["way"] for params in drawn)
+    assert counts.keys() == conditional.METHODS.keys()
+    assert all(abs(count - 1000) < 120 for count in counts.values())
+
+
+def test_half_of_the_candidates_keep_the_variant_and_half_of_what_is_in_force() -> None:
+    sampler = conditional_sampler()
+    other = {"train/batch_size": 16, "way": "lora", "lora/method/rank": 4, "lora/train/learning_rate": 0.05}
+    near = sampler._points(4000, [other])[1::2]
+    kept = [params for params in near if params["way"] == "lora"]
+    assert len(kept) / len(near) == pytest.approx(0.5 + 0.5 / 3, abs=0.05)  # kept, or drawn by chance
+    rates = [params["lora/train/learning_rate"] == 0.05 for params in kept]
+    assert np.mean(rates) == pytest.approx(0.5, abs=0.05)
+    assert all(set(params) == {"train/batch_size", "way"} for params in near if params["way"] == "head")
+
+
+def test_a_countable_conditional_space_is_looked_at_as_a_whole() -> None:
+    assert conditional_sampler()._all == []  # real parameters
+    rates = {"type": "categorical", "choices": [1e-4, 1e-3, 1e-2]}
+    methods = {name: settings | {"train/learning_rate": rates} for name, settings in conditional.METHODS.items()}
+    space = conditional.SPACE | {"way": {"type": "variants", "variants": methods}}
+    config = conditional.sweep(space=space)
+    assert conditional_sampler(space=space)._all == list(combinations(config.space))
+    assert len(list(combinations(config.space))) == 2 * (2 * 3 + 3 * 2 + 3)
+    many = {"type": "int", "low": 0, "high": 1000}
+    methods = {"lora": methods["lora"] | {"train/accumulate": many | {"low": 1}}, "head": methods["head"]}
+    assert conditional_sampler(space={"way": {"type": "variants", "variants": methods}})._all == []
+
+
+def test_a_conditional_space_is_searched_with_less_than_by_chance() -> None:
+    """The made-up answer is LoRA at a high rate: its own range must be learnt, not its share of the space."""
+    config = conditional.sweep()
+
+    def best(sampler: optuna.samplers.BaseSampler) -> float:
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        it = optuna.create_study(directions=DIRECTIONS, sampler=sampler)
+        for _ in range(20):
+            trial = it.ask()
+            params = point_of(config.space, lambda one, of=trial: of._suggest(one.name, space[one.name]))
+            made = trial_config(config, params)
+            costs = conditional.forecast(made)
+            it.tell(trial, (conditional.accuracy(made), costs.train_flops, costs.peak_bytes))
+        values = [(t.values[0], t.values[1] / 2e12, t.values[2] / 4e7) for t in it.trials]
+        return hypervolume(values, (0.0, 1.0, 1.0), DIRECTIONS)
+
+    space = to_optuna(config.space)
+    by_chance = [best(optuna.samplers.RandomSampler(seed=seed)) for seed in range(5)]
+    assert best(conditional_sampler()) > max(by_chance)
+
+
+def test_from_which_accuracy_on_a_proposal_is_worth_something_is_asked_each_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    used: list[float] = []
+
+    def improvement(mean_C: Any, deviation_C: Any, costs_C2: Any, points_F3: Any, least: float) -> Any:
+        used.append(least)
+        return np.ones_like(mean_C)
+
+    monkeypatch.setattr("alast_tune.tune.sampler.expected_improvement", improvement)
+    sampler = EhviSampler(SPACE, costs, (0.0, 1.0, 1.0), 0, least=lambda trials: len(trials) / 10)
+    search(optuna.create_study(directions=DIRECTIONS, sampler=sampler), 4)
+    assert sorted(set(used)) == [0.3, 0.4]  # the third and the fourth trial, the first that are no exploration

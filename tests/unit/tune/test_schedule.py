@@ -13,7 +13,8 @@ from ray.tune.schedulers import TrialScheduler
 from alast_tune.config import SweepConfig
 from alast_tune.results import DIRECTIONS
 from alast_tune.tune import schedule as module
-from alast_tune.tune.schedule import MoAsha, Rungs, place_by_front
+from alast_tune.tune.attributes import BASELINE
+from alast_tune.tune.schedule import MoAsha, Rungs, place_by_front, place_in_region
 
 
 def sweep(**options: Any) -> SweepConfig:
@@ -207,3 +208,61 @@ def failed(folder: Path, number: int, text: str) -> TuneTrial:
     file = folder / f"error-{number}.txt"
     file.write_text(text)
     return cast("TuneTrial", SimpleNamespace(error_file=str(file), config={"number": number}))
+
+
+def test_at_a_rung_those_in_the_region_come_first_and_the_others_by_accuracy() -> None:
+    # Accuracy, FLOPs, bytes: 0 and 1 are a front, 2 is dominated by 1; 3 and 4 are cheapest, so that nobody dominates
+    # them, but lie below.
+    values = [(0.9, 3.0, 3.0), (0.8, 2.0, 2.0), (0.75, 2.5, 2.5), (0.2, 1.0, 2.0), (0.3, 1.0, 1.5)]
+    places = [place_in_region(values, row, 0.7) for row in range(5)]
+    assert {places[0], places[1]} == {(0, 0), (1, 0)} and places[2:] == [(2, 1), (4, None), (3, None)]
+    assert [place_in_region(values, row) for row in range(5)] == [place_by_front(values, row) for row in range(5)]
+    assert place_by_front(values, 4)[1] == 0  # it was spared
+    assert place_in_region([(0.7, 1.0, 1.0), (0.9, 1.0, 1.0)], 0, 0.1 + 0.6)[1] == 1  # 0.7000000000000001 in binary
+
+
+def test_cheap_trials_that_lie_too_far_below_full_fine_tuning_are_not_spared() -> None:
+    told: list[tuple[int, str]] = []
+    scheduler = MoAsha(sweep(within=0.1), study(), outdone=lambda *why: told.append(why))
+    assert decide(scheduler, 0, 1, (0.6, 9.0, 9.0), baseline="full") == CONTINUE
+    assert decide(scheduler, 1, 1, (0.5, 1.0, 1.0)) == CONTINUE  # as far below as it may be
+    assert decide(scheduler, 2, 1, (0.55, 0.9, 0.9)) == CONTINUE
+    assert decide(scheduler, 3, 1, (0.4, 0.1, 0.1)) == STOP
+    assert decide(scheduler, 4, 1, (0.45, 0.2, 0.2)) == STOP  # fourth of five: the others are in the region
+    assert told[-1] == (4, "place 4 of 5 there: accuracy 0.4500 is below 0.5000, from which it counts there")
+    for number in range(5, 9):
+        decide(scheduler, number, 1, (0.3, 0.1, 0.1))
+    assert decide(scheduler, 9, 1, (0.45, 0.2, 0.2)) == CONTINUE  # fourth of ten, in the better half
+    assert decide(scheduler, 1, 2, (0.1, 0.1, 0.1)) == CONTINUE
+    assert decide(scheduler, 2, 2, (0.05, 0.05, 0.05)) == CONTINUE  # where full fine-tuning has not been yet
+
+
+def test_everything_counts_where_nothing_else_is_said_and_in_sweeps_of_before() -> None:
+    for within in (1.0, None):
+        scheduler = MoAsha(sweep(within=within), study())
+        decide(scheduler, 0, 1, (0.6, 9.0, 9.0), baseline="full")
+        assert decide(scheduler, 1, 1, (0.4, 0.1, 0.1)) == CONTINUE
+        assert decide(scheduler, 2, 1, (0.3, 0.09, 0.1)) == CONTINUE
+
+
+def test_a_least_accuracy_sets_the_distance_once_full_fine_tuning_has_ended() -> None:
+    scheduler = MoAsha(sweep(min_accuracy=0.7), study())
+    decide(scheduler, 0, 1, (0.6, 9.0, 9.0), baseline="full")
+    assert decide(scheduler, 1, 1, (0.1, 0.1, 0.1)) == CONTINUE
+    result = {"report/accuracy": 0.9, "report/train_flops": 80.0, "report/peak_bytes": 9.0, "report/epoch": 8}
+    trial = cast("TuneTrial", SimpleNamespace(config={"number": 0, "baseline": "full"}))
+    scheduler.on_trial_complete(None, trial, result)
+    assert decide(scheduler, 2, 1, (0.45, 1.0, 1.0)) == CONTINUE  # 0.2 below it may be
+    assert decide(scheduler, 3, 1, (0.35, 0.05, 0.05)) == STOP
+    strict = MoAsha(sweep(min_accuracy=0.95), study())
+    decide(strict, 0, 1, (0.6, 9.0, 9.0), baseline="full")
+    strict.on_trial_complete(None, trial, result)
+    assert decide(strict, 1, 1, (0.6, 1.0, 1.0)) == CONTINUE  # no better than full fine-tuning is asked for
+
+
+def test_a_resumed_sweep_knows_full_fine_tuning_of_the_driver_before() -> None:
+    before = study()
+    attributes = {BASELINE: "full", "curve": [[0.6, 9.0, 9.0]]}
+    before.add_trial(optuna.trial.create_trial(state=optuna.trial.TrialState.RUNNING, user_attrs=attributes))
+    scheduler = MoAsha(sweep(), before)
+    assert decide(scheduler, 1, 1, (0.4, 0.1, 0.1)) == STOP

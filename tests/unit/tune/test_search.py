@@ -301,8 +301,23 @@ def test_beyond_a_limit_or_the_reference_nothing_is_worth_anything(
 ) -> None:
     _, study, _ = searcher(tmp_path, sweep(sampler="ehvi", **limits))
     assert isinstance(study.sampler, EhviSampler)
-    assert (study.sampler._least, *study.sampler._reference_2) == worst
+    assert (study.sampler._least([]), *study.sampler._reference_2) == worst
     assert study.sampler._forecast({"method/trainable_blocks": 3}) == (1e12, 1e8)
+
+
+def test_what_is_worth_something_follows_full_fine_tuning(tmp_path: Path) -> None:
+    config = sweep(sampler="ehvi", trials=4, within=0.1)
+    study = opened(config, tmp_path)
+    enqueue_baselines(study, config)
+    search = StudySearcher(study, config, Recorder(), everywhere(config), forecast)
+    assert isinstance(study.sampler, EhviSampler)
+    first, second = search.suggest("a"), search.suggest("b")
+    assert isinstance(first, dict) and isinstance(second, dict) and first["baseline"] == "full"
+    assert study.sampler._least(study.trials) == 0.0
+    search.on_trial_complete("b", report(accuracy=0.4))
+    assert study.sampler._least(study.trials) == 0.3  # of the best so far
+    search.on_trial_complete("a", report(accuracy=0.8))
+    assert study.sampler._least(study.trials) == 0.7
 
 
 def test_what_a_proposal_costs_is_forecast_once(tmp_path: Path) -> None:

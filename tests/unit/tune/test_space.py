@@ -8,6 +8,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from alast_tune.config import Choice, FloatRange, IntRange, SweepConfig
 from alast_tune.tune.preview import full_of
 from alast_tune.tune.space import baseline_params, begins_with, is_point, to_optuna, trial_config
+from tests.unit.tune import conditional
 
 
 def test_each_kind() -> None:
@@ -77,3 +78,37 @@ def test_baselines_train_on_all_tokens_of_whole_images() -> None:
     assert (whole.token_keep, whole.token_keep_last, whole.image_size_first) == (1.0, None, None)
     assert (part.token_keep < 1, part.token_keep_last, part.image_size_first) == (True, 0.9, 16)
     assert whole.epochs == 5
+
+
+def test_a_baseline_stands_at_the_variant_of_its_method() -> None:
+    config = conditional.sweep()
+    assert list(to_optuna(config.space))[:4] == [
+        "train/batch_size",
+        "way",
+        "lora/method/rank",
+        "lora/train/learning_rate",
+    ]
+    assert begins_with(config) == ["full"]  # no variant is ALaST, which the base trial's method would be
+    at = {"train/batch_size": 16, "way": "full", "full/train/learning_rate": 1e-4, "full/train/optimizer": "adam"}
+    assert baseline_params(config.trial, config.space, "full") == at
+    assert is_point(config, "full") and not is_point(config, "paper")
+    assert trial_config(config, at) == trial_config(config, at, "full")
+
+
+def test_a_baseline_takes_nothing_of_the_variants_of_other_methods() -> None:
+    lora = conditional.SPACE | {"way": WAYS | {"variants": {"lora": conditional.METHODS["lora"]}}}
+    config = conditional.sweep(space=lora)
+    params = baseline_params(config.trial, config.space, "full")
+    assert params == {"train/batch_size": 16, "way": "lora", "lora/method/rank": 16, "lora/train/learning_rate": 1e-3}
+    full = trial_config(config, params, "full")
+    assert (full.method.name, full.train.learning_rate, full.train.batch_size) == ("full", 1e-4, 16)
+    assert not is_point(config, "full")
+
+
+@pytest.mark.parametrize(("high", "point"), [(12, True), (3, True)])
+def test_adaptive_fine_tuning_of_everything_is_full_fine_tuning_as_a_variant_too(high: int, point: bool) -> None:
+    variant = {"method": {"name": "alast"}, "method/trainable_blocks": BLOCKS | {"high": high}, **OPEN}
+    config = conditional.sweep(space={"way": WAYS | {"variants": {"head": {"method": {"name": "head"}}, "a": variant}}})
+    params = baseline_params(config.trial, config.space, "full")
+    assert (params["way"], params["a/method/trainable_blocks"]) == ("a", high)
+    assert begins_with(config) == ["full", "paper"] and is_point(config, "full") == point

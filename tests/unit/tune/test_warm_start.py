@@ -13,6 +13,7 @@ from alast_tune.summary import summarise
 from alast_tune.tune.search import StudySearcher
 from alast_tune.tune.trials import enqueue_baselines, open_study, results
 from alast_tune.tune.warm_start import earlier_results, feed
+from tests.unit.tune import conditional
 from tests.unit.tune.test_search import Recorder, everywhere, forecast, report
 
 ORIGIN = Fingerprints(data="d1", weights="w1")
@@ -165,3 +166,35 @@ def test_choices_of_real_numbers_are_found_again_in_the_results_of_the_same_pres
     enqueue_baselines(study, first)
     waiting = [trial.system_attrs["fixed_params"] for trial in study.get_trials(deepcopy=False)]
     assert waiting == [{"train/learning_rate": 1e-3}] * 2
+
+
+def test_conditional_results_are_found_again_by_what_their_configuration_has(tmp_path: Path) -> None:
+    def of(name: str, **options: Any) -> SweepConfig:
+        return conditional.sweep(name=name, storage=tmp_path, sampler="random", trials=12, **options)
+
+    config, folder = of("before"), tmp_path / "before"
+    folder.mkdir()
+    (folder / "sweep.json").write_text(config.model_dump_json())
+    study = open_study(config, folder)
+    study.set_user_attr("reference_point", (0.0, 2e12, 2e8))
+    enqueue_baselines(study, config)
+    search = StudySearcher(study, config, Recorder(), everywhere(config), forecast)
+    while isinstance(search.suggest("a"), dict):
+        search.on_trial_complete("a", report())
+    before = [trial.params for trial in study.trials if trial.state.name == "COMPLETE"]
+    rates = [params["lora/train/learning_rate"] for params in before if params["way"] == "lora"]
+    assert len(before) == 13 and len(rates) > 1
+    again = of("again", warm_start=folder)
+    study = open_study(again, tmp_path)
+    assert feed(study, again, earlier_results(again, ORIGIN, SAID.append)) == 13
+    assert [trial.params for trial in study.trials] == before
+    lora = conditional.METHODS["lora"]
+    low = {"type": "float", "low": 1e-3, "high": min(rates) * 1.01}
+    variants = {"lora": lora | {"train/learning_rate": low}, "full": conditional.METHODS["full"]}
+    (tmp_path / "narrow").mkdir()
+    narrow = of(
+        "narrow", warm_start=folder, space=conditional.SPACE | {"way": {"type": "variants", "variants": variants}}
+    )
+    study = open_study(narrow, tmp_path / "narrow")
+    heads = sum(params["way"] == "head" for params in before)  # there is no such variant
+    assert feed(study, narrow, earlier_results(narrow, ORIGIN, SAID.append)) == 13 - heads - (len(rates) - 1)

@@ -1,0 +1,290 @@
+"""``space: auto``: all methods that a model allows, each with its own ranges, by what docs/method.md's tables show."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+from alast_tune.config import (
+    Choice,
+    DataConfig,
+    Distribution,
+    FloatRange,
+    IntRange,
+    MethodConfig,
+    SweepConfig,
+    TrialConfig,
+    Variants,
+    find_method,
+    known_methods,
+    parse,
+)
+from alast_tune.data import load_splits
+from alast_tune.data.decoded import worth_keeping
+from alast_tune.errors import ConfigError
+from alast_tune.models import input_spec, outline
+from alast_tune.models.backbone import Backbone
+
+ADAPTERS, WEIGHTS = ("lora", "alast-lora", "tome-lora"), ("full", "alast", "tome", "top_k", "bsr")
+
+RATES: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(WEIGHTS, (1e-5, 4e-4)),
+    **dict.fromkeys(ADAPTERS, (2e-4, 4e-3)),
+    "apla": (1e-4, 2e-3),
+    "reader": (5e-4, 2e-2),
+    "head": (3e-3, 1e-1),
+}
+"""Learning rates that are searched, by variant, of pretrained models."""
+EMBEDDED_RATES: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(WEIGHTS, (5e-4, 5e-3)),
+    **dict.fromkeys(ADAPTERS, (1e-3, 2e-2)),
+    "apla": (2e-3, 2e-2),
+    "reader": (1e-3, 3e-2),
+    "head": (1e-2, 3e-1),
+}
+"""Those of the embedded model, which is narrow and knows little: each is best at some ten times as much."""
+RATE, EMBEDDED_RATE = 5e-5, 1e-3
+"""Learning rates of the baselines."""
+AROUND = 10.0
+"""Of anybody's own method: so many times less and more than its own learning rate."""
+
+ON_REQUEST = ("top_k", "bsr")
+"""Methods that are searched if they are named: exploring costs them more than ``full`` from a block on takes."""
+
+BLOCKS_LEFT = 3
+"""Blocks that always train, of the depth: with ``from_block`` as high as it is searched."""
+FEW_PATCHES = 30
+"""With fewer patch tokens none is left out at random, and none is merged in every block;"""
+DEEP = 6
+"""nor with fewer blocks."""
+SMALLER = 0.75
+"""Of the side of the images: the smaller size that is tried, in whole patches."""
+LEAST_SIDE = 5
+"""Patches of an image's side: with fewer no smaller images are tried."""
+
+
+def auto_space(
+    model: Backbone, name: str, methods: Sequence[str] = (), fixed: Collection[str] = ()
+) -> dict[str, Distribution]:
+    """List what a sweep varies where nobody says: a variant for each method that the model allows, and the image size.
+
+    Args:
+        model: looked at for its shapes alone.
+        name: of the model, whose learning rates are searched.
+        methods: names of methods or variants, which are then the only ones; none: all but :data:`ON_REQUEST`.
+        fixed: paths in the trial that stay as they are.
+
+    Raises:
+        ConfigError: a method that nobody knows, or that the model does not allow.
+    """
+    every = _variants(model, name)
+    allowed = {variant: found for variant, settings in every.items() if (found := _allowed(settings, model))}
+    chosen = [variant for variant in allowed if _method(variant) not in ON_REQUEST]
+    if methods:
+        chosen = [variant for variant in allowed if {variant, _method(variant)} & set(methods)]
+        for wanted in methods:
+            if not any(wanted in {variant, _method(variant)} for variant in chosen):
+                raise _refused(wanted, every, model)
+    variants = {
+        variant: {path: value for path, value in allowed[variant].items() if path not in fixed} for variant in chosen
+    }
+    return _image_sizes(model, fixed) | {"method": Variants(variants=variants)}
+
+
+def space_of_method(model: Backbone, name: str, method: MethodConfig) -> dict[str, Distribution]:
+    """List what varies in a sweep of one method, which was given: what it was not given itself.
+
+    Args:
+        model: looked at for its shapes alone.
+        name: of the model, whose learning rates are searched.
+        method: with the settings that stay.
+    """
+    adapters = getattr(method, "lora", None) is not None
+    variant = f"{method.name}-lora" if adapters and method.name != "lora" else method.name
+    given = {f"method/{path}" for path in method.model_fields_set}
+    if "method/blocks" in given:
+        given.add("method/from_block")  # which could leave none of them
+    found = _variants(model, name).get(variant) or _own(method)
+    return {
+        path: value
+        for path, value in found.items()
+        if isinstance(value, FloatRange | IntRange | Choice)
+        and path not in given
+        and (method.name != "tome" or path == "train/learning_rate")  # which says itself how many tokens merge
+    }
+
+
+def with_auto_space(sweep: SweepConfig, methods: Sequence[str] = ()) -> SweepConfig:
+    """Put :func:`auto_space` in the place of a sweep's ``space: auto``; another space stays as it is.
+
+    What the trial was given stays, the method excepted, which each variant sets. Else the learning rate is what the
+    baselines want, and features are cached wherever that is possible.
+
+    Args:
+        sweep: whose data can be read here.
+        methods: as of :func:`auto_space`.
+
+    Raises:
+        ConfigError: methods beside a space that was given; or what ``auto_space`` refuses.
+    """
+    if sweep.space:
+        if methods:
+            raise ConfigError("methods", ",".join(methods), "the space says which; leave out the one or the other")
+        return sweep
+    trial, values = sweep.trial, sweep.given_values()
+    sketch = outline(trial.model.model_copy(update={"num_classes": 2}))
+    data, train = (values["trial"].setdefault(group, {}) for group in ("data", "train"))
+    if "features" not in data and trial.train.image_size_first is None:
+        splits = load_splits(trial.data.model_copy(update={"cache": "none"}), input_spec(sketch), verify=False)
+        data["features"] = features_of(trial.data, sketch, len(splits.train) + len(splits.validation))
+    train.setdefault("learning_rate", rate_of(trial.model.name))
+    values["trial"]["method"] = {"name": "full"}
+    values["space"] = auto_space(sketch, trial.model.name, methods, given_paths(trial))
+    return parse(SweepConfig, values)
+
+
+def with_space_of(sweep: SweepConfig, begun: SweepConfig) -> SweepConfig:
+    """Give a sweep whose space is auto what that was when the sweep began."""
+    if sweep.space:
+        return sweep
+    values, stored = sweep.given_values(), begun.given_values()
+    for group, name in (("data", "features"), ("train", "learning_rate")):
+        if name in (found := stored["trial"].get(group, {})):
+            values["trial"].setdefault(group, {}).setdefault(name, found[name])
+    values["trial"]["method"] = stored["trial"]["method"]
+    return parse(SweepConfig, values | {"space": stored["space"]})
+
+
+def rate_of(name: str) -> float:
+    """Choose the learning rate of the baselines, so of full fine-tuning."""
+    return EMBEDDED_RATE if name == "embedded" else RATE
+
+
+def given_paths(trial: TrialConfig) -> set[str]:
+    """Name what a trial was given that a space must not vary; its learning rate is the baselines'."""
+    groups = {group: getattr(trial, group).model_fields_set for group in ("data", "model", "train")}
+    return {f"{group}/{name}" for group, names in groups.items() for name in names} - {"train/learning_rate"}
+
+
+def features_of(data: DataConfig, model: Backbone, images: int) -> str:
+    """Choose ``data.features``: auto, unless images are augmented or the file would be too large for this machine.
+
+    Args:
+        data: of the trials.
+        model: looked at for its shapes alone.
+        images: that are trained on and validated.
+    """
+    tokens = math.prod(model.patch_embed.grid_size) + int(model.num_prefix_tokens)
+    fits = worth_keeping(4 * images * tokens * int(model.embed_dim))
+    return "auto" if data.augment == "none" and fits else "none"
+
+
+def space_words(space: Mapping[str, Distribution]) -> tuple[str, str]:
+    """Say in a few words what a space has, and what is to be said of it."""
+    methods = space.get("method")
+    if not isinstance(methods, Variants):
+        return ", ".join(path.rpartition("/")[2] for path in space), "of the method that was given"
+    names = list(methods.variants)
+    few = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
+    return f"{len(names)} method{'s' * (len(names) > 1)} ({few})", "each with its own settings"
+
+
+def _variants(model: Backbone, name: str) -> dict[str, dict[str, Any]]:
+    """List the settings of each variant, by path in the trial, whether or not the model allows them."""
+    depth, patches = len(model.blocks), math.prod(model.patch_embed.grid_size)
+    start = _whole("method/from_block", 0, depth - BLOCKS_LEFT)
+    keep = {"train/token_keep": FloatRange(low=0.4, high=1.0)} if patches >= FEW_PATCHES else {}
+    later = depth // 3
+    adaptive = {"name": "alast", "reading": "fast", "delta_reduction": "relative", "alpha": 0.3}
+    adaptive |= {"drop_tokens": "before_mlp"} | ({"keep_multiple": 1} if patches <= 64 else {})
+    budget = {"method/target_budget": FloatRange(low=0.3, high=1.0)}
+    first, last = min(1, max(0, depth - 2)), min(depth // 2, depth - 2)  # a block comes after each of these
+    merging = {"name": "tome", "merge_once_in": first}
+    once = {"method": merging} | _whole("method/merge_once_in", first, last)
+    merged = {"method": {"name": "tome", "target_flops": 0.6}, "method/target_flops": FloatRange(low=0.5, high=0.8)}
+    found: dict[str, dict[str, Any]] = {
+        "full": {"method": {"name": "full"}} | start | keep,
+        "lora": {"method": {"name": "lora"}, "method/rank": Choice(choices=(4, 8, 16))} | start | keep,
+        "apla": {"method": {"name": "apla"}} | start | keep,
+        "alast": {"method": adaptive | {"trainable_blocks": depth}}
+        | _whole("method/trainable_blocks", max(1, depth // 4), depth)
+        | budget
+        | {"method/frozen_backward": Choice(choices=("exact", "residual"))},
+        "alast-lora": {"method": adaptive | {"lora": {}, "from_block": later, "trainable_blocks": depth - later}}
+        | _whole("method/trainable_blocks", max(1, (depth - later) // 2), depth - later)
+        | budget,
+        "tome": merged if patches >= FEW_PATCHES and depth >= DEEP else once,
+        "tome-lora": once | {"method": merging | {"lora": {}}},
+        "reader": {"method": {"name": "reader"}, "method/read": Choice(choices=("linear", "attentive"))},
+        "head": {"method": {"name": "head"}},
+        "top_k": {"method": {"name": "top_k"}} | _whole("method/count", 1, max(1, depth // 2)),
+        "bsr": {"method": {"name": "bsr"}} | _whole("method/count", 1, max(1, depth // 2)),
+    }
+    if depth < 2:
+        del found["tome"], found["tome-lora"]
+    rates = EMBEDDED_RATES if name == "embedded" else RATES
+    for variant, settings in found.items():
+        low, high = rates[variant]
+        settings["train/learning_rate"] = FloatRange(low=low, high=high, log=True)
+    own = {method: _own(settings) for method, settings in _others(found)}
+    return found | own
+
+
+def _others(ours: Collection[str]) -> Iterator[tuple[str, MethodConfig]]:
+    """Yield anybody's own methods that need no settings."""
+    for name, kind in known_methods().items():
+        if name not in ours:
+            try:
+                yield name, kind.model_validate({"name": name})
+            except ValueError:
+                continue
+
+
+def _own(method: MethodConfig) -> dict[str, Any]:
+    """Vary the learning rate of a method of which nothing else is known."""
+    rate, (low, high) = method.default_learning_rate(), RATES["full"]
+    if rate is not None:
+        low, high = rate / AROUND, rate * AROUND
+    return {"method": {"name": method.name}, "train/learning_rate": FloatRange(low=low, high=high, log=True)}
+
+
+def _whole(path: str, low: int, high: int) -> dict[str, IntRange]:
+    """Vary a whole number, if there is anything to choose."""
+    return {path: IntRange(low=low, high=high)} if high > low else {}
+
+
+def _method(variant: str) -> str:
+    """Name a variant's method."""
+    return variant.removesuffix("-lora")
+
+
+def _allowed(settings: dict[str, Any], model: Backbone) -> dict[str, Any]:
+    """Give a variant's settings as the model allows them; empty if it does not."""
+    whole = settings["method"]
+    if not _why_not(whole, model):
+        return settings
+    if "drop_tokens" in whole and not _why_not(plain := whole | {"drop_tokens": "after_block"}, model):
+        return settings | {"method": plain}
+    return {}
+
+
+def _why_not(settings: dict[str, Any], model: Backbone) -> str:
+    return find_method(settings["name"]).model_validate(settings).why_not(model)
+
+
+def _refused(wanted: str, every: Mapping[str, dict[str, Any]], model: Backbone) -> ConfigError:
+    """Say why a method is not searched."""
+    for variant, settings in every.items():
+        if wanted in {variant, _method(variant)}:
+            return ConfigError("methods", wanted, f"the model {_why_not(settings['method'], model)}; leave it out")
+    return ConfigError("methods", wanted, f"no such method; known are {', '.join(every)}")
+
+
+def _image_sizes(model: Backbone, fixed: Collection[str]) -> dict[str, Distribution]:
+    """Vary the size of the images, if it was not given and there is room for smaller ones."""
+    patch, side = int(model.patch_embed.patch_size[0]), input_spec(model).image_size
+    count = side // patch
+    if {"model/image_size", "train/image_size_first"} & set(fixed) or count < LEAST_SIDE:
+        return {}
+    return {"model/image_size": Choice(choices=(math.ceil(SMALLER * count) * patch, side))}
