@@ -216,7 +216,12 @@ def _variants(model: Backbone, name: str) -> dict[str, dict[str, Any]]:
         | budget,
         "tome": merged if patches >= FEW_PATCHES and depth >= DEEP else once,
         "tome-lora": once | {"method": merging | {"lora": {}}},
-        "reader": {"method": {"name": "reader"}, "method/read": Choice(choices=("linear", "attentive"))},
+        "reader": {
+            "method": {"name": "reader"},
+            "method/read": Choice(choices=("linear", "attentive")),
+            "train/optimizer": "adamw",
+            "train/weight_decay": Choice(choices=(0.0, 0.1, 0.3)),  # many features of few images
+        },
         "head": {"method": {"name": "head"}},
         "top_k": {"method": {"name": "top_k"}} | _whole("method/count", 1, max(1, depth // 2)),
         "bsr": {"method": {"name": "bsr"}} | _whole("method/count", 1, max(1, depth // 2)),
