@@ -174,8 +174,8 @@ def test_a_forecast_sums_over_the_phases_and_has_the_heaviest_ones_peak(
     while not run.finished:
         report = run.train_epoch()
     assert costs.peak_bytes == pytest.approx(report.cost.peak_bytes, rel=0.03)
-    exact = method["name"] != "alast"  # whose first step looks at its images, and whose blocks are drawn
-    assert costs.train_flops == pytest.approx(report.cost.train_flops, rel=1e-9 if exact else 0.1)
+    exact = method["name"] != "alast"  # whose blocks are drawn, in twelve steps alone
+    assert costs.train_flops == pytest.approx(report.cost.train_flops, rel=1e-9 if exact else 0.15)
     whole = forecast.costs(tiny_trial(method, epochs=3))
     assert costs.train_flops < 0.8 * whole.train_flops
     assert costs.peak_bytes == whole.peak_bytes  # the last epoch is on everything
