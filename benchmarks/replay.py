@@ -188,7 +188,7 @@ def replay(table: Table, searcher: Searcher, seed: int, workers: int, budget: fl
         table: of real runs.
         searcher: proposes.
         seed: draws, for every trial anew, which of the table's seeds it runs with.
-        workers: so many trials run at a time.
+        workers: number of trials that run at a time.
         budget: in full fine-tuning runs.
     """
     draw = np.random.default_rng(seed)

@@ -47,7 +47,7 @@ EMBEDDED_RATES: dict[str, tuple[float, float]] = {
 RATE, EMBEDDED_RATE = 5e-5, 1e-3
 """Learning rates of the baselines."""
 AROUND = 10.0
-"""Of anybody's own method: so many times less and more than its own learning rate."""
+"""A method of which nothing else is known is searched from its own learning rate divided by this to that times this."""
 
 ON_REQUEST = ("top_k", "bsr")
 """Methods that are searched if they are named: exploring costs them more than ``full`` from a block on takes."""
@@ -116,31 +116,37 @@ def space_of_method(model: Backbone, name: str, method: MethodConfig) -> dict[st
 
 
 def with_auto_space(sweep: SweepConfig, methods: Sequence[str] = ()) -> SweepConfig:
-    """Put :func:`auto_space` in the place of a sweep's ``space: auto``; another space stays as it is.
+    """Replace ``space: auto`` by :func:`auto_space`, or by :func:`space_of_method` if the trial has a method.
 
-    What the trial was given stays, the method excepted, which each variant sets. Else the learning rate is what the
-    baselines want, and features are cached wherever that is possible.
+    A space that lists its parameters stays as it is. What the trial was given stays. Otherwise the learning rate is the
+    baselines', and features are cached wherever that is possible.
 
     Args:
         sweep: whose data can be read here.
         methods: as of :func:`auto_space`.
 
     Raises:
-        ConfigError: methods beside a space that was given; or what ``auto_space`` refuses.
+        ConfigError: methods beside a space or a method that was given; or what ``auto_space`` refuses.
     """
     if sweep.space:
         if methods:
             raise ConfigError("methods", ",".join(methods), "the space says which; leave out the one or the other")
         return sweep
     trial, values = sweep.trial, sweep.given_values()
+    one = trial.method != TrialConfig().method
+    if one and methods:
+        raise ConfigError("methods", ",".join(methods), "trial.method says which; leave out one of the two")
     sketch = outline(trial.model.model_copy(update={"num_classes": 2}))
     data, train = (values["trial"].setdefault(group, {}) for group in ("data", "train"))
     if "features" not in data and trial.train.image_size_first is None:
         splits = load_splits(trial.data.model_copy(update={"cache": "none"}), input_spec(sketch), verify=False)
         data["features"] = features_of(trial.data, sketch, len(splits.train) + len(splits.validation))
     train.setdefault("learning_rate", rate_of(trial.model.name))
-    values["trial"]["method"] = {"name": "full"}
-    values["space"] = auto_space(sketch, trial.model.name, methods, given_paths(trial))
+    if one:
+        values["space"] = space_of_method(sketch, trial.model.name, trial.method)
+    else:
+        values["trial"]["method"] = {"name": "full"}
+        values["space"] = auto_space(sketch, trial.model.name, methods, given_paths(trial))
     return parse(SweepConfig, values)
 
 

@@ -175,8 +175,8 @@ class SweepConfig(Limits):
     )
     flops_budget: Annotated[float | str, BeforeValidator(_flops_budget)] | None = Field(
         None,
-        description="no trial starts once all, stopped and failed ones too, have trained with so many FLOPs, as 1e18, "
-        "or 20x: so many times one full fine-tuning; a resumed sweep goes on counting",
+        description="no trial starts once the training FLOPs of all trials, stopped and failed ones included, reach "
+        "this: a number, as 1e18, or a multiple of one full fine-tuning, as 20x; a resumed sweep goes on counting",
     )
     within: float | None = Field(
         0.05,
@@ -273,7 +273,7 @@ class SweepConfig(Limits):
         return self.scheduler == "moasha" or (self.scheduler is None and by_default)
 
     def settings(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """Put what variants set in the place of their names: a point of the space as paths in the trial."""
+        """Turn a point of the space into the settings that it makes, by path in the trial."""
         return settings_of(self.space, params)
 
     def combinations(self) -> Iterator[dict[str, Any]]:

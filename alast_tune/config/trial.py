@@ -219,7 +219,7 @@ class TrialConfig(Record):
     def _check_features(self) -> Self:
         first = self.train.image_size_first
         if first is not None and self.data.features != "none":
-            remedy = "features are kept of images of one size; leave it out, or data.features: cache"
+            remedy = f"features are kept of images of one size; leave it out, or data.features: {self.data.features}"
             raise ConfigError("train.image_size_first", first, remedy)
         return self
 

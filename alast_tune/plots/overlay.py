@@ -139,5 +139,6 @@ def _layers(fronts: Sequence[FrontFile]) -> Iterator[_Layer]:
             accuracy, work, memory = member.objectives.values()
             costs = f"accuracy {accuracy:.4f}<br>{human_flops(work)}<br>{human_bytes(memory)}"
             hover.append(f"<b>{html.escape(front.sweep)}, trial {member.trial_id}</b><br>{costs}")
-        name = f"{front.sweep} (hypervolume {front.hypervolume_share or 0.0:.3f})"
+        share = front.hypervolume_share
+        name = f"{front.sweep} (hypervolume {'not known yet' if share is None else f'{share:.3f}'})"
         yield _Layer(name, values_FM / np.array([1.0, flops, size]), hover, *STYLES[place % len(STYLES)])

@@ -26,7 +26,7 @@ class Budget:
     Args:
         study: keeps what is used.
         seconds: that there are; None: no limit.
-        flops: that there are, or ``20x``: so many times full fine-tuning; None: no limit.
+        flops: most training FLOPs, or a multiple of full fine-tuning's, as ``20x``; None: no limit.
         full_flops: of full fine-tuning, predicted.
         clock: seconds that pass.
     """

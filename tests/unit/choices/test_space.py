@@ -153,6 +153,15 @@ def test_what_the_trial_was_given_does_not_vary() -> None:
     assert (sweep.trial.train.token_keep, sweep.trial.train.learning_rate) == (0.5, 0.002)
 
 
+def test_a_method_that_the_trial_was_given_is_searched_alone() -> None:
+    asked = small_sweep(trial={"data": {"train_images": 64}, "method": {"name": "lora", "rank": 4}})
+    sweep = with_auto_space(asked)
+    assert sweep.trial.method == asked.trial.method
+    assert list(sweep.space) == ["method/from_block", "train/token_keep", "train/learning_rate"]
+    with pytest.raises(ConfigError, match=r"^methods = head: trial.method says which"):
+        with_auto_space(asked, ["head"])
+
+
 def test_features_are_cached_where_nothing_is_augmented_and_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     assert features_of(DataConfig(), embedded(), 100) == "auto"
     assert features_of(DataConfig(augment="paper"), embedded(), 100) == "none"
