@@ -34,6 +34,7 @@ INCOMPARABLE = (
     "data/train_images",
     "data/validation_fraction",
     "train/epochs",
+    "train/score",
     "train/seed",
 )
 """Trials that differ in these do not compare: the luckiest or the longest would lie on the front."""
@@ -310,8 +311,10 @@ class SweepConfig(Limits):
                     raise ConfigError(one.field, value, "is text where a number is meant; leave out the quotes")
                 if found["data/all_data"]:
                     raise ConfigError(one.field, value, "sets data.all_data, and a sweep selects on validation images")
-                differ = [] if self.sampler == "grid" else [of for of in INCOMPARABLE if found.get(of) != fixed.get(of)]
-                if differ:
+                differ = [of for of in INCOMPARABLE if found.get(of) != fixed.get(of)]
+                if "train/score" in differ:
+                    raise ConfigError(one.field, value, "sets train.score, and a front has one; set it in trial")
+                if differ and self.sampler != "grid":
                     remedy = f"trials that differ in {differ[0]} do not compare; set it in trial, or take sampler: grid"
                     raise ConfigError(one.field, value, remedy)
         return self

@@ -25,7 +25,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from alast_tune.config import Limits, SweepConfig
 from alast_tune.front import dominating, hypervolume_contributions, pareto_rank
 from alast_tune.near_full import SLACK
-from alast_tune.results import DIRECTIONS, OBJECTIVES
+from alast_tune.results import DIRECTIONS, objective_values
 from alast_tune.storage import address_of
 from alast_tune.tune.attributes import BASELINE
 from alast_tune.tune.storage_errors import storage_trouble
@@ -170,6 +170,7 @@ class MoAsha(FIFOScheduler):
         self._storage = address_of(sweep.storage / sweep.name)
         self._limits: Limits = sweep.limits
         self._within, self._epochs = sweep.within, sweep.trial.train.epochs
+        self._score = sweep.trial.train.score
         self._full: dict[int, float] = {}
         """Accuracy of full fine-tuning by epoch."""
         grace = sweep.grace_epochs or -(-self._epochs // 2)
@@ -181,7 +182,7 @@ class MoAsha(FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: Mapping[str, Any]) -> str:
         """Stop the trial or let it go on."""
-        values = _objectives(result)
+        values = self._objectives(result)
         if not all(map(math.isfinite, values.values())):
             return str(TrialScheduler.STOP)  # what has left the numbers does not come back
         if not self._limits.allow(train_flops=values["train_flops"], peak_bytes=values["peak_bytes"]):
@@ -197,7 +198,7 @@ class MoAsha(FIFOScheduler):
 
     def on_trial_complete(self, tune_controller: Any, trial: TuneTrial, result: Mapping[str, Any]) -> None:
         """Learn full fine-tuning's last accuracy: Tune hands the last epoch here."""
-        values = list(_objectives(result).values())
+        values = list(self._objectives(result).values())
         if trial.config["baseline"] == "full" and all(map(math.isfinite, values)):
             self._record(trial.config["number"], int(result["report/epoch"]), values, "full")
 
@@ -229,6 +230,5 @@ class MoAsha(FIFOScheduler):
             raise OSError(words)
         self._crashed(trial.config["number"], last_line(text), any(sign in text for sign in _KILLED_FOR_MEMORY))
 
-
-def _objectives(result: Mapping[str, Any]) -> dict[str, float]:
-    return {objective.name: result.get(f"report/{objective.name}", math.nan) for objective in OBJECTIVES}
+    def _objectives(self, result: Mapping[str, Any]) -> dict[str, float]:
+        return objective_values(result, self._score, "report/")

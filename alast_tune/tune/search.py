@@ -25,7 +25,7 @@ from alast_tune.errors import ConfigError
 from alast_tune.failpoints import failpoint
 from alast_tune.micro_batches import GROWTH
 from alast_tune.plots import human_bytes, human_flops
-from alast_tune.results import OBJECTIVES
+from alast_tune.results import objective_values
 from alast_tune.storage import address_of
 from alast_tune.text import safe
 from alast_tune.tune.attributes import BASELINE, DUPLICATE_OF
@@ -202,7 +202,7 @@ class StudySearcher(Searcher):
             live.keep_device((result or {}).get("device"))
             live.keep_epoch(metrics, self._observer)
         epochs, budget = int(metrics.get("epoch", len(live.epochs))), live.config.train.epochs
-        values = {objective.name: metrics.get(objective.name, math.nan) for objective in OBJECTIVES}
+        values = objective_values(metrics, live.config.train.score)
         unusable = [name for name, value in values.items() if not math.isfinite(value)]
         if error:
             why, starved = self._crashes.pop(live.trial.number, ("worker lost", False))

@@ -33,6 +33,7 @@ from alast_tune.models.backbone import predict
 from alast_tune.optimizers import build_optimizer
 from alast_tune.results import EpochReport
 from alast_tune.run import Run, load_trial
+from alast_tune.scores import Evaluation
 from alast_tune.train import fit, last_report
 from tests.unit.every_method import vit
 from tests.unit.tiny import ALAST, DEPTH, STEPS, TOKENS
@@ -120,8 +121,11 @@ def test_an_epoch_is_what_a_plain_loop_does(tiny_trial: TinyTrial) -> None:
         with torch.no_grad():
             logits = model(images)
         right = (logits.argmax(1) == labels).float().mean().item()
-        assert run.evaluate(split) == pytest.approx((right, F.cross_entropy(logits, labels).item()), rel=1e-4)
-    assert run.evaluate("validation") == (report.accuracy, report.validation_loss)
+        found = run.evaluate(split)
+        assert (found.accuracy, found.loss) == pytest.approx((right, F.cross_entropy(logits, labels).item()), rel=1e-4)
+    found = run.evaluate("validation")
+    assert (found.accuracy, found.loss) == (report.accuracy, report.validation_loss)
+    assert (found.balanced_accuracy, found.macro_f1) == (report.balanced_accuracy, report.macro_f1)
 
 
 def test_a_seed_decides_order_and_draws_of_each_epoch(tiny_trial: TinyTrial) -> None:
@@ -389,7 +393,7 @@ def test_evaluation_is_in_the_peak_and_takes_no_more_than_training(
     run = Run(config)
     report, measured, sizes = run.train_epoch(), [], []
 
-    def measure(model: Any, batches: Any, *rest: Any) -> tuple[float, float]:
+    def measure(model: Any, batches: Any, *rest: Any) -> Evaluation:
         images, labels = next(iter(batches))
         with memory.track_live_bytes(model, run._optimizer, images) as peak:
             result = evaluate(model, [(images, labels)], *rest)

@@ -21,7 +21,7 @@ OLD = {COMPARED_DATA: "ab12", "alast.accuracy": "0.9", "alast.test_accuracy": "0
             {ALL_DATA: "true", "alast.accuracy": "1.0", "alast.test_accuracy": "0.7"},
             "its test accuracy is 0.8000, not 0.7000",
         ),
-        ({ALL_DATA: "true"}, {"alast.test_accuracy": ""}, "there are no two test accuracies to compare"),
+        ({ALL_DATA: "true"}, {"alast.test_accuracy": ""}, "there is no test accuracy of both to compare"),
     ],
 )
 def test_a_version_takes_an_alias_if_it_is_as_accurate_on_images_that_neither_has_seen(
