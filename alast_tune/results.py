@@ -336,7 +336,7 @@ class FrontFile(Record):
 
     @property
     def score_label(self) -> str:
-        """Name the measure of quality to people."""
+        """Name the measure of quality to people: ``macro F1``."""
         return SCORES[self.score]
 
     @property
