@@ -14,9 +14,8 @@ from alast_tune.config import Limits
 from alast_tune.errors import ConfigError, NothingCompleteError
 from alast_tune.front import front_probability, hypervolume, hypervolume_share, pareto_mask
 from alast_tune.near_full import choose_knee, near_full
+from alast_tune.objectives import DIRECTIONS, OBJECTIVES, objectives_of
 from alast_tune.results import (
-    DIRECTIONS,
-    OBJECTIVES,
     FrontFile,
     FrontMember,
     Region,
@@ -26,7 +25,6 @@ from alast_tune.results import (
     Timing,
     TrialCounts,
     TrialResult,
-    objectives_of,
 )
 from alast_tune.scores import Score
 
@@ -89,7 +87,7 @@ class FrontTracker:
         if not complete:
             return False
         candidates = self._members + complete
-        on_front = pareto_mask(_values(candidates), DIRECTIONS)
+        on_front = pareto_mask([one.values or () for one in candidates], DIRECTIONS)
         if not on_front[len(self._members) :].any():
             return False
         self._members = [result for result, member in zip(candidates, on_front, strict=True) if member]
@@ -303,8 +301,7 @@ def _front_file(
     full_timing: Timing | None = None,
     validation_images: int | None = None,
     tolerance: float | None = None,
-    *,
-    score: Score,
+    score: Score = "accuracy",
 ) -> FrontFile:
     chosen, chosen_within = choose_knee(members, full, tolerance, region)
     reference = region.floor, *reference[1:]
@@ -351,7 +348,3 @@ def _member(result: TrialResult) -> FrontMember:
 
 def _objectives(result: TrialResult) -> dict[str, float]:
     return {o.name: value for o, value in zip(OBJECTIVES, result.values or (), strict=True)}
-
-
-def _values(results: Sequence[TrialResult]) -> list[tuple[float, ...]]:
-    return [result.values or () for result in results]

@@ -189,9 +189,9 @@ def _search(
     points = history(front, results, search)
     if len(points) > 1:
         text = (
-            f"Share that the front dominates of the box from {front.score_label} {front.region.floor:.4f} and 1.1 times "
-            f"full fine-tuning's cost to {front.score_label} 1 at no cost. A line that is still rising at its end asks "
-            "for more trials."
+            f"Share that the front dominates of the box from {front.score_label} {front.region.floor:.4f} and 1.1 "
+            f"times full fine-tuning's cost to {front.score_label} 1 at no cost. A line that is still rising at its "
+            "end asks for more trials."
         )
         yield Section("history", history_figure(points), "Hypervolume", text)
     lines = charted(front, shown, search.space)

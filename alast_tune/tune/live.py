@@ -10,7 +10,8 @@ from typing import Protocol
 from optuna.trial import Trial
 
 from alast_tune.config import TrialConfig
-from alast_tune.results import TrialResult, objective_values
+from alast_tune.objectives import objective_values
+from alast_tune.results import TrialResult
 from alast_tune.tune.resources import Request
 from alast_tune.tune.trials import epoch_key
 

@@ -25,7 +25,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from alast_tune.config import Limits, SweepConfig
 from alast_tune.front import dominating, hypervolume_contributions, pareto_rank
 from alast_tune.near_full import SLACK
-from alast_tune.results import DIRECTIONS, objective_values
+from alast_tune.objectives import DIRECTIONS, objective_values
 from alast_tune.storage import address_of
 from alast_tune.tune.attributes import BASELINE
 from alast_tune.tune.storage_errors import storage_trouble

@@ -24,8 +24,8 @@ from alast_tune.config import Limits, SweepConfig, TrialConfig, parameters, poin
 from alast_tune.errors import ConfigError
 from alast_tune.failpoints import failpoint
 from alast_tune.micro_batches import GROWTH
+from alast_tune.objectives import objective_values
 from alast_tune.plots import human_bytes, human_flops
-from alast_tune.results import objective_values
 from alast_tune.storage import address_of
 from alast_tune.text import safe
 from alast_tune.tune.attributes import BASELINE, DUPLICATE_OF
