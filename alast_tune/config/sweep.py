@@ -45,7 +45,9 @@ class Limits(Record):
 
     max_memory: ByteSize | None = Field(None, gt=0, description="largest peak memory of training, as 6GiB")
     max_flops: float | None = Field(None, gt=0, description="most FLOPs of training")
-    min_accuracy: float | None = Field(None, ge=0, le=1, description="least validation accuracy")
+    min_accuracy: float | None = Field(
+        None, ge=0, le=1, description="least validation accuracy, or what train.score names"
+    )
 
     def excess(
         self, *, accuracy: float | None = None, train_flops: float | None = None, peak_bytes: float | None = None
@@ -81,7 +83,6 @@ _FREE = {
 }
 _FREE |= {"epoch_timeout", "keep"}
 """What may change when a sweep is resumed: it changes no result, save by how threads and cards round."""
-
 
 _DURATION = re.compile(r"(?:(?P<h>[\d.]+)h)?(?:(?P<min>[\d.]+)min)?(?:(?P<s>[\d.]+)s)?")
 
