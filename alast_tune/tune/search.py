@@ -26,7 +26,6 @@ from alast_tune.failpoints import failpoint
 from alast_tune.micro_batches import GROWTH
 from alast_tune.objectives import objective_values
 from alast_tune.plots import human_bytes, human_flops
-from alast_tune.scores import SCORES
 from alast_tune.storage import address_of
 from alast_tune.text import safe
 from alast_tune.tune.attributes import BASELINE, DUPLICATE_OF
@@ -43,9 +42,7 @@ _LOG = logging.getLogger(__name__)
 BROKEN: dict[str, Callable[[Any, Mapping[str, float]], str]] = {
     "max_memory": lambda of, got: f"peak {human_bytes(got['peak_bytes'])} is above {human_bytes(of.max_memory)}",
     "max_flops": lambda of, got: f"training {human_flops(got['train_flops'])} is above {human_flops(of.max_flops)}",
-    "min_accuracy": lambda of, got: (
-        f"{SCORES[of.trial.train.score]} {got['accuracy']:.4f} is below {of.min_accuracy:g}"
-    ),
+    "min_accuracy": lambda of, got: f"{of.trial.train.score} {got['accuracy']:.4f} is below {of.min_accuracy:g}",
 }
 
 _PATIENCE = 100
