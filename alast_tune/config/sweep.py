@@ -45,9 +45,7 @@ class Limits(Record):
 
     max_memory: ByteSize | None = Field(None, gt=0, description="largest peak memory of training, as 6GiB")
     max_flops: float | None = Field(None, gt=0, description="most FLOPs of training")
-    min_accuracy: float | None = Field(
-        None, ge=0, le=1, description="least validation accuracy, or what train.score names"
-    )
+    min_accuracy: float | None = Field(None, ge=0, le=1, description="least validation accuracy (of train.score)")
 
     def excess(
         self, *, accuracy: float | None = None, train_flops: float | None = None, peak_bytes: float | None = None
