@@ -75,7 +75,8 @@ def test_evaluation_counts_all_batches_and_looks_at_five_answers(size: int) -> N
 
 @pytest.mark.parametrize(("classes", "known"), [(5, False), (6, True)])
 def test_five_of_five_answers_are_always_right_and_not_told(classes: int, known: bool) -> None:
-    model = small_model(num_classes=classes)
+    model = small_model()
+    model.reset_classifier(classes)
     found = evaluate(model, [(torch.zeros(2, 3, SIDE, SIDE), torch.tensor([0, 1]))], CPU)
     assert (found.top5 is not None) == ("top5" in found.metrics()) == known
 
@@ -92,7 +93,7 @@ def test_the_score_is_what_a_sweep_maximizes(score: str, value: float) -> None:
     expected = {"accuracy": value, "train_flops": 4.0, "peak_bytes": 5.0}
     assert objective_values(told, report.score, "report/") == expected
     assert [one.name for one in objectives_of(report.score)] == list(expected)
-    units = {one.unit for one in map(lambda name: objectives_of(name)[0], SCORES)}
+    units = {objectives_of(name)[0].unit for name in SCORES}
     assert len(units) == 3 and objectives_of("accuracy") == OBJECTIVES
 
 
