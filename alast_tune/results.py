@@ -125,7 +125,7 @@ class TrialResult:
     """Of the last epoch, as :meth:`EpochReport.metrics` names them, those of single blocks left out; only of complete
     trials, and of this sweep's own."""
     test_accuracy: float | None = None
-    """On the test images, which only members of the front and the trials of a grid are shown."""
+    """What ``train.score`` names, on the test images, which only members of the front and a grid's trials are shown."""
     device: str | None = None
     """The kind of device it trained on; None if there were several, or nobody knows."""
 

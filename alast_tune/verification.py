@@ -108,7 +108,7 @@ def compare(member: FrontMember, report: EpochReport, images: float, spread: flo
     ]
 
 
-def _images_behind(labels: Tensor, score: Score) -> float:
+def images_behind(labels: Tensor, score: Score) -> float:
     """Count the images that a measure's sampling error is of; for a mean over classes so many, equally many a class.
 
     The variance of a mean of K recalls p, over n_k images each, is p (1 - p) sum_k (1 / n_k) / K^2.
@@ -136,7 +136,7 @@ def verify_member(member: FrontMember, folder: Path, console: Console) -> None:
         for report in repeat(member, folder, progress.step):
             progress.epoch(report)
     assert report is not None
-    checks = compare(member, report, _images_behind(splits.validation.labels, train.score), spread_of(member, folder))
+    checks = compare(member, report, images_behind(splits.validation.labels, train.score), spread_of(member, folder))
     table = Table(title=f"trial {member.trial_id}, repeated", title_justify="left", box=SIMPLE_HEAD)
     for column in ("quantity", "expected", "got", "allowed", "verdict"):
         table.add_column(column)

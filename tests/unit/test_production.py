@@ -182,6 +182,24 @@ def test_mlflow_has_params_epochs_outcome_and_files(whole: Path) -> None:
     assert files == {CONFIG, REPORT, CONFUSION, "steps.csv", "config.json"}
 
 
+def test_without_test_images_the_classes_are_those_of_validation_unless_it_trains_on_them(
+    storage: Path, two_classes: Path, config: PromotedTrial
+) -> None:
+    pictures = shutil.copytree(two_classes, storage / "pictures")
+    shutil.rmtree(pictures / "test")
+    what = config(epochs=1)
+    for all_data in (False, True):
+        folder = storage / f"untested-{all_data}"
+        data = what.data.model_copy(update={"root": pictures, "all_data": all_data})
+        train(folder, what.model_copy(update={"data": data}))
+        report = json.loads((folder / REPORT).read_text())
+        assert report["test_accuracy"] is None and report["best_accuracy"] == report["accuracy"]
+        assert (folder / CONFUSION).exists() == ("confusion" in report) == (not all_data)
+        if not all_data:
+            right = report["confusion"][0][0] + report["confusion"][1][1]
+            assert report["classes_of"] == "validation" and right / 16 == report["best_accuracy"]
+
+
 def test_an_interrupted_training_ends_up_the_same_bit_for_bit_in_one_mlflow_run(
     whole: Path, config: PromotedTrial
 ) -> None:
