@@ -67,7 +67,7 @@ class Outcome:
 
     def values(self, classes: tuple[str, ...]) -> dict[str, object]:
         """Put into the plain values of ``report.json``; ``classes`` are their names."""
-        found: dict[str, object] = {"test_accuracy": None, **self.last.metrics(), **self.progress()}
+        found: dict[str, object] = {**self.last.metrics(), "test_accuracy": None, **self.progress()}
         if self.evaluation:
             found |= {"score": self.best.score, "classes_of": self.split}
             found |= {"classes": self.evaluation.table(classes), "confusion": self.evaluation.confusion_KK.tolist()}

@@ -116,6 +116,8 @@ def test_rare_classes_weigh_as_much_in_the_loss_whatever_the_micro_batches(rare:
             torch.testing.assert_close(twin._step(twin.method, twin._optimizer, images, labels), first)
         reports.append(run.train_epoch())
         states.append(run.model.state_dict())
+        last = list(run.meter.ledger.read())[-1]
+        assert last.measured_peak_bytes == pytest.approx(last.predicted_peak_bytes, rel=0.01)
     assert reports[0].train_loss == pytest.approx(reports[1].train_loss, rel=1e-5)
     for name, tensor in states[0].items():
         torch.testing.assert_close(states[1][name], tensor, rtol=1e-4, atol=1e-6, msg=name)
