@@ -145,8 +145,9 @@ class Sweep:
         """Lay out all trials, one a row, in the order of their numbers.
 
         Columns: ``number``, ``state`` (complete, infeasible, pruned, failed or running), ``method``; each setting that
-        varies, by its path (``train/learning_rate``); ``accuracy`` and ``test_accuracy`` in [0, 1], ``train_flops``,
-        ``peak_bytes``, of trials that ran their whole budget; ``epochs``; ``seconds`` in training so far;
+        varies, by its path (``train/learning_rate``); ``accuracy`` and ``test_accuracy`` in [0, 1], of another
+        ``train.score`` that one's; ``train_flops``, ``peak_bytes``, of trials that ran their whole budget; ``epochs``;
+        ``seconds`` in training so far;
         ``on_front``; ``reason``, why a trial is not complete.
 
         Raises:

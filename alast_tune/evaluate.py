@@ -1,15 +1,17 @@
-"""Accuracy and loss over batches, every token of every image."""
+"""What a model answers over batches, every token of every image."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from alast_tune.models.backbone import Backbone, predict
 from alast_tune.parallel import total_over_ranks
+from alast_tune.scores import TOP, Evaluation
 
 
 @torch.no_grad()
@@ -19,8 +21,8 @@ def evaluate(
     device: torch.device,
     dtype: torch.dtype | None = None,
     start: int = 0,
-) -> tuple[float, float]:
-    """Share of correct answers in [0, 1] and mean cross-entropy.
+) -> Evaluation:
+    """Count right and wrong answers by class, over the images of all ranks; the host waits once, at the end.
 
     The model is left in the mode, training or not, in which it came; no method state moves.
 
@@ -33,16 +35,22 @@ def evaluate(
     """
     was_training = model.training
     model.eval()
-    right = torch.zeros((), device=device)
+    classes = int(model.num_classes)
+    confusion = torch.zeros(classes**2, dtype=torch.int64, device=device)
+    in_top = torch.zeros((), dtype=torch.int64, device=device)
     loss = torch.zeros((), device=device)
-    count = 0
     for images, labels in batches:
         images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
         with torch.autocast(device.type, dtype, enabled=dtype is not None):
             logits = predict(model, images, start).float()
-        right += (logits.argmax(dim=1) == labels).sum()
+        # Not torch.bincount, for which the host would wait.
+        confusion.index_add_(0, labels * classes + logits.argmax(dim=1), torch.ones_like(labels))
+        if classes > TOP:
+            in_top += (logits.topk(TOP, dim=1).indices == labels[:, None]).sum()
         loss += F.cross_entropy(logits, labels, reduction="sum")
-        count += len(labels)
     model.train(was_training)
-    sums, count = total_over_ranks(torch.stack([right, loss]), count)
-    return sums[0].item() / count, sums[1].item() / count
+    sums, _ = total_over_ranks(torch.cat([confusion.double(), torch.stack([in_top.double(), loss.double()])]), 0)
+    *counts, found, summed_loss = sums.tolist()
+    images_seen = sum(counts)
+    confusion_KK = np.array(counts, dtype=np.int64).reshape(classes, classes)
+    return Evaluation(confusion_KK, summed_loss / images_seen, found / images_seen if classes > TOP else None)

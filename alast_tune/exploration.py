@@ -50,7 +50,7 @@ def explore(run: Run) -> tuple[int, ...]:
             run._step(probe, optimizer, images, labels)
         with run.meter.evaluation(optimizer, image_size, run.micro_batch(probe, optimizer)) as size:
             chunks = [zip(images.split(size), labels.split(size), strict=True) for images, labels in scoring]
-            _, loss = evaluate(model, chain.from_iterable(chunks), run.device, run._dtype)
+            loss = evaluate(model, chain.from_iterable(chunks), run.device, run._dtype).loss
         run.meter.add_forward(image_size, scored)
         losses.append(loss if math.isfinite(loss) else math.inf)
         with torch.no_grad():

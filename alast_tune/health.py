@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from alast_tune.config import Choice, Distribution, FloatRange, IntRange, Variants, parameters
 from alast_tune.near_full import NEAR, uncertainty_words
 from alast_tune.results import BASELINES, FrontFile, Reseeded, TrialResult
+from alast_tune.scores import SCORES
 from alast_tune.summary import trial_id
 
 EDGE = 0.05
@@ -128,12 +129,13 @@ def accuracy_is_unexplained(
     ]
     if np.mean(np.array(by_chance) >= max(shares) - 1e-12) <= 0.05:
         return None
+    score = SCORES[trials[0].config.train.score]
     text = (
         f"Over {len(trials)} trials the most telling parameter accounts for {max(shares):.0%} of the differences in "
-        "accuracy, which chance alone often does. What matters may not be in the space, or differences are noise: "
+        f"{score}, which chance alone often does. What matters may not be in the space, or differences are noise: "
         "look at the spread over seeds (--reseed), or train longer."
     )
-    return Note("No parameter explains the accuracy", text)
+    return Note(f"No parameter explains the {score}", text)
 
 
 def no_better_than_its_baseline(results: Sequence[TrialResult], alike: float = ALIKE) -> Note | None:

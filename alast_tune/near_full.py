@@ -56,7 +56,7 @@ def knee_words(front: FrontFile) -> str:
     if front.knee_within is not None:
         return f"within {points(front.knee_within)} of full fine-tuning"
     if front.region.source == "min_accuracy":
-        return f"of all; they have accuracy {front.region.floor:.4f} and above"
+        return f"of all; they have {front.score_label} {front.region.floor:.4f} and above"
     why = "full fine-tuning is not known" if front.full is None else "none is so near full fine-tuning"
     return f"of all; {why}"
 
@@ -68,12 +68,12 @@ def hypervolume_words(front: FrontFile) -> str:
     if front.hypervolume_share is None:
         return f"hypervolume, {near}: not known before full fine-tuning has a result"
     counts = {
-        "full": f"{near} (accuracy {region.floor:.4f} and above)",
-        "everything": "of everything, from accuracy 0 on",
-        "unknown": "of everything, from accuracy 0 on: full fine-tuning has no result",
+        "full": f"{near} ({front.score_label} {region.floor:.4f} and above)",
+        "everything": f"of everything, from {front.score_label} 0 on",
+        "unknown": f"of everything, from {front.score_label} 0 on: full fine-tuning has no result",
     }
     return f"hypervolume {front.hypervolume_share:.4f} " + counts.get(
-        region.source, f"of what has accuracy {region.floor:.4f} and above"
+        region.source, f"of what has {front.score_label} {region.floor:.4f} and above"
     )
 
 
@@ -103,8 +103,11 @@ def standard_error(accuracy: float, images: int) -> float:
 
 
 def uncertainty_words(front: FrontFile, tolerance: float) -> str | None:
-    """Say how sure full fine-tuning's accuracy is; None where chance is smaller than ``tolerance``, or not known."""
-    if front.full is None or front.validation_images is None:
+    """Say how sure full fine-tuning's accuracy is; None where chance is smaller than ``tolerance``, or not known.
+
+    It is not known of other measures than accuracy, for which the number of each class's images would be needed.
+    """
+    if front.full is None or front.validation_images is None or front.score != "accuracy":
         return None
     error = standard_error(front.full["accuracy"], front.validation_images)
     if error <= tolerance:

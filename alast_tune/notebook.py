@@ -15,6 +15,7 @@ from alast_tune.config import SweepConfig, TrialConfig
 from alast_tune.labels import method_label
 from alast_tune.plots import front_png, human_bytes, human_flops
 from alast_tune.results import FrontFile, FrontMember, TrialResult
+from alast_tune.scores import SCORES
 from alast_tune.text import safe
 
 PAUSE = 10.0
@@ -44,7 +45,8 @@ def front_as_html(
     """
     full = front.full if front else None
     rows = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in _cells(m, full))}</tr>" for m in members)
-    heads = "".join(f"<th>{head}</th>" for head in ("trial", "method", "accuracy", "test", "training", "memory"))
+    score = SCORES[members[0].config.train.score] if members else "accuracy"
+    heads = "".join(f"<th>{head}</th>" for head in ("trial", "method", score, "test", "training", "memory"))
     title = (
         f"<p><b>{html.escape(safe(front.sweep))}</b>: {len(members)} of {front.candidates} on the front</p>"
         if front

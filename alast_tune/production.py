@@ -7,26 +7,32 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from alast_tune import checkpoint
 from alast_tune.config import PromotedConfig, TrialConfig, flatten, parse, read_mapping, without_places, write_yaml
 from alast_tune.cost import STEPS
-from alast_tune.data import Splits, batch_count, check_apart, eval_loader, load_splits
+from alast_tune.data import Images, Splits, batch_count, check_apart, eval_loader, load_splits
 from alast_tune.errors import ConfigError
 from alast_tune.evaluate import evaluate
 from alast_tune.fingerprints import Fingerprints, fingerprints, keep_fingerprints
 from alast_tune.lease import exclusive_driver
 from alast_tune.models import InputSpec, create_model, input_spec
+from alast_tune.plots import confusion_png
 from alast_tune.results import EpochReport
 from alast_tune.run import AUTOCAST, device_of, load_trial, read_report
+from alast_tune.scores import Evaluation
 from alast_tune.storage import atomic_write
-from alast_tune.tracking import ALL_DATA, COMPARED_DATA, Registered, Tracker, default_uri, register, tag_run
+from alast_tune.tracking import ALL_DATA, COMPARED_DATA, SCORE, Registered, Tracker, default_uri, register, tag_run
 from alast_tune.train import fit, last_report
 
 CONFIG = "config.yaml"
 """In the output folder: the whole configuration, provenance included."""
 REPORT = "report.json"
-"""In the output folder: the last epoch's metrics, and at the end the best epoch and the test accuracy."""
+"""In the output folder: the last epoch's metrics; at the end the best epoch, its measures on test images and by class
+(on validation images if there are no others), and the confusion matrix."""
+CONFUSION = "confusion.png"
+"""In the output folder: that matrix as a picture."""
 
 
 @dataclass(frozen=True)
@@ -36,24 +42,36 @@ class Outcome:
     last: EpochReport
     best: EpochReport
     """Of the epoch whose weights are in ``model.safetensors``."""
-    test_accuracy: float | None
-    """Of those weights, in [0, 1]; None without test images."""
+    split: Literal["test", "validation"] | None
+    """Images that those weights were evaluated on: where there are no test images those of validation, unless the model
+    has trained on them."""
+    evaluation: Evaluation | None
+
+    @property
+    def test(self) -> dict[str, float]:
+        """Measures on the test images by name (``test_accuracy``); empty without test images."""
+        found = self.evaluation.metrics() if self.evaluation and self.split == "test" else {}
+        return {f"test_{name}": value for name, value in found.items()}
 
     def objectives(self) -> dict[str, float]:
-        """What a front compares, of the model and of all of its training; test accuracy if there is one."""
-        test = {} if self.test_accuracy is None else {"test_accuracy": self.test_accuracy}
-        cost = self.last.cost
-        return {
-            "accuracy": self.best.accuracy,
-            "train_flops": float(cost.train_flops),
-            "peak_bytes": float(cost.peak_bytes),
-            **test,
-        }
+        """What a front compares, of the model and of all of its training; and on the test images, if there are any."""
+        score, cost = self.best.score, self.last.cost
+        own = {"accuracy": self.best.accuracy, score: self.best.quality}
+        test = {f"test_{name}": self.test[f"test_{name}"] for name in own if self.test}
+        return own | {"train_flops": float(cost.train_flops), "peak_bytes": float(cost.peak_bytes)} | test
 
-    def values(self) -> dict[str, object]:
-        """Put into the plain values of ``report.json``."""
+    def progress(self) -> dict[str, float]:
+        """List what is logged when all epochs are done."""
         best = {"best_epoch": self.best.epoch, "best_accuracy": self.best.accuracy}
-        return {**self.last.metrics(), **best, "test_accuracy": self.test_accuracy}
+        return best | {f"best_{self.best.score}": self.best.quality} | self.test
+
+    def values(self, classes: tuple[str, ...]) -> dict[str, object]:
+        """Put into the plain values of ``report.json``; ``classes`` are their names."""
+        found: dict[str, object] = {**self.last.metrics(), "test_accuracy": None, **self.progress()}
+        if self.evaluation:
+            found |= {"score": self.best.score, "classes_of": self.split}
+            found |= {"classes": self.evaluation.table(classes), "confusion": self.evaluation.confusion_KK.tolist()}
+        return found
 
 
 class Training:
@@ -127,15 +145,25 @@ class Training:
             fit_distributed(self.trial, self._folder, workers, done)
 
     def finish(self) -> Outcome:
-        """Look at the test images, once, with the weights that leave the folder; write down what came out."""
+        """Look at the test images, once, with the weights that leave the folder; write down what came out.
+
+        Where there are none, the classes are those of the validation images.
+        """
         state = checkpoint.load(self._folder)
         last, best = read_report(state["report"]), read_report(state["best"] or state["report"])
-        outcome = Outcome(last, best, self._test_accuracy())
-        checkpoint.save_model_card(self.trial.model, self._spec, self._splits.classes, self._folder)
-        _write_report(outcome.values(), self._folder)
-        test = {} if outcome.test_accuracy is None else {"test_accuracy": outcome.test_accuracy}
-        self._tracker.log_progress({"best_accuracy": best.accuracy, "best_epoch": best.epoch, **test}, last.epoch)
-        for name in (CONFIG, REPORT, STEPS, checkpoint.MODEL_CARD):
+        splits, names = self._splits, [CONFIG, REPORT, STEPS, checkpoint.MODEL_CARD]
+        images = splits.test or (None if self.trial.data.all_data else splits.validation)
+        evaluation = self._evaluate(images) if images else None
+        outcome = Outcome(last, best, ("test" if splits.test else "validation") if images else None, evaluation)
+        checkpoint.save_model_card(self.trial.model, self._spec, splits.classes, self._folder)
+        _write_report(outcome.values(splits.classes), self._folder)
+        if evaluation:
+            title = f"{self._folder.name}: what {outcome.split} images are taken for"
+            picture = confusion_png(title, evaluation.confusion_KK, splits.classes)
+            (self._folder / CONFUSION).write_bytes(picture)
+            names.append(CONFUSION)
+        self._tracker.log_progress(outcome.progress(), last.epoch)
+        for name in names:
             self._tracker.upload(name)
         return outcome
 
@@ -154,6 +182,7 @@ class Training:
         uri, links = self._tracker.uri, _links(self._config)
         tags = {f"alast.{quantity}": str(value) for quantity, value in outcome.objectives().items()}
         tags |= {COMPARED_DATA: self._compared_data, ALL_DATA: str(self.trial.data.all_data).lower()}
+        tags |= {SCORE: self.trial.train.score}
         folder = self._folder
         registered = register(
             uri, folder.parent, self.run_id, folder, name, alias, links | tags, keep_better=keep_better
@@ -162,10 +191,8 @@ class Training:
             tag_run(uri, promoted, {"alast.trained_run": self.run_id})
         return registered
 
-    def _test_accuracy(self) -> float | None:
-        """Evaluate the weights as anybody would read them; None without test images."""
-        if self._splits.test is None:
-            return None
+    def _evaluate(self, images: Images) -> Evaluation:
+        """Evaluate the weights as anybody would read them."""
         train, data = self.trial.train, self.trial.data
         exported = {
             "checkpoint": self._folder / checkpoint.BEST,
@@ -176,8 +203,8 @@ class Training:
         model = create_model(self.trial.model.model_copy(update=exported))
         device = device_of(train)
         parts = -(-train.batch_size // 8) if train.accumulate == "auto" else train.accumulate
-        loader = eval_loader(self._splits.test, -(-train.batch_size // parts), data.workers)
-        return evaluate(model.to(device), loader, device, AUTOCAST[train.precision])[0]
+        loader = eval_loader(images, -(-train.batch_size // parts), data.workers)
+        return evaluate(model.to(device), loader, device, AUTOCAST[train.precision])
 
     def _log(self, report: EpochReport) -> None:
         self._tracker.log_progress(report.metrics(), report.epoch)
@@ -192,8 +219,8 @@ def training(
 
     Once its epochs are through and :meth:`Training.finish` is called, the folder holds ``model.safetensors`` beside
     timm's ``config.json`` (``timm.create_model("local-dir:FOLDER", pretrained=True)``), ``adapter`` (if there are any
-    adapters, these alone), ``last.safetensors``, ``report.json``, ``steps.csv`` and ``config.yaml``; the run has all
-    of that but the weights.
+    adapters, these alone), ``last.safetensors``, ``report.json``, ``confusion.png``, ``steps.csv`` and
+    ``config.yaml``; the run has all of that but the weights.
 
     Args:
         config: what to train.
@@ -263,7 +290,12 @@ def _links(config: PromotedConfig) -> dict[str, str]:
 
 
 def _write_report(values: Mapping[str, object], folder: Path) -> None:
-    (folder / REPORT).write_text(json.dumps(values, indent=2) + "\n")
+    """Write a line a value, and of a table or a matrix a line a row."""
+    lines = []
+    for name, value in values.items():
+        rows = ",\n".join(f"    {json.dumps(row)}" for row in value) if isinstance(value, list) else ""
+        lines.append(f'  "{name}": ' + (f"[\n{rows}\n  ]" if rows else json.dumps(value)))
+    (folder / REPORT).write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
 
 def write_config(config: PromotedConfig, file: Path) -> None:

@@ -264,7 +264,7 @@ def outcome(result: TrialResult, front: FrontFile) -> str:
         accuracy, flops, peak = result.values
         full = front.full["train_flops"] if front.full else 0.0
         share = f"{flops / full:.0%} of the FLOPs" if full > 0 else human_flops(flops)
-        parts.append(f"accuracy {accuracy:.4f}, {share}, {human_bytes(peak)}")
+        parts.append(f"{front.score_label} {accuracy:.4f}, {share}, {human_bytes(peak)}")
     if result.reason:
         parts.append(result.reason)
     if any(member.trial_id == trial_id(result.number) for member in front.front):

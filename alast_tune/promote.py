@@ -20,11 +20,12 @@ from alast_tune.models import input_spec
 from alast_tune.production import CONFIG, read_config, write_config
 from alast_tune.results import FrontFile, FrontMember
 from alast_tune.run import load_trial
+from alast_tune.scores import Score
 from alast_tune.storage import CHECKPOINTS, address_of, path_below
 from alast_tune.summary import trial_id
 from alast_tune.terminal import printer
 from alast_tune.text import without_passwords
-from alast_tune.tracking import COMPARED_DATA, RegistryError, check_names, default_uri, register
+from alast_tune.tracking import COMPARED_DATA, SCORE, RegistryError, check_names, default_uri, register
 from alast_tune.tune.attempts import checkpoints
 from alast_tune.tune.trainable import finished_run
 from alast_tune.verification import verify_member
@@ -87,7 +88,7 @@ def promote_member(
     export_member(member, folder, model)
     write_config(config, model / CONFIG)
     assert config.provenance
-    tags = version_tags(config.provenance)
+    tags = version_tags(config.provenance, config.train.score)
     try:
         if member.mlflow_run_id is None:
             raise RegistryError(f"it lacks the trial's run; first: alast-tune sync {shlex.quote(str(folder))}")
@@ -214,12 +215,13 @@ def export_member(member: FrontMember, sweep: Path, folder: Path) -> None:
     checkpoint.save_model_card(member.config.model, input_spec(run.model), splits.classes, folder)
 
 
-def version_tags(origin: Provenance) -> dict[str, str]:
-    """Tag a registered version with what its trial has measured."""
-    test = {} if origin.test_accuracy is None else {"test_accuracy": origin.test_accuracy}
+def version_tags(origin: Provenance, score: Score) -> dict[str, str]:
+    """Tag a registered version with what its trial has measured, ``score`` being the measure of quality."""
+    objectives = {score if name == "accuracy" else name: value for name, value in origin.objectives.items()}
+    test = {} if origin.test_accuracy is None else {f"test_{score}": origin.test_accuracy}
     values = {"sweep": origin.sweep, "trial": origin.trial_id, "verified": str(origin.verified).lower()}
-    tags = {f"alast.{name}": str(value) for name, value in {**values, **origin.objectives, **test}.items()}
-    return tags | {COMPARED_DATA: origin.data_fingerprint}
+    tags = {f"alast.{name}": str(value) for name, value in {**values, **objectives, **test}.items()}
+    return tags | {COMPARED_DATA: origin.data_fingerprint, SCORE: score}
 
 
 def check_output(file: Path, sweep: str, member: FrontMember) -> None:

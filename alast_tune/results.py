@@ -13,6 +13,11 @@ from pydantic import AfterValidator, Field, FiniteFloat, ValidationError, model_
 from alast_tune.config import FrontName, Limits, Record, RunId, SweepName, TrialConfig, TrialId, flatten, setting_of
 from alast_tune.errors import ConfigError, explain
 from alast_tune.failpoints import failpoint
+from alast_tune.objectives import DIRECTIONS as DIRECTIONS
+from alast_tune.objectives import OBJECTIVES as OBJECTIVES
+from alast_tune.objectives import Objective as Objective
+from alast_tune.objectives import objective_values
+from alast_tune.scores import SCORES, Score
 from alast_tune.storage import atomic_write
 
 T = TypeVar("T", bound=Record)
@@ -53,33 +58,30 @@ class EpochReport:
     """Steps of this epoch in which each block trained."""
     tokens: tuple[float, ...] = ()
     """Mean number of tokens each block processed in this epoch."""
+    balanced_accuracy: float | None = None
+    """Mean recall of the classes on the validation images, in [0, 1]; None in checkpoints of older versions."""
+    macro_f1: float | None = None
+    """Mean F1 of the classes on them, in [0, 1]; None as well there."""
+    top5: float | None = None
+    """Share of them whose class is among the five most probable ones; None too if there are no more than five."""
+    score: Score = "accuracy"
+    """Which of the first three counts: ``train.score``."""
+
+    @property
+    def quality(self) -> float:
+        """The measure that counts, in [0, 1]: what a sweep maximizes, and by which epochs compare."""
+        return objective_values(self.metrics(), self.score)["accuracy"]
 
     def metrics(self) -> dict[str, float]:
         """Flatten to plain numbers, as Tune and MLflow take them."""
         flat = {"epoch": float(self.epoch), "accuracy": self.accuracy}
+        measures = {name: getattr(self, name) for name in ("balanced_accuracy", "macro_f1", "top5")}
+        flat |= {name: value for name, value in measures.items() if value is not None}
         flat |= {"train_loss": self.train_loss, "validation_loss": self.validation_loss}
         flat |= {name: float(value) for name, value in asdict(self.cost).items()}
         for name, values in (("budget", self.budgets), ("trained", self.trained), ("tokens", self.tokens)):
             flat |= {f"{name}/block_{block:02d}": float(value) for block, value in enumerate(values)}
         return flat
-
-
-class Objective(Record):
-    """One axis of the front."""
-
-    name: str
-    direction: Literal["maximize", "minimize"]
-    unit: str
-
-
-OBJECTIVES = (
-    Objective(name="accuracy", direction="maximize", unit="share of validation images"),
-    Objective(name="train_flops", direction="minimize", unit="FLOP"),
-    Objective(name="peak_bytes", direction="minimize", unit="byte"),
-)
-"""What every sweep searches: names are those of the epoch metrics."""
-
-DIRECTIONS = tuple(objective.direction for objective in OBJECTIVES)
 
 
 def _complete(values: dict[str, float]) -> dict[str, float]:
@@ -123,7 +125,7 @@ class TrialResult:
     """Of the last epoch, as :meth:`EpochReport.metrics` names them, those of single blocks left out; only of complete
     trials, and of this sweep's own."""
     test_accuracy: float | None = None
-    """On the test images, which only members of the front and the trials of a grid are shown."""
+    """What ``train.score`` names, on the test images, which only members of the front and a grid's trials are shown."""
     device: str | None = None
     """The kind of device it trained on; None if there were several, or nobody knows."""
 
@@ -268,6 +270,8 @@ class FrontFile(Record):
     many epochs, training FLOPs and peak bytes."""
     region: Region = Region()
     """How that accuracy came about."""
+    score: Score = "accuracy"
+    """Measure of quality that ``accuracy`` stands for here; older files have no other."""
     hypervolume: FiniteFloat | None
     """In the objectives' own units; None while the region is pending."""
     hypervolume_share: FiniteFloat | None
@@ -291,6 +295,11 @@ class FrontFile(Record):
         """Both by their names, as they are logged; none while the region is pending: a curve has one reference."""
         both = {"hypervolume": self.hypervolume, "hypervolume_share": self.hypervolume_share}
         return {name: value for name, value in both.items() if value is not None}
+
+    @property
+    def score_label(self) -> str:
+        """Name the measure of quality to people: ``macro F1``."""
+        return SCORES[self.score]
 
     @property
     def best_accuracy(self) -> float:

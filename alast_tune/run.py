@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from alast_tune import checkpoint
+from alast_tune.class_weights import balanced_weights, part_of_loss, weight_of_batch
 from alast_tune.config import TrainConfig, TrialConfig, parse, without_places
 from alast_tune.cost import STEPS, Meter
 from alast_tune.data import Splits, check_classes, eval_loader, load_splits, num_classes_of, train_loader
@@ -34,6 +34,7 @@ from alast_tune.optimizers import build_optimizer, rate
 from alast_tune.parallel import sum_gradients, total_over_ranks, world
 from alast_tune.phases import Phase, phases_of
 from alast_tune.results import EpochReport, Measurements
+from alast_tune.scores import Evaluation
 
 CHECK_EVERY = 50
 """Steps after which the loss is looked at: each time the host waits for the device."""
@@ -80,6 +81,10 @@ class Run:
         check_limit(config.train)
         self.model, self._splits = load_trial(config, verify)
         self._splitting = Splitting(config.train, self.model, self._splits)
+        self._class_weights: Tensor | None = None
+        if config.data.class_weights == "balanced":
+            labels = self._splits.train.labels
+            self._class_weights = balanced_weights(labels, self._splits.num_classes).to(self.device)
         self.model.to(self.device)
         self._features: Features | None = None
         self.steps_per_epoch = len(self._loader(0))
@@ -89,7 +94,7 @@ class Run:
         self.meter = Meter(self.model, config.train)
         self.report: EpochReport | None = None
         self.best: EpochReport | None = None
-        """Of the epoch with the highest validation accuracy, the first of several."""
+        """Of the epoch with the highest ``train.score`` on the validation images, the first of several."""
         self._blocks: tuple[int, ...] | None = None  # found by exploration
         self._started = False
         if with_blocks_chosen(config.method) is config.method:
@@ -159,19 +164,23 @@ class Run:
                 if step % CHECK_EVERY == 0:
                     self._mean(losses, step)
             train_loss = self._mean(losses, self.steps_per_epoch)
-        accuracy, validation_loss = self.evaluate("validation")
+        validation = self.evaluate("validation")
         self.report = EpochReport(
             epoch=self.epoch + 1,
             train_loss=train_loss,
-            validation_loss=validation_loss,
-            accuracy=accuracy,
+            validation_loss=validation.loss,
+            accuracy=validation.accuracy,
             cost=self.meter.read(),
             budgets=getattr(self.method, "budgets", ()),
             trained=tuple(trained.tolist()),
             tokens=tuple((tokens / self.steps_per_epoch).tolist()),
+            balanced_accuracy=validation.balanced_accuracy,
+            macro_f1=validation.macro_f1,
+            top5=validation.top5,
+            score=self.config.train.score,
         )
         # What has trained on the validation images cannot be chosen by them.
-        if self.best is None or self.config.data.all_data or accuracy > self.best.accuracy:
+        if self.best is None or self.config.data.all_data or self.report.quality > self.best.quality:
             self.best = self.report
         return self.report
 
@@ -194,6 +203,8 @@ class Run:
         images_BCHW = phase.resize(images_BCHW.to(self.device, non_blocking=True))
         labels_B = labels_B.to(self.device, non_blocking=True)
         _, batch = total_over_ranks(images_BCHW.new_zeros(1), len(images_BCHW))
+        weights_K = self._class_weights
+        whole = batch if weights_K is None else weight_of_batch(labels_B, weights_K, len(labels_B))
         parts = min(self._parts_of(method, optimizer, phase), len(images_BCHW))
         loss = torch.zeros((), device=self.device)
         images_of_parts = images_BCHW.tensor_split(parts)
@@ -201,7 +212,7 @@ class Run:
         with self.meter.step(method, optimizer, images_BCHW, batch, parts):
             for images, labels in zip(images_of_parts, labels_B.tensor_split(parts), strict=True):
                 with torch.autocast(self.device.type, self._dtype, enabled=self._dtype is not None):
-                    part = F.cross_entropy(method.forward(images), labels) * (len(labels) / batch)
+                    part = part_of_loss(method.forward(images), labels, whole, weights_K)
                 self._scaler.scale(part).backward()
                 loss += part.detach()
             sum_gradients(method.parameters())
@@ -211,8 +222,8 @@ class Run:
         self._scaler.update()
         return loss
 
-    def evaluate(self, split: str) -> tuple[float, float]:
-        """Accuracy and loss of the bare model on ``validation`` or ``test``."""
+    def evaluate(self, split: str) -> Evaluation:
+        """Evaluate the bare model on ``validation`` or ``test``."""
         dataset, start = getattr(self._splits, split), 0
         if dataset is None:
             raise ConfigError("data.dataset", self.config.data.dataset, f"has no {split} images")
@@ -308,7 +319,8 @@ class Run:
             images = self._features.views[epoch % len(self._features.views)]
         else:
             images = self._splits.train.drawn(self._draws(epoch))
-        return train_loader(images, train.batch_size, self.config.data.workers, generator)
+        balanced = self.config.data.sampling == "balanced"
+        return train_loader(images, train.batch_size, self.config.data.workers, generator, balanced)
 
     def _draws(self, epoch: int) -> np.random.SeedSequence:
         """Seed what is drawn of an epoch's images, or of a view's."""

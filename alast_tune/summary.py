@@ -14,9 +14,8 @@ from alast_tune.config import Limits
 from alast_tune.errors import ConfigError, NothingCompleteError
 from alast_tune.front import front_probability, hypervolume, hypervolume_share, pareto_mask
 from alast_tune.near_full import choose_knee, near_full
+from alast_tune.objectives import DIRECTIONS, OBJECTIVES, objectives_of
 from alast_tune.results import (
-    DIRECTIONS,
-    OBJECTIVES,
     FrontFile,
     FrontMember,
     Region,
@@ -27,6 +26,7 @@ from alast_tune.results import (
     TrialCounts,
     TrialResult,
 )
+from alast_tune.scores import Score
 
 IDEAL = (1.0, 0.0, 0.0)
 """Accuracy 1 at no cost."""
@@ -65,6 +65,7 @@ class FrontTracker:
         self._reference = tuple(reference)
         self._region = region
         self._limits = limits
+        self._score: Score = "accuracy"  # as long as there is no number either
         self._states: Counter[str] = Counter()
         self._members: list[TrialResult] = []
         self._full: dict[str, float] | None = None
@@ -79,13 +80,14 @@ class FrontTracker:
         self._states.update(result.state if result.origin is None else "earlier" for result in results)
         self.launched += sum(result.launched for result in results)
         for result in results:
+            self._score = result.config.train.score  # the same in all
             if result.baseline == "full" and result.values:
                 self._full, self._full_timing, self._front = _objectives(result), result.timing, None
         complete = [result for result in results if result.state == "complete"]
         if not complete:
             return False
         candidates = self._members + complete
-        on_front = pareto_mask(_values(candidates), DIRECTIONS)
+        on_front = pareto_mask([one.values or () for one in candidates], DIRECTIONS)
         if not on_front[len(self._members) :].any():
             return False
         self._members = [result for result, member in zip(candidates, on_front, strict=True) if member]
@@ -117,7 +119,7 @@ class FrontTracker:
             them = tuple(_member(one) for one in members)
             full = self._full, self._full_timing, self._validation_images
             about = self._sweep, self._reference, self._region, self._limits
-            self._front = _front_file(*about, self.counts, them, *full)
+            self._front = _front_file(*about, self.counts, them, *full, score=self._score)
         return self._front.model_copy(update={"trials": self.counts})
 
 
@@ -172,7 +174,7 @@ def within(front: FrontFile, limits: Limits, tolerance: float | None = None) -> 
     stricter = front.limits.model_copy(update=given)
     full = front.full, front.full_timing, front.validation_images
     about = front.sweep, front.reference_point, front.region, stricter
-    return _front_file(*about, front.trials, members, *full, tolerance)
+    return _front_file(*about, front.trials, members, *full, tolerance, score=front.score)
 
 
 def cheapest_within(front: FrontFile, tolerance: float) -> FrontMember | None:
@@ -203,9 +205,10 @@ def joint_front(fronts: Sequence[FrontFile]) -> tuple[list[FrontFile], FrontFile
         start has carried from one sweep into another is there once.
 
     Raises:
-        ConfigError: sweeps on other images, or with another split of them: such accuracies do not compare.
+        ConfigError: sweeps on other images, or with another split of them, or by another ``train.score``: such
+            accuracies do not compare.
     """
-    _check_same_images(fronts)
+    _check_comparable(fronts)
     references_SM = np.array([front.reference_point for front in fronts])
     losses = [objective.direction == "minimize" for objective in OBJECTIVES]
     reference = tuple(np.where(losses, references_SM.max(axis=0), references_SM.min(axis=0)).tolist())
@@ -222,7 +225,8 @@ def joint_front(fronts: Sequence[FrontFile]) -> tuple[list[FrontFile], FrontFile
     best.sort(key=lambda member: member.objectives["train_flops"])
     totals = {name: sum(getattr(front.trials, name) for front in fronts) for name in TrialCounts.model_fields}
     name = " + ".join(front.sweep for front in fronts)
-    return rescaled, _front_file(name, reference, region, Limits(), TrialCounts(**totals), tuple(best), None)
+    about = name, reference, region, Limits(), TrialCounts(**totals), tuple(best)
+    return rescaled, _front_file(*about, None, score=next((front.score for front in fronts if front.front), "accuracy"))
 
 
 def reseeded(front: FrontFile, runs: Mapping[str, Sequence[SeedRun]], seed: int = 0) -> Reseeded:
@@ -270,19 +274,19 @@ def reseeded(front: FrontFile, runs: Mapping[str, Sequence[SeedRun]], seed: int 
     )
 
 
-def _check_same_images(fronts: Sequence[FrontFile]) -> None:
-    def images(front: FrontFile) -> dict[str, object]:
-        data = front.front[0].config.data
+def _check_comparable(fronts: Sequence[FrontFile]) -> None:
+    def decisive(front: FrontFile) -> dict[str, object]:
+        config, data = front.front[0].config, front.front[0].config.data
         folder = data.root.name if data.dataset == "folder" and data.root else None
-        values = {"dataset": data.dataset, "root": folder}
-        return values | {"validation_fraction": data.validation_fraction, "split_seed": data.split_seed}
+        values = {"train/score": config.train.score, "data/dataset": data.dataset, "data/root": folder}
+        return values | {"data/validation_fraction": data.validation_fraction, "data/split_seed": data.split_seed}
 
     known = [front for front in fronts if front.front]
     for front in known[1:]:
-        for field, theirs in images(front).items():
-            ours = images(known[0])[field]
+        for field, theirs in decisive(front).items():
+            ours = decisive(known[0])[field]
             if ours != theirs:
-                remedy = f"has data/{field} = {theirs}, {known[0].sweep} has {ours}: such accuracies do not compare"
+                remedy = f"has {field} = {theirs}, {known[0].sweep} has {ours}: such accuracies do not compare"
                 raise ConfigError("sweep", front.sweep, remedy)
 
 
@@ -297,6 +301,7 @@ def _front_file(
     full_timing: Timing | None = None,
     validation_images: int | None = None,
     tolerance: float | None = None,
+    score: Score = "accuracy",
 ) -> FrontFile:
     chosen, chosen_within = choose_knee(members, full, tolerance, region)
     reference = region.floor, *reference[1:]
@@ -304,9 +309,10 @@ def _front_file(
     return FrontFile(
         schema=1,
         sweep=sweep,
-        objectives=OBJECTIVES,
+        objectives=objectives_of(score),
         reference_point=reference,
         region=region,
+        score=score,
         **pending if region.source == "pending" else _measured(members, reference),
         limits=limits,
         trials=counts,
@@ -342,7 +348,3 @@ def _member(result: TrialResult) -> FrontMember:
 
 def _objectives(result: TrialResult) -> dict[str, float]:
     return {o.name: value for o, value in zip(OBJECTIVES, result.values or (), strict=True)}
-
-
-def _values(results: Sequence[TrialResult]) -> list[tuple[float, ...]]:
-    return [result.values or () for result in results]

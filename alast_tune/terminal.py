@@ -18,6 +18,7 @@ from alast_tune.labels import differing, member_settings, method_label, setting_
 from alast_tune.near_full import hypervolume_words, knee_words, points, share_of_full, time_share, uncertainty_words
 from alast_tune.plots import human_bytes, human_flops, short
 from alast_tune.results import EpochReport, FrontFile, FrontMember, Reseeded
+from alast_tune.scores import SCORES, Score
 from alast_tune.summary import cheapest_within
 from alast_tune.text import safe
 
@@ -71,7 +72,7 @@ class TrainingProgress:
         seen = " (of images it trains on)" if self._trial.data.all_data else ""
         cost = report.cost
         self._print(
-            f"epoch {report.epoch}/{self._trial.train.epochs} accuracy {report.accuracy:.4f}{seen} "
+            f"epoch {report.epoch}/{self._trial.train.epochs} {SCORES[report.score]} {report.quality:.4f}{seen} "
             f"loss {report.train_loss:.4f} {human_flops(cost.train_flops)} "
             f"peak {human_bytes(cost.peak_bytes)} steady {human_bytes(cost.steady_peak_bytes)} "
             f"{cost.wall_seconds:.1f} s"
@@ -144,7 +145,7 @@ class FrontTable:
         if not front.front:
             return
         rows = [_row(front, member) for member in front.front]
-        head = ("trial", "method", "accuracy", "test", "FLOPs", "memory")
+        head = ("trial", "method", front.score_label, "test", "FLOPs", "memory")
         widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
 
         def line(cells: Sequence[str], style: str = "") -> Text:
@@ -175,7 +176,7 @@ def front_table(front: FrontFile, *, wide: bool = False) -> RenderableType:
         return FrontTable(front)
     paths = differing(front)
     table = Table(title=_title(_heading(front)), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    names = ("trial", "method", "accuracy", "test", "FLOPs", "of full", "memory", "of full", "time", "epochs")
+    names = ("trial", "method", front.score_label, "test", "FLOPs", "of full", "memory", "of full", "time", "epochs")
     for name in (*names, *(path.removeprefix("method/") for path in paths)):
         table.add_column(Text(safe(name)), justify="left" if name == "method" else "right", no_wrap=True)
     for member in front.front:
@@ -237,7 +238,7 @@ def comparison_table(fronts: Sequence[FrontFile], joint: FrontFile) -> Table:
     """Lay several sweeps' fronts side by side, their hypervolumes measured from one point; see ``together``."""
     table = Table(title="Fronts compared", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("sweep")
-    for name in ("front", "of it on the joint front", "best accuracy", "hypervolume"):
+    for name in ("front", "of it on the joint front", f"best {joint.score_label}", "hypervolume"):
         table.add_column(name, justify="right", no_wrap=True)
     for front in fronts:
         shared = sum(member.trial_id.startswith(f"{front.sweep}/") for member in joint.front)
@@ -246,11 +247,11 @@ def comparison_table(fronts: Sequence[FrontFile], joint: FrontFile) -> Table:
     numbers = (f"{joint.best_accuracy:.4f}", f"{joint.hypervolume_share or 0.0:.4f}")
     table.add_row("all", str(len(joint.front)), "", *numbers)
     table.caption_justify = "left"
-    table.caption = f"hypervolume: of what has accuracy {joint.region.floor:.4f} and above"
+    table.caption = f"hypervolume: of what has {joint.score_label} {joint.region.floor:.4f} and above"
     return table
 
 
-def reseeded_table(reseeded: Reseeded) -> Table:
+def reseeded_table(reseeded: Reseeded, score: Score = "accuracy") -> Table:
     """Lay out what a front's members come to over seeds, in the front's order."""
     table = Table(
         title=_title(f"{reseeded.sweep}: its front with {len(reseeded.seeds)} other seeds (mean ± standard deviation)"),
@@ -258,7 +259,7 @@ def reseeded_table(reseeded: Reseeded) -> Table:
         box=SIMPLE_HEAD,
         pad_edge=False,
     )
-    for name in ("trial", "found", "accuracy", "test", "training", "memory", "on the front"):
+    for name in ("trial", "found", SCORES[score], "test", "training", "memory", "on the front"):
         table.add_column(name, justify="right", no_wrap=True)
     for member in reseeded.members:
         mean, spread = member.mean, member.spread

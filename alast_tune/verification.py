@@ -12,6 +12,7 @@ import torch
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from alast_tune.config import stored_sweep
 from alast_tune.data import batch_count
@@ -19,6 +20,7 @@ from alast_tune.errors import VerificationError
 from alast_tune.plots import human_bytes
 from alast_tune.results import RESEEDED, EpochReport, FrontMember, Reseeded
 from alast_tune.run import load_trial
+from alast_tune.scores import SCORES, Score
 from alast_tune.storage import path_below
 from alast_tune.terminal import TrainingProgress
 from alast_tune.train import fit
@@ -62,23 +64,24 @@ def repeat(member: FrontMember, sweep: Path, on_step: Callable[[int], None] | No
     yield from fit(member.config, folder, on_step)
 
 
-def compare(member: FrontMember, report: EpochReport, images: int, spread: float | None = None) -> list[Check]:
+def compare(member: FrontMember, report: EpochReport, images: float, spread: float | None = None) -> list[Check]:
     """Compare a repetition with the trial: training FLOPs exactly, accuracy within chance, peak memory within 5%.
 
     On one machine a CPU repeats every bit; elsewhere sums come in another order, and accuracy may differ by what it
     differs by between seeds: twice its standard deviation, or while that is not known what 95% of samples of as many
-    validation images do, 1.96 sqrt(p (1 - p) / n).
+    validation images do, 1.96 sqrt(p (1 - p) / n). "Accuracy" is what ``train.score`` names.
 
     Args:
         member: as measured by the sweep.
         report: of the repetition's last epoch.
-        images: n, of the validation split.
+        images: n, of the validation split; where classes count alike, K times the harmonic mean of the classes' images.
         spread: standard deviation of its accuracy between seeds, where ``--reseed`` has measured it.
     """
+    score = SCORES[member.config.train.score]
     accuracy, flops, peak = (member.objectives[name] for name in ("accuracy", "train_flops", "peak_bytes"))
     sampling = 1.96 * math.sqrt(max(accuracy * (1 - accuracy), 1 / images) / images)
     chance = 2 * spread if spread else sampling
-    apart = abs(report.accuracy - accuracy)
+    apart = abs(report.quality - accuracy)
     cost = report.cost
     return [
         Check(
@@ -89,9 +92,9 @@ def compare(member: FrontMember, report: EpochReport, images: int, spread: float
             float(cost.train_flops) == flops,
         ),
         Check(
-            "validation accuracy",
+            f"validation {score}",
             f"{accuracy:.4f}",
-            f"{report.accuracy:.4f}",
+            f"{report.quality:.4f}",
             f"± {chance:.4f}",
             apart <= chance,
         ),
@@ -103,6 +106,17 @@ def compare(member: FrontMember, report: EpochReport, images: int, spread: float
             abs(cost.peak_bytes - peak) <= PEAK_TOLERANCE * peak,
         ),
     ]
+
+
+def images_behind(labels: Tensor, score: Score) -> float:
+    """Count the images that a measure's sampling error is of; for a mean over classes so many, equally many a class.
+
+    The variance of a mean of K recalls p, over n_k images each, is p (1 - p) sum_k (1 / n_k) / K^2.
+    """
+    if score == "accuracy":
+        return len(labels)
+    images_K = labels.unique(return_counts=True)[1].double()
+    return float(len(images_K) ** 2 / (1 / images_K).sum())
 
 
 def verify_member(member: FrontMember, folder: Path, console: Console) -> None:
@@ -122,7 +136,7 @@ def verify_member(member: FrontMember, folder: Path, console: Console) -> None:
         for report in repeat(member, folder, progress.step):
             progress.epoch(report)
     assert report is not None
-    checks = compare(member, report, len(splits.validation), spread_of(member, folder))
+    checks = compare(member, report, images_behind(splits.validation.labels, train.score), spread_of(member, folder))
     table = Table(title=f"trial {member.trial_id}, repeated", title_justify="left", box=SIMPLE_HEAD)
     for column in ("quantity", "expected", "got", "allowed", "verdict"):
         table.add_column(column)

@@ -63,7 +63,7 @@ def run(name: str, config: TrialConfig) -> Row:
         "seed": config.train.seed,
         "method": config.method.model_dump(mode="json"),
         "accuracies": [round(report.accuracy, 6) for report in reports],
-        "test_accuracy": round(training.evaluate("test")[0], 6) if training.has_test else None,
+        "test_accuracy": round(training.evaluate("test").accuracy, 6) if training.has_test else None,
         "train_flops": cost.train_flops,
         "peak_bytes": cost.peak_bytes,
         "steady_peak_bytes": cost.steady_peak_bytes,

@@ -62,17 +62,17 @@ class TensorBoard:
         if writer is None:  # never launched
             return
         settings = {"method": result.config.method.name, "state": result.state} | result.searched
-        objectives = zip(OBJECTIVES, result.values or (), strict=False)
+        names = [result.config.train.score, *(objective.name for objective in OBJECTIVES[1:])]
         # Not add_hparams, which puts them into a run of their own, apart from the curves.
         file_writer = writer._get_file_writer()
-        for summary in hparams(settings, {objective.name: value for objective, value in objectives}):
+        for summary in hparams(settings, dict(zip(names, result.values or (), strict=False))):
             file_writer.add_summary(summary)
         writer.close()
 
     def on_front_change(self, front: FrontFile) -> None:
         """Write how good the front is by now, over the number of trials that have ended."""
         if self._front:
-            values = {"best_accuracy": front.best_accuracy, "members": len(front.front)} | front.hypervolumes
+            values = {f"best_{front.score}": front.best_accuracy, "members": len(front.front)} | front.hypervolumes
             for name, value in values.items():
                 self._front.add_scalar(f"front/{name}", value, front.trials.finished)
             self._front.flush()

@@ -67,10 +67,12 @@ class WandB:
             + [member.objectives[name] for name in names]
             for member in front.front
         ]
-        table = self._wandb.Table(columns=["trial", "method", "test_accuracy", *names], data=rows)
+        table = self._wandb.Table(
+            columns=["trial", "method", f"test_{front.score}", front.score, *names[1:]], data=rows
+        )
         run = self._begin("front", "front", {"sweep": self._sweep})
         run.log({"front": table})
-        run.summary.update({"best_accuracy": front.best_accuracy} | front.hypervolumes)
+        run.summary.update({f"best_{front.score}": front.best_accuracy} | front.hypervolumes)
         run.finish()
 
     def _begin(self, name: str, kind: str, config: Mapping[str, object]) -> Any:

@@ -258,7 +258,7 @@ def main(arguments: list[str] | None = None) -> None:
         say(line)
     console.print(front_table(front))
     if options.reseed is not None and any(result.state == "complete" for result in results):
-        console.print(reseeded_table(reseed(file.parent, options.reseed, console)))
+        console.print(reseeded_table(reseed(file.parent, options.reseed, console), front.score))
     say(f"front: {display_path(file)}")
     if (page := file.with_name(REPORT)).exists():
         say(f"report: {display_path(page)}")

@@ -17,6 +17,7 @@ from rich.console import Console
 from alast_tune.cli.guard import TRACKING_INCOMPLETE, complain
 from alast_tune.config import PromotedConfig, Provenance, parse
 from alast_tune.data.machine import limit_threads
+from alast_tune.scores import SCORES
 from alast_tune.terminal import TrainingProgress, printer
 
 
@@ -31,8 +32,8 @@ class Train(PromotedConfig):
     config: Path = Field(description="what to train, in YAML or JSON: what promote has written, or your own")
     output: Path = Field(
         Path("runs/train"),
-        description="folder for model.safetensors (and adapter/, the adapters alone), config.json, report.json and the "
-        "checkpoint",
+        description="folder for model.safetensors (and adapter/, the adapters alone), config.json, report.json, "
+        "confusion.png and the checkpoint",
     )
     workers: int = Field(
         1,
@@ -71,7 +72,9 @@ class Train(PromotedConfig):
             with TrainingProgress(console, run.trial, run.steps_per_epoch, run.epochs_before) as progress:
                 run.train(progress.epoch, progress.step, self.workers)
             outcome = run.finish()
-        test = "no test images" if outcome.test_accuracy is None else f"test accuracy {outcome.test_accuracy:.4f}"
+        score = outcome.best.score
+        tested = outcome.test.get(f"test_{score}")
+        test = "no test images" if tested is None else f"test {SCORES[score]} {tested:.4f}"
         say(f"model: {self.output / 'model.safetensors'} (epoch {outcome.best.epoch}, {test})")
         if name:
             try:

@@ -162,4 +162,5 @@ def _columns(folder: Path) -> tuple[str, str, str, str]:
         return "0", "-", "-", what
     front = FrontFile.read(file)
     best = f"{front.best_accuracy:.4f}" if front.front else "-"
+    best += "" if front.score == "accuracy" else f" ({front.score_label})"
     return str(front.trials.complete), str(len(front.front)), best, what

@@ -19,7 +19,7 @@ class Provenance(Record):
     model_name: str
     """Registered under it is the trial's model, and so is what will be trained by this configuration."""
     objectives: dict[str, float]
-    """Measured by the trial: validation accuracy, training FLOPs, peak bytes."""
+    """Measured by the trial: validation accuracy (what ``train.score`` names), training FLOPs, peak bytes."""
     test_accuracy: float | None
     epochs: int
     seed: int

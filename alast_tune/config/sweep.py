@@ -34,6 +34,7 @@ INCOMPARABLE = (
     "data/train_images",
     "data/validation_fraction",
     "train/epochs",
+    "train/score",
     "train/seed",
 )
 """Trials that differ in these do not compare: the luckiest or the longest would lie on the front."""
@@ -44,7 +45,7 @@ class Limits(Record):
 
     max_memory: ByteSize | None = Field(None, gt=0, description="largest peak memory of training, as 6GiB")
     max_flops: float | None = Field(None, gt=0, description="most FLOPs of training")
-    min_accuracy: float | None = Field(None, ge=0, le=1, description="least validation accuracy")
+    min_accuracy: float | None = Field(None, ge=0, le=1, description="least validation accuracy (of train.score)")
 
     def excess(
         self, *, accuracy: float | None = None, train_flops: float | None = None, peak_bytes: float | None = None
@@ -80,7 +81,6 @@ _FREE = {
 }
 _FREE |= {"epoch_timeout", "keep"}
 """What may change when a sweep is resumed: it changes no result, save by how threads and cards round."""
-
 
 _DURATION = re.compile(r"(?:(?P<h>[\d.]+)h)?(?:(?P<min>[\d.]+)min)?(?:(?P<s>[\d.]+)s)?")
 
@@ -310,8 +310,10 @@ class SweepConfig(Limits):
                     raise ConfigError(one.field, value, "is text where a number is meant; leave out the quotes")
                 if found["data/all_data"]:
                     raise ConfigError(one.field, value, "sets data.all_data, and a sweep selects on validation images")
-                differ = [] if self.sampler == "grid" else [of for of in INCOMPARABLE if found.get(of) != fixed.get(of)]
-                if differ:
+                differ = [of for of in INCOMPARABLE if found.get(of) != fixed.get(of)]
+                if "train/score" in differ:
+                    raise ConfigError(one.field, value, "sets train.score, and a front has one; set it in trial")
+                if differ and self.sampler != "grid":
                     remedy = f"trials that differ in {differ[0]} do not compare; set it in trial, or take sampler: grid"
                     raise ConfigError(one.field, value, remedy)
         return self

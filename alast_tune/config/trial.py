@@ -10,6 +10,7 @@ from pydantic import BaseModel, ByteSize, Field, ModelWrapValidatorHandler, Seri
 from alast_tune.config.methods import MethodConfig, find_method
 from alast_tune.config.record import Record, parse
 from alast_tune.errors import ConfigError
+from alast_tune.scores import Score
 
 
 class Columns(Record):
@@ -48,6 +49,14 @@ class DataConfig(Record):
     )
     views: int = Field(
         1, ge=1, description="with features cached: number of fixed augmentations of each image; epochs take turns"
+    )
+    sampling: Literal["shuffle", "balanced"] = Field(
+        "shuffle",
+        description="balanced: as many images an epoch, each class as often as the others, so that images of rare "
+        "classes come several times",
+    )
+    class_weights: Literal["none", "balanced"] = Field(
+        "none", description="balanced: in the loss, each class weighs as much as the others, however rare it is"
     )
     validation_fraction: float = Field(
         0.2, gt=0, lt=1, description="share of the images held out for validation where the dataset has no such split"
@@ -169,6 +178,12 @@ class TrainConfig(Record):
         ge=1,
         description="side of the training images in the first epoch, pixels; grows evenly, patch by patch, to the "
         "model's own image size in the last epoch, at which all evaluation is; unset: always the model's own",
+    )
+    score: Score = Field(
+        "accuracy",
+        description="measure of quality on the validation images: which epoch is the best, and what a sweep maximizes, "
+        "its limits of accuracy included; balanced_accuracy (mean recall of the classes) and macro_f1 (mean F1) count "
+        "rare classes as much as others",
     )
     learning_rate: float = Field(1e-4, gt=0, description="unset: 1e-4, with adapters 1e-3, as in the paper")
     warmup_epochs: float = Field(0.0, ge=0, description="linear warm-up of the learning rate")

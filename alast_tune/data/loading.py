@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Sampler
 
+from alast_tune.data.balanced import BalancedSampler
 from alast_tune.data.decoded import Decoded
 from alast_tune.data.images import Images
 from alast_tune.data.machine import cpu_count
@@ -26,8 +27,10 @@ def batch_count(images: int, batch_size: int) -> int:
     return max(1, images // batch_size)
 
 
-def train_loader(dataset: Images, batch_size: int, workers: int, generator: torch.Generator) -> DataLoader[Any]:
-    """Make a loader that shuffles: the generator's state determines the order.
+def train_loader(
+    dataset: Images, batch_size: int, workers: int, generator: torch.Generator, balanced: bool = False
+) -> DataLoader[Any]:
+    """Make a loader that shuffles, or draws each class as often: the generator's state determines the order.
 
     Every rank gets its share of each batch: all the same, or the first ones one image more. An incomplete
     last batch is left out, unless it is the only one.
@@ -39,7 +42,7 @@ def train_loader(dataset: Images, batch_size: int, workers: int, generator: torc
     if (smallest := min(batch_size, len(dataset))) < ranks:
         remedy = f"{ranks} ranks need an image each of every batch, here of {smallest}; give {ranks} at least"
         raise ConfigError("train.batch_size", batch_size, remedy)
-    order = RandomSampler(dataset, generator=generator)
+    order = BalancedSampler(dataset.labels, generator) if balanced else RandomSampler(dataset, generator=generator)
     return _loader(dataset, _Shares(order, batch_size, len(dataset) > batch_size), workers, generator)
 
 

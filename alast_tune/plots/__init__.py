@@ -10,6 +10,7 @@ writes "2.13 PFLOP" starts without them.
 from alast_tune.plots.blocks_figures import block_title
 from alast_tune.plots.blocks_picture import blocks_png
 from alast_tune.plots.cloud import drawn
+from alast_tune.plots.confusion_picture import confusion_png
 from alast_tune.plots.overlay import fronts_html, fronts_png
 from alast_tune.plots.page import report_html
 from alast_tune.plots.picture import front_png
@@ -25,6 +26,7 @@ __all__ = [
     "block_title",
     "blocks_png",
     "byte_unit",
+    "confusion_png",
     "convergence_png",
     "drawn",
     "flop_unit",

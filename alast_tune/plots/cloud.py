@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -90,9 +90,9 @@ class Cloud:
             member_T=np.array([name in members for name in ids], dtype=np.bool_),
             knee_T=np.array([name == front.knee for name in ids], dtype=np.bool_),
             baselines={name: found == name for name in BASELINES if (found == name).any()},
-            labels=("Validation accuracy", f"Training FLOPs ({flops_name})", f"Peak memory ({size_name})"),
+            labels=(f"Validation {front.score_label}", f"Training FLOPs ({flops_name})", f"Peak memory ({size_name})"),
             seconds_T=_seconds([result for result, _ in trials]),
-            hover=[_hover(result, values, front.full) for result, values in trials],
+            hover=[_hover(result, values, front) for result, values in trials],
         )
 
     def staircase(self, x: int, y: int) -> NDArray[np.float64]:
@@ -116,12 +116,12 @@ def _seconds(trials: Sequence[TrialResult]) -> NDArray[np.float64]:
     return np.array([one.train_seconds if one and one.device == kind else np.nan for one in timings], dtype=np.float64)
 
 
-def _hover(result: TrialResult, values: tuple[float, ...], full: Mapping[str, float] | None) -> str:
+def _hover(result: TrialResult, values: tuple[float, ...], front: FrontFile) -> str:
     lines = [f"<b>trial {trial_id(result.number)}</b>"]
     lines += [f"<b>{BASELINES[result.baseline]}</b>"] if result.baseline else []
-    lines += [f"accuracy {values[ACCURACY]:.4f}"]
+    lines += [f"{front.score_label} {values[ACCURACY]:.4f}"]
     for place, write in ((FLOPS, human_flops), (BYTES, human_bytes)):
-        whole = full[OBJECTIVES[place].name] if full else 0.0
+        whole = front.full[OBJECTIVES[place].name] if front.full else 0.0
         lines += [write(values[place]) + (f" ({values[place] / whole:.0%} of full)" if whole else "")]
     lines += [html.escape(f"{path} = {short(value)}") for path, value in result.searched.items()]
     return "<br>".join(lines)

@@ -86,7 +86,7 @@ def front_figure(front: FrontFile, cloud: Cloud) -> tuple[Any, list[dict[str, An
     if bottom is not None:
         figure.add_hrect(bottom, high + 2 * pad, fillcolor="#009E73", opacity=0.09, line_width=0, layer="below")
         words = f"within {points(front.region.within or NEAR)} of full fine-tuning"
-        words = f"accuracy {bottom:.4g} and above" if front.region.source == "min_accuracy" else words
+        words = f"{front.score_label} {bottom:.4g} and above" if front.region.source == "min_accuracy" else words
         place = {"xref": "paper", "x": 0.005, "y": bottom, "xanchor": "left", "yanchor": "bottom"}
         figure.add_annotation(text=words, showarrow=False, font={"size": 12, "color": "#00684C"}, **place)
     legend = {"orientation": "h", "x": 0, "y": 1.01, "yanchor": "bottom", "itemsizing": "trace"}

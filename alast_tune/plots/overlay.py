@@ -88,8 +88,8 @@ def fronts_html(fronts: Sequence[FrontFile]) -> str:
     figure.update_yaxes(title_text=labels[ACCURACY], col=1)
     legend = {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"}
     figure.update_layout(**LAYOUT, legend=legend, height=600, margin={"l": 70, "r": 20, "t": 60, "b": 60})
-    floor = fronts[0].region.floor
-    lead = f"Hypervolumes are measured from one point, accuracy {floor:.4f}. A click on a sweep's name hides it."
+    point = f"{fronts[0].score_label} {fronts[0].region.floor:.4f}"
+    lead = f"Hypervolumes are measured from one point, {point}. A click on a sweep's name hides it."
     return document(_title(fronts), lead, [Section("fronts", figure)])
 
 
@@ -127,7 +127,7 @@ def _units(fronts: Sequence[FrontFile]) -> tuple[tuple[float, str], tuple[float,
 
 def _labels(fronts: Sequence[FrontFile]) -> tuple[str, str, str]:
     (_, flops), (_, size) = _units(fronts)
-    return "Validation accuracy", f"Training FLOPs ({flops})", f"Peak memory ({size})"
+    return f"Validation {fronts[0].score_label}", f"Training FLOPs ({flops})", f"Peak memory ({size})"
 
 
 def _layers(fronts: Sequence[FrontFile]) -> Iterator[_Layer]:
@@ -137,7 +137,7 @@ def _layers(fronts: Sequence[FrontFile]) -> Iterator[_Layer]:
         hover = []
         for member in front.front:
             accuracy, work, memory = member.objectives.values()
-            costs = f"accuracy {accuracy:.4f}<br>{human_flops(work)}<br>{human_bytes(memory)}"
+            costs = f"{front.score_label} {accuracy:.4f}<br>{human_flops(work)}<br>{human_bytes(memory)}"
             hover.append(f"<b>{html.escape(front.sweep)}, trial {member.trial_id}</b><br>{costs}")
         share = front.hypervolume_share
         name = f"{front.sweep} (hypervolume {'not known yet' if share is None else f'{share:.3f}'})"

@@ -37,6 +37,7 @@ from alast_tune.plots.search_figures import (
 )
 from alast_tune.plots.units import human_bytes, human_flops, short
 from alast_tune.results import BASELINES, FrontFile, FrontMember, Reseeded, TrialResult
+from alast_tune.scores import SCORES
 from alast_tune.summary import cheapest_within, trial_id
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ def _cards(front: FrontFile, command: str) -> Iterator[str]:
             f'<div class="card" data-trial="{html.escape(member.trial_id)}" title="A click copies the command">'
             f"<h3>{heading}</h3>"
             f'<div class="trial">trial {html.escape(member.trial_id)} <i>{html.escape(method)}</i></div>'
-            f"<div>accuracy <b>{member.objectives['accuracy']:.4f}</b>{test}</div>{bars}"
+            f"<div>{front.score_label} <b>{member.objectives['accuracy']:.4f}</b>{test}</div>{bars}"
             f'<div class="command"><code>{html.escape(f"{command} {member.trial_id} {OUTPUT}")}</code></div></div>'
         )
 
@@ -165,8 +166,8 @@ def _front(front: FrontFile, shown: Sequence[TrialResult], command: str) -> Sect
         buttons += f'<button data-range="{low}" aria-pressed="false">region of interest</button>'
     script = Path(__file__).with_name("report.js").read_text(encoding="utf-8")
     text = (
-        "Dim: dominated in accuracy, FLOPs and memory together, so that a trial may be on the front without being on "
-        "this line, which is what the front attains of the two quantities shown."
+        f"Dim: dominated in {front.score_label}, FLOPs and memory together, so that a trial may be on the front "
+        "without being on this line, which is what the front attains of the two quantities shown."
     ) + sampled(front, shown)
     if len(views) == 3:
         text += " Times are those of one kind of device, and compare only where as many trials ran at a time."
@@ -175,7 +176,7 @@ def _front(front: FrontFile, shown: Sequence[TrialResult], command: str) -> Sect
         figure,
         "The front",
         text,
-        f'<div class="switches">Accuracy against {buttons}</div>'
+        f'<div class="switches">{front.score_label[0].upper()}{front.score_label[1:]} against {buttons}</div>'
         '<p id="picked">A click on a point or a row shows the command that promotes the trial, and copies it.</p>',
         f'<div class="table">{_table(front, shown)}</div>'
         f'<script type="application/json" id="data">{_in_script(data)}</script><script>\n{script}</script>',
@@ -188,8 +189,9 @@ def _search(
     points = history(front, results, search)
     if len(points) > 1:
         text = (
-            f"Share that the front dominates of the box from accuracy {front.region.floor:.4f} and 1.1 times full "
-            "fine-tuning's cost to accuracy 1 at no cost. A line that is still rising at its end asks for more trials."
+            f"Share that the front dominates of the box from {front.score_label} {front.region.floor:.4f} and 1.1 "
+            f"times full fine-tuning's cost to {front.score_label} 1 at no cost. A line that is still rising at its "
+            "end asks for more trials."
         )
         yield Section("history", history_figure(points), "Hypervolume", text)
     lines = charted(front, shown, search.space)
@@ -211,9 +213,10 @@ def _search(
         )
         if is_conditional(search.space):
             text += " Parameters of one variant, called by its name, share 100% among them, over its trials alone."
-        yield Section("importances", importances_figure(search), "Importance of the parameters", text)
+        yield Section("importances", importances_figure(front, search), "Importance of the parameters", text)
     if ways(front, shown, search.curves)[0]:
-        text = "Validation accuracy after each epoch against what the run had cost so far: the front and the baselines."
+        label = front.score_label
+        text = f"Validation {label} after each epoch against what the run had cost so far: the front and the baselines."
         yield Section("convergence", convergence_figure(front, shown, search), "Convergence", text)
 
 
@@ -245,8 +248,9 @@ def _ends(results: Sequence[TrialResult]) -> Section:
 
 def _why(result: TrialResult) -> str:
     reason = re.sub(r"^stopped after \d+ of \d+ epochs(: )?", "", result.reason or "")
+    score = SCORES[result.config.train.score]
     return {"failed": "failed: ", "infeasible": "over a limit: "}.get(result.state, "") + (
-        reason or "others had more accuracy at less cost"
+        reason or f"others had more {score} at less cost"
     )
 
 
@@ -254,7 +258,8 @@ def _table(front: FrontFile, results: Sequence[TrialResult]) -> str:
     chosen = {trial_id(result.number): result.searched for result in results}
     paths = list(dict.fromkeys(path for member in front.front for path in chosen.get(member.trial_id, {})))
     tested = any(member.test_accuracy is not None for member in front.front)
-    head = ["trial", "accuracy", *(["test accuracy"] if tested else []), "FLOPs", "peak memory", *brief(paths).values()]
+    score = front.score_label
+    head = ["trial", score, *([f"test {score}"] if tested else []), "FLOPs", "peak memory", *brief(paths).values()]
     rows = []
     for member in front.front:
         values = chosen.get(member.trial_id, {})

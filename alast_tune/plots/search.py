@@ -15,9 +15,9 @@ from alast_tune.config import Choice, Distribution, FloatRange, IntRange, Varian
 from alast_tune.plots.cloud import BASELINE_COLOURS, BLUE, VERMILLION
 from alast_tune.plots.units import byte_unit, flop_unit, short, time_unit
 from alast_tune.results import BASELINES, FrontFile, TrialResult
+from alast_tune.scores import SCORES
 from alast_tune.summary import FrontTracker, trial_id
 
-OBJECTIVE_NAMES = ("accuracy", "training FLOPs", "peak memory")
 NOT_TOLD = "too few trials, or all alike"
 
 
@@ -55,6 +55,11 @@ class Axis:
         return np.asarray((place - self.low) / (self.high - self.low))
 
 
+def objective_names(front: FrontFile) -> tuple[str, str, str]:
+    """Name what a sweep searches, in the order of ``OBJECTIVES``."""
+    return front.score_label, "training FLOPs", "peak memory"
+
+
 def space_axes(space: Mapping[str, Distribution], trials: Sequence[TrialResult]) -> list[Axis]:
     """Lay out what varied, by path, and what came out of it, for complete trials; who lacks a setting is at "-"."""
     labels = brief(list(space))
@@ -62,7 +67,11 @@ def space_axes(space: Mapping[str, Distribution], trials: Sequence[TrialResult])
     flops, flops_name = flop_unit(values_TM[:, 1].max())
     size, size_name = byte_unit(values_TM[:, 2].max())
     axes = [_parameter(labels[path], item, [_value(trial, path) for trial in trials]) for path, item in space.items()]
-    units = (("accuracy", 1.0), (f"training\n({flops_name})", flops), (f"peak\n({size_name})", size))
+    units = (
+        (SCORES[trials[0].config.train.score], 1.0),
+        (f"training\n({flops_name})", flops),
+        (f"peak\n({size_name})", size),
+    )
     return axes + [_linear(label, column / unit) for (label, unit), column in zip(units, values_TM.T, strict=True)]
 
 

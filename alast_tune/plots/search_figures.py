@@ -15,12 +15,12 @@ from alast_tune.plots.document import AXIS, LAYOUT
 from alast_tune.plots.front_figure import known
 from alast_tune.plots.search import (
     NOT_TOLD,
-    OBJECTIVE_NAMES,
     WAY_NAMES,
     WAY_STYLES,
     Moment,
     SearchReport,
     charted,
+    objective_names,
     ranked,
     space_axes,
     varying,
@@ -70,14 +70,14 @@ def space_figure(front: FrontFile, results: Sequence[TrialResult], report: Searc
     return figure
 
 
-def importances_figure(report: SearchReport) -> Any:
+def importances_figure(front: FrontFile, report: SearchReport) -> Any:
     """Draw the share of each parameter in what sets an objective's best trials apart."""
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots
 
     paths = ranked(report)
     figure = make_subplots(
-        rows=1, cols=3, shared_yaxes=True, subplot_titles=list(OBJECTIVE_NAMES), horizontal_spacing=0.04
+        rows=1, cols=3, shared_yaxes=True, subplot_titles=list(objective_names(front)), horizontal_spacing=0.04
     )
     for column, objective in enumerate(OBJECTIVES, start=1):
         shares = report.importances.get(objective.name)
@@ -137,7 +137,7 @@ def convergence_figure(front: FrontFile, results: Sequence[TrialResult], report:
     figure.update_yaxes(**AXIS)
     for column, cost in enumerate(costs, start=1):
         figure.update_xaxes(title_text=labels[cost], row=1, col=column)
-    figure.update_yaxes(title_text="Validation accuracy", row=1, col=1)
+    figure.update_yaxes(title_text=f"Validation {front.score_label}", row=1, col=1)
     legend = {"orientation": "h", "x": 0, "y": 1.01, "yanchor": "bottom"}
     figure.update_layout(**LAYOUT, height=480, margin={"l": 70, "r": 20, "t": 80, "b": 60}, legend=legend)
     return figure

@@ -10,12 +10,12 @@ from alast_tune.plots.canvas import canvas, png, say, style_axes
 from alast_tune.plots.cloud import BLUE, GREY, INK, NOBODY, VERMILLION
 from alast_tune.plots.search import (
     NOT_TOLD,
-    OBJECTIVE_NAMES,
     WAY_NAMES,
     WAY_STYLES,
     SearchReport,
     charted,
     colour_range,
+    objective_names,
     ranked,
     space_axes,
     standing,
@@ -64,7 +64,7 @@ def space_png(front: FrontFile, results: Sequence[TrialResult], report: SearchRe
     panel.set(ylim=(-0.04, 1.04), xlim=(-0.2, len(axes) - 0.4), yticks=[])
     panel.spines[:].set_visible(False)
     figure.colorbar(scale, ax=panel, pad=0.01, aspect=30).set_label(
-        "Validation accuracy of those on the front", color=INK
+        f"Validation {front.score_label} of those on the front", color=INK
     )
     handles, names = panel.get_legend_handles_labels()
     handles += panel.plot([], [], color=GREY, lw=0.8, alpha=0.7)
@@ -84,7 +84,7 @@ def importances_png(front: FrontFile, report: SearchReport) -> bytes:
         say(figure, f"Not to be told: {NOT_TOLD}.")
         return png(figure)
     panels = figure.subplots(1, len(OBJECTIVES), sharey=True)
-    for panel, objective, name in zip(panels, OBJECTIVES, OBJECTIVE_NAMES, strict=True):
+    for panel, objective, name in zip(panels, OBJECTIVES, objective_names(front), strict=True):
         shares = report.importances.get(objective.name)
         style_axes(panel)
         panel.set(title=name, xlim=(0, 1.12), xlabel="share of the variance")
@@ -132,6 +132,6 @@ def convergence_png(front: FrontFile, results: Sequence[TrialResult], report: Se
             named.add(line.kind)
         panel.set_xlabel(labels[cost])
         panel.set_xlim(left=0)
-    panels[0].set_ylabel("Validation accuracy")
+    panels[0].set_ylabel(f"Validation {front.score_label}")
     panels[0].legend(loc="lower right", fontsize=9)
     return png(figure)

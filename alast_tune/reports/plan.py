@@ -46,14 +46,22 @@ class Preset(Record):
     cpus_per_trial: int = Field(1, ge=1, description="also the threads torch uses on a CPU")
 
     def sweep(self, name: str, storage: Path, settings: Settings, space: Space) -> SweepConfig:
-        """Make the grid sweep of a part of the report, with these settings on top of the common ones."""
+        """Make the grid sweep of a part of the report, with these settings on top of the common ones.
+
+        Raises:
+            ConfigError: settings that there are not, or that choose by another measure than the report's tables.
+        """
+        trial = apply_params(self.trial, settings)
+        if trial.train.score != "accuracy":
+            remedy = "the tables of reports are of accuracy, as the paper's are; leave it out"
+            raise ConfigError("train.score", trial.train.score, remedy)
         return SweepConfig(
             name=name,
             storage=storage,
             sampler="grid",
             concurrent=self.concurrent,
             cpus_per_trial=self.cpus_per_trial,
-            trial=apply_params(self.trial, settings),
+            trial=trial,
             space=space,
         )
 

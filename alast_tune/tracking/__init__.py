@@ -13,6 +13,7 @@ from alast_tune.tracking.page import REPORT, describe_front
 from alast_tune.tracking.registry import (
     ALL_DATA,
     COMPARED_DATA,
+    SCORE,
     Registered,
     RegistryError,
     check_names,
@@ -27,6 +28,7 @@ __all__ = [
     "ALL_DATA",
     "COMPARED_DATA",
     "REPORT",
+    "SCORE",
     "Registered",
     "RegistryError",
     "Tracker",

@@ -57,7 +57,7 @@ class CostMetrics:
         for result in results:
             run = trial_id(result.number)
             if run in tested and known.get(run) != tested[run] and self._has_run(result):
-                self._log(run, {"test_accuracy": tested[run]}, result.epochs)
+                self._log(run, {f"test_{result.config.train.score}": tested[run]}, result.epochs)
         self._queue.note(_TESTED, tested)
 
     def _has_run(self, result: TrialResult) -> bool:

@@ -143,7 +143,7 @@ def describe_front(front: FrontFile, results: Sequence[TrialResult], pages: Coll
     lines = [
         lead,
         "",
-        "| trial | accuracy | test | training | peak memory | |",
+        f"| trial | {front.score_label} | test | training | peak memory | |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     shown = _described(front)
@@ -192,7 +192,7 @@ def _why_knee(front: FrontFile, results: Sequence[TrialResult]) -> str:
     _, flops, peak = measure or tuple(best.objectives.values())
     share = knee["accuracy"] / best.objectives["accuracy"] if best.objectives["accuracy"] else 1.0
     return (
-        f"**Knee**: trial {front.knee} has {share:.0%} of the best accuracy ({knee['accuracy']:.4f} of "
+        f"**Knee**: trial {front.knee} has {share:.0%} of the best {front.score_label} ({knee['accuracy']:.4f} of "
         f"{best.objectives['accuracy']:.4f}) for {knee['train_flops'] / flops:.0%} of the training FLOPs and "
         f"{knee['peak_bytes'] / peak:.0%} of the peak memory of {name}: it is the best compromise "
         f"{knee_words(front)}: nearest to the best of every objective, each scaled to the span of these members."
@@ -204,6 +204,7 @@ def _table(front: FrontFile, results: Sequence[TrialResult]) -> dict[str, list[A
     chosen = {trial_id(result.number): result.searched for result in results}
     searched = list(dict.fromkeys(path for m in front.front for path in chosen.get(m.trial_id, {})))
     names = [objective.name for objective in front.objectives]
+    named = [front.score, *names[1:]]
     rows = [
         [
             m.trial_id,
@@ -214,4 +215,4 @@ def _table(front: FrontFile, results: Sequence[TrialResult]) -> dict[str, list[A
         ]
         for m in front.front
     ]
-    return {"columns": ["trial", *names, "test_accuracy", *searched, "run"], "data": rows}
+    return {"columns": ["trial", *named, f"test_{front.score}", *searched, "run"], "data": rows}

@@ -27,6 +27,7 @@ from safetensors import safe_open
 from alast_tune.checkpoint import BEST, MODEL_CARD
 from alast_tune.errors import ConfigError
 from alast_tune.models import reading
+from alast_tune.scores import score_label
 from alast_tune.tracking.store import connect, reason
 
 ARTIFACT = "model"
@@ -51,6 +52,8 @@ COMPARED_DATA = "alast.data_fingerprint"
 """Tag of a version: fingerprint of the images that its accuracies are of, whether it trains on all of them or not."""
 ALL_DATA = "alast.all_data"
 """Tag of a version that has trained on the validation images as well."""
+SCORE = "alast.score"
+"""Tag of a version: by which measure of quality it was chosen; older ones by their accuracy."""
 
 
 class RegistryError(RuntimeError):
@@ -170,7 +173,8 @@ def register(
 def why_not_better(old: Mapping[str, str], new: Mapping[str, str]) -> str:
     """Say why a version does not take the place of another; empty if it is at least as accurate on the same images.
 
-    Compared are accuracies on the validation images, or on the test images if either trained on the others as well.
+    Compared are accuracies, or what ``train.score`` names if both have the same, on the validation images, or on the
+    test images if either trained on the others as well.
 
     Args:
         old: tags of the version that has the place.
@@ -179,12 +183,15 @@ def why_not_better(old: Mapping[str, str], new: Mapping[str, str]) -> str:
     if COMPARED_DATA not in old or old[COMPARED_DATA] != new.get(COMPARED_DATA):
         return "its accuracy is not known to be on the same images"
     seen = "true" in {old.get(ALL_DATA), new.get(ALL_DATA)}
-    tag, words = ("alast.test_accuracy", "test") if seen else ("alast.accuracy", "validation")
+    score = new.get(SCORE, "accuracy")
+    if (other := old.get(SCORE, "accuracy")) != score:
+        return f"it was chosen by its {score_label(other)}, not by its {score_label(score)}"
+    tag, words = (f"alast.test_{score}", "test") if seen else (f"alast.{score}", "validation")
     try:
         before, now = float(old[tag]), float(new[tag])
     except (KeyError, ValueError):
-        return f"there are no two {words} accuracies to compare"
-    return "" if now >= before else f"its {words} accuracy is {before:.4f}, not {now:.4f}"
+        return f"there is no {words} {score_label(score)} of both to compare"
+    return "" if now >= before else f"its {words} {score_label(score)} is {before:.4f}, not {now:.4f}"
 
 
 def tag_run(uri: str, run_id: str, tags: Mapping[str, str]) -> None:

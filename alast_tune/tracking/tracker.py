@@ -259,7 +259,7 @@ class Tracker:
         self._costs.log_tested(results)
         for operation in models_of(front, weights or {}, self._queue):
             self._writer.ask(operation)
-        metrics = front.hypervolumes | {"best_accuracy": front.best_accuracy, "front_size": len(front.front)}
+        metrics = front.hypervolumes | {f"best_{front.score}": front.best_accuracy, "front_size": len(front.front)}
         self.log_progress(metrics, sum(result.launched and result.state != "running" for result in results))
         tags = {
             f"alast.reference.{o.name}": str(v) for o, v in zip(front.objectives, front.reference_point, strict=True)

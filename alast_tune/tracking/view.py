@@ -48,10 +48,11 @@ def prepare_view(client: MlflowClient, sweep: str | None = None) -> str:
     searched = [path for path in dict.fromkeys(map(setting_of, names)) if path in names or path in everywhere]
     compared = any(FLOPS_PERCENT in run.data.metrics for run in some)
     costs = [FLOPS_PERCENT, MEMORY_PERCENT] if compared else [objective.name for objective in OBJECTIVES[1:]]
+    score = some[0].data.params.get("train/score", "accuracy") if some else "accuracy"
     columns = {  # and their widths in pixels
         "params.`method/name`": 110,
-        "metrics.`accuracy`": 90,
-        "metrics.`test_accuracy`": 120,
+        f"metrics.`{score}`": 90 if score == "accuracy" else 140,
+        f"metrics.`test_{score}`": 120 if score == "accuracy" else 170,
         **{f"metrics.`{cost}`": 190 for cost in costs},
         "tags.`pareto`": 80,
         "attributes.`Models`": 130,
@@ -74,8 +75,8 @@ def prepare_view(client: MlflowClient, sweep: str | None = None) -> str:
         "isAccordionReordered": True,  # else MLflow's own sections come before this one
         "compareRunSections": [_generated(uuid="front", name=title, display=True, isReordered=True)],
         "compareRunCharts": [
-            *(_scatter(cost) for cost in costs),
-            _chart("parallel", "PARALLEL", selectedParams=searched, selectedMetrics=["accuracy"]),
+            *(_scatter(score, cost) for cost in costs),
+            _chart("parallel", "PARALLEL", selectedParams=searched, selectedMetrics=[score]),
         ],
     }
     packed = base64.b64encode(zlib.compress(json.dumps(view).encode())).decode()
@@ -99,6 +100,6 @@ def _chart(uuid: str, kind: str, **values: Any) -> dict[str, Any]:
     return _generated(uuid=uuid, type=kind, metricSectionId="front", runsCountToCompare=_CHARTED, **values)
 
 
-def _scatter(cost: str) -> dict[str, Any]:
-    axes = {"xaxis": {"key": cost, "type": "METRIC"}, "yaxis": {"key": "accuracy", "type": "METRIC"}}
+def _scatter(score: str, cost: str) -> dict[str, Any]:
+    axes = {"xaxis": {"key": cost, "type": "METRIC"}, "yaxis": {"key": score, "type": "METRIC"}}
     return _chart(cost, "SCATTER", **axes)

@@ -10,7 +10,8 @@ from typing import Protocol
 from optuna.trial import Trial
 
 from alast_tune.config import TrialConfig
-from alast_tune.results import OBJECTIVES, TrialResult
+from alast_tune.objectives import objective_values
+from alast_tune.results import TrialResult
 from alast_tune.tune.resources import Request
 from alast_tune.tune.trials import epoch_key
 
@@ -50,7 +51,7 @@ class LiveTrial:
         the same for each; those behind one that came to another end are struck out first, the last of them first.
         """
         epoch = int(metrics.get("epoch", 0))
-        values = [metrics.get(objective.name, math.nan) for objective in OBJECTIVES]
+        values = list(objective_values(metrics, self.config.train.score).values())
         if [kept[:-1] for kept in self.epochs[epoch - 1 : epoch]] == [values]:
             return
         observer.reported(self.trial.number, metrics)

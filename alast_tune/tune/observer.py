@@ -112,7 +112,7 @@ class SweepObserver:
             self._tracker.tag_front([member.trial_id for member in front.front])
         self._write()
         if result.launched:
-            progress = {"best_accuracy": front.best_accuracy, "failed": front.trials.failed}
+            progress = {f"best_{front.score}": front.best_accuracy, "failed": front.trials.failed}
             self._tracker.log_progress(front.hypervolumes | progress, self._front.launched)
         if _is_counted(result):
             self.progress.ended(result, front)

@@ -25,7 +25,8 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from alast_tune.config import Limits, SweepConfig
 from alast_tune.front import dominating, hypervolume_contributions, pareto_rank
 from alast_tune.near_full import SLACK
-from alast_tune.results import DIRECTIONS, OBJECTIVES
+from alast_tune.objectives import DIRECTIONS, objective_values
+from alast_tune.scores import SCORES, Score
 from alast_tune.storage import address_of
 from alast_tune.tune.attributes import BASELINE
 from alast_tune.tune.storage_errors import storage_trouble
@@ -47,10 +48,11 @@ class Rungs:
         epochs: of a whole run; no rung lies there.
         grace: epochs of the first rung.
         reduction: see :data:`REDUCTION`.
+        score: measure of quality that ``accuracy`` stands for.
     """
 
-    def __init__(self, epochs: int, grace: int = 1, reduction: int = REDUCTION) -> None:
-        self._reduction = reduction
+    def __init__(self, epochs: int, grace: int = 1, reduction: int = REDUCTION, score: Score = "accuracy") -> None:
+        self._reduction, self._label = reduction, SCORES[score]
         self.floors: dict[int, float] = {}
         self._rungs: dict[int, dict[int, Sequence[float]]] = {}
         level = grace
@@ -85,7 +87,9 @@ class Rungs:
         values_TM, row = list(rung.values()), list(rung).index(number)
         place, rank = place_in_region(values_TM, row, self.floors.get(epoch))
         if rank is None:
-            least = f"accuracy {values_TM[row][0]:.4f} is below {self.floors[epoch]:.4f}, from which it counts there"
+            least = (
+                f"{self._label} {values_TM[row][0]:.4f} is below {self.floors[epoch]:.4f}, from which it counts there"
+            )
             return f"place {place + 1} of {len(rung)} there: {least}"
         ahead = [f"{n:04d}" for n, better in zip(rung, dominating(values_TM, row, DIRECTIONS), strict=True) if better]
         more = f" and {len(ahead) - 3} more" if len(ahead) > 3 else ""
@@ -170,10 +174,11 @@ class MoAsha(FIFOScheduler):
         self._storage = address_of(sweep.storage / sweep.name)
         self._limits: Limits = sweep.limits
         self._within, self._epochs = sweep.within, sweep.trial.train.epochs
+        self._score = sweep.trial.train.score
         self._full: dict[int, float] = {}
         """Accuracy of full fine-tuning by epoch."""
         grace = sweep.grace_epochs or -(-self._epochs // 2)
-        self._rungs = Rungs(self._epochs, grace) if sweep.stops_early else None
+        self._rungs = Rungs(self._epochs, grace, score=self._score) if sweep.stops_early else None
         for trial in study.get_trials(deepcopy=False):
             if trial.state != TrialState.FAIL:
                 for epoch, values in enumerate(curve_of(trial.user_attrs), start=1):
@@ -181,7 +186,7 @@ class MoAsha(FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: Mapping[str, Any]) -> str:
         """Stop the trial or let it go on."""
-        values = _objectives(result)
+        values = self._objectives(result)
         if not all(map(math.isfinite, values.values())):
             return str(TrialScheduler.STOP)  # what has left the numbers does not come back
         if not self._limits.allow(train_flops=values["train_flops"], peak_bytes=values["peak_bytes"]):
@@ -197,7 +202,7 @@ class MoAsha(FIFOScheduler):
 
     def on_trial_complete(self, tune_controller: Any, trial: TuneTrial, result: Mapping[str, Any]) -> None:
         """Learn full fine-tuning's last accuracy: Tune hands the last epoch here."""
-        values = list(_objectives(result).values())
+        values = list(self._objectives(result).values())
         if trial.config["baseline"] == "full" and all(map(math.isfinite, values)):
             self._record(trial.config["number"], int(result["report/epoch"]), values, "full")
 
@@ -229,6 +234,5 @@ class MoAsha(FIFOScheduler):
             raise OSError(words)
         self._crashed(trial.config["number"], last_line(text), any(sign in text for sign in _KILLED_FOR_MEMORY))
 
-
-def _objectives(result: Mapping[str, Any]) -> dict[str, float]:
-    return {objective.name: result.get(f"report/{objective.name}", math.nan) for objective in OBJECTIVES}
+    def _objectives(self, result: Mapping[str, Any]) -> dict[str, float]:
+        return objective_values(result, self._score, "report/")

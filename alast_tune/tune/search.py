@@ -24,8 +24,8 @@ from alast_tune.config import Limits, SweepConfig, TrialConfig, parameters, poin
 from alast_tune.errors import ConfigError
 from alast_tune.failpoints import failpoint
 from alast_tune.micro_batches import GROWTH
+from alast_tune.objectives import objective_values
 from alast_tune.plots import human_bytes, human_flops
-from alast_tune.results import OBJECTIVES
 from alast_tune.storage import address_of
 from alast_tune.text import safe
 from alast_tune.tune.attributes import BASELINE, DUPLICATE_OF
@@ -42,7 +42,7 @@ _LOG = logging.getLogger(__name__)
 BROKEN: dict[str, Callable[[Any, Mapping[str, float]], str]] = {
     "max_memory": lambda of, got: f"peak {human_bytes(got['peak_bytes'])} is above {human_bytes(of.max_memory)}",
     "max_flops": lambda of, got: f"training {human_flops(got['train_flops'])} is above {human_flops(of.max_flops)}",
-    "min_accuracy": lambda of, got: f"accuracy {got['accuracy']:.4f} is below {of.min_accuracy:g}",
+    "min_accuracy": lambda of, got: f"{of.trial.train.score} {got['accuracy']:.4f} is below {of.min_accuracy:g}",
 }
 
 _PATIENCE = 100
@@ -202,7 +202,7 @@ class StudySearcher(Searcher):
             live.keep_device((result or {}).get("device"))
             live.keep_epoch(metrics, self._observer)
         epochs, budget = int(metrics.get("epoch", len(live.epochs))), live.config.train.epochs
-        values = {objective.name: metrics.get(objective.name, math.nan) for objective in OBJECTIVES}
+        values = objective_values(metrics, live.config.train.score)
         unusable = [name for name, value in values.items() if not math.isfinite(value)]
         if error:
             why, starved = self._crashes.pop(live.trial.number, ("worker lost", False))

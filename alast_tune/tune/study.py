@@ -264,7 +264,7 @@ def _begin(prepared: Prepared) -> optuna.Study:
     """Open the sweep's study; a new one begins with earlier results and the baselines."""
     sweep, folder = prepared.sweep, prepared.folder
     study = open_study(sweep, folder, new=not prepared.resume, must_exist=prepared.resume, alone=True)
-    name_metrics(study)
+    name_metrics(study, sweep.trial.train.score)
     _keep(sweep, folder / "sweep.json")
     if "reference_point" not in study.user_attrs:
         study.set_user_attr("reference_point", prepared.reference)

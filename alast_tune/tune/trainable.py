@@ -181,10 +181,14 @@ def first_line(error: BaseException) -> str:
 
 
 def member_accuracy(trial: dict[str, Any], addresses: list[str], threads: int) -> float | None:
-    """Evaluate a complete trial's last epoch on the test images, which no search has seen; None if there are none."""
+    """Evaluate a complete trial's last epoch on the test images, which no search has seen; None if there are none.
+
+    Returns:
+        The measure that ``train.score`` names.
+    """
     torch.set_num_threads(threads)
     run, _ = finished_run(TrialConfig.model_validate(trial), addresses)
-    return run.evaluate("test")[0] if run.has_test else None
+    return run.evaluate("test").score(run.config.train.score) if run.has_test else None
 
 
 def member_blocks(trial: dict[str, Any], addresses: list[str], threads: int) -> BlockReport:

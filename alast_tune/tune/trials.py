@@ -19,6 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from alast_tune.config import SweepConfig
 from alast_tune.errors import ConfigError
 from alast_tune.results import DIRECTIONS, OBJECTIVES, TrialResult
+from alast_tune.scores import Score
 from alast_tune.storage import STUDY, STUDY_JOURNAL, address_of, atomic_write, is_copy
 from alast_tune.tune.attributes import BASELINE, DUPLICATE_OF
 from alast_tune.tune.space import baseline_params, begins_with, trial_config
@@ -82,12 +83,12 @@ def open_study(
         raise ConfigError("study", url, f"cannot be used ({database_said(error)})") from None
 
 
-def name_metrics(study: optuna.Study) -> None:
+def name_metrics(study: optuna.Study, score: Score) -> None:
     """Let a study say what its objectives are called, as ``optuna-dashboard`` shows them; older ones do not yet."""
     if study.metric_names is None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            study.set_metric_names([objective.name for objective in OBJECTIVES])
+            study.set_metric_names([score, *(objective.name for objective in OBJECTIVES[1:])])
 
 
 def database_said(error: BaseException) -> str:

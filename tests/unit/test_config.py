@@ -251,6 +251,19 @@ def test_what_makes_trials_incomparable_is_no_parameter_of_a_search(path: str) -
         assert parse(SweepConfig, {"space": space, "sampler": "grid"}).sampler == "grid"
 
 
+@pytest.mark.parametrize("sampler", ["ehvi", "grid"])
+@pytest.mark.parametrize(
+    "parameter",
+    [
+        {"train/score": {"type": "categorical", "choices": ["accuracy", "macro_f1"]}},
+        {"way": {"type": "variants", "variants": {"by F1": {"train/score": "macro_f1"}}}},
+    ],
+)
+def test_a_front_is_of_one_measure_of_quality(parameter: dict[str, Any], sampler: str) -> None:
+    with pytest.raises(ConfigError, match=r"space\..* = .*: sets train.score, and a front has one; set it in trial"):
+        parse(SweepConfig, {"space": parameter, "sampler": sampler})
+
+
 def test_a_warm_up_ends_within_the_training() -> None:
     assert parse(TrialConfig, {"train": {"epochs": 2, "warmup_epochs": 2}})
     with pytest.raises(ConfigError, match=r"train.warmup_epochs = 3.0: is beyond train.epochs = 2"):

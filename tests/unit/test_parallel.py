@@ -1,6 +1,7 @@
 """Two processes that share each batch equal one that has all of it, and hold the same plans."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,16 +23,25 @@ METHODS: dict[str, dict[str, Any]] = {
     "authors": {"name": "alast", "reading": "authors", "alpha": 1e-4, "trainable_blocks": 3},
     "lora+alast": {"name": "alast", "reading": "fast", "alpha": 0.01, "trainable_blocks": 3, "lora": {"rank": 4}},
     "top_k": {"name": "top_k", "count": 2, "probe_steps": 1},
+    "rare classes": {"name": "full"},
 }
 MORE: dict[str, dict[str, Any]] = {name: {"data/augment": "paper"} for name in ("paper", "top_k")}
 """Each image is augmented by its number, whichever rank it comes to."""
+MORE["rare classes"] = {"data/class_weights": "balanced", "data/sampling": "balanced"}
+"""On a quarter as many images of one class as of the other."""
 
 
 @pytest.fixture(scope="module")
-def configs(tiny_trial: Callable[..., TrialConfig]) -> dict[str, TrialConfig]:
+def configs(
+    tiny_trial: Callable[..., TrialConfig], two_classes: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, TrialConfig]:
     train = {"epochs": 1, "batch_size": 13, "learning_rate": 1e-2, "optimizer": "sgd"}
     trials = {name: tiny_trial(method, **train) for name, method in METHODS.items()}
-    return {name: apply_params(trial, MORE.get(name, {})) for name, trial in trials.items()}
+    rare = shutil.copytree(two_classes, tmp_path_factory.mktemp("rare") / "pictures")
+    for file in sorted((rare / "train" / "light").iterdir())[4:]:
+        file.unlink()
+    own = {"rare classes": {"data/root": rare}}
+    return {name: apply_params(trial, MORE.get(name, {}) | own.get(name, {})) for name, trial in trials.items()}
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +74,7 @@ def test_two_processes_equal_one(folder: Path, configs: dict[str, TrialConfig], 
         assert mine[2] == pytest.approx(whole[2], abs=1e-4)
     for name, tensor in alone["model"].items():
         torch.testing.assert_close(first["model"][name], tensor, rtol=1e-3, atol=1e-5)
-    for name in ("accuracy", "validation_loss", "train_loss"):
+    for name in ("accuracy", "balanced_accuracy", "macro_f1", "validation_loss", "train_loss"):
         assert first["report"][name] == pytest.approx(alone["report"][name], rel=1e-3), name
     cost = ("train_flops", "exploration_flops", "peak_bytes", "steady_peak_bytes")
     assert [first["report"][name] for name in cost] == [second["report"][name] for name in cost]

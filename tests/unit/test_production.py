@@ -1,12 +1,14 @@
 """Training for production: what it leaves in its folder and in MLflow, and that it can be interrupted anywhere."""
 
 import json
+import math
 import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
+import PIL.Image
 import pytest
 import timm
 import torch
@@ -18,7 +20,7 @@ from alast_tune.cli import main
 from alast_tune.config import ModelConfig, PromotedConfig, TrialConfig
 from alast_tune.errors import ConfigError
 from alast_tune.models import create_model, input_spec, timm_arguments
-from alast_tune.production import CONFIG, REPORT, read_config, training
+from alast_tune.production import CONFIG, CONFUSION, REPORT, read_config, training
 from alast_tune.results import EpochReport
 from alast_tune.run import Run
 from alast_tune.tracking import RegistryError, default_uri
@@ -135,7 +137,8 @@ def test_the_test_images_are_asked_about_the_best_weights(storage: Path, config:
             model.head.bias.copy_(torch.tensor([0.0, 1.0]))
         checkpoint.save_weights(model, folder / checkpoint.BEST)
         outcome = run.finish()
-    assert outcome.test_accuracy == 0.5  # every picture is light, half of them are
+        splits = run._splits
+    assert outcome.test["test_accuracy"] == 0.5  # every picture is light, half of them are
     assert outcome.objectives() == {
         "accuracy": outcome.best.accuracy,
         "train_flops": outcome.last.cost.train_flops,
@@ -143,11 +146,24 @@ def test_the_test_images_are_asked_about_the_best_weights(storage: Path, config:
         "test_accuracy": 0.5,
     }
     report = json.loads((folder / REPORT).read_text())
+    light, dark = splits.classes[1], splits.classes[0]
     assert report == outcome.last.metrics() | {
         "best_epoch": 1,
         "best_accuracy": outcome.best.accuracy,
         "test_accuracy": 0.5,
+        "test_balanced_accuracy": 0.5,
+        "test_macro_f1": pytest.approx(1 / 3),
+        "test_loss": pytest.approx((math.log(1 + math.e) + math.log(1 + math.exp(-1))) / 2, rel=1e-5),
+        "score": "accuracy",
+        "classes_of": "test",
+        "classes": [
+            {"class": dark, "images": 4, "precision": 0.0, "recall": 0.0, "f1": 0.0},
+            {"class": light, "images": 4, "precision": 0.5, "recall": 1.0, "f1": pytest.approx(2 / 3)},
+        ],
+        "confusion": [[0, 4], [0, 4]],
     }
+    with PIL.Image.open(folder / CONFUSION) as picture:
+        assert picture.size == (1080, 900)
 
 
 def test_mlflow_has_params_epochs_outcome_and_files(whole: Path) -> None:
@@ -158,9 +174,30 @@ def test_mlflow_has_params_epochs_outcome_and_files(whole: Path) -> None:
     assert run.data.tags["alast.kind"] == "training"
     history = client.get_metric_history(run.info.run_id, "accuracy")
     assert [point.step for point in history] == [1, 2] and history[-1].value == report["accuracy"]
-    assert run.data.metrics["test_accuracy"] == report["test_accuracy"]
+    for name in ("balanced_accuracy", "macro_f1"):
+        assert len(client.get_metric_history(run.info.run_id, name)) == 2
+    for name in ("test_accuracy", "test_balanced_accuracy", "test_macro_f1", "best_accuracy"):
+        assert run.data.metrics[name] == pytest.approx(report[name], rel=1e-5)
     files = {file.path for file in client.list_artifacts(run.info.run_id)}
-    assert files == {CONFIG, REPORT, "steps.csv", "config.json"}
+    assert files == {CONFIG, REPORT, CONFUSION, "steps.csv", "config.json"}
+
+
+def test_without_test_images_the_classes_are_those_of_validation_unless_it_trains_on_them(
+    storage: Path, two_classes: Path, config: PromotedTrial
+) -> None:
+    pictures = shutil.copytree(two_classes, storage / "pictures")
+    shutil.rmtree(pictures / "test")
+    what = config(epochs=1)
+    for all_data in (False, True):
+        folder = storage / f"untested-{all_data}"
+        data = what.data.model_copy(update={"root": pictures, "all_data": all_data})
+        train(folder, what.model_copy(update={"data": data}))
+        report = json.loads((folder / REPORT).read_text())
+        assert report["test_accuracy"] is None and report["best_accuracy"] == report["accuracy"]
+        assert (folder / CONFUSION).exists() == ("confusion" in report) == (not all_data)
+        if not all_data:
+            right = report["confusion"][0][0] + report["confusion"][1][1]
+            assert report["classes_of"] == "validation" and right / 16 == report["best_accuracy"]
 
 
 def test_an_interrupted_training_ends_up_the_same_bit_for_bit_in_one_mlflow_run(

@@ -66,7 +66,10 @@ def test_a_promoted_configuration_says_everything_and_reads_back_the_same(front:
     assert origin.objectives == {"accuracy": 0.85, "train_flops": 2e12, "peak_bytes": 4e8}
     assert (origin.test_accuracy, origin.epochs, origin.seed, origin.verified) == (0.8, 2, 3, True)
     assert origin.versions.keys() >= {"python", "alast-tune", "torch", "timm"}
-    assert promote.version_tags(origin)["alast.train_flops"] == "2000000000000.0"
+    assert promote.version_tags(origin, "accuracy")["alast.train_flops"] == "2000000000000.0"
+    tags = promote.version_tags(origin, "macro_f1")
+    assert (tags["alast.macro_f1"], tags["alast.test_macro_f1"], tags["alast.score"]) == ("0.85", "0.8", "macro_f1")
+    assert "alast.accuracy" not in tags
     other = TRIAL.model_copy(update={"data": TRIAL.data.model_copy(update={"split_seed": 1})})
     moved = promote.promoted_config(
         member(front, "1").model_copy(update={"config": other}), "mine", "sqlite:////x/m.db", "m"

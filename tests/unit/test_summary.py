@@ -168,6 +168,23 @@ def test_sweeps_on_other_images_do_not_compare() -> None:
     assert joint_front([fronts[0], summarise("empty", [], REFERENCE)])[1].front  # nothing to compare with
 
 
+def test_sweeps_by_other_measures_of_quality_do_not_compare() -> None:
+    by_f1 = TrialConfig.model_validate({"train": {"score": "macro_f1"}})
+    fronts = [
+        summarise(name, [TrialResult(0, "complete", config, {}, (0.5, 1.0, 1.0), 3)], REFERENCE)
+        for name, config in (("a", TrialConfig()), ("b", by_f1), ("c", by_f1))
+    ]
+    assert [(front.score, front.objectives[0].name) for front in fronts[:2]] == [
+        ("accuracy", "accuracy"),
+        ("macro_f1", "accuracy"),
+    ]
+    assert fronts[1].objectives[0].unit.startswith("macro F1") and fronts[1].score_label == "macro F1"
+    with pytest.raises(ConfigError, match="sweep = b: has train/score = macro_f1, a has accuracy: such accuracies do"):
+        joint_front(fronts[:2])
+    joint = joint_front([summarise("empty", [], REFERENCE), *fronts[1:]])[1]
+    assert joint.score == within(fronts[1], Limits()).score == "macro_f1"
+
+
 def test_reseeded_members_have_mean_spread_and_a_probability() -> None:
     front = summarise("s", [result(0, values=(0.9, 3.0, 4.0)), result(1, values=(0.5, 1.0, 2.0))], REFERENCE)
 

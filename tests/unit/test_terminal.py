@@ -1,14 +1,18 @@
 """What a person sees: what a sweep has found, and its front as a table."""
 
 import io
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
 from alast_tune.config import TrialConfig, apply_params
-from alast_tune.results import FrontFile, TrialResult
-from alast_tune.summary import summarise, within
-from alast_tune.terminal import answers, describe, front_table
+from alast_tune.plots import fronts_html, report_html
+from alast_tune.plots.cloud import Cloud
+from alast_tune.progress import outcome
+from alast_tune.results import FrontFile, Region, TrialResult
+from alast_tune.summary import joint_front, summarise, within
+from alast_tune.terminal import answers, comparison_table, describe, front_table
 from tests.unit import fronts
 
 
@@ -154,3 +158,24 @@ def test_values_of_a_front_are_shown_as_they_are(wide: bool) -> None:
     ]
     text = shown(front_table(summarise("s", results, (0.0, 2e12, 2e8)), wide=wide))
     assert "[/red]" in text and "\ufffd[31mb" in text
+
+
+def test_a_front_by_another_score_says_so() -> None:
+    def by_f1(one: TrialResult) -> TrialResult:
+        train = one.config.train.model_copy(update={"score": "macro_f1"})
+        return replace(one, config=one.config.model_copy(update={"train": train}))
+
+    results = [by_f1(one) for one in fronts.trials()]
+    region = Region(source="full", floor=0.89, within=0.05)
+    front = summarise("f1", results, fronts.REFERENCE, region=region, validation_images=24)
+    for wide in (False, True):
+        text = shown(front_table(front, wide=wide))
+        assert "macro F1" in text and "accuracy" not in text
+    assert not any("how sure" in line for line in answers(front, ["f1"]))  # which is known of accuracy alone
+    assert "trial 0013 complete" in (line := outcome(results[2], front)) and "macro F1 0.9300" in line
+    cloud = Cloud.of(front, results)
+    assert cloud.labels[0] == "Validation macro F1" and all("macro F1 0." in hover for hover in cloud.hover)
+    joint = joint_front([front, front.model_copy(update={"sweep": "again"})])
+    assert "best macro F1" in shown(comparison_table(*joint))
+    for page in (report_html(front, results), fronts_html([front])):
+        assert "Validation macro F1" in page and "Validation accuracy" not in page

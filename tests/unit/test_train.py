@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import peft
 import pytest
 import torch
@@ -33,9 +34,10 @@ from alast_tune.models.backbone import predict
 from alast_tune.optimizers import build_optimizer
 from alast_tune.results import EpochReport
 from alast_tune.run import Run, load_trial
+from alast_tune.scores import Evaluation
 from alast_tune.train import fit, last_report
 from tests.unit.every_method import vit
-from tests.unit.tiny import ALAST, DEPTH, STEPS, TOKENS
+from tests.unit.tiny import ALAST, DEPTH, STEPS, TOKENS, evaluation
 
 TinyTrial = Callable[..., TrialConfig]
 
@@ -89,6 +91,74 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     assert after.finished and whole.finished and not before.finished
 
 
+@pytest.fixture
+def rare(two_classes: Path, tmp_path: Path) -> Path:
+    """The pictures of two classes, of the light one 4 instead of 16 to train on: 20 in all."""
+    root = shutil.copytree(two_classes, tmp_path / "rare")
+    for file in sorted((root / "train" / "light").iterdir())[4:]:
+        file.unlink()
+    return root
+
+
+def test_rare_classes_weigh_as_much_in_the_loss_whatever_the_micro_batches(rare: Path, tiny_trial: TinyTrial) -> None:
+    config = tiny_trial({"name": "full"}, epochs=1, batch_size=10, optimizer="sgd")
+    data = config.data.model_copy(update={"root": rare, "class_weights": "balanced"})
+    weights = torch.tensor([20 / (2 * 16), 20 / (2 * 4)])
+    reports, states = [], []
+    for accumulate in (1, 3):
+        train = config.train.model_copy(update={"accumulate": accumulate})
+        run = Run(config.model_copy(update={"data": data, "train": train}))
+        if accumulate == 1:
+            images, labels = next(iter(run._loader(0)))
+            with torch.no_grad():
+                first = F.cross_entropy(run.model.train()(images), labels, weight=weights)
+            twin = Run(run.config)
+            torch.testing.assert_close(twin._step(twin.method, twin._optimizer, images, labels), first)
+        reports.append(run.train_epoch())
+        states.append(run.model.state_dict())
+        last = list(run.meter.ledger.read())[-1]
+        assert last.measured_peak_bytes == pytest.approx(last.predicted_peak_bytes, rel=0.01)
+    assert reports[0].train_loss == pytest.approx(reports[1].train_loss, rel=1e-5)
+    for name, tensor in states[0].items():
+        torch.testing.assert_close(states[1][name], tensor, rtol=1e-4, atol=1e-6, msg=name)
+    plain = Run(config.model_copy(update={"data": data.model_copy(update={"class_weights": "none"})}))
+    assert plain.train_epoch().train_loss != pytest.approx(reports[0].train_loss, rel=1e-3)
+
+
+def test_a_resumed_run_draws_rare_classes_as_an_uninterrupted_one(
+    rare: Path, tmp_path: Path, tiny_trial: TinyTrial
+) -> None:
+    config = tiny_trial({"name": "full"}, score="macro_f1")
+    shown = {"root": rare, "sampling": "balanced", "class_weights": "balanced", "augment": "paper"}
+    config = config.model_copy(update={"data": config.data.model_copy(update=shown)})
+    whole = Run(config)
+    expected = [whole.train_epoch() for _ in range(2)]
+    before = Run(config)
+    resumed = [before.train_epoch()]
+    before.save(tmp_path / "checkpoint")
+    after = Run(config)
+    after.load(tmp_path / "checkpoint")
+    resumed.append(after.train_epoch())
+    assert [without_time(r) for r in resumed] == [without_time(r) for r in expected]
+    assert_same(after.model.state_dict(), whole.model.state_dict())
+    orders = [[labels.tolist() for _, labels in whole._loader(epoch)] for epoch in (0, 1)]
+    assert orders[0] != orders[1]
+    assert all(6 <= sum(map(sum, order)) <= 10 for order in orders)  # of 16 that two whole batches take, about half
+    assert expected[0].quality == expected[0].macro_f1
+
+
+def test_the_best_epoch_is_that_of_the_score(
+    tmp_path: Path, tiny_trial: TinyTrial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = {1: [[90, 0], [10, 0]], 2: [[72, 18], [5, 5]], 3: [[81, 9], [10, 0]]}  # accuracy 0.9, 0.77, 0.81
+    monkeypatch.setattr(Run, "evaluate", lambda run, split: Evaluation(np.array(answers[run.epoch + 1]), 1.0))
+    for score, best in (("accuracy", 1), ("balanced_accuracy", 2), ("macro_f1", 2)):
+        run = Run(tiny_trial({"name": "head"}, epochs=3, score=score))
+        while not run.finished:
+            run.train_epoch()
+        assert run.best is not None and run.best.epoch == best, score
+
+
 def test_an_epoch_is_what_a_plain_loop_does(tiny_trial: TinyTrial) -> None:
     """Order of the images, learning rates, updates, losses and accuracy, all written out."""
     config = tiny_trial({"name": "full"}, epochs=2, schedule="cosine", warmup_epochs=0.5, weight_decay=0.1, seed=3)
@@ -120,8 +190,11 @@ def test_an_epoch_is_what_a_plain_loop_does(tiny_trial: TinyTrial) -> None:
         with torch.no_grad():
             logits = model(images)
         right = (logits.argmax(1) == labels).float().mean().item()
-        assert run.evaluate(split) == pytest.approx((right, F.cross_entropy(logits, labels).item()), rel=1e-4)
-    assert run.evaluate("validation") == (report.accuracy, report.validation_loss)
+        found = run.evaluate(split)
+        assert (found.accuracy, found.loss) == pytest.approx((right, F.cross_entropy(logits, labels).item()), rel=1e-4)
+    found = run.evaluate("validation")
+    assert (found.accuracy, found.loss) == (report.accuracy, report.validation_loss)
+    assert (found.balanced_accuracy, found.macro_f1) == (report.balanced_accuracy, report.macro_f1)
 
 
 def test_a_seed_decides_order_and_draws_of_each_epoch(tiny_trial: TinyTrial) -> None:
@@ -138,7 +211,7 @@ def test_a_seed_decides_order_and_draws_of_each_epoch(tiny_trial: TinyTrial) -> 
 
 def test_reported_flops_equal_those_counted_over_the_whole_training(tiny_trial: TinyTrial) -> None:
     run = Run(tiny_trial())
-    run.evaluate = lambda split: (0.0, 0.0)  # type: ignore[method-assign]  # validation is not training
+    run.evaluate = lambda split: evaluation(0.0)  # type: ignore[method-assign]  # validation is not training
     with FlopCounterMode(display=False) as counter:
         report = run.train_epoch()
     assert report.cost.train_flops == counter.get_total_flops() > 0
@@ -174,7 +247,7 @@ def test_the_best_epoch_s_weights_are_kept_even_by_a_process_that_is_killed_befo
     tmp_path: Path, tiny_trial: TinyTrial, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     accuracies = {1: 0.3, 2: 0.7, 3: 0.7, 4: 0.5}
-    monkeypatch.setattr(Run, "evaluate", lambda run, split: (accuracies[run.epoch + 1], 1.0))
+    monkeypatch.setattr(Run, "evaluate", lambda run, split: evaluation(accuracies[run.epoch + 1]))
     config = tiny_trial(epochs=4)
     states = {}
     epochs = fit(config, tmp_path)
@@ -195,7 +268,7 @@ def test_on_all_data_the_best_epoch_is_the_last(
     tmp_path: Path, tiny_trial: TinyTrial, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     accuracies = {1: 0.9, 2: 0.5}
-    monkeypatch.setattr(Run, "evaluate", lambda run, split: (accuracies[run.epoch + 1], 1.0))
+    monkeypatch.setattr(Run, "evaluate", lambda run, split: evaluation(accuracies[run.epoch + 1]))
     config = tiny_trial()
     config = config.model_copy(update={"data": config.data.model_copy(update={"all_data": True})})
     reports = list(fit(config, tmp_path))
@@ -389,7 +462,7 @@ def test_evaluation_is_in_the_peak_and_takes_no_more_than_training(
     run = Run(config)
     report, measured, sizes = run.train_epoch(), [], []
 
-    def measure(model: Any, batches: Any, *rest: Any) -> tuple[float, float]:
+    def measure(model: Any, batches: Any, *rest: Any) -> Evaluation:
         images, labels = next(iter(batches))
         with memory.track_live_bytes(model, run._optimizer, images) as peak:
             result = evaluate(model, [(images, labels)], *rest)

@@ -1,14 +1,16 @@
 """When a repetition of a front's member counts as one."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from alast_tune.config import TrialConfig
 from alast_tune.promote import pick
 from alast_tune.results import RESEEDED, EpochReport, FrontFile, FrontMember, Measurements, SeedRun, TrialResult
 from alast_tune.summary import reseeded, summarise
-from alast_tune.verification import compare, spread_of
+from alast_tune.verification import compare, images_behind, spread_of
 
 TRIAL = TrialConfig.model_validate({"train": {"epochs": 2, "device": "cpu"}})
 
@@ -60,3 +62,17 @@ def test_the_spread_is_that_of_the_reseeded_member(front: FrontFile, member: Fro
     assert spread_of(member, tmp_path) == pytest.approx(0.005**0.5)
     other = next(one for one in front.front if one.trial_id != member.trial_id)
     assert spread_of(other, tmp_path) is None
+
+
+def test_a_score_by_classes_is_compared_by_itself_and_by_the_images_of_rare_classes(member: FrontMember) -> None:
+    labels = torch.tensor([0] * 90 + [1] * 10)
+    assert images_behind(labels, "accuracy") == 100
+    assert images_behind(labels, "balanced_accuracy") == images_behind(labels, "macro_f1") == pytest.approx(36)
+    assert images_behind(torch.arange(100) % 4, "balanced_accuracy") == pytest.approx(100)
+    train = member.config.train.model_copy(update={"score": "macro_f1"})
+    by_f1 = member.model_copy(update={"config": member.config.model_copy(update={"train": train})})
+    cost = Measurements(2_000_000_000_000, 400_000_000, 1, 1.0, 1.0)
+    report = EpochReport(2, 1.0, 1.0, 0.1, cost, balanced_accuracy=0.1, macro_f1=0.75, score="macro_f1")
+    checks = compare(by_f1, report, 36)  # 1.96 sqrt(0.85 * 0.15 / 36) = 0.117
+    assert [check.passed for check in checks] == [True] * 3 and checks[1].quantity == "validation macro F1"
+    assert not compare(by_f1, replace(report, macro_f1=0.73), 36)[1].passed

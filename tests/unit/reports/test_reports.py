@@ -104,6 +104,12 @@ def test_the_best_learning_rate_is_chosen_among_complete_trials_and_of_equal_one
     assert best_rates(plan, []) == {}
 
 
+def test_tables_are_of_accuracy_whatever_else_a_sweep_may_maximize(tmp_path: Path) -> None:
+    plan = parse(Comparison, PLAN | {"trial": {"train": {"score": "macro_f1"}}})
+    with pytest.raises(ConfigError, match=r"^train.score = macro_f1: the tables of reports are of accuracy, as"):
+        plan.first("name", tmp_path, next(iter(plan.pairs)))
+
+
 def test_beside_a_pair_stands_what_the_paper_has_of_it_else_the_median() -> None:
     plan = parse(Comparison, PLAN)
     food, digits = paper_ratios(plan, "food"), paper_ratios(plan, "digits")

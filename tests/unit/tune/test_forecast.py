@@ -12,9 +12,11 @@ from alast_tune.errors import ConfigError
 from alast_tune.methods import build_method
 from alast_tune.micro_batches import GROWTH, IMAGES
 from alast_tune.run import Run, load_trial
+from alast_tune.scores import Evaluation
 from alast_tune.tune.forecast import Forecast
 from alast_tune.tune.resources import MARGIN
 from alast_tune.tune.space import to_optuna
+from tests.unit.tiny import evaluation
 
 THIRDS = ("early", "middle", "late")
 DEMO = Path(__file__).parents[3] / "alast_tune" / "presets" / "demo.yaml"
@@ -37,8 +39,8 @@ def peak_bytes(forecast: Forecast, config: TrialConfig, growth: float = 0.0) -> 
 class Unvalidated(Run):
     """Says nothing of accuracy, which takes as long as training and no memory that counts."""
 
-    def evaluate(self, part: str) -> tuple[float, float]:
-        return 0.0, 0.0
+    def evaluate(self, part: str) -> Evaluation:
+        return evaluation(0.0)
 
 
 def measured(config: TrialConfig) -> int:

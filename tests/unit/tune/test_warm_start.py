@@ -114,6 +114,10 @@ def test_what_lies_outside_the_space_is_left_out(before: SweepConfig, tmp_path: 
     [
         ({"trial": {"train": {"epochs": 4}}}, r"have train/epochs = 3, this sweep's 4"),
         ({"trial": {"data": {"dataset": "cifar100"}, "train": {"epochs": 3}}}, r"have data/dataset = digits"),
+        (
+            {"trial": {"train": {"epochs": 3, "score": "macro_f1"}}},
+            r"have train/score = accuracy, this sweep's macro_f1",
+        ),
         ({"warm_start": "nope"}, "is neither the folder of a sweep nor a front.json"),
         ({"warm_start": __file__}, "is not a front.json"),
     ],

@@ -53,7 +53,7 @@ def facts(study: optuna.Study) -> list[dict[str, Any]]:
 def test_another_process_reads_all_that_is_in_memory(elsewhere: Open) -> None:
     study = ours(elsewhere)
     study.set_user_attr("begun", True)
-    name_metrics(study)
+    name_metrics(study, "macro_f1")
     study.enqueue_trial({"x": 0.25, "kind": "b"}, user_attrs={"landmark": "full"})
     for number in range(3):
         trial = study.ask(SPACE)
