@@ -74,6 +74,8 @@ def _time(sweep: SweepConfig, seen: Preview) -> str:
     ends = [_duration(sweep.time_budget)] if sweep.time_budget else []
     if sweep.flops_budget:
         ends.append(human_flops(flops_of(sweep.flops_budget, seen.full.train_flops)))
+    if sweep.min_gain:
+        ends.append(f"an expected gain below {sweep.min_gain:g}")
     limit = f"; none starts after {' or '.join(ends)}" if ends else ""
     if seen.at_a_time is None:
         return f"said once the first trial has ended: the cluster's machines are not this one{limit}"

@@ -106,6 +106,7 @@ Search for the Pareto front of accuracy, training FLOPs and peak memory.
             "--trials N": "to run beside the baselines",
             "--time-budget 2h": "no trial starts later; those that run are finished",
             "--flops-budget 20x": "nor once all have trained so much: 1e18, or times full",
+            "--min-gain 0.01": "nor once so small a share is expected",
             "--concurrent N": "trials at a time; unset: as many as fit",
             "--reseed N": "train the front's members with N other seeds as well",
         },

@@ -73,6 +73,7 @@ _FREE = {
     "trials",
     "time_budget",
     "flops_budget",
+    "min_gain",
     "storage",
     "concurrent",
     "cpus_per_trial",
@@ -177,6 +178,13 @@ class SweepConfig(Limits):
         None,
         description="no trial starts once the training FLOPs of all trials, stopped and failed ones included, reach "
         "this: a number, as 1e18, or a multiple of one full fine-tuning, as 20x; a resumed sweep goes on counting",
+    )
+    min_gain: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="no trial starts once the search expects of its next trials that each adds less than this share to "
+        "the front's hypervolume, as 0.005; only sampler ehvi expects anything",
     )
     within: float | None = Field(
         0.05,
@@ -316,6 +324,13 @@ class SweepConfig(Limits):
                 if differ and self.sampler != "grid":
                     remedy = f"trials that differ in {differ[0]} do not compare; set it in trial, or take sampler: grid"
                     raise ConfigError(one.field, value, remedy)
+        return self
+
+    @model_validator(mode="after")
+    def _check_min_gain(self) -> Self:
+        if self.min_gain is not None and self.sampler != "ehvi":
+            remedy = f"sampler {self.sampler} does not say what it expects; leave one of the two out"
+            raise ConfigError("min_gain", self.min_gain, remedy)
         return self
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""How long a sweep may start trials, and how much they may train."""
+"""How long a sweep may start trials, how much they may train, and what they must promise."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import optuna
 
 from alast_tune.config import flops_of
 from alast_tune.plots import human_flops
+from alast_tune.tune.sampler import EhviSampler
 from alast_tune.tune.trials import epochs_of
 
 USED = "seconds searched"
@@ -28,6 +29,7 @@ class Budget:
         seconds: that there are; None: no limit.
         flops: most training FLOPs, or a multiple of full fine-tuning's, as ``20x``; None: no limit.
         full_flops: of full fine-tuning, predicted.
+        min_gain: least share that the next trials are expected to add to the front's hypervolume; None: no limit.
         clock: seconds that pass.
     """
 
@@ -37,11 +39,13 @@ class Budget:
         seconds: float | None = None,
         flops: float | str | None = None,
         full_flops: float = math.nan,
+        min_gain: float | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._study = study
         self._seconds = math.inf if seconds is None else seconds
         self._flops = math.inf if flops is None else flops_of(flops, full_flops)
+        self._min_gain = 0.0 if min_gain is None else min_gain
         self._ended: dict[int, float] = {}
         """FLOPs of trials that have ended, by number."""
         self._clock = clock
@@ -51,10 +55,18 @@ class Budget:
 
     @property
     def over(self) -> str:
-        """Which budget is used up, so that no trial may start any more: ``time`` or ``FLOPs``; empty: neither."""
+        """Why no trial may start any more: ``time``, ``FLOPs`` or ``gain``; empty: one may."""
         if self._clock() - self._started >= self._seconds:
             return "time"
-        return "FLOPs" if self._flops < math.inf and self.flops >= self._flops else ""
+        if self._flops < math.inf and self.flops >= self._flops:
+            return "FLOPs"
+        return "gain" if (gain := self.gain) is not None and gain < self._min_gain else ""
+
+    @property
+    def gain(self) -> float | None:
+        """Share that the next trials are each expected to add to the front's hypervolume; None if nobody knows."""
+        sampler = self._study.sampler
+        return sampler.expected_gain if isinstance(sampler, EhviSampler) else None
 
     @property
     def flops(self) -> float:
@@ -69,10 +81,10 @@ class Budget:
         return sum(found.values())
 
     def used(self) -> str:
-        """Say how much of the budget of FLOPs is used; nothing if there is none."""
-        if self._flops == math.inf:
-            return ""
-        return f"{human_flops(self.flops)} of {human_flops(self._flops)} used"
+        """Say how much of a budget of FLOPs is used, and what the next trials are expected to bring."""
+        used = [] if self._flops == math.inf else [f"{human_flops(self.flops)} of {human_flops(self._flops)} used"]
+        gain = self.gain
+        return ", ".join(used if gain is None else [*used, f"{gain:+.1%} expected of the next trial"])
 
     def keep(self, every: float = 0.0) -> None:
         """Keep the time that is used in the study, if the last time was longer ago than ``every`` seconds."""

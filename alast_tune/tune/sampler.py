@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeGuard
 
@@ -21,6 +22,8 @@ from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from alast_tune.errors import ConfigError
+from alast_tune.front import hypervolume
+from alast_tune.results import DIRECTIONS
 from alast_tune.tune.attributes import BASELINE
 from alast_tune.tune.history import Observation, Params, TrialHistory, columns_of
 from alast_tune.tune.improvement import Floats, Surrogate, expected_improvement
@@ -38,6 +41,8 @@ EXACT = 8
 """Of the candidates that promise most by interpolated costs, so many are forecast themselves."""
 LEAST_CHANCE = 0.01
 """Of fitting into memory, that any candidate is given."""
+GAINS = 8
+"""So many proposals in a row must promise little before little is expected: one alone may be off."""
 
 
 class EhviSampler(BaseSampler):
@@ -85,6 +90,16 @@ class EhviSampler(BaseSampler):
         """What the costs were last learnt from."""
         self._history = TrialHistory(teaching)
         self._fits = Surrogate()
+        self._gains: deque[float] = deque(maxlen=GAINS)
+        """What the latest proposals were expected to add, as shares of the front's hypervolume then."""
+
+    @property
+    def expected_gain(self) -> float | None:
+        """The most that one of the latest proposals was expected to add, as a share of the front's hypervolume.
+
+        None before there are :data:`GAINS` of them; infinite where nothing was in the region yet.
+        """
+        return max(self._gains) if len(self._gains) == GAINS else None
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """The whole space."""
@@ -117,19 +132,23 @@ class EhviSampler(BaseSampler):
         chance_C = self._chance(X_C[: len(candidates)], proposed)
         least = self._least(trials)
 
-        def worth(chosen: NDArray[np.int64], costs_E2: Floats) -> Floats:
-            gain_E = expected_improvement(
+        def gain(chosen: NDArray[np.int64], costs_E2: Floats) -> Floats:
+            return chance_C[chosen] * expected_improvement(
                 mean_C[chosen], deviation_C[chosen], costs_E2 / self._reference_2, points_F3, least
             )
-            return chance_C[chosen] * gain_E / costs_E2[:, 0]
 
         every = np.arange(len(candidates))
-        best = np.argsort(-worth(every, costs_C2[: len(candidates)]), kind="stable")[:EXACT]
+        worth_C = gain(every, costs_C2[: len(candidates)]) / costs_C2[: len(candidates), 0]
+        best = np.argsort(-worth_C, kind="stable")[:EXACT]
         known = [(place, costs) for place in best if (costs := self._try_forecast(candidates[place])) is not None]
         if not known:
             return candidates[int(best[0])]
         chosen, costs_E2 = np.array([place for place, _ in known]), np.array([costs for _, costs in known])
-        return candidates[int(chosen[np.argmax(worth(chosen, costs_E2))])]
+        gain_E = gain(chosen, costs_E2)
+        first = int(np.argmax(gain_E / costs_E2[:, 0]))
+        there = hypervolume(front_F3 / scale_3, (least, 1.0, 1.0), DIRECTIONS)
+        self._gains.append(float(gain_E[first]) / there if there else math.inf)
+        return candidates[int(chosen[first])]
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution

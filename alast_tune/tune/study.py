@@ -222,7 +222,8 @@ def search(prepared: Prepared, lease: SweepLease, tracker: Tracker, stop: Stop, 
         prepared.validation_images,
         partial(fixed_region, study, sweep),
     )
-    budget = Budget(study, sweep.time_budget, sweep.flops_budget, study.user_attrs["reference_point"][1] / MARGIN)
+    full_flops = study.user_attrs["reference_point"][1] / MARGIN
+    budget = Budget(study, sweep.time_budget, sweep.flops_budget, full_flops, sweep.min_gain)
     observer.progress.used = budget.used
     try:
         told.start(sweep, observer.front)
@@ -246,7 +247,10 @@ def search(prepared: Prepared, lease: SweepLease, tracker: Tracker, stop: Stop, 
         budget.keep()
         if searcher.remaining:
             why = "all that is left to propose was tried before, or is predicted to break a limit"
-            if over := budget.over:
+            if (over := budget.over) == "gain":
+                why = f"none is expected to add {sweep.min_gain:.1%} to the front's hypervolume; --resume {sweep.name} "
+                why += "with a smaller --min-gain goes on"
+            elif over:
                 option = "--time-budget" if over == "time" else "--flops-budget"
                 why = f"the budget of {over} is used up; --resume {sweep.name} with a larger {option} goes on"
             prepared.say(f"{searcher.remaining} of {total} trials were not run: {why}")

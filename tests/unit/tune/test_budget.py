@@ -13,6 +13,7 @@ from alast_tune.tune.attributes import DUPLICATE_OF
 from alast_tune.tune.budget import Budget
 from alast_tune.tune.forecast import Costs
 from alast_tune.tune.resources import Node, Packing
+from alast_tune.tune.sampler import EhviSampler
 from alast_tune.tune.search import StudySearcher
 
 SPACE = {"method/trainable_blocks": {"type": "int", "low": 1, "high": 12}}
@@ -171,3 +172,30 @@ def test_a_budget_of_flops_is_written_as_people_write_it(given: Any, kept: float
 def test_another_budget_of_flops_is_refused_in_one_line(given: Any) -> None:
     with pytest.raises(ConfigError, match=r"^flops_budget = .*: is no number of FLOPs; write 1e18, or 20x"):
         parse(SweepConfig, {"flops_budget": given, "space": SPACE})
+
+
+class Modest(EhviSampler):
+    """Expects a hundredth."""
+
+    expected_gain = 0.01  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize(("least", "starts"), [(None, True), (0.009, True), (0.02, False)])
+def test_no_trial_starts_once_too_little_is_expected_of_it(
+    study: optuna.Study, tmp_path: Path, least: float | None, starts: bool
+) -> None:
+    budget = Budget(study, min_gain=least)
+    search = searcher(study, tmp_path, budget)
+    assert budget.used() == ""  # of chance nobody expects anything
+    study.sampler = Modest({}, lambda params: (1.0, 1.0), (0.0, 1.0, 1.0), seed=0)
+    assert budget.used() == "+1.0% expected of the next trial"
+    assert budget.over == ("" if starts else "gain")
+    study.sampler = optuna.samplers.RandomSampler(seed=0) if starts else study.sampler
+    assert isinstance(search.suggest("a"), dict) == starts
+
+
+def test_a_least_gain_is_for_the_sampler_that_expects_one() -> None:
+    with pytest.raises(ConfigError, match=r"^min_gain = 0\.01: sampler tpe does not say what it expects"):
+        parse(SweepConfig, {"min_gain": 0.01, "sampler": "tpe", "space": SPACE})
+    sweep = parse(SweepConfig, {"min_gain": 0.01, "space": SPACE})
+    assert sweep.difference(sweep.model_copy(update={"min_gain": 0.001})) is None
