@@ -20,6 +20,7 @@ from alast_tune.methods.summary import summary_updates
 from alast_tune.models.backbone import Backbone, embed
 from alast_tune.parallel import largest_over_ranks, world
 from alast_tune.phases import Phase
+from alast_tune.precision import precision_of
 
 IMAGES = 4
 """Real images from which ALaST's first budgets are found."""
@@ -76,8 +77,10 @@ def micro_batches(
     if limit_bytes is None:
         return least
 
+    precision = precision_of(train)
+
     def peak_bytes(parts: int) -> int:
-        steps = (costs.step(config, plan, batch, optimizer, train.precision, parts) for plan in plans)
+        steps = (costs.step(config, plan, batch, optimizer, precision, parts) for plan in plans)
         return max(step.peak_bytes for step in steps)
 
     plans = list(plans)

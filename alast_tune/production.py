@@ -17,8 +17,9 @@ from alast_tune.evaluate import evaluate
 from alast_tune.fingerprints import Fingerprints, fingerprints, keep_fingerprints
 from alast_tune.lease import exclusive_driver
 from alast_tune.models import InputSpec, create_model, input_spec
+from alast_tune.precision import AUTOCAST, precision_of
 from alast_tune.results import EpochReport
-from alast_tune.run import AUTOCAST, device_of, load_trial, read_report
+from alast_tune.run import device_of, load_trial, read_report
 from alast_tune.storage import atomic_write
 from alast_tune.tracking import ALL_DATA, COMPARED_DATA, Registered, Tracker, default_uri, register, tag_run
 from alast_tune.train import fit, last_report
@@ -177,7 +178,7 @@ class Training:
         device = device_of(train)
         parts = -(-train.batch_size // 8) if train.accumulate == "auto" else train.accumulate
         loader = eval_loader(self._splits.test, -(-train.batch_size // parts), data.workers)
-        return evaluate(model.to(device), loader, device, AUTOCAST[train.precision])[0]
+        return evaluate(model.to(device), loader, device, AUTOCAST[precision_of(train)])[0]
 
     def _log(self, report: EpochReport) -> None:
         self._tracker.log_progress(report.metrics(), report.epoch)

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -26,13 +25,15 @@ from alast_tune.exploration import explore
 from alast_tune.failpoints import failpoint
 from alast_tune.features import Features, begin_with_features, compute_features
 from alast_tune.fingerprints import Fingerprints, fingerprints
+from alast_tune.losses import check_pairs, mixed, training_loss
 from alast_tune.methods import Constant, Method, build_method, compile_blocks, with_blocks_chosen
 from alast_tune.micro_batches import Splitting, check_limit
 from alast_tune.models import create_model, input_spec
 from alast_tune.models.backbone import Backbone
-from alast_tune.optimizers import build_optimizer, rate
+from alast_tune.optimizers import build_optimizer, rate, update
 from alast_tune.parallel import sum_gradients, total_over_ranks, world
 from alast_tune.phases import Phase, phases_of
+from alast_tune.precision import AUTOCAST, precision_of, set_tf32
 from alast_tune.results import EpochReport, Measurements
 
 CHECK_EVERY = 50
@@ -43,9 +44,6 @@ _DROPOUT, _AUGMENTATION = 1, 2
 
 _UPDATING = {"optimizer", "scheduler", "scaler"}
 """Parts of a run that no epoch needs any more when all are done: two thirds of a checkpoint."""
-
-AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-"""What forwards run in, by ``train.precision``."""
 
 
 def load_trial(config: TrialConfig, verify: bool = True) -> tuple[Backbone, Splits]:
@@ -78,14 +76,16 @@ class Run:
         self.config = config
         self.device = device_of(config.train)
         check_limit(config.train)
+        set_tf32(config.train)
         self.model, self._splits = load_trial(config, verify)
+        check_pairs(config.train, len(self._splits.train), world()[1])
         self._splitting = Splitting(config.train, self.model, self._splits)
         self.model.to(self.device)
         self._features: Features | None = None
         self.steps_per_epoch = len(self._loader(0))
         self._phases = phases_of(config.train, self.model)
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=config.train.precision == "fp16")
-        self._dtype = AUTOCAST[config.train.precision]
+        self._dtype = AUTOCAST[precision_of(config.train)]
         self.meter = Meter(self.model, config.train)
         self.report: EpochReport | None = None
         self.best: EpochReport | None = None
@@ -101,7 +101,7 @@ class Run:
         self.model.to(self.device)  # adapters were made on the CPU
         if self.config.train.compile:
             compile_blocks(self.method)
-        self._optimizer = build_optimizer(self.config.train, self.method.parameters())
+        self._optimizer = build_optimizer(self.config.train, self.method)
         self._begins_at = begin_with_features(self.method, self.config.data.features)
         self._scheduler = LambdaLR(self._optimizer, rate(self.config.train, self.steps_per_epoch))
         for phase in dict.fromkeys(self._phases):
@@ -193,19 +193,22 @@ class Run:
         phase = self._phases[self.epoch]
         images_BCHW = phase.resize(images_BCHW.to(self.device, non_blocking=True))
         labels_B = labels_B.to(self.device, non_blocking=True)
+        train = self.config.train
+        images_BCHW, labels, share = mixed(train, self.meter.ledger.steps, images_BCHW, labels_B)
         _, batch = total_over_ranks(images_BCHW.new_zeros(1), len(images_BCHW))
         parts = min(self._parts_of(method, optimizer, phase), len(images_BCHW))
         loss = torch.zeros((), device=self.device)
         images_of_parts = images_BCHW.tensor_split(parts)
         method.begin_step(self.meter.ledger.steps, images_of_parts, phase.token_keep)
         with self.meter.step(method, optimizer, images_BCHW, batch, parts):
-            for images, labels in zip(images_of_parts, labels_B.tensor_split(parts), strict=True):
+            for images, truth in zip(images_of_parts, labels.tensor_split(parts), strict=True):
                 with torch.autocast(self.device.type, self._dtype, enabled=self._dtype is not None):
-                    part = F.cross_entropy(method.forward(images), labels) * (len(labels) / batch)
+                    mean = training_loss(method.forward(images), truth, train.label_smoothing, share)
+                    part = mean * (len(truth) / batch)
                 self._scaler.scale(part).backward()
                 loss += part.detach()
             sum_gradients(method.parameters())
-            self._scaler.step(optimizer)
+            update(train, optimizer, self._scaler, method.parameters())
             optimizer.zero_grad(set_to_none=True)
             method.end_step()
         self._scaler.update()

@@ -40,6 +40,7 @@ from alast_tune.methods import build_method
 from alast_tune.models import architecture_of, check_weights, input_spec, outline
 from alast_tune.models.backbone import Backbone
 from alast_tune.optimizers import build_optimizer
+from alast_tune.precision import precision_of
 
 MODEL = "deit_small_patch16_224"
 """What is fine-tuned where nobody says: 22 million parameters, of ImageNet; the smaller of the paper's good ones."""
@@ -254,11 +255,13 @@ def _full_peak(trial: TrialConfig) -> Callable[[int], float]:
     """Predict the peak of full fine-tuning by batch, bytes; from shapes alone."""
     model: Backbone = outline(trial.model.model_copy(update={"num_classes": trial.model.num_classes or 100}))
     full = build_method(FullConfig(), model, trial.train)
-    optimizer = build_optimizer(trial.train, full.parameters())
+    optimizer = build_optimizer(trial.train, full)
     side = input_spec(model).image_size
 
     def peak(batch: int) -> float:
-        return step_peak_bytes(model, FullConfig(), full.plan, side, batch, optimizer, trial.train.precision)
+        return step_peak_bytes(
+            model, FullConfig(), full.plan, side, batch, optimizer, precision_of(trial.train), train=trial.train
+        )
 
     return peak
 

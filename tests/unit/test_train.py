@@ -22,12 +22,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from alast_tune import checkpoint, models
 from alast_tune import run as running
 from alast_tune.blocks import report_blocks
-from alast_tune.config import ModelConfig, TrainConfig, TrialConfig
+from alast_tune.config import FullConfig, ModelConfig, TrainConfig, TrialConfig
 from alast_tune.cost import STEPS as STEPS_CSV
 from alast_tune.cost import StepCosts, memory
 from alast_tune.errors import ConfigError, DivergedError
 from alast_tune.evaluate import evaluate
 from alast_tune.exploration import explore
+from alast_tune.methods import build_method
 from alast_tune.models import create_model
 from alast_tune.models.backbone import predict
 from alast_tune.optimizers import build_optimizer
@@ -102,9 +103,10 @@ def test_an_epoch_is_what_a_plain_loop_does(tiny_trial: TinyTrial) -> None:
         report = run.train_epoch()
         for step, (images, labels) in enumerate(twin._loader(epoch)):
             done = STEPS * epoch + step
-            warm = min(1, (done + 1) / 2)  # half an epoch has two steps
+            # Half an epoch has two steps, of which the second has the full rate.
+            factor = 0.5 * (1 + math.cos(math.pi * (done - 1) / (2 * STEPS - 1))) if done else 0.5
             for group in optimizer.param_groups:
-                group["lr"] = 1e-3 * warm * 0.5 * (1 + math.cos(math.pi * done / (2 * STEPS)))
+                group["lr"] = 1e-3 * factor
             loss = F.cross_entropy(predict(model, images), labels)
             loss.backward()
             optimizer.step()
@@ -329,12 +331,11 @@ def test_a_loss_that_is_not_finite_is_noticed_within_some_steps_not_at_the_epoch
 
 def test_weight_decay_is_for_matrices_alone() -> None:
     """As timm has it, and registers besides."""
-    model = vit({"reg_tokens": 4, "init_values": 1e-3, "qk_norm": True})
+    method = build_method(FullConfig(), vit({"reg_tokens": 4, "init_values": 1e-3, "qk_norm": True}))
+    model = method.model
     for kind in ("adam", "adamw", "sgd"):
         config = TrainConfig(optimizer=kind, weight_decay=0.1)
-        decaying, spared = (
-            {id(p) for p in group["params"]} for group in build_optimizer(config, list(model.parameters())).param_groups
-        )
+        decaying, spared = ({id(p) for p in group["params"]} for group in build_optimizer(config, method).param_groups)
         also = {*model.no_weight_decay(), "reg_token"}
         rest, theirs = param_groups_weight_decay(model, 0.1, no_weight_decay_list=also)
         assert spared == {id(p) for p in rest["params"]} and decaying == {id(p) for p in theirs["params"]}
@@ -342,7 +343,7 @@ def test_weight_decay_is_for_matrices_alone() -> None:
         before = {name: p.clone() for name, p in model.named_parameters()}
         for parameter in model.parameters():
             parameter.grad = torch.zeros_like(parameter)
-    build_optimizer(TrainConfig(optimizer="adamw", weight_decay=0.1), list(model.parameters())).step()
+    build_optimizer(TrainConfig(optimizer="adamw", weight_decay=0.1), method).step()
     moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
     assert moved == {name for name in before if name.endswith("weight") and "norm" not in name}
 
