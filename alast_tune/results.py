@@ -45,7 +45,7 @@ class EpochReport:
     train_loss: float
     validation_loss: float
     accuracy: float
-    """Validation accuracy in [0, 1]."""
+    """Validation accuracy in [0, 1]; NaN after an epoch that was not evaluated (``train.eval_every``)."""
     cost: Measurements
     budgets: tuple[float, ...] = ()
     """Compute budget of each block after the epoch; empty for methods that have none."""
@@ -58,6 +58,8 @@ class EpochReport:
         """Flatten to plain numbers, as Tune and MLflow take them."""
         flat = {"epoch": float(self.epoch), "accuracy": self.accuracy}
         flat |= {"train_loss": self.train_loss, "validation_loss": self.validation_loss}
+        if math.isnan(self.accuracy):  # an epoch after which nobody has looked at the validation images
+            del flat["accuracy"], flat["validation_loss"]
         flat |= {name: float(value) for name, value in asdict(self.cost).items()}
         for name, values in (("budget", self.budgets), ("trained", self.trained), ("tokens", self.tokens)):
             flat |= {f"{name}/block_{block:02d}": float(value) for block, value in enumerate(values)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,11 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from alast_tune import checkpoint
+from alast_tune.averaging import WeightAverage
 from alast_tune.config import TrainConfig, TrialConfig, parse, without_places
 from alast_tune.cost import STEPS, Meter
 from alast_tune.data import Splits, check_classes, eval_loader, load_splits, num_classes_of, train_loader
+from alast_tune.ending import is_better, is_evaluated, out_of_patience
 from alast_tune.errors import ConfigError, DivergedError
 from alast_tune.evaluate import evaluate
 from alast_tune.exploration import explore
@@ -103,6 +106,8 @@ class Run:
             compile_blocks(self.method)
         self._optimizer = build_optimizer(self.config.train, self.method)
         self._begins_at = begin_with_features(self.method, self.config.data.features)
+        self._average = WeightAverage(self.method.parameters(), self.config.train.ema)
+        self.meter.keep(self._average.tensors)
         self._scheduler = LambdaLR(self._optimizer, rate(self.config.train, self.steps_per_epoch))
         for phase in dict.fromkeys(self._phases):
             self._parts_of(self.method, self._optimizer, phase)  # one that does not fit says so here
@@ -115,8 +120,8 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether all epochs are done."""
-        return self.epoch >= self.config.train.epochs
+        """Whether all epochs are done, or so many without a better accuracy that no more are wanted."""
+        return self.epoch >= self.config.train.epochs or out_of_patience(self.config, self.report, self.best)
 
     def _keep_features(self) -> None:
         """Compute once what the steps begin with, if they do not begin with images."""
@@ -151,6 +156,7 @@ class Run:
             for step, (images, labels) in enumerate(loader, start=1):
                 losses += self._step(self.method, self._optimizer, images, labels)
                 self._scheduler.step()
+                self._average.update()
                 trained += self.method.plan.trainable_L
                 tokens += self.method.plan.computed_tokens
                 failpoint("mid-epoch")
@@ -159,7 +165,8 @@ class Run:
                 if step % CHECK_EVERY == 0:
                     self._mean(losses, step)
             train_loss = self._mean(losses, self.steps_per_epoch)
-        accuracy, validation_loss = self.evaluate("validation")
+        due = is_evaluated(self.config.train, self.epoch + 1)
+        accuracy, validation_loss = self.evaluate("validation") if due else (math.nan, math.nan)
         self.report = EpochReport(
             epoch=self.epoch + 1,
             train_loss=train_loss,
@@ -171,7 +178,7 @@ class Run:
             tokens=tuple((tokens / self.steps_per_epoch).tolist()),
         )
         # What has trained on the validation images cannot be chosen by them.
-        if self.best is None or self.config.data.all_data or accuracy > self.best.accuracy:
+        if self.config.data.all_data or is_better(self.report, self.best):
             self.best = self.report
         return self.report
 
@@ -224,7 +231,12 @@ class Run:
         image_size, most = input_spec(self.model).image_size, self.micro_batch(self.method, self._optimizer)
         with self.meter.evaluation(self._optimizer, image_size, most, start) as size:
             loader = eval_loader(dataset, size, self.config.data.workers)
-            return evaluate(self.model, loader, self.device, self._dtype, start)
+            with self.averaged():
+                return evaluate(self.model, loader, self.device, self._dtype, start)
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Let the model have, inside, the weights that are evaluated and kept: their average, if there is one."""
+        return self._average.in_place()
 
     def micro_batch(self, method: Method, optimizer: Optimizer) -> int:
         """Most images that one of the forwards of this epoch's steps, or the last epoch's, gets on this rank."""
@@ -281,6 +293,8 @@ class Run:
             self._start()
         self._splitting.load_state_dict(state.get("splitting", {}))  # checkpoints of version 0.1 have none
         self.report = read_report(state["report"]) if state["report"] else None
+        best = state.get("best", state["report"])  # checkpoints of version 0.1 do not say
+        self.best = read_report(best) if best else None
         try:
             for name, part in self._parts().items():
                 if not (self.finished and name in _UPDATING):
@@ -290,8 +304,6 @@ class Run:
             remedy = f"was not written by this version ({reason}); train anew, in another folder"
             raise ConfigError("checkpoint", folder, remedy) from error
         self.meter.ledger.restore(folder / STEPS)
-        best = state.get("best")  # checkpoints of version 0.1 do not say
-        self.best = read_report(best) if best else self.report
 
     def _parts(self) -> dict[str, Any]:
         """What has a state of its own, in the order in which a resumed run takes it over."""
@@ -302,7 +314,7 @@ class Run:
             "scaler": self._scaler,
             "method": self.method,
             "meter": self.meter,
-        }
+        } | ({"average": self._average} if self.config.train.ema else {})
 
     def _loader(self, epoch: int) -> Any:
         train = self.config.train

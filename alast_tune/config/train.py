@@ -102,6 +102,18 @@ class TrainConfig(Record):
         ge=0,
         description="the same by a box that comes from the other image; with mixup, each in half of the steps",
     )
+    ema: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="decay of an average of the weights, which is what is evaluated and kept; rises to it from 0",
+    )
+    eval_every: int = Field(1, ge=1, description="validate after every so many epochs, and after the last one")
+    patience: int | None = Field(
+        None,
+        ge=1,
+        description="end after so many epochs without a better validation accuracy; unset: train all epochs",
+    )
     precision: Precision | Literal["auto"] = Field(
         "fp32",
         description="autocast type; fp16 scales the loss; auto: bf16 on a GPU that computes in it, else fp32",

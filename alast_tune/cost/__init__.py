@@ -52,7 +52,7 @@ class Meter:
         self._train = train
         self._precision = precision_of(train)
         self._memory = MemoryMeter(model)
-        self._by_size: dict[int, StepCosts] = {}
+        self._by_size: dict[tuple[int, bool], StepCosts] = {}
         self._flops = 0
         self._exploration_flops = 0
         self._heaviest_bytes = 0  # of all predicted steps
@@ -139,10 +139,16 @@ class Meter:
         return images_BCHW.shape[-1] if images_BCHW.dim() == 4 else int(self._model.patch_embed.img_size[0])
 
     def costs(self, image_size: int) -> StepCosts:
-        """Predict steps on images of a size."""
-        if image_size not in self._by_size:
-            self._by_size[image_size] = StepCosts(self._model, image_size, self._train)
-        return self._by_size[image_size]
+        """Predict steps on images of a size; while exploring no weights are averaged."""
+        key = image_size, self.exploring
+        if key not in self._by_size:
+            train = self._train.model_copy(update={"ema": None}) if self.exploring else self._train
+            self._by_size[key] = StepCosts(self._model, image_size, train)
+        return self._by_size[key]
+
+    def keep(self, tensors: list[Tensor]) -> None:
+        """Hear of tensors that are there all the time beside the model and its moments: averages of weights."""
+        self._memory.others = tensors
 
     def add_forward(self, image_size: int, images: int) -> None:
         """Count forwards, all tokens, that a method needed beside its steps; ``images`` are all ranks'."""

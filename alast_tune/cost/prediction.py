@@ -29,7 +29,7 @@ from torch.optim import Optimizer
 from alast_tune.config import HeadConfig, MethodConfig, Precision, TrainConfig
 from alast_tune.cost.hollow import HollowModel
 from alast_tune.cost.part import Counts, Flowing, Part, PartCost, distinct_counts, run_part
-from alast_tune.cost.updates import FLOAT, moment_bytes, update_bytes
+from alast_tune.cost.updates import FLOAT, average_bytes, moment_bytes, update_bytes
 from alast_tune.losses import mixes, training_loss
 from alast_tune.methods.base import Flow, Stage, StepPlan, random_drop, run_stages
 from alast_tune.methods.summary import summary_updates
@@ -75,7 +75,7 @@ class StepCosts:
 
     def __init__(self, model: Backbone, image_size: int, train: TrainConfig | None = None) -> None:
         train = train or TrainConfig()
-        self._smoothing, self._mixes = train.label_smoothing, mixes(train)
+        self._smoothing, self._mixes, self._averages = train.label_smoothing, mixes(train), train.ema is not None
         self._model, self.image_size = model, image_size
         shape = (int(model.patch_embed.proj.in_channels), image_size, image_size)
         self._images: tuple[Flowing, ...] = (Flowing(shape, torch.float32, False, kept=True),)
@@ -179,8 +179,9 @@ class StepCosts:
         return self._forward(HeadConfig(), predict, batch).flops
 
     def _there(self, batch: int, optimizer: Optimizer, given_bytes: int) -> int:
-        """Bytes that are live from beginning to end: weights, moments and a batch of what is given, images mostly."""
-        return self._weight_bytes + moment_bytes(optimizer) + given_bytes * batch
+        """Bytes that are live throughout: weights, moments, averages, and a batch of what is given, images mostly."""
+        averages = average_bytes(optimizer) if self._averages else 0
+        return self._weight_bytes + moment_bytes(optimizer) + averages + given_bytes * batch
 
     def _given_bytes(self, config: MethodConfig, plan: StepPlan) -> int:
         """Bytes of what a step is given of an image."""

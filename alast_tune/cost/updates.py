@@ -26,6 +26,12 @@ def moment_bytes(optimizer: Optimizer) -> int:
     return 2 * (whole + coded) + tables
 
 
+def average_bytes(optimizer: Optimizer) -> int:
+    """Bytes of an average of all that the optimizer updates (``averaging.py``)."""
+    sizes: list[int] = [p.numel() for group in optimizer.param_groups for p in group["params"]]
+    return FLOAT * sum(sizes)
+
+
 def _codes_moments(optimizer: Optimizer) -> bool:
     """Whether it is one of bitsandbytes' with moments of 8 bits."""
     return int(getattr(getattr(optimizer, "args", None), "optim_bits", 32)) == 8

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.optim import Adam, Optimizer
 from torch.utils.flop_counter import FlopCounterMode
 
+from alast_tune.averaging import WeightAverage
 from alast_tune.config import MethodConfig, TrainConfig
 from alast_tune.cost import StepCost, StepCosts
 from alast_tune.cost.memory import track_live_bytes
@@ -85,13 +86,14 @@ def measured_steps(
     for parameter in method.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()  # moments are in place
+    average = WeightAverage(method.parameters(), settings.ema)
     optimizer.zero_grad(set_to_none=True)
     costs, scaler = StepCosts(model, side, settings), torch.amp.GradScaler("cpu", enabled=False)
     for number in range(2):
         images, labels = torch.randn(size, 3, side, side), torch.randint(0, CLASSES, (size,))
         images, labels, share = mixed(settings, number, images, labels)
         parts, watched = list(images.tensor_split(accumulate)), []
-        tracking = track_live_bytes(model, optimizer, images) if number == 1 else nullcontext([0])
+        tracking = track_live_bytes(model, optimizer, images, *average.tensors) if number == 1 else nullcontext([0])
         method.begin_step(number, parts, token_keep)
         # The counter takes some operations apart (SiLU's backward): the tracker, entered later, sees them whole.
         with FlopCounterMode(display=False) as counter, tracking as peak:

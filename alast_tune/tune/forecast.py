@@ -95,7 +95,8 @@ class Forecast:
         """
         phases = phases_of(config.train, self._look_at(config).look.model)
         *probes, last = _stages(config.method)
-        stages = [self._costs(config, probe, growth, phases[:1], "none") for probe in probes]
+        exploring = config.model_copy(update={"train": config.train.model_copy(update={"ema": None})})
+        stages = [self._costs(exploring, probe, growth, phases[:1], "none") for probe in probes]
         stages.append(self._costs(config, last, growth, phases, config.data.features))
         return Costs(stages[-1].train_flops, max(stage.peak_bytes for stage in stages))
 
@@ -160,7 +161,8 @@ class Forecast:
         """Let a method prepare a copy without weights, the same for all settings of the same costs."""
         setup = method_config.cost_settings()
         train = config.train
-        held = train.optimizer, train.checkpoint_blocks, train.activations, train.label_smoothing > 0, mixes(train)
+        loss = train.label_smoothing > 0, mixes(train)
+        held = train.optimizer, train.ema is None, loss, train.checkpoint_blocks, train.activations
         key = config.model, _images_of(config.data), setup, held
         if key not in self._prepared:
             method = build_method(setup, copy.deepcopy(start.look.model), config.train)

@@ -41,6 +41,10 @@ from tests.unit.tiny import ALAST, DEPTH, STEPS, TOKENS
 TinyTrial = Callable[..., TrialConfig]
 
 
+RECIPE: dict[str, Any] = {"optimizer": "adamw", "weight_decay": 0.05, "layer_decay": 0.75, "schedule": "cosine"}
+RECIPE |= {"clip_grad": 1.0, "label_smoothing": 0.1, "mixup": 0.8, "cutmix": 1.0, "ema": 0.9}
+
+
 def without_time(report: EpochReport) -> dict[str, float]:
     return {name: value for name, value in report.metrics().items() if "seconds" not in name}
 
@@ -54,11 +58,12 @@ def assert_same(state: dict[str, Any], other: dict[str, Any]) -> None:
     ("method", "train"),
     [
         ({"name": "alast", "reading": "authors", "trainable_blocks": 3}, {"schedule": "cosine", "optimizer": "adamw"}),
-        ({"name": "full"}, {"precision": "fp16"}),
+        ({"name": "full"}, {"precision": "fp16", "clip_grad": 1.0}),
         ({"name": "tome", "merge": 4}, {"accumulate": 2, "precision": "bf16"}),
-        ({"name": "top_k", "count": 2, "probe_steps": 1}, {"optimizer": "sgd"}),
+        ({"name": "top_k", "count": 2, "probe_steps": 1}, {"optimizer": "sgd", "ema": 0.9}),
+        ({"name": "alast", "trainable_blocks": 3}, RECIPE),
     ],
-    ids=["budgets and draws", "loss scale", "micro-batches", "exploration"],
+    ids=["budgets and draws", "loss scale", "micro-batches", "exploration", "recipe"],
 )
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     tmp_path: Path,
@@ -81,6 +86,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     resumed.append(after.train_epoch())
     assert [without_time(r) for r in resumed] == [without_time(r) for r in expected]
     assert_same(after.model.state_dict(), whole.model.state_dict())
+    assert all(map(torch.equal, after._average.tensors, whole._average.tensors))
     assert after._scaler.state_dict() == whole._scaler.state_dict()
     assert after._scheduler.state_dict() == whole._scheduler.state_dict()
     assert [replace(r, measured_peak_bytes=0) for r in after.meter.ledger.read()] == [
