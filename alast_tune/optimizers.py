@@ -7,10 +7,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]  # it exports it all the same
 from torch import nn
 from torch.optim import Optimizer
 
 from alast_tune.config import TrainConfig
+from alast_tune.cost.updates import TIMM_SIZES
 from alast_tune.errors import ConfigError
 from alast_tune.methods import Method
 from alast_tune.methods.parameters import layer_numbers, undecayed
@@ -18,6 +20,8 @@ from alast_tune.methods.parameters import layer_numbers, undecayed
 
 def build_optimizer(train: TrainConfig, method: Method) -> Optimizer:
     """Build what updates a method's parameters; Adam is fused: one pass over them, no temporaries.
+
+    timm's go from parameter to parameter, on GPUs too: all at once, they would take temporaries of all.
 
     Raises:
         ConfigError: 8-bit moments without bitsandbytes.
@@ -28,6 +32,10 @@ def build_optimizer(train: TrainConfig, method: Method) -> Optimizer:
         return torch.optim.SGD(groups, train.learning_rate, momentum=0.9)
     if train.optimizer == "adamw8bit":
         return _eight_bit_adamw()(groups, train.learning_rate)
+    if train.optimizer in TIMM_SIZES:
+        made: Any = create_optimizer_v2(groups, train.optimizer, train.learning_rate, train.weight_decay, foreach=False)
+        made.sizes = TIMM_SIZES[train.optimizer]
+        return made  # type: ignore[no-any-return]
     kind = torch.optim.Adam if train.optimizer == "adam" else torch.optim.AdamW
     return kind(groups, train.learning_rate, fused=True)
 

@@ -15,8 +15,11 @@ if TYPE_CHECKING:
 
 Recipe = Literal["paper", "modern"]
 Precision = Literal["fp32", "bf16", "fp16"]
-OptimizerName = Literal["adam", "adamw", "sgd", "adamw8bit"]
-"""What updates the weights: all of these are metered."""
+OptimizerName = Literal[
+    "adam", "adamw", "sgd", "adamw8bit",
+    "adabelief", "adan", "adoptw", "lamb", "laprop", "lion", "nadamw", "radamw", "sgdw",
+]  # fmt: skip
+"""What updates the weights: the first four are torch's and bitsandbytes', the others timm's. All are metered."""
 
 RECIPES: dict[Recipe, dict[str, Any]] = {
     "paper": {},
@@ -89,7 +92,9 @@ class TrainConfig(Record):
         "constant", description="of the learning rate after the warm-up; cosine: down to 0 at the end of the last epoch"
     )
     optimizer: OptimizerName = Field(
-        "adam", description="adamw8bit keeps moments in 8 bits (pip install 'alast-tune[8bit]')"
+        "adam",
+        description="torch's adam, adamw and sgd; adamw8bit, which keeps moments in 8 bits (pip install "
+        "'alast-tune[8bit]'); the others are timm's",
     )
     weight_decay: float = Field(0.0, ge=0, description="of matrices; biases, norms, positions and tokens are spared")
     clip_grad: float | None = Field(None, gt=0, description="largest norm of all gradients together; unset: any")

@@ -3,18 +3,19 @@
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
-from timm.optim import param_groups_layer_decay, param_groups_weight_decay
+from timm.optim import list_optimizers, param_groups_layer_decay, param_groups_weight_decay
 from timm.scheduler import CosineLRScheduler
 from torch.nn import functional as F
 
 from alast_tune.config import FullConfig, TrainConfig, TrialConfig, parse
+from alast_tune.config.train import OptimizerName
 from alast_tune.cost import StepCosts
 from alast_tune.cost.memory import track_live_bytes
-from alast_tune.cost.updates import moment_bytes
+from alast_tune.cost.updates import TIMM_SIZES, moment_bytes
 from alast_tune.errors import ConfigError
 from alast_tune.methods import build_method
 from alast_tune.optimizers import build_optimizer, rate, update
@@ -170,3 +171,29 @@ def test_gradients_are_clipped_as_torch_does_unscaled(scale: float) -> None:
 def test_an_optimizer_that_is_not_metered_is_refused_with_its_neighbours() -> None:
     with pytest.raises(ConfigError, match=r"train.optimizer = adamww: is none that is metered here; did you mean"):
         parse(TrialConfig, {"train": {"optimizer": "adamww"}})
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.05])
+@pytest.mark.parametrize("name", TIMM_SIZES)
+def test_timms_optimizers_take_what_is_predicted(name: str, decay: float) -> None:
+    """Of two images, where the update is the heaviest; moments in place after the first steps."""
+    train, model = TrainConfig(optimizer=name, weight_decay=decay, learning_rate=1e-4), vit({"embed_dim": 128})
+    method = build_method(FullConfig(), model, train)
+    optimizer, before = build_optimizer(train, method), model.head.weight.detach().clone()
+    predicted = StepCosts(model, 32).step(method.config, method.plan, 2, optimizer).peak_bytes
+    for number in range(3):
+        images, labels = torch.randn(2, 3, 32, 32), torch.randint(0, 10, (2,))
+        with track_live_bytes(model, optimizer, images) as measured:
+            F.cross_entropy(method.forward(images), labels).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        assert number < 2 or predicted == pytest.approx(measured[0], rel=0.002)
+    kept = [t for state in optimizer.state.values() for t in state.values() if torch.is_tensor(t) and t.dim()]
+    assert moment_bytes(optimizer) == sum(t.nbytes for t in kept)
+    assert not torch.equal(model.head.weight, before)
+
+
+def test_all_names_are_known_to_timm_and_metered() -> None:
+    names = get_args(OptimizerName)
+    assert set(names) == {"adam", "adamw", "sgd", "adamw8bit", *TIMM_SIZES}
+    assert set(names) - {"adamw8bit"} <= set(list_optimizers())
