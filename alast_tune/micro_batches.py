@@ -33,8 +33,11 @@ def first_look(model: Backbone, splits: Splits) -> FirstLook:
     """See how a model, untouched and with its weights, moves the summary of a few images; its own has no weights."""
     spread = torch.linspace(0, len(splits.validation) - 1, IMAGES).int().tolist()
     images_BCHW, _ = splits.validation.__getitems__(spread)  # these are never augmented
+    was_training = model.training
+    model.eval()  # no path is dropped
     with torch.inference_mode():
         magnitudes_L, deltas_L = summary_updates(model, embed(model, images_BCHW))
+    model.train(was_training)
     return FirstLook(copy.deepcopy(model).to("meta"), len(images_BCHW), magnitudes_L, deltas_L)
 
 

@@ -121,6 +121,12 @@ class ModelConfig(Record):
     )
     num_classes: int | None = Field(None, ge=2, description="size of the classifier; unset: the dataset's classes")
     image_size: int | None = Field(None, ge=8, description="input side, pixels; unset: the model's own")
+    drop_path: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="chance that an image skips half of the last block while training; falls evenly to 0 in the first",
+    )
 
     @model_validator(mode="after")
     def _check_weights(self) -> Self:
@@ -157,6 +163,9 @@ class TrialConfig(Record):
     def _check_features(self) -> Self:
         if self.data.features == "none":
             return self
+        if self.model.drop_path:
+            remedy = f"features are kept of whole paths; leave it out, or data.features: {self.data.features}"
+            raise ConfigError("model.drop_path", self.model.drop_path, remedy)
         for name, why in {
             "image_size_first": "features are kept of images of one size",
             "mixup": "features are kept of whole images",

@@ -276,7 +276,7 @@ class StepCosts:
         if start:
             forward, tokens, given = partial(forward, start=start), self._evaluated_tokens(start), self._features
         stage = _whole(kind or (run, start), torch.no_grad()(forward), tokens)
-        part = self._part(hollow, stage, given, precision)
+        part = self._part(hollow, stage, given, precision, evaluates=True)
         return part.cost(self._counts(batch, tokens, tokens))
 
     def _hollow_model(self, config: MethodConfig) -> HollowModel:
@@ -302,11 +302,12 @@ class StepCosts:
         accumulating: bool = False,
         block: nn.Module | None = None,
         trains: bool = True,
+        evaluates: bool = False,
     ) -> Part:
         """Get the part that a stage is, given what flows into it; run it if none was alike."""
         drops = stage.leaving < stage.arriving and not stage.alone
         tokens = drops if stage.scales else (stage.arriving, stage.leaving)
-        key = id(hollow), id(block), trains, stage.kind, tokens, given, precision, accumulating
+        key = id(hollow), id(block), trains, stage.kind, tokens, given, precision, accumulating, evaluates
         if key not in self._parts:
             batch, arriving, leaving = self._run_with
             ran = self._counts(batch, arriving, leaving)
@@ -317,6 +318,7 @@ class StepCosts:
             # Positions of tokens that are left are chosen from the whole image's.
             patches = max((self._tokens if len(given) > 1 else arriving) - self._prefix, 1)
             hollow.prepare(block, trains, accumulating, patches)
+            hollow.model.train(not evaluates)
             around = (batch,) if given is self._images else (batch, arriving)
             shapes = [(*around, *one.shape) for one in given]
             self._parts[key] = run_part(lambda x: stage.run(x, leaving), shapes, given, ran, AUTOCAST[precision])
