@@ -299,8 +299,7 @@ class SweepConfig(Limits):
             raise ConfigError("trial.data.all_data", True, "a sweep selects on validation images; leave it to training")
         check_names(self.space)
         if self.trial.train.eval_every > 1 or "train/eval_every" in self.space:
-            remedy = "a sweep compares its trials after every epoch; leave it out"
-            raise ConfigError("trial.train.eval_every", self.trial.train.eval_every, remedy)
+            raise ConfigError("trial.train.eval_every", "above 1", "a sweep compares after every epoch; leave it out")
         fixed = flatten(self.with_limit(self.trial))
         for name, one in parameters(self.space).items():
             chosen = dict([one.condition]) if one.condition else {}
