@@ -89,8 +89,7 @@ Search for the Pareto front of accuracy, training FLOPs and peak memory.
 """,
     groups={
         "what": {
-            "FOLDER": "your images, FOLDER/CLASS/* or FOLDER/{train,val,test}/CLASS/*; the settings are "
-            "chosen, and said",
+            "FOLDER": "your images, FOLDER/CLASS/*, or with train, val, test above; the settings are chosen, and said",
             "--model NAME_OR_FILE": "a timm name, local weights, or embedded",
             "--methods lora,apla": "that are searched; unset: all that the model allows",
             "--preset NAME_OR_FILE": "a prepared sweep instead (see --list-presets), or YAML",
