@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,8 @@ def report_blocks(config: TrialConfig, folder: Path) -> BlockReport:
     before, splits = load_trial(config, verify=False)
     run = Run(config, verify=False)
     run.load(folder)
-    after = run.method.export()
+    with run.averaged():
+        after = copy.deepcopy(run.method.export())
     spread = np.linspace(0, len(splits.validation) - 1, min(MEASURED, len(splits.validation)), dtype=int)
     images_BCHW, _ = splits.validation.__getitems__(spread.tolist())
     shown = _of_different_classes(splits.validation.labels)

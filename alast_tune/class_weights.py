@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from alast_tune.losses import training_loss
 from alast_tune.parallel import total_over_ranks
 
 
@@ -35,15 +35,26 @@ def weight_of_batch(labels_B: Tensor, weights_K: Tensor, images: int) -> Tensor:
     return total_over_ranks(weights_K[labels_B].sum(), images)[0]
 
 
-def part_of_loss(logits_BK: Tensor, labels_B: Tensor, whole: Tensor | int, weights_K: Tensor | None) -> Tensor:
+def part_of_loss(
+    logits_BK: Tensor,
+    labels: Tensor,
+    whole: Tensor | int,
+    weights_K: Tensor | None = None,
+    smoothing: float = 0.0,
+    share: float = 1.0,
+) -> Tensor:
     """Compute what a part of a batch adds to the batch's mean cross-entropy: all parts make up the mean.
+
+    Of images that are mixed in pairs each is the other of one pair: their other labels weigh as much as their own.
 
     Args:
         logits_BK: of the part.
-        labels_B: of the part.
+        labels: of the part, (B,) or mixed (B, 2).
         whole: images of the batch, or with weights, their weights added up, over all ranks.
         weights_K: of the classes; None: all weigh the same.
+        smoothing: as :func:`~alast_tune.losses.training_loss` takes it.
+        share: as there.
     """
     if weights_K is None:
-        return F.cross_entropy(logits_BK, labels_B) * (len(labels_B) / whole)
-    return F.cross_entropy(logits_BK, labels_B, weight=weights_K, reduction="sum") / whole
+        return training_loss(logits_BK, labels, smoothing, share) * (len(labels) / whole)
+    return training_loss(logits_BK, labels, smoothing, share, weights_K) / whole

@@ -42,7 +42,7 @@ def explore(run: Run) -> tuple[int, ...]:
     run.meter.exploring = True
     for block in range(first, depth):
         probe = build_method(TopKConfig(blocks=(block,), from_block=first), model, train)
-        optimizer = build_optimizer(train, probe.parameters())
+        optimizer = build_optimizer(train, probe)
         before = [parameter.detach().clone() for parameter in probe.parameters()]
         run._seed_dropout(0)
         model.train()

@@ -20,6 +20,7 @@ from alast_tune.methods.summary import summary_updates
 from alast_tune.models.backbone import Backbone, embed
 from alast_tune.parallel import largest_over_ranks, world
 from alast_tune.phases import Phase
+from alast_tune.precision import precision_of
 
 IMAGES = 4
 """Real images from which ALaST's first budgets are found."""
@@ -32,8 +33,11 @@ def first_look(model: Backbone, splits: Splits) -> FirstLook:
     """See how a model, untouched and with its weights, moves the summary of a few images; its own has no weights."""
     spread = torch.linspace(0, len(splits.validation) - 1, IMAGES).int().tolist()
     images_BCHW, _ = splits.validation.__getitems__(spread)  # these are never augmented
+    was_training = model.training
+    model.eval()  # no path is dropped
     with torch.inference_mode():
         magnitudes_L, deltas_L = summary_updates(model, embed(model, images_BCHW))
+    model.train(was_training)
     return FirstLook(copy.deepcopy(model).to("meta"), len(images_BCHW), magnitudes_L, deltas_L)
 
 
@@ -76,8 +80,10 @@ def micro_batches(
     if limit_bytes is None:
         return least
 
+    precision = precision_of(train)
+
     def peak_bytes(parts: int) -> int:
-        steps = (costs.step(config, plan, batch, optimizer, train.precision, parts) for plan in plans)
+        steps = (costs.step(config, plan, batch, optimizer, precision, parts) for plan in plans)
         return max(step.peak_bytes for step in steps)
 
     plans = list(plans)

@@ -19,8 +19,9 @@ from alast_tune.fingerprints import Fingerprints, fingerprints, keep_fingerprint
 from alast_tune.lease import exclusive_driver
 from alast_tune.models import InputSpec, create_model, input_spec
 from alast_tune.plots import confusion_png
+from alast_tune.precision import AUTOCAST, precision_of
 from alast_tune.results import EpochReport
-from alast_tune.run import AUTOCAST, device_of, load_trial, read_report
+from alast_tune.run import device_of, load_trial, read_report
 from alast_tune.scores import Evaluation
 from alast_tune.storage import atomic_write
 from alast_tune.tracking import ALL_DATA, COMPARED_DATA, SCORE, Registered, Tracker, default_uri, register, tag_run
@@ -204,7 +205,7 @@ class Training:
         device = device_of(train)
         parts = -(-train.batch_size // 8) if train.accumulate == "auto" else train.accumulate
         loader = eval_loader(images, -(-train.batch_size // parts), data.workers)
-        return evaluate(model.to(device), loader, device, AUTOCAST[train.precision])
+        return evaluate(model.to(device), loader, device, AUTOCAST[precision_of(train)])
 
     def _log(self, report: EpochReport) -> None:
         self._tracker.log_progress(report.metrics(), report.epoch)

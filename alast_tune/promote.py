@@ -211,7 +211,8 @@ def export_member(member: FrontMember, sweep: Path, folder: Path) -> None:
     except ConfigError as error:
         raise ConfigError("pick", member.trial_id, f"{error}; train its config") from None
     _, splits = load_trial(member.config, verify=False)
-    checkpoint.save_model(run.method, folder)
+    with run.averaged():
+        checkpoint.save_model(run.method, folder)
     checkpoint.save_model_card(member.config.model, input_spec(run.model), splits.classes, folder)
 
 

@@ -50,7 +50,7 @@ class EpochReport:
     train_loss: float
     validation_loss: float
     accuracy: float
-    """Validation accuracy in [0, 1]."""
+    """Validation accuracy in [0, 1]; NaN after an epoch that was not evaluated (``train.eval_every``)."""
     cost: Measurements
     budgets: tuple[float, ...] = ()
     """Compute budget of each block after the epoch; empty for methods that have none."""
@@ -69,7 +69,9 @@ class EpochReport:
 
     @property
     def quality(self) -> float:
-        """The measure that counts, in [0, 1]: what a sweep maximizes, and by which epochs compare."""
+        """The measure that counts, in [0, 1]: what a sweep maximizes, and by which epochs compare; NaN as accuracy."""
+        if math.isnan(self.accuracy):
+            return math.nan
         return objective_values(self.metrics(), self.score)["accuracy"]
 
     def metrics(self) -> dict[str, float]:
@@ -78,6 +80,8 @@ class EpochReport:
         measures = {name: getattr(self, name) for name in ("balanced_accuracy", "macro_f1", "top5")}
         flat |= {name: value for name, value in measures.items() if value is not None}
         flat |= {"train_loss": self.train_loss, "validation_loss": self.validation_loss}
+        if math.isnan(self.accuracy):  # an epoch after which nobody has looked at the validation images
+            del flat["accuracy"], flat["validation_loss"]
         flat |= {name: float(value) for name, value in asdict(self.cost).items()}
         for name, values in (("budget", self.budgets), ("trained", self.trained), ("tokens", self.tokens)):
             flat |= {f"{name}/block_{block:02d}": float(value) for block, value in enumerate(values)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,23 +17,27 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from alast_tune import checkpoint
+from alast_tune.averaging import WeightAverage
 from alast_tune.class_weights import balanced_weights, part_of_loss, weight_of_batch
 from alast_tune.config import TrainConfig, TrialConfig, parse, without_places
 from alast_tune.cost import STEPS, Meter
 from alast_tune.data import Splits, check_classes, eval_loader, load_splits, num_classes_of, train_loader
+from alast_tune.ending import is_better, is_evaluated, out_of_patience
 from alast_tune.errors import ConfigError, DivergedError
 from alast_tune.evaluate import evaluate
 from alast_tune.exploration import explore
 from alast_tune.failpoints import failpoint
 from alast_tune.features import Features, begin_with_features, compute_features
 from alast_tune.fingerprints import Fingerprints, fingerprints
+from alast_tune.losses import check_pairs, mixed
 from alast_tune.methods import Constant, Method, build_method, compile_blocks, with_blocks_chosen
 from alast_tune.micro_batches import Splitting, check_limit
 from alast_tune.models import create_model, input_spec
 from alast_tune.models.backbone import Backbone
-from alast_tune.optimizers import build_optimizer, rate
+from alast_tune.optimizers import build_optimizer, rate, update
 from alast_tune.parallel import sum_gradients, total_over_ranks, world
 from alast_tune.phases import Phase, phases_of
+from alast_tune.precision import AUTOCAST, precision_of, set_tf32
 from alast_tune.results import EpochReport, Measurements
 from alast_tune.scores import Evaluation
 
@@ -44,9 +49,6 @@ _DROPOUT, _AUGMENTATION = 1, 2
 
 _UPDATING = {"optimizer", "scheduler", "scaler"}
 """Parts of a run that no epoch needs any more when all are done: two thirds of a checkpoint."""
-
-AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-"""What forwards run in, by ``train.precision``."""
 
 
 def load_trial(config: TrialConfig, verify: bool = True) -> tuple[Backbone, Splits]:
@@ -79,7 +81,9 @@ class Run:
         self.config = config
         self.device = device_of(config.train)
         check_limit(config.train)
+        set_tf32(config.train)
         self.model, self._splits = load_trial(config, verify)
+        check_pairs(config.train, len(self._splits.train), world()[1])
         self._splitting = Splitting(config.train, self.model, self._splits)
         self._class_weights: Tensor | None = None
         if config.data.class_weights == "balanced":
@@ -90,7 +94,7 @@ class Run:
         self.steps_per_epoch = len(self._loader(0))
         self._phases = phases_of(config.train, self.model)
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=config.train.precision == "fp16")
-        self._dtype = AUTOCAST[config.train.precision]
+        self._dtype = AUTOCAST[precision_of(config.train)]
         self.meter = Meter(self.model, config.train)
         self.report: EpochReport | None = None
         self.best: EpochReport | None = None
@@ -106,8 +110,10 @@ class Run:
         self.model.to(self.device)  # adapters were made on the CPU
         if self.config.train.compile:
             compile_blocks(self.method)
-        self._optimizer = build_optimizer(self.config.train, self.method.parameters())
+        self._optimizer = build_optimizer(self.config.train, self.method)
         self._begins_at = begin_with_features(self.method, self.config.data.features)
+        self._average = WeightAverage(self.method.parameters(), self.config.train.ema)
+        self.meter.keep(self._average.tensors)
         self._scheduler = LambdaLR(self._optimizer, rate(self.config.train, self.steps_per_epoch))
         for phase in dict.fromkeys(self._phases):
             self._parts_of(self.method, self._optimizer, phase)  # one that does not fit says so here
@@ -120,8 +126,8 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether all epochs are done."""
-        return self.epoch >= self.config.train.epochs
+        """Whether all epochs are done, or so many without a better accuracy that no more are wanted."""
+        return self.epoch >= self.config.train.epochs or out_of_patience(self.config, self.report, self.best)
 
     def _keep_features(self) -> None:
         """Compute once what the steps begin with, if they do not begin with images."""
@@ -156,6 +162,7 @@ class Run:
             for step, (images, labels) in enumerate(loader, start=1):
                 losses += self._step(self.method, self._optimizer, images, labels)
                 self._scheduler.step()
+                self._average.update()
                 trained += self.method.plan.trainable_L
                 tokens += self.method.plan.computed_tokens
                 failpoint("mid-epoch")
@@ -164,25 +171,27 @@ class Run:
                 if step % CHECK_EVERY == 0:
                     self._mean(losses, step)
             train_loss = self._mean(losses, self.steps_per_epoch)
-        validation = self.evaluate("validation")
         self.report = EpochReport(
             epoch=self.epoch + 1,
             train_loss=train_loss,
-            validation_loss=validation.loss,
-            accuracy=validation.accuracy,
+            **self._validate(),
             cost=self.meter.read(),
             budgets=getattr(self.method, "budgets", ()),
             trained=tuple(trained.tolist()),
             tokens=tuple((tokens / self.steps_per_epoch).tolist()),
-            balanced_accuracy=validation.balanced_accuracy,
-            macro_f1=validation.macro_f1,
-            top5=validation.top5,
             score=self.config.train.score,
         )
         # What has trained on the validation images cannot be chosen by them.
-        if self.best is None or self.config.data.all_data or self.report.quality > self.best.quality:
+        if self.config.data.all_data or is_better(self.report, self.best):
             self.best = self.report
         return self.report
+
+    def _validate(self) -> dict[str, Any]:
+        """Measure the epoch that has just been trained, if it is one that is evaluated: what its report has of that."""
+        if not is_evaluated(self.config.train, self.epoch + 1):
+            return {"accuracy": math.nan, "validation_loss": math.nan}
+        found = self.evaluate("validation").metrics()
+        return {"validation_loss": found.pop("loss"), **found}
 
     def _mean(self, losses: Tensor, steps: int) -> float:
         """Mean loss of the steps of an epoch that are done, the same on every rank.
@@ -202,6 +211,8 @@ class Run:
         phase = self._phases[self.epoch]
         images_BCHW = phase.resize(images_BCHW.to(self.device, non_blocking=True))
         labels_B = labels_B.to(self.device, non_blocking=True)
+        train = self.config.train
+        images_BCHW, labels, share = mixed(train, self.meter.ledger.steps, images_BCHW, labels_B)
         _, batch = total_over_ranks(images_BCHW.new_zeros(1), len(images_BCHW))
         weights_K = self._class_weights
         whole = batch if weights_K is None else weight_of_batch(labels_B, weights_K, len(labels_B))
@@ -210,13 +221,14 @@ class Run:
         images_of_parts = images_BCHW.tensor_split(parts)
         method.begin_step(self.meter.ledger.steps, images_of_parts, phase.token_keep)
         with self.meter.step(method, optimizer, images_BCHW, batch, parts):
-            for images, labels in zip(images_of_parts, labels_B.tensor_split(parts), strict=True):
+            for images, truth in zip(images_of_parts, labels.tensor_split(parts), strict=True):
                 with torch.autocast(self.device.type, self._dtype, enabled=self._dtype is not None):
-                    part = part_of_loss(method.forward(images), labels, whole, weights_K)
+                    logits = method.forward(images)
+                    part = part_of_loss(logits, truth, whole, weights_K, train.label_smoothing, share)
                 self._scaler.scale(part).backward()
                 loss += part.detach()
             sum_gradients(method.parameters())
-            self._scaler.step(optimizer)
+            update(train, optimizer, self._scaler, method.parameters())
             optimizer.zero_grad(set_to_none=True)
             method.end_step()
         self._scaler.update()
@@ -232,7 +244,12 @@ class Run:
         image_size, most = input_spec(self.model).image_size, self.micro_batch(self.method, self._optimizer)
         with self.meter.evaluation(self._optimizer, image_size, most, start) as size:
             loader = eval_loader(dataset, size, self.config.data.workers)
-            return evaluate(self.model, loader, self.device, self._dtype, start)
+            with self.averaged():
+                return evaluate(self.model, loader, self.device, self._dtype, start)
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Let the model have, inside, the weights that are evaluated and kept: their average, if there is one."""
+        return self._average.in_place()
 
     def micro_batch(self, method: Method, optimizer: Optimizer) -> int:
         """Most images that one of the forwards of this epoch's steps, or the last epoch's, gets on this rank."""
@@ -289,6 +306,8 @@ class Run:
             self._start()
         self._splitting.load_state_dict(state.get("splitting", {}))  # checkpoints of version 0.1 have none
         self.report = read_report(state["report"]) if state["report"] else None
+        best = state.get("best", state["report"])  # checkpoints of version 0.1 do not say
+        self.best = read_report(best) if best else None
         try:
             for name, part in self._parts().items():
                 if not (self.finished and name in _UPDATING):
@@ -298,8 +317,6 @@ class Run:
             remedy = f"was not written by this version ({reason}); train anew, in another folder"
             raise ConfigError("checkpoint", folder, remedy) from error
         self.meter.ledger.restore(folder / STEPS)
-        best = state.get("best")  # checkpoints of version 0.1 do not say
-        self.best = read_report(best) if best else self.report
 
     def _parts(self) -> dict[str, Any]:
         """What has a state of its own, in the order in which a resumed run takes it over."""
@@ -310,7 +327,7 @@ class Run:
             "scaler": self._scaler,
             "method": self.method,
             "meter": self.meter,
-        }
+        } | ({"average": self._average} if self.config.train.ema else {})
 
     def _loader(self, epoch: int) -> Any:
         train = self.config.train

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from statistics import fmean
@@ -70,9 +71,11 @@ class TrainingProgress:
         """One more epoch is done."""
         self._done = report.epoch
         seen = " (of images it trains on)" if self._trial.data.all_data else ""
+        score = SCORES[report.score]
+        quality = "not evaluated" if math.isnan(report.quality) else f"{score} {report.quality:.4f}{seen}"
         cost = report.cost
         self._print(
-            f"epoch {report.epoch}/{self._trial.train.epochs} {SCORES[report.score]} {report.quality:.4f}{seen} "
+            f"epoch {report.epoch}/{self._trial.train.epochs} {quality} "
             f"loss {report.train_loss:.4f} {human_flops(cost.train_flops)} "
             f"peak {human_bytes(cost.peak_bytes)} steady {human_bytes(cost.steady_peak_bytes)} "
             f"{cost.wall_seconds:.1f} s"

@@ -48,13 +48,15 @@ def fit(
             _keep_best(run, folder)
         yield report
     if folder:
-        checkpoint.save_weights(run.method.export(), folder / checkpoint.LAST)
+        with run.averaged():
+            checkpoint.save_weights(run.method.export(), folder / checkpoint.LAST)
 
 
 def _keep_best(run: Run, folder: Path) -> None:
     """Keep the model of the epoch just done, if it is the best so far."""
     if run.best == run.report:
-        checkpoint.save_model(run.method, folder)
+        with run.averaged():
+            checkpoint.save_model(run.method, folder)
 
 
 def last_report(folder: Path) -> EpochReport | None:

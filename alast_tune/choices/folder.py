@@ -18,7 +18,15 @@ from alast_tune.choices.settings import (
     image_side,
     loader_count,
 )
-from alast_tune.choices.space import auto_space, features_of, given_paths, rate_of, space_of_method, space_words
+from alast_tune.choices.space import (
+    auto_space,
+    features_of,
+    given_paths,
+    has_layer_decay,
+    rate_of,
+    space_of_method,
+    space_words,
+)
 from alast_tune.config import (
     AUTO,
     DataConfig,
@@ -40,12 +48,15 @@ from alast_tune.methods import build_method
 from alast_tune.models import architecture_of, check_weights, input_spec, outline
 from alast_tune.models.backbone import Backbone
 from alast_tune.optimizers import build_optimizer
+from alast_tune.precision import precision_of
 
 MODEL = "deit_small_patch16_224"
 """What is fine-tuned where nobody says: 22 million parameters, of ImageNet; the smaller of the paper's good ones."""
 
 TRIALS = 24
 """Beside the baselines: about one for each method that is tried."""
+
+RECIPE = "AdamW, cosine, layer decay, label smoothing, clipping; --trial.recipe paper has none of it"
 
 SAMPLED = 64
 """Images whose sizes are looked at."""
@@ -157,6 +168,7 @@ def sweep_of_folder(
     given = given_paths(own)
     open_sources(own.data)  # says what is wrong with it before anything else is looked at
     limit_bytes = _bytes(settings.get("max_memory"))
+    recipe_given, trial = "recipe" in own.model_fields_set, {"recipe": "modern"} | trial
     trial = _merged(trial, {"model": model_settings(model, own.model)})
     own = parse(TrialConfig, trial)
     _check_weights(own.model)
@@ -164,6 +176,8 @@ def sweep_of_folder(
     machine = machine or this_machine(own.train.device)
     splits = load_splits(own.data.model_copy(update={"cache": "none"}), input_spec(sketch), verify=False)
     chosen += [*_images_lines(splits, own.data), _model_line(own.model, model)]
+    if not recipe_given:
+        chosen.append(Chosen("recipe", "modern", RECIPE))
 
     def choose(path: str, value: object, shown: str, why: str) -> None:
         """Take a value for a path in the trial that was left open, and say so."""
@@ -198,21 +212,22 @@ def sweep_of_folder(
         features = features_of(own.data, sketch, images + len(splits.validation))
         why = "wherever blocks below never change, images pass them once" if features == "auto" else "see --help-all"
         choose("data/features", features, features, why)
-    rate = rate_of(own.model.name)
+    rate = rate_of(own.model.name, has_layer_decay(own))
     choose("train/learning_rate", rate, f"{rate:g}", "of the baselines; the space has those that are searched")
-    warm = min(1.0, int(trial["train"]["epochs"]) / 10)
-    choose("train/warmup_epochs", warm, f"{warm:g} epochs", "high learning rates diverge without")
+    if own.recipe == "paper":
+        warm = min(1.0, int(trial["train"]["epochs"]) / 10)
+        choose("train/warmup_epochs", warm, f"{warm:g} epochs", "high learning rates diverge without")
     values = settings | {"trial": trial}
     if "name" not in values:
         values["name"] = name_of(folder)
     if values.get("space", AUTO) == AUTO:
         if "method" not in trial:
-            values["space"] = auto_space(sketch, own.model.name, methods, given)
+            values["space"] = auto_space(sketch, own.model.name, methods, given, has_layer_decay(own))
             trial["method"] = {"name": "full"}
         elif methods:
             raise ConfigError("methods", ",".join(methods), "trial.method says which; leave out one of the two")
         else:
-            values["space"] = space_of_method(sketch, own.model.name, own.method)
+            values["space"] = space_of_method(sketch, own.model.name, own.method, has_layer_decay(own))
         words, why = space_words(values["space"])
         chosen.append(Chosen("space", words, f"{why}; --dry-run shows them"))
     elif methods:
@@ -254,11 +269,13 @@ def _full_peak(trial: TrialConfig) -> Callable[[int], float]:
     """Predict the peak of full fine-tuning by batch, bytes; from shapes alone."""
     model: Backbone = outline(trial.model.model_copy(update={"num_classes": trial.model.num_classes or 100}))
     full = build_method(FullConfig(), model, trial.train)
-    optimizer = build_optimizer(trial.train, full.parameters())
+    optimizer = build_optimizer(trial.train, full)
     side = input_spec(model).image_size
 
     def peak(batch: int) -> float:
-        return step_peak_bytes(model, FullConfig(), full.plan, side, batch, optimizer, trial.train.precision)
+        return step_peak_bytes(
+            model, FullConfig(), full.plan, side, batch, optimizer, precision_of(trial.train), train=trial.train
+        )
 
     return peak
 

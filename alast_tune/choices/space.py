@@ -46,6 +46,12 @@ EMBEDDED_RATES: dict[str, tuple[float, float]] = {
 """Those of the embedded model, which is narrow and knows little: each is best at some ten times as much."""
 RATE, EMBEDDED_RATE = 5e-5, 1e-3
 """Learning rates of the baselines."""
+LAYERED = 3.0
+"""Where blocks train with layer decay, of which the rate is the classifier's, it is so many times as high.
+
+On 400 digits, 4 epochs of `full`, the embedded model: accuracy 0.905 by the paper's recipe at 1e-3 (0.643 at 3e-3), by
+the modern one 0.894 at 1e-3, 0.933 at 3e-3, 0.916 at 1e-2.
+"""
 AROUND = 10.0
 """A method of which nothing else is known is searched from its own learning rate divided by this to that times this."""
 
@@ -65,7 +71,11 @@ LEAST_SIDE = 5
 
 
 def auto_space(
-    model: Backbone, name: str, methods: Sequence[str] = (), fixed: Collection[str] = ()
+    model: Backbone,
+    name: str,
+    methods: Sequence[str] = (),
+    fixed: Collection[str] = (),
+    layered: bool = False,
 ) -> dict[str, Distribution]:
     """List what a sweep varies where nobody says: a variant for each method that the model allows, and the image size.
 
@@ -74,11 +84,12 @@ def auto_space(
         name: of the model, whose learning rates are searched.
         methods: names of methods or variants, which are then the only ones; none: all but :data:`ON_REQUEST`.
         fixed: paths in the trial that stay as they are.
+        layered: whether blocks train with layer decay.
 
     Raises:
         ConfigError: a method that nobody knows, or that the model does not allow.
     """
-    every = _variants(model, name)
+    every = _variants(model, name, layered)
     allowed = {variant: found for variant, settings in every.items() if (found := _allowed(settings, model))}
     chosen = [variant for variant in allowed if _method(variant) not in ON_REQUEST]
     if methods:
@@ -92,20 +103,21 @@ def auto_space(
     return _image_sizes(model, fixed) | {"method": Variants(variants=variants)}
 
 
-def space_of_method(model: Backbone, name: str, method: MethodConfig) -> dict[str, Distribution]:
+def space_of_method(model: Backbone, name: str, method: MethodConfig, layered: bool = False) -> dict[str, Distribution]:
     """List what varies in a sweep of one method, which was given: what it was not given itself.
 
     Args:
         model: looked at for its shapes alone.
         name: of the model, whose learning rates are searched.
         method: with the settings that stay.
+        layered: whether blocks train with layer decay.
     """
     adapters = getattr(method, "lora", None) is not None
     variant = f"{method.name}-lora" if adapters and method.name != "lora" else method.name
     given = {f"method/{path}" for path in method.model_fields_set}
     if "method/blocks" in given:
         given.add("method/from_block")  # which could leave none of them
-    found = _variants(model, name).get(variant) or _own(method)
+    found = _variants(model, name, layered).get(variant) or _own(method)
     return {
         path: value
         for path, value in found.items()
@@ -141,12 +153,13 @@ def with_auto_space(sweep: SweepConfig, methods: Sequence[str] = ()) -> SweepCon
     if "features" not in data and trial.train.image_size_first is None:
         splits = load_splits(trial.data.model_copy(update={"cache": "none"}), input_spec(sketch), verify=False)
         data["features"] = features_of(trial.data, sketch, len(splits.train) + len(splits.validation))
-    train.setdefault("learning_rate", rate_of(trial.model.name))
+    layered = has_layer_decay(trial)
+    train.setdefault("learning_rate", rate_of(trial.model.name, layered))
     if one:
-        values["space"] = space_of_method(sketch, trial.model.name, trial.method)
+        values["space"] = space_of_method(sketch, trial.model.name, trial.method, layered)
     else:
         values["trial"]["method"] = {"name": "full"}
-        values["space"] = auto_space(sketch, trial.model.name, methods, given_paths(trial))
+        values["space"] = auto_space(sketch, trial.model.name, methods, given_paths(trial), layered)
     return parse(SweepConfig, values)
 
 
@@ -162,9 +175,14 @@ def with_space_of(sweep: SweepConfig, begun: SweepConfig) -> SweepConfig:
     return parse(SweepConfig, values | {"space": stored["space"]})
 
 
-def rate_of(name: str) -> float:
-    """Choose the learning rate of the baselines, so of full fine-tuning."""
-    return EMBEDDED_RATE if name == "embedded" else RATE
+def rate_of(name: str, layered: bool = False) -> float:
+    """Choose the learning rate of the baselines, so of full fine-tuning; ``layered``: with layer decay."""
+    return round((EMBEDDED_RATE if name == "embedded" else RATE) * (LAYERED if layered else 1), 8)
+
+
+def has_layer_decay(trial: TrialConfig) -> bool:
+    """Whether full fine-tuning has lower rates for lower blocks, in a trial of the same recipe."""
+    return parse(TrialConfig, trial.given_values() | {"method": {"name": "full"}}).train.layer_decay < 1
 
 
 def given_paths(trial: TrialConfig) -> set[str]:
@@ -196,7 +214,7 @@ def space_words(space: Mapping[str, Distribution]) -> tuple[str, str]:
     return f"{len(names)} method{'s' * (len(names) > 1)} ({few})", "each with its own settings"
 
 
-def _variants(model: Backbone, name: str) -> dict[str, dict[str, Any]]:
+def _variants(model: Backbone, name: str, layered: bool) -> dict[str, dict[str, Any]]:
     """List the settings of each variant, by path in the trial, whether or not the model allows them."""
     depth, patches = len(model.blocks), math.prod(model.patch_embed.grid_size)
     start = _whole("method/from_block", 0, depth - BLOCKS_LEFT)
@@ -236,7 +254,8 @@ def _variants(model: Backbone, name: str) -> dict[str, dict[str, Any]]:
         del found["tome"], found["tome-lora"]
     rates = EMBEDDED_RATES if name == "embedded" else RATES
     for variant, settings in found.items():
-        low, high = rates[variant]
+        times = LAYERED if layered and variant in WEIGHTS else 1
+        low, high = (round(times * rate, 8) for rate in rates[variant])
         settings["train/learning_rate"] = FloatRange(low=low, high=high, log=True)
     own = {method: _own(settings) for method, settings in _others(found)}
     return found | own

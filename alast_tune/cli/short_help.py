@@ -89,11 +89,11 @@ Search for the Pareto front of accuracy, training FLOPs and peak memory.
 """,
     groups={
         "what": {
-            "FOLDER": "your images, FOLDER/CLASS/* or FOLDER/{train,val,test}/CLASS/*; the settings are "
-            "chosen, and said",
+            "FOLDER": "your images, FOLDER/CLASS/*, or with train, val, test above; the settings are chosen, and said",
             "--model NAME_OR_FILE": "a timm name, local weights, or embedded",
             "--methods lora,apla": "that are searched; unset: all that the model allows",
             "--preset NAME_OR_FILE": "a prepared sweep instead (see --list-presets), or YAML",
+            "--trial.recipe paper": "train as the paper does; unset: modern for a FOLDER",
             "--dry-run": "print choices, forecast and YAML, and run nothing",
         },
         "where": {
@@ -139,6 +139,7 @@ Train one configuration to a model that can be served, or go on with it.
             "--config FILE": "what to train: what promote has written, or YAML of your own",
             "--epochs N": "instead of the file's; any of its settings can be given",
             "--all-data": "train on the validation images as well",
+            "--recipe modern": "for what the file leaves open: AdamW, cosine, layer decay...",
         },
         "where": {
             "--output FOLDER, -o": "model, report and checkpoint; the same again goes on with them (runs/train)",

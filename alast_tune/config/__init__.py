@@ -41,11 +41,11 @@ from alast_tune.config.space import (
     size_of,
 )
 from alast_tune.config.sweep import AUTO, Limits, SweepConfig, flops_of, stored_sweep
+from alast_tune.config.train import Precision, TrainConfig
 from alast_tune.config.trial import (
     PLACES,
     DataConfig,
     ModelConfig,
-    TrainConfig,
     TrialConfig,
     apply_params,
     with_absolute_paths,
@@ -85,6 +85,7 @@ __all__ = [
     "MethodConfig",
     "ModelConfig",
     "Parameter",
+    "Precision",
     "PromotedConfig",
     "Provenance",
     "ReaderConfig",

@@ -24,7 +24,7 @@ from alast_tune.text import short_number
 if TYPE_CHECKING:
     from torch import nn
 
-    from alast_tune.config.trial import TrainConfig
+    from alast_tune.config.train import TrainConfig
     from alast_tune.methods.base import FirstLook, Flow, Foreseen, Method, StepPlan
     from alast_tune.models.backbone import Backbone
 
@@ -106,6 +106,10 @@ class MethodConfig(Record):
     def default_learning_rate(self) -> float | None:
         """Give the learning rate where none is set; None: that of all methods."""
         return None
+
+    def trains_backbone(self) -> bool:
+        """Say whether the blocks' own weights train: the modern recipe then lowers the rate from block to block."""
+        return False
 
     def learns(self) -> bool:
         """Say whether what a step costs changes while training, in ways that nobody foresees."""

@@ -306,6 +306,8 @@ class SweepConfig(Limits):
         if self.trial.data.all_data or "data/all_data" in self.space:
             raise ConfigError("trial.data.all_data", True, "a sweep selects on validation images; leave it to training")
         check_names(self.space)
+        if self.trial.train.eval_every > 1 or "train/eval_every" in self.space:
+            raise ConfigError("trial.train.eval_every", "above 1", "a sweep compares after every epoch; leave it out")
         fixed = flatten(self.with_limit(self.trial))
         for name, one in parameters(self.space).items():
             chosen = dict([one.condition]) if one.condition else {}

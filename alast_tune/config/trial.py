@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ByteSize, Field, ModelWrapValidatorHandler, SerializeAsAny, model_validator
+from pydantic import BaseModel, Field, ModelWrapValidatorHandler, SerializeAsAny, model_validator
 
 from alast_tune.config.methods import MethodConfig, find_method
 from alast_tune.config.record import Record, parse
+from alast_tune.config.train import Recipe, TrainConfig, with_recipe
 from alast_tune.errors import ConfigError
-from alast_tune.scores import Score
 
 
 class Columns(Record):
@@ -129,6 +129,12 @@ class ModelConfig(Record):
     )
     num_classes: int | None = Field(None, ge=2, description="size of the classifier; unset: the dataset's classes")
     image_size: int | None = Field(None, ge=8, description="input side, pixels; unset: the model's own")
+    drop_path: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="chance that an image skips half of the last block while training; falls evenly to 0 in the first",
+    )
 
     @model_validator(mode="after")
     def _check_weights(self) -> Self:
@@ -139,80 +145,6 @@ class ModelConfig(Record):
         return self
 
 
-class TrainConfig(Record):
-    """The training loop. Defaults are the paper's (appendix E) where it has one."""
-
-    epochs: int = Field(10, ge=1)
-    batch_size: int = Field(128, ge=1)
-    accumulate: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
-        1,
-        description="number of micro-batches that each batch is split into, for less memory; auto: the fewest that "
-        "keep max_memory",
-    )
-    max_memory: ByteSize | None = Field(
-        None,
-        gt=0,
-        description="limit of the predicted peak of the training steps, as 2GiB; with accumulate auto, in a sweep, "
-        "unset: the sweep's",
-    )
-    checkpoint_blocks: bool = Field(
-        False,
-        description="keep of each block's forward only the tokens that enter, and run it again in the backward: a "
-        "quarter to a half more FLOPs, a fraction of the activations",
-    )
-    activations: Literal["exact", "approximate"] = Field(
-        "exact", description="approximate: GELU keeps 4 bits an element for its backward, whose derivative is rounded"
-    )
-    token_keep: float = Field(
-        1.0,
-        gt=0,
-        le=1,
-        description="share of each image's patch tokens, drawn at random at each step, that training goes on with; "
-        "evaluation takes all (PatchDropout)",
-    )
-    token_keep_last: float | None = Field(
-        None, gt=0, le=1, description="the share in the last epoch, to which it changes evenly; unset: it stays"
-    )
-    image_size_first: int | None = Field(
-        None,
-        ge=1,
-        description="side of the training images in the first epoch, pixels; grows evenly, patch by patch, to the "
-        "model's own image size in the last epoch, at which all evaluation is; unset: always the model's own",
-    )
-    score: Score = Field(
-        "accuracy",
-        description="measure of quality on the validation images: which epoch is the best, and what a sweep maximizes, "
-        "its limits of accuracy included; balanced_accuracy (mean recall of the classes) and macro_f1 (mean F1) count "
-        "rare classes as much as others",
-    )
-    learning_rate: float = Field(1e-4, gt=0, description="unset: 1e-4, with adapters 1e-3, as in the paper")
-    warmup_epochs: float = Field(0.0, ge=0, description="linear warm-up of the learning rate")
-    schedule: Literal["constant", "cosine"] = "constant"
-    optimizer: Literal["adam", "adamw", "sgd", "adamw8bit"] = Field(
-        "adam", description="adamw8bit keeps moments in 8 bits (pip install 'alast-tune[8bit]')"
-    )
-    weight_decay: float = Field(0.0, ge=0)
-    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="autocast type; fp16 scales the loss")
-    compile: bool = Field(False, description="compile the blocks with torch.compile")
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    seed: int = Field(0, ge=0)
-
-    @model_validator(mode="after")
-    def _check_warmup(self) -> Self:
-        if self.warmup_epochs > self.epochs:
-            remedy = f"is beyond train.epochs = {self.epochs}: the full rate would never be reached; give less"
-            raise ConfigError("train.warmup_epochs", self.warmup_epochs, remedy)
-        return self
-
-    @model_validator(mode="after")
-    def _check_phases(self) -> Self:
-        for name in ("token_keep_last", "image_size_first"):
-            if getattr(self, name) is not None and self.epochs == 1:
-                remedy = "one epoch is the first and the last; leave it out, or set train.epochs to 2 or more"
-                raise ConfigError(f"train.{name}", getattr(self, name), remedy)
-        return self
-
-
 def _alast() -> MethodConfig:
     return find_method("alast").model_validate({})
 
@@ -220,6 +152,11 @@ def _alast() -> MethodConfig:
 class TrialConfig(Record):
     """Everything that determines one fine-tuning run."""
 
+    recipe: Recipe = Field(
+        "paper",
+        description="defaults of the training loop (train): the paper's, or today's: AdamW, weight decay 0.05, cosine "
+        "with warm-up, layer decay 0.75 where blocks train, clipping, label smoothing, bf16 on a GPU that has it",
+    )
     data: DataConfig = Field(default_factory=DataConfig)
     model: ModelConfig = Field(default_factory=ModelConfig)
     method: SerializeAsAny[MethodConfig] = Field(default_factory=_alast)
@@ -232,21 +169,28 @@ class TrialConfig(Record):
 
     @model_validator(mode="after")
     def _check_features(self) -> Self:
-        first = self.train.image_size_first
-        if first is not None and self.data.features != "none":
-            remedy = f"features are kept of images of one size; leave it out, or data.features: {self.data.features}"
-            raise ConfigError("train.image_size_first", first, remedy)
+        if self.data.features == "none":
+            return self
+        if self.model.drop_path:
+            remedy = f"features are kept of whole paths; leave it out, or data.features: {self.data.features}"
+            raise ConfigError("model.drop_path", self.model.drop_path, remedy)
+        for name, why in {
+            "image_size_first": "features are kept of images of one size",
+            "mixup": "features are kept of whole images",
+            "cutmix": "features are kept of whole images",
+        }.items():
+            if value := getattr(self.train, name):
+                remedy = f"{why}; leave it out, or data.features: {self.data.features}"
+                raise ConfigError(f"train.{name}", value, remedy)
         return self
 
     @model_validator(mode="wrap")
     @classmethod
-    def _fill_learning_rate(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+    def _fill_recipe(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
         config = handler(values)
-        rate = config.method.default_learning_rate()
-        if rate is None or "learning_rate" in config.train.model_fields_set:
+        train = with_recipe(config.train, config.recipe, config.method)
+        if train is config.train:
             return config
-        train = config.train.model_copy(update={"learning_rate": rate})
-        train.model_fields_set.discard("learning_rate")  # filled in: another method may still replace it
         filled = config.model_copy(update={"train": train})
         filled.model_fields_set.intersection_update(config.model_fields_set)
         return filled

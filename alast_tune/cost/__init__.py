@@ -21,6 +21,7 @@ from alast_tune.cost.prediction import StepCost, StepCosts, step_flops, step_pea
 from alast_tune.methods.base import Method, StepPlan
 from alast_tune.models.backbone import Backbone, token_count
 from alast_tune.parallel import largest_over_ranks
+from alast_tune.precision import precision_of
 from alast_tune.results import Measurements
 
 __all__ = [
@@ -49,8 +50,9 @@ class Meter:
         self.exploring = False
         self._model = model
         self._train = train
+        self._precision = precision_of(train)
         self._memory = MemoryMeter(model)
-        self._by_size: dict[int, StepCosts] = {}
+        self._by_size: dict[tuple[int, bool], StepCosts] = {}
         self._flops = 0
         self._exploration_flops = 0
         self._heaviest_bytes = 0  # of all predicted steps
@@ -69,7 +71,7 @@ class Meter:
 
         def cost(config: MethodConfig, plan: StepPlan, image_size: int) -> StepCost:
             costs = self.costs(image_size)
-            return costs.step(config, plan, len(images_BCHW), optimizer, self._train.precision, parts)
+            return costs.step(config, plan, len(images_BCHW), optimizer, self._precision, parts)
 
         with self._memory.step(lambda: cost(method.config, method.plan, side).peak_bytes, optimizer, images_BCHW):
             yield
@@ -107,7 +109,7 @@ class Meter:
         size, predicted = most, 0
         if self._heaviest_bytes:
             size, predicted = self.costs(image_size).evaluation_batch(
-                most, self._heaviest_bytes, optimizer, self._train.precision, start
+                most, self._heaviest_bytes, optimizer, self._precision, start
             )
         with self._memory.evaluation(predicted, optimizer):
             yield size
@@ -123,7 +125,7 @@ class Meter:
             most: images of a step's forward.
         """
         costs, setup = self.costs(image_size), (method.config, method.plan)
-        size, predicted = costs.trunk_batch(*setup, most, optimizer, self._train.precision)
+        size, predicted = costs.trunk_batch(*setup, most, optimizer, self._precision)
         self._heaviest_bytes = max(self._heaviest_bytes, predicted)  # so much is taken anyway
         with self._memory.evaluation(predicted, optimizer):
             yield size
@@ -137,10 +139,16 @@ class Meter:
         return images_BCHW.shape[-1] if images_BCHW.dim() == 4 else int(self._model.patch_embed.img_size[0])
 
     def costs(self, image_size: int) -> StepCosts:
-        """Predict steps on images of a size."""
-        if image_size not in self._by_size:
-            self._by_size[image_size] = StepCosts(self._model, image_size)
-        return self._by_size[image_size]
+        """Predict steps on images of a size; while exploring no weights are averaged."""
+        key = image_size, self.exploring
+        if key not in self._by_size:
+            train = self._train.model_copy(update={"ema": None}) if self.exploring else self._train
+            self._by_size[key] = StepCosts(self._model, image_size, train)
+        return self._by_size[key]
+
+    def keep(self, tensors: list[Tensor]) -> None:
+        """Hear of tensors that are there all the time beside the model and its moments: averages of weights."""
+        self._memory.others = tensors
 
     def add_forward(self, image_size: int, images: int) -> None:
         """Count forwards, all tokens, that a method needed beside its steps; ``images`` are all ranks'."""

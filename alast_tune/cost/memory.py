@@ -42,6 +42,8 @@ class MemoryMeter:
         if self._cuda:
             workspace_bytes()  # before a step, whose own memory it would seem to be
         self.last_bytes = 0
+        self.others: list[Tensor] = []
+        """What else is there all the time: averages of weights."""
 
     @contextmanager
     def step(self, predict: Callable[[], int], optimizer: Optimizer, images_BCHW: Tensor) -> Iterator[None]:
@@ -61,7 +63,7 @@ class MemoryMeter:
         # Under `same_step` the plan is known only afterwards: a step heavier than expected has the next one probed.
         expected = max(predict() - missing, self._heaviest)
         probe = expected > _HEAVIER * self._asked
-        tracking = track_live_bytes(self._model, optimizer, images_BCHW) if probe else nullcontext([0])
+        tracking = track_live_bytes(self._model, optimizer, images_BCHW, *self.others) if probe else nullcontext([0])
         with tracking as measured:
             yield
         self.last_bytes = measured[0]

@@ -20,24 +20,22 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.optim import Optimizer
 
-from alast_tune.config import HeadConfig, MethodConfig
+from alast_tune.config import HeadConfig, MethodConfig, Precision, TrainConfig
 from alast_tune.cost.hollow import HollowModel
 from alast_tune.cost.part import Counts, Flowing, Part, PartCost, distinct_counts, run_part
-from alast_tune.cost.updates import FLOAT, moment_bytes, update_bytes
+from alast_tune.cost.updates import FLOAT, average_bytes, moment_bytes, update_bytes
+from alast_tune.losses import mixes, training_loss
 from alast_tune.methods.base import Flow, Stage, StepPlan, random_drop, run_stages
 from alast_tune.methods.summary import summary_updates
 from alast_tune.models.backbone import Backbone, blocks_of, embed, needs_class_token_alone, predict, token_count
 from alast_tune.models.reading import has_reader, summary_count
-
-Precision = Literal["fp32", "bf16", "fp16"]
-_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+from alast_tune.precision import AUTOCAST
 
 TRUNK_MARGIN = 0.1
 """By how much the one pass over all images may exceed a step's peak: an image at a time, it would take for ever."""
@@ -72,9 +70,12 @@ class StepCosts:
     Args:
         model: as its method has prepared it; may lie on the meta device.
         image_size: side of the images, pixels.
+        train: whose loss it is, and whether weights are averaged; unset: the default loss, and they are not.
     """
 
-    def __init__(self, model: Backbone, image_size: int) -> None:
+    def __init__(self, model: Backbone, image_size: int, train: TrainConfig | None = None) -> None:
+        train = train or TrainConfig()
+        self._smoothing, self._mixes, self._averages = train.label_smoothing, mixes(train), train.ema is not None
         self._model, self.image_size = model, image_size
         shape = (int(model.patch_embed.proj.in_channels), image_size, image_size)
         self._images: tuple[Flowing, ...] = (Flowing(shape, torch.float32, False, kept=True),)
@@ -85,7 +86,7 @@ class StepCosts:
         self._tokens = token_count(model, image_size)
         others = {p.numel() for p in model.parameters()} | {self._tokens, self._tokens - self._prefix}
         self._run_with = distinct_counts(frozenset(others), self._prefix)
-        self._labels_B = torch.empty(self._run_with[0], dtype=torch.int64)
+        self._labels = torch.empty(self._run_with[0], *([2] if self._mixes else []), dtype=torch.int64)
         self._hollow: dict[MethodConfig, HollowModel] = {}
         self._parts: dict[object, Part] = {}
 
@@ -178,8 +179,9 @@ class StepCosts:
         return self._forward(HeadConfig(), predict, batch).flops
 
     def _there(self, batch: int, optimizer: Optimizer, given_bytes: int) -> int:
-        """Bytes that are live from beginning to end: weights, moments and a batch of what is given, images mostly."""
-        return self._weight_bytes + moment_bytes(optimizer) + given_bytes * batch
+        """Bytes that are live throughout: weights, moments, averages, and a batch of what is given, images mostly."""
+        averages = average_bytes(optimizer) if self._averages else 0
+        return self._weight_bytes + moment_bytes(optimizer) + averages + given_bytes * batch
 
     def _given_bytes(self, config: MethodConfig, plan: StepPlan) -> int:
         """Bytes of what a step is given of an image."""
@@ -256,7 +258,7 @@ class StepCosts:
         return _MicroStep(flops, held, peak, live)
 
     def _loss(self, flow: Flow, flowing: Any, leaving: int) -> Tensor:
-        return F.cross_entropy(flow.classify(flowing), self._labels_B)
+        return training_loss(flow.classify(flowing), self._labels, self._smoothing, 0.5)
 
     def _forward(
         self,
@@ -274,7 +276,7 @@ class StepCosts:
         if start:
             forward, tokens, given = partial(forward, start=start), self._evaluated_tokens(start), self._features
         stage = _whole(kind or (run, start), torch.no_grad()(forward), tokens)
-        part = self._part(hollow, stage, given, precision)
+        part = self._part(hollow, stage, given, precision, evaluates=True)
         return part.cost(self._counts(batch, tokens, tokens))
 
     def _hollow_model(self, config: MethodConfig) -> HollowModel:
@@ -300,11 +302,12 @@ class StepCosts:
         accumulating: bool = False,
         block: nn.Module | None = None,
         trains: bool = True,
+        evaluates: bool = False,
     ) -> Part:
         """Get the part that a stage is, given what flows into it; run it if none was alike."""
         drops = stage.leaving < stage.arriving and not stage.alone
         tokens = drops if stage.scales else (stage.arriving, stage.leaving)
-        key = id(hollow), id(block), trains, stage.kind, tokens, given, precision, accumulating
+        key = id(hollow), id(block), trains, stage.kind, tokens, given, precision, accumulating, evaluates
         if key not in self._parts:
             batch, arriving, leaving = self._run_with
             ran = self._counts(batch, arriving, leaving)
@@ -315,9 +318,10 @@ class StepCosts:
             # Positions of tokens that are left are chosen from the whole image's.
             patches = max((self._tokens if len(given) > 1 else arriving) - self._prefix, 1)
             hollow.prepare(block, trains, accumulating, patches)
+            hollow.model.train(not evaluates)
             around = (batch,) if given is self._images else (batch, arriving)
             shapes = [(*around, *one.shape) for one in given]
-            self._parts[key] = run_part(lambda x: stage.run(x, leaving), shapes, given, ran, _DTYPES[precision])
+            self._parts[key] = run_part(lambda x: stage.run(x, leaving), shapes, given, ran, AUTOCAST[precision])
         return self._parts[key]
 
 
@@ -352,7 +356,8 @@ def step_peak_bytes(
     optimizer: Optimizer,
     precision: Precision = "fp32",
     accumulate: int = 1,
+    train: TrainConfig | None = None,
 ) -> int:
     """Predict the peak of live tensor bytes of one training step under a plan; arguments as :class:`StepCosts`'s."""
-    costs = StepCosts(model, image_size)
+    costs = StepCosts(model, image_size, train)
     return costs.step(method_config, plan, batch, optimizer, precision, accumulate).peak_bytes

@@ -166,6 +166,10 @@ class AlastConfig(MethodConfig):
         """Give that of adapters, where there are some."""
         return None if self.lora is None else LEARNING_RATE
 
+    def trains_backbone(self) -> bool:
+        """Without adapters."""
+        return self.lora is None
+
     def learns(self) -> bool:
         """Budgets do, unless alpha is 0."""
         return self.alpha != 0

@@ -30,6 +30,10 @@ class FullConfig(MethodConfig):
         """All."""
         return list(model.parameters())
 
+    def trains_backbone(self) -> bool:
+        """All of it."""
+        return True
+
 
 class HeadConfig(MethodConfig):
     """Train the classifier alone (linear probe)."""
@@ -67,6 +71,10 @@ class BlockChoice(MethodConfig):
             ConfigError: a block that the model does not have, or blocks that are still to be explored.
         """
         return Constant(self, model, chosen_blocks(self, model))
+
+    def trains_backbone(self) -> bool:
+        """The blocks that are chosen."""
+        return True
 
     def words(self) -> Iterator[tuple[str, str]]:
         """Say which blocks, or how many."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from timm.models import group_parameters
 from torch import nn
 
 from alast_tune.config import MethodConfig
@@ -42,3 +43,21 @@ def embeddings(model: Backbone) -> list[nn.Parameter]:
 def adapters(model: Backbone) -> list[nn.Parameter]:
     """peft's low-rank matrices."""
     return [p for name, p in model.blocks.named_parameters() if ".lora_" in name]
+
+
+def layer_numbers(model: Backbone) -> dict[str, int]:
+    """Number the layers of all parameters as timm does, by name: 0 the embedding, then the blocks, then the classifier.
+
+    The final norm belongs to the last block, and adapters to the block that they are in.
+    """
+    numbers: dict[str, int] = group_parameters(model, model.group_matcher(coarse=False), reverse=True)
+    return numbers
+
+
+def undecayed(model: Backbone) -> set[int]:
+    """Give the ids of the parameters that weight decay spares, as timm does.
+
+    That is biases, norms and LayerScale (1 dimension), and what the model names: class token, registers, positions.
+    """
+    named = model.no_weight_decay() | {"reg_token"}
+    return {id(p) for name, p in model.named_parameters() if p.dim() <= 1 or name.endswith(".bias") or name in named}

@@ -105,6 +105,10 @@ class TomeConfig(MethodConfig):
         """Give that of adapters, where there are some."""
         return None if self.lora is None else LEARNING_RATE
 
+    def trains_backbone(self) -> bool:
+        """Without adapters."""
+        return self.lora is None
+
     def words(self) -> Iterator[tuple[str, str]]:
         """Say r, or what it follows from, and the adapters' rank."""
         merge = (self.merge,) if isinstance(self.merge, int) else self.merge

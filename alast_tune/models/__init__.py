@@ -98,7 +98,7 @@ def create_model(config: ModelConfig) -> Backbone:
     if config.name == "embedded":
         size = config.image_size or 32
         _check_image_size(size, patch_size=4)
-        model: Backbone = embedded_vit(config.num_classes or 0, size)
+        model: Backbone = embedded_vit(config.num_classes or 0, size, drop_path_rate=config.drop_path)
         _pretrained_cfg(model).update(mean=EMBEDDED_MEAN, std=EMBEDDED_STD)
         weights = config.checkpoint or (EMBEDDED_WEIGHTS if config.pretrained else None)
     else:
@@ -190,6 +190,8 @@ def _pretrained_cfg(model: Backbone) -> dict[str, Any]:
 def _create_timm(config: ModelConfig) -> Backbone:
     outlined = skeleton(config.name)
     options: dict[str, Any] = {"dynamic_img_size": False}  # one size, whose positions are computed once
+    if config.drop_path:
+        options["drop_path_rate"] = config.drop_path
     if config.num_classes is not None:
         options["num_classes"] = config.num_classes
     if config.image_size is not None:

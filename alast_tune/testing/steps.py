@@ -14,11 +14,14 @@ from torch.nn import functional as F
 from torch.optim import Adam, Optimizer
 from torch.utils.flop_counter import FlopCounterMode
 
+from alast_tune.averaging import WeightAverage
 from alast_tune.config import MethodConfig, TrainConfig
 from alast_tune.cost import StepCost, StepCosts
 from alast_tune.cost.memory import track_live_bytes
+from alast_tune.losses import mixed, training_loss
 from alast_tune.methods import Method, build_method
 from alast_tune.models.backbone import Backbone, blocks_of
+from alast_tune.optimizers import build_optimizer, update
 
 MakeModel = Callable[[], Backbone]
 SIDE, CLASSES = 32, 10
@@ -75,19 +78,22 @@ def measured_steps(
         watch: looks on at the first step's forwards, given model, images and labels, each time anew.
         token_keep: share of the patch tokens that enter the first block.
         image_size: side of the images, pixels; unset: the model's own.
-        train: settings of the training loop that the blocks go by.
+        train: settings of the training loop; without an optimizer Adam that is not fused.
     """
-    method = build_method(config, model, TrainConfig(seed=size, **train))
-    optimizer, side = adam(method, 1e-3, 0.0), image_size or model.patch_embed.img_size[0]
+    settings = TrainConfig(seed=size, **train)
+    method, side = build_method(config, model, settings), image_size or model.patch_embed.img_size[0]
+    optimizer = build_optimizer(settings, method) if "optimizer" in train else adam(method, 1e-3, 0.0)
     for parameter in method.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()  # moments are in place
+    average = WeightAverage(method.parameters(), settings.ema)
     optimizer.zero_grad(set_to_none=True)
-    costs = StepCosts(model, side)
+    costs, scaler = StepCosts(model, side, settings), torch.amp.GradScaler("cpu", enabled=False)
     for number in range(2):
         images, labels = torch.randn(size, 3, side, side), torch.randint(0, CLASSES, (size,))
+        images, labels, share = mixed(settings, number, images, labels)
         parts, watched = list(images.tensor_split(accumulate)), []
-        tracking = track_live_bytes(model, optimizer, images) if number == 1 else nullcontext([0])
+        tracking = track_live_bytes(model, optimizer, images, *average.tensors) if number == 1 else nullcontext([0])
         method.begin_step(number, parts, token_keep)
         # The counter takes some operations apart (SiLU's backward): the tracker, entered later, sees them whole.
         with FlopCounterMode(display=False) as counter, tracking as peak:
@@ -96,10 +102,10 @@ def measured_steps(
             for part, truth in zip(parts, labels.tensor_split(accumulate), strict=True):
                 looking = watch(model, part, truth) if watch and number == 0 else nullcontext()
                 with looking as seen, torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-                    loss = F.cross_entropy(method.forward(part), truth)
+                    loss = training_loss(method.forward(part), truth, settings.label_smoothing, share)
                 watched.append(seen)
                 loss.backward()
-            optimizer.step()
+            update(settings, optimizer, scaler, method.parameters())
             optimizer.zero_grad(set_to_none=True)
         method.end_step()
         predicted = costs.step(config, method.plan, size, optimizer, precision, accumulate)

@@ -12,11 +12,12 @@ from functools import partial
 
 from torch.optim import Optimizer
 
-from alast_tune.config import BlockChoice, DataConfig, MethodConfig, ModelConfig, TopKConfig, TrialConfig
+from alast_tune.config import BlockChoice, DataConfig, MethodConfig, ModelConfig, TopKConfig, TrainConfig, TrialConfig
 from alast_tune.cost import StepCosts
 from alast_tune.data import Splits, batch_count
 from alast_tune.errors import MemoryLimitError
 from alast_tune.features import Wish, features_start
+from alast_tune.losses import mixes
 from alast_tune.methods import Constant, Method, build_method, with_blocks_chosen
 from alast_tune.methods.base import FirstLook
 from alast_tune.micro_batches import GROWTH, first_look, micro_batches
@@ -24,6 +25,7 @@ from alast_tune.models import input_spec
 from alast_tune.models.backbone import Backbone
 from alast_tune.optimizers import build_optimizer
 from alast_tune.phases import Phase, phases_of
+from alast_tune.precision import precision_of
 from alast_tune.run import load_trial
 
 
@@ -53,13 +55,14 @@ class _Prepared:
 
     method: Method
     optimizer: Optimizer
+    train: TrainConfig
     by_size: dict[int, StepCosts]
     """Of images of so many pixels a side."""
 
     def costs(self, image_size: int) -> StepCosts:
         """Give the costs of images of a size."""
         if image_size not in self.by_size:
-            self.by_size[image_size] = StepCosts(self.method.model, image_size)
+            self.by_size[image_size] = StepCosts(self.method.model, image_size, self.train)
         return self.by_size[image_size]
 
 
@@ -92,7 +95,8 @@ class Forecast:
         """
         phases = phases_of(config.train, self._look_at(config).look.model)
         *probes, last = _stages(config.method)
-        stages = [self._costs(config, probe, growth, phases[:1], "none") for probe in probes]
+        exploring = config.model_copy(update={"train": config.train.model_copy(update={"ema": None})})
+        stages = [self._costs(exploring, probe, growth, phases[:1], "none") for probe in probes]
         stages.append(self._costs(config, last, growth, phases, config.data.features))
         return Costs(stages[-1].train_flops, max(stage.peak_bytes for stage in stages))
 
@@ -116,7 +120,7 @@ class Forecast:
         """Predict the costs of epochs, whose phases these are."""
         start, train = self._look_at(config), config.train
         prepared = self._prepare(config, method_config, start)
-        method, optimizer, precision = prepared.method, prepared.optimizer, train.precision
+        method, optimizer, precision = prepared.method, prepared.optimizer, precision_of(train)
         batch = min(train.batch_size, start.images)
         whole, flops, peak = prepared.costs(start.image_size), 0.0, 0
         first = features_start(method, features)
@@ -157,12 +161,13 @@ class Forecast:
         """Let a method prepare a copy without weights, the same for all settings of the same costs."""
         setup = method_config.cost_settings()
         train = config.train
-        held = train.optimizer, train.checkpoint_blocks, train.activations
+        loss = train.label_smoothing > 0, mixes(train)
+        held = train.optimizer, train.ema is None, loss, train.checkpoint_blocks, train.activations
         key = config.model, _images_of(config.data), setup, held
         if key not in self._prepared:
             method = build_method(setup, copy.deepcopy(start.look.model), config.train)
-            optimizer = build_optimizer(config.train, method.parameters())
-            self._prepared[key] = _Prepared(method, optimizer, {})
+            optimizer = build_optimizer(config.train, method)
+            self._prepared[key] = _Prepared(method, optimizer, train, {})
         return self._prepared[key]
 
 

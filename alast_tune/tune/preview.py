@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
 from alast_tune.choices import Machine, this_machine
 from alast_tune.config import (
@@ -26,9 +25,11 @@ from alast_tune.config import (
 )
 from alast_tune.data.machine import in_own_process, limit_threads
 from alast_tune.errors import ConfigError
+from alast_tune.losses import training_loss
 from alast_tune.methods import build_method
 from alast_tune.optimizers import build_optimizer
-from alast_tune.run import AUTOCAST, device_of, load_trial
+from alast_tune.precision import AUTOCAST, precision_of
+from alast_tune.run import device_of, load_trial
 from alast_tune.tune.forecast import Costs, Forecast
 from alast_tune.tune.resources import Node, Packing
 from alast_tune.tune.space import begins_with, trial_config
@@ -187,10 +188,10 @@ def _timed(trial: TrialConfig, threads: int) -> Pace:
 
 
 def _measured(trial: TrialConfig) -> Pace:
-    device, dtype = device_of(trial.train), AUTOCAST[trial.train.precision]
+    device, dtype = device_of(trial.train), AUTOCAST[precision_of(trial.train)]
     model, splits = load_trial(trial, verify=False)
     method = build_method(trial.method, model.to(device), trial.train)
-    optimizer = build_optimizer(trial.train, method.parameters())
+    optimizer = build_optimizer(trial.train, method)
     batch = min(trial.train.batch_size, len(splits.train))
     if device.type == "cpu":
         batch = min(batch, TIMED_IMAGES)
@@ -199,7 +200,7 @@ def _measured(trial: TrialConfig) -> Pace:
     def step() -> None:
         method.begin_step(0, [images])
         with torch.autocast(device.type, dtype, enabled=dtype is not None):
-            loss = F.cross_entropy(method.forward(images), labels)
+            loss = training_loss(method.forward(images), labels, trial.train.label_smoothing)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -181,8 +181,10 @@ class MoAsha(FIFOScheduler):
         self._rungs = Rungs(self._epochs, grace, score=self._score) if sweep.stops_early else None
         for trial in study.get_trials(deepcopy=False):
             if trial.state != TrialState.FAIL:
-                for epoch, values in enumerate(curve_of(trial.user_attrs), start=1):
-                    self._record(trial.number, epoch, values, trial.user_attrs.get(BASELINE))
+                curve = curve_of(trial.user_attrs)
+                for epoch, values in enumerate(curve, start=1):
+                    last = trial.state == TrialState.COMPLETE and epoch == len(curve)
+                    self._record(trial.number, epoch, values, trial.user_attrs.get(BASELINE), last)
 
     def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: Mapping[str, Any]) -> str:
         """Stop the trial or let it go on."""
@@ -204,20 +206,25 @@ class MoAsha(FIFOScheduler):
         """Learn full fine-tuning's last accuracy: Tune hands the last epoch here."""
         values = list(self._objectives(result).values())
         if trial.config["baseline"] == "full" and all(map(math.isfinite, values)):
-            self._record(trial.config["number"], int(result["report/epoch"]), values, "full")
+            self._record(trial.config["number"], int(result["report/epoch"]), values, "full", last=True)
 
-    def _record(self, number: int, epoch: int, values_M: Sequence[float], baseline: str | None) -> None:
-        """Take in an epoch for others to be compared with; one of full fine-tuning moves the region."""
+    def _record(
+        self, number: int, epoch: int, values_M: Sequence[float], baseline: str | None, last: bool = False
+    ) -> None:
+        """Take in an epoch for others to be compared with; one of full fine-tuning moves the region.
+
+        What full fine-tuning has at its last epoch, it has at all later ones, should it have ended early.
+        """
         if not self._rungs:
             return
         self._rungs.record(number, epoch, values_M)
         if baseline == "full" and self._within is not None:
-            self._full[epoch] = values_M[0]
-            within, last, least = self._within, self._full.get(self._epochs), self._limits.min_accuracy
+            self._full |= dict.fromkeys(range(epoch, (self._epochs if last else epoch) + 1), values_M[0])
+            within, final, least = self._within, self._full.get(self._epochs), self._limits.min_accuracy
             if least is not None:
-                if last is None:
+                if final is None:
                     return
-                within = max(0.0, last - least)
+                within = max(0.0, final - least)
             self._rungs.floors = {at: accuracy - within for at, accuracy in self._full.items()}
 
     def on_trial_error(self, tune_controller: Any, trial: TuneTrial) -> None:

@@ -218,7 +218,7 @@ class StudySearcher(Searcher):
             self._tell(live.trial, TrialState.FAIL, str(trouble), epochs)
         elif metrics and unusable:
             self._tell(live.trial, TrialState.FAIL, f"not a finite number: {', '.join(unusable)}", epochs)
-        elif epochs < budget:
+        elif epochs < budget and not (result or {}).get("complete"):  # which a run that is out of patience is
             reason = [f"stopped after {epochs} of {budget} epochs"]
             reason += [self._stops.pop(live.trial.number)] if live.trial.number in self._stops else []
             if metrics:  # costs only grow: a limit that is broken now stays so; accuracy may yet rise

@@ -28,6 +28,7 @@ from alast_tune.methods import build_method, with_blocks_chosen
 from alast_tune.models.backbone import Backbone
 from alast_tune.optimizers import build_optimizer
 from alast_tune.phases import phases_of
+from alast_tune.precision import precision_of
 from alast_tune.results import TrialResult
 from alast_tune.run import load_trial
 from alast_tune.storage import CHECKPOINTS, address_of, atomic_write, fetch, is_copy
@@ -312,9 +313,11 @@ def reference_point(trial: TrialConfig, model: Backbone, splits: Splits) -> tupl
     side = int(model.patch_embed.img_size[0])
     images = len(splits.train)
     flops = step_flops(model, FullConfig(), full.plan, side, 1) * images * trial.train.epochs
-    optimizer = build_optimizer(trial.train, full.parameters())
+    optimizer = build_optimizer(trial.train, full)
     batch = min(trial.train.batch_size, images)
-    peak = step_peak_bytes(model, FullConfig(), full.plan, side, batch, optimizer, trial.train.precision)
+    peak = step_peak_bytes(
+        model, FullConfig(), full.plan, side, batch, optimizer, precision_of(trial.train), train=trial.train
+    )
     build_method(with_blocks_chosen(trial.method), model, trial.train)
     phases_of(trial.train, model)
     return 0.0, MARGIN * flops, MARGIN * peak

@@ -61,7 +61,8 @@ class AlastTrainable(tune.Trainable):
         assert self._run.report
         node = f"{socket.gethostname()} {ray.get_runtime_context().get_node_id()[:8]}"
         where = {"node": node, "device": device_kind(self._run.device)}
-        return {"report": self._run.report.metrics(), "done": self._run.finished, **where}
+        ended = self._run.finished
+        return {"report": self._run.report.metrics(), "done": ended, "complete": ended, **where}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Write everything the next epoch depends on."""

@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from alast_tune.config import (
     AlastConfig,
     SweepConfig,
+    TrainConfig,
     TrialConfig,
     apply_params,
     flatten,
@@ -324,3 +326,51 @@ def test_a_sweep_of_an_older_version_counts_everything_and_others_what_they_say(
             parse(SweepConfig, {"space": SPACE, "within": within})
     other = parse(SweepConfig, {"space": SPACE, "within": 0.2})
     assert other.difference(stored_sweep(tmp_path)) == "within"
+
+
+MODERN = {"optimizer": "adamw", "weight_decay": 0.05, "schedule": "cosine", "clip_grad": 1.0, "label_smoothing": 0.1}
+
+
+def test_a_recipe_sets_what_is_left_open_and_the_papers_is_what_was() -> None:
+    assert parse(TrialConfig, {"recipe": "paper"}) == TrialConfig()
+    trial = parse(TrialConfig, {"recipe": "modern", "method": {"name": "full"}, "train": {"epochs": 20, "seed": 1}})
+    assert {name: getattr(trial.train, name) for name in MODERN} == MODERN
+    assert (trial.train.layer_decay, trial.train.warmup_epochs, trial.train.precision) == (0.75, 2.0, "auto")
+    given = parse(
+        TrialConfig, {"recipe": "modern", "train": {"optimizer": "sgd", "layer_decay": 0.9, "clip_grad": None}}
+    )
+    assert (given.train.optimizer, given.train.layer_decay, given.train.clip_grad) == ("sgd", 0.9, None)
+    assert given.train.weight_decay == 0.05
+
+
+def test_what_a_recipe_fills_in_is_not_given_and_follows_method_and_epochs() -> None:
+    values = {"recipe": "modern", "method": {"name": "full"}, "train": {"epochs": 20}}
+    trial = parse(TrialConfig, values)
+    assert trial.given_values() == values
+    assert parse(TrialConfig, trial.given_values()) == trial == parse(TrialConfig, trial.model_dump(mode="json"))
+    lora = apply_params(trial, {"method": {"name": "lora"}, "train/epochs": 10})
+    assert (lora.train.layer_decay, lora.train.learning_rate, lora.train.warmup_epochs) == (1.0, 1e-3, 1.0)
+    assert apply_params(lora, {"method": {"name": "full"}}).train.layer_decay == 0.75
+    back = apply_params(trial, {"recipe": "paper"})
+    assert back.train == parse(TrialConfig, {"method": {"name": "full"}, "train": {"epochs": 20}}).train
+    moved = parse(TrialConfig, {"recipe": "paper", "train": trial.train})  # as Python hands it on
+    assert (moved.train.optimizer, moved.train.epochs) == ("adam", 20)
+    for method, decay in (({"name": "alast", "lora": {}}, 1.0), ({"name": "alast"}, 0.75), ({"name": "head"}, 1.0)):
+        assert parse(TrialConfig, values | {"method": method}).train.layer_decay == decay
+
+
+def test_precision_is_the_devices_where_it_is_left_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from alast_tune.precision import precision_of
+
+    auto = TrainConfig(precision="auto")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for majors, expected in (((9,), "bf16"), ((7,), "fp32"), ((8, 7), "fp32"), ((), "fp32")):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda majors=majors: len(majors))
+        monkeypatch.setattr(
+            torch.cuda, "get_device_properties", lambda card, majors=majors: SimpleNamespace(major=majors[card])
+        )
+        assert precision_of(auto) == expected
+        assert precision_of(auto.model_copy(update={"device": "cpu"})) == "fp32"
+        assert precision_of(TrainConfig(precision="fp16")) == "fp16"

@@ -31,7 +31,7 @@ def test_as_few_as_keep_the_limit(values: dict[str, Any], checkpoint_blocks: boo
     options: dict[str, Any] = {"accumulate": "auto", "checkpoint_blocks": checkpoint_blocks}
     config = TrialConfig.model_validate({"method": values, "train": options}).method
     method = build_method(config, vit(), TrainConfig(**options))
-    optimizer, costs = build_optimizer(TrainConfig(), method.parameters()), StepCosts(method.model, 32)
+    optimizer, costs = build_optimizer(TrainConfig(), method), StepCosts(method.model, 32)
     plans = [method.plan]
 
     def found(limit: int) -> int:

@@ -496,3 +496,15 @@ class TestHub:
         shutil.copy(cached, tmp_path / "copy.safetensors")
         copy = ModelConfig(name="deit_tiny_patch16_224", checkpoint=tmp_path / "copy.safetensors")
         assert here == weights_fingerprint(copy) is not None
+
+
+@pytest.mark.parametrize("name", ["embedded", "test_vit", "eva02_tiny_patch14_224"])
+def test_paths_are_dropped_while_training_alone_more_in_later_blocks(name: str) -> None:
+    config = ModelConfig(name=name, pretrained=False, num_classes=2, drop_path=0.3)
+    model, plain = create_model(config), create_model(config.model_copy(update={"drop_path": 0.0}))
+    chances = [getattr(block.drop_path1, "drop_prob", 0.0) for block in model.blocks]
+    assert chances == pytest.approx([0.3 * index / (len(chances) - 1) for index in range(len(chances))])
+    plain.load_state_dict(model.state_dict())
+    images = torch.randn(2, 3, input_spec(model).image_size, input_spec(model).image_size)
+    with torch.no_grad():
+        assert torch.equal(model.eval()(images), plain.eval()(images))

@@ -23,12 +23,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from alast_tune import checkpoint, models
 from alast_tune import run as running
 from alast_tune.blocks import report_blocks
-from alast_tune.config import ModelConfig, TrainConfig, TrialConfig
+from alast_tune.config import FullConfig, ModelConfig, TrainConfig, TrialConfig, apply_params
 from alast_tune.cost import STEPS as STEPS_CSV
 from alast_tune.cost import StepCosts, memory
 from alast_tune.errors import ConfigError, DivergedError
 from alast_tune.evaluate import evaluate
 from alast_tune.exploration import explore
+from alast_tune.methods import build_method
 from alast_tune.models import create_model
 from alast_tune.models.backbone import predict
 from alast_tune.optimizers import build_optimizer
@@ -40,6 +41,10 @@ from tests.unit.every_method import vit
 from tests.unit.tiny import ALAST, DEPTH, STEPS, TOKENS, evaluation
 
 TinyTrial = Callable[..., TrialConfig]
+
+
+RECIPE: dict[str, Any] = {"optimizer": "adamw", "weight_decay": 0.05, "layer_decay": 0.75, "schedule": "cosine"}
+RECIPE |= {"clip_grad": 1.0, "label_smoothing": 0.1, "mixup": 0.8, "cutmix": 1.0, "ema": 0.9}
 
 
 def without_time(report: EpochReport) -> dict[str, float]:
@@ -55,11 +60,12 @@ def assert_same(state: dict[str, Any], other: dict[str, Any]) -> None:
     ("method", "train"),
     [
         ({"name": "alast", "reading": "authors", "trainable_blocks": 3}, {"schedule": "cosine", "optimizer": "adamw"}),
-        ({"name": "full"}, {"precision": "fp16"}),
+        ({"name": "full"}, {"precision": "fp16", "clip_grad": 1.0}),
         ({"name": "tome", "merge": 4}, {"accumulate": 2, "precision": "bf16"}),
-        ({"name": "top_k", "count": 2, "probe_steps": 1}, {"optimizer": "sgd"}),
+        ({"name": "top_k", "count": 2, "probe_steps": 1}, {"optimizer": "sgd", "ema": 0.9}),
+        ({"name": "alast", "trainable_blocks": 3}, RECIPE),
     ],
-    ids=["budgets and draws", "loss scale", "micro-batches", "exploration"],
+    ids=["budgets and draws", "loss scale", "micro-batches", "exploration", "recipe"],
 )
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     tmp_path: Path,
@@ -71,6 +77,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     # Doubled at every step, the scale soon makes gradients overflow, and steps be skipped.
     monkeypatch.setattr(torch.amp, "GradScaler", partial(torch.amp.GradScaler, growth_interval=1))
     config = tiny_trial(method, **train)
+    if train is RECIPE:
+        config = apply_params(config, {"model/drop_path": 0.3})
     whole = Run(config)
     expected = [whole.train_epoch() for _ in range(2)]
     before = Run(config)
@@ -82,6 +90,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     resumed.append(after.train_epoch())
     assert [without_time(r) for r in resumed] == [without_time(r) for r in expected]
     assert_same(after.model.state_dict(), whole.model.state_dict())
+    assert all(map(torch.equal, after._average.tensors, whole._average.tensors))
     assert after._scaler.state_dict() == whole._scaler.state_dict()
     assert after._scheduler.state_dict() == whole._scheduler.state_dict()
     assert [replace(r, measured_peak_bytes=0) for r in after.meter.ledger.read()] == [
@@ -172,9 +181,10 @@ def test_an_epoch_is_what_a_plain_loop_does(tiny_trial: TinyTrial) -> None:
         report = run.train_epoch()
         for step, (images, labels) in enumerate(twin._loader(epoch)):
             done = STEPS * epoch + step
-            warm = min(1, (done + 1) / 2)  # half an epoch has two steps
+            # Half an epoch has two steps, of which the second has the full rate.
+            factor = 0.5 * (1 + math.cos(math.pi * (done - 1) / (2 * STEPS - 1))) if done else 0.5
             for group in optimizer.param_groups:
-                group["lr"] = 1e-3 * warm * 0.5 * (1 + math.cos(math.pi * done / (2 * STEPS)))
+                group["lr"] = 1e-3 * factor
             loss = F.cross_entropy(predict(model, images), labels)
             loss.backward()
             optimizer.step()
@@ -402,12 +412,11 @@ def test_a_loss_that_is_not_finite_is_noticed_within_some_steps_not_at_the_epoch
 
 def test_weight_decay_is_for_matrices_alone() -> None:
     """As timm has it, and registers besides."""
-    model = vit({"reg_tokens": 4, "init_values": 1e-3, "qk_norm": True})
+    method = build_method(FullConfig(), vit({"reg_tokens": 4, "init_values": 1e-3, "qk_norm": True}))
+    model = method.model
     for kind in ("adam", "adamw", "sgd"):
         config = TrainConfig(optimizer=kind, weight_decay=0.1)
-        decaying, spared = (
-            {id(p) for p in group["params"]} for group in build_optimizer(config, list(model.parameters())).param_groups
-        )
+        decaying, spared = ({id(p) for p in group["params"]} for group in build_optimizer(config, method).param_groups)
         also = {*model.no_weight_decay(), "reg_token"}
         rest, theirs = param_groups_weight_decay(model, 0.1, no_weight_decay_list=also)
         assert spared == {id(p) for p in rest["params"]} and decaying == {id(p) for p in theirs["params"]}
@@ -415,7 +424,7 @@ def test_weight_decay_is_for_matrices_alone() -> None:
         before = {name: p.clone() for name, p in model.named_parameters()}
         for parameter in model.parameters():
             parameter.grad = torch.zeros_like(parameter)
-    build_optimizer(TrainConfig(optimizer="adamw", weight_decay=0.1), list(model.parameters())).step()
+    build_optimizer(TrainConfig(optimizer="adamw", weight_decay=0.1), method).step()
     moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
     assert moved == {name for name in before if name.endswith("weight") and "norm" not in name}
 

@@ -34,7 +34,8 @@ def test_what_is_open_is_chosen_and_said(two_classes: Path) -> None:
     assert (trial.data.dataset, trial.data.root, trial.data.workers) == ("folder", two_classes, 0)
     assert (trial.model.name, trial.model.image_size) == ("embedded", 16)
     assert (trial.train.batch_size, trial.train.epochs, trial.train.precision) == (8, 20, "fp32")
-    assert (trial.method.name, trial.data.features, trial.train.learning_rate) == ("full", "auto", 1e-3)
+    assert (trial.method.name, trial.data.features, trial.train.learning_rate) == ("full", "auto", 3e-3)
+    assert (trial.recipe, trial.train.layer_decay, trial.train.warmup_epochs) == ("modern", 0.75, 2.0)
     assert list(found.sweep.space) == ["method"]  # images of four patches a side are not made smaller
     lines = said(found)
     assert lines["space"].endswith(
@@ -44,6 +45,7 @@ def test_what_is_open_is_chosen_and_said(two_classes: Path) -> None:
     assert "32 to train on, 16 to validate, 8 to test: as they come divided" in lines["images"]
     assert lines["image size"].endswith("16 pixels: the model's own is 32, the images are 16")
     assert lines["epochs"].endswith("20: 80 training steps a trial")
+    assert lines["recipe"].startswith("recipe        modern: AdamW, cosine, layer decay")
     assert all("\n" not in line for line in lines.values())
 
 
@@ -60,6 +62,18 @@ def test_what_is_open_is_chosen_and_said(two_classes: Path) -> None:
 )
 def test_a_sweep_is_called_after_its_images(place: str, name: str) -> None:
     assert name_of(place) == name
+
+
+def test_the_papers_recipe_can_be_asked_for(two_classes: Path) -> None:
+    modern, found = choices(two_classes), choices(two_classes, trial={"recipe": "paper"})
+    trial = found.sweep.trial
+    assert (trial.train.optimizer, trial.train.learning_rate, trial.train.warmup_epochs) == ("adam", 1e-3, 1.0)
+    assert "recipe" not in said(found)
+    ranges = [{name: one.variants for name, one in each.sweep.space.items()}["method"] for each in (modern, found)]
+    for variant, settings in ranges[1].items():
+        path, times = "train/learning_rate", 3 if variant in {"full", "alast", "tome"} else 1
+        assert ranges[0][variant][path].low == pytest.approx(times * settings[path].low), variant
+        assert ranges[0][variant][path].high == pytest.approx(times * settings[path].high), variant
 
 
 def test_a_card_trains_in_bf16_and_loads_by_processes(two_classes: Path) -> None:

@@ -119,6 +119,66 @@ def test_blocks_that_run_again_are_predicted_too(name: str) -> None:
         assert second.peak_error <= 0.005, case
 
 
+RECIPES: dict[str, dict[str, Any]] = {
+    "smoothed": {"label_smoothing": 0.1},
+    "mixed": {"mixup": 0.8, "optimizer": "sgd"},
+    "averaged": {"ema": 0.99, "clip_grad": 0.1},
+    "all": {
+        "label_smoothing": 0.1,
+        "cutmix": 1.0,
+        "ema": 0.9,
+        "clip_grad": 1.0,
+        "optimizer": "adamw",
+        "weight_decay": 0.1,
+    },
+}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"name": "full"},
+        {"name": "head"},
+        {"name": "lora", "rank": 4},
+        {"name": "alast", "reading": "fast", "trainable_blocks": 3, "target_budget": 0.4},
+    ],
+    ids=lambda values: values["name"],
+)
+def test_the_recipe_is_predicted_too(values: dict[str, Any], recipe: str) -> None:
+    """In two micro-batches the more; of a thousand classes, so that what the loss keeps shows."""
+    for parts in (1, 2):
+        model = vit({"patch_size": 4})
+        model.reset_classifier(1000)
+        first, second = measured_steps(model, setting(values), 24, accumulate=parts, **RECIPES[recipe])
+        assert (first.predicted.flops, second.predicted.flops) == (first.flops, second.flops)
+        assert second.peak_error <= 0.005
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"name": "full"},
+        {"name": "tome", "merge": 4},
+        {"name": "lora", "rank": 4},
+        {"name": "alast", "reading": "fast", "trainable_blocks": 3, "target_budget": 0.4, "drop_tokens": "before_mlp"},
+        {"name": "alast", "trainable_blocks": 3, "frozen_backward": "residual"},
+    ],
+    ids=lambda values: f"{values['name']}-{len(values)}",
+)
+@pytest.mark.parametrize("again", [False, True])
+def test_paths_that_are_dropped_are_predicted_too(values: dict[str, Any], again: bool) -> None:
+    model = vit({"patch_size": 4, "drop_path_rate": 0.3})
+    first, second = measured_steps(model, setting(values), 24, checkpoint_blocks=again)
+    assert (first.predicted.flops, second.predicted.flops) == (first.flops, second.flops)
+    assert second.peak_error <= 0.005
+    optimizer = torch.optim.Adam(model.parameters())
+    dropping, plain = (
+        StepCosts(each, 32).evaluation_batch(8, 0, optimizer) for each in (model, vit({"patch_size": 4}))
+    )
+    assert values["name"] == "lora" or dropping == plain  # whose weights are others, too
+
+
 def test_what_the_tap_holds_counts_where_nothing_waits_for_the_backward() -> None:
     """No token is dropped, which is known only once each block has run: so the tap listens all the same."""
     config = setting({"name": "alast", "reading": "paper", "trainable_blocks": 0, "alpha": 0.0})

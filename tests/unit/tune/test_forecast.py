@@ -85,6 +85,19 @@ def test_flops_are_those_of_the_run_without_an_incomplete_last_batch(
     assert forecast.costs(config).train_flops == report.cost.train_flops
 
 
+def test_the_modern_recipe_is_forecast_too(forecast: Forecast) -> None:
+    """To the last FLOP; an average of the weights, and pairs of labels, count."""
+    recipe = {"recipe": "modern", "train/ema": 0.99, "train/mixup": 0.8}
+    config = apply_params(trial({"name": "full"}, epochs=1), recipe)
+    costs, plain = forecast.costs(config), forecast.costs(trial({"name": "full"}, epochs=1, optimizer="adamw"))
+    run = Unvalidated(config)
+    report = run.train_epoch()
+    assert costs.train_flops == report.cost.train_flops == plain.train_flops
+    assert costs.peak_bytes == pytest.approx(report.cost.peak_bytes, rel=0.01)
+    averages = sum(4 * p.numel() for p in run.method.parameters())
+    assert costs.peak_bytes - plain.peak_bytes == pytest.approx(averages, rel=0.01)
+
+
 @pytest.mark.slow
 def test_over_the_demos_space_the_grown_peak_is_seldom_exceeded() -> None:
     """On all images, 24 draws: median error 5 %, at worst 45 % too low; with growth 3 %, 11 too low to 65 too high.

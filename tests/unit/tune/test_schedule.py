@@ -266,3 +266,21 @@ def test_a_resumed_sweep_knows_full_fine_tuning_of_the_driver_before() -> None:
     before.add_trial(optuna.trial.create_trial(state=optuna.trial.TrialState.RUNNING, user_attrs=attributes))
     scheduler = MoAsha(sweep(), before)
     assert decide(scheduler, 1, 1, (0.4, 0.1, 0.1)) == STOP
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_full_fine_tuning_that_ends_early_has_its_accuracy_at_later_rungs_too(resumed: bool) -> None:
+    """Out of patience after the first of eight epochs."""
+    before = study()
+    if resumed:
+        attributes = {BASELINE: "full", "curve": [[0.6, 9.0, 9.0]]}
+        state = optuna.trial.TrialState.COMPLETE
+        before.add_trial(optuna.trial.create_trial(state=state, values=[0.6, 9.0, 9.0], user_attrs=attributes))
+    for options in ({}, {"min_accuracy": 0.5}):
+        scheduler = MoAsha(sweep(within=0.1, **options), before)
+        if not resumed:
+            result = {"report/accuracy": 0.6, "report/train_flops": 9.0, "report/peak_bytes": 9.0, "report/epoch": 1}
+            trial = cast("TuneTrial", SimpleNamespace(config={"number": 0, "baseline": "full"}))
+            scheduler.on_trial_complete(None, trial, result)
+        assert decide(scheduler, 1, 4, (0.55, 1.0, 1.0)) == CONTINUE
+        assert decide(scheduler, 2, 4, (0.3, 0.1, 0.1)) == STOP

@@ -117,6 +117,16 @@ def test_complete_means_all_epochs_and_finite_objectives(tmp_path: Path) -> None
     assert [(end.state, end.epochs) for end in observer.ends] == [("complete", 3)]
 
 
+def test_a_run_that_is_out_of_patience_is_complete_with_the_epochs_it_ran(tmp_path: Path) -> None:
+    search, study, observer = searcher(tmp_path)
+    search.suggest("a")
+    search.on_trial_result("a", report(1))
+    search.on_trial_complete("a", report(2) | {"complete": True})
+    (trial,) = study.trials
+    assert (trial.state, trial.values) == (TrialState.COMPLETE, [0.5, 1e12, 1e8])
+    assert [(end.state, end.epochs, end.reason) for end in observer.ends] == [("complete", 2, None)]
+
+
 @pytest.mark.parametrize(
     ("result", "error", "state", "reason"),
     [
