@@ -63,7 +63,6 @@ class Training:
         config: what to train.
         folder: of the output.
         splits: of its images.
-        spec: of its images, as the model takes them.
         tracker: with the run open.
         run_id: of the run.
         compared_data: fingerprint of the images that its accuracies are of.
@@ -74,7 +73,6 @@ class Training:
         config: PromotedConfig,
         folder: Path,
         splits: Splits,
-        spec: InputSpec,
         tracker: Tracker,
         run_id: str,
         compared_data: str,
@@ -86,7 +84,6 @@ class Training:
         self.steps_per_epoch = batch_count(len(splits.train), self.trial.train.batch_size)
         self._folder = folder
         self._splits = splits
-        self._spec = spec
         self._tracker = tracker
         self._before = last_report(folder)
 
@@ -131,7 +128,7 @@ class Training:
         state = checkpoint.load(self._folder)
         last, best = read_report(state["report"]), read_report(state["best"] or state["report"])
         outcome = Outcome(last, best, self._test_accuracy())
-        checkpoint.save_model_card(self.trial.model, self._spec, self._splits.classes, self._folder)
+        checkpoint.save_model_card(self.trial.model, self._splits.spec, self._splits.classes, self._folder)
         _write_report(outcome.values(), self._folder)
         test = {} if outcome.test_accuracy is None else {"test_accuracy": outcome.test_accuracy}
         self._tracker.log_progress({"best_accuracy": best.accuracy, "best_epoch": best.epoch, **test}, last.epoch)
@@ -222,7 +219,7 @@ def training(
         run_id = tracker.start_run(folder, "training", _links(config), params, (config.data, found.data))
         try:
             write_config(config, folder / CONFIG)
-            yield Training(config, folder, splits, input_spec(model), tracker, run_id, compared.data)
+            yield Training(config, folder, splits, tracker, run_id, compared.data)
         except BaseException:
             tracker.kill()
             raise

@@ -19,7 +19,16 @@ from torch.optim.lr_scheduler import LambdaLR
 from alast_tune import checkpoint
 from alast_tune.config import TrainConfig, TrialConfig, parse, without_places
 from alast_tune.cost import STEPS, Meter
-from alast_tune.data import Splits, check_classes, eval_loader, load_splits, num_classes_of, train_loader
+from alast_tune.data import (
+    Batch,
+    Splits,
+    check_classes,
+    eval_loader,
+    load_splits,
+    num_classes_of,
+    prepare,
+    train_loader,
+)
 from alast_tune.errors import ConfigError, DivergedError
 from alast_tune.evaluate import evaluate
 from alast_tune.exploration import explore
@@ -188,10 +197,10 @@ class Run:
             )
         return mean
 
-    def _step(self, method: Method, optimizer: Optimizer, images_BCHW: Tensor, labels_B: Tensor) -> Tensor:
+    def _step(self, method: Method, optimizer: Optimizer, images: Tensor | Batch, labels_B: Tensor) -> Tensor:
         """One update from this rank's share of a batch; returns its part of the batch's mean loss."""
         phase = self._phases[self.epoch]
-        images_BCHW = phase.resize(images_BCHW.to(self.device, non_blocking=True))
+        images_BCHW = phase.resize(prepare(images, self.device))
         labels_B = labels_B.to(self.device, non_blocking=True)
         _, batch = total_over_ranks(images_BCHW.new_zeros(1), len(images_BCHW))
         parts = min(self._parts_of(method, optimizer, phase), len(images_BCHW))
@@ -199,9 +208,9 @@ class Run:
         images_of_parts = images_BCHW.tensor_split(parts)
         method.begin_step(self.meter.ledger.steps, images_of_parts, phase.token_keep)
         with self.meter.step(method, optimizer, images_BCHW, batch, parts):
-            for images, labels in zip(images_of_parts, labels_B.tensor_split(parts), strict=True):
+            for images_of_part, labels in zip(images_of_parts, labels_B.tensor_split(parts), strict=True):
                 with torch.autocast(self.device.type, self._dtype, enabled=self._dtype is not None):
-                    part = F.cross_entropy(method.forward(images), labels) * (len(labels) / batch)
+                    part = F.cross_entropy(method.forward(images_of_part), labels) * (len(labels) / batch)
                 self._scaler.scale(part).backward()
                 loss += part.detach()
             sum_gradients(method.parameters())
