@@ -94,7 +94,7 @@ def trivial(images_BCHW: Tensor, draws_B8: Tensor) -> Tensor:
         draws_B8: chance: of :func:`crop`; the operation, its magnitude and its sign.
     """
     numbers_B3 = draws_B8[:, 5:].numpy()
-    level_B = np.floor(LEVELS * numbers_B3[:, 1]) / (LEVELS - 1)
+    level_B = np.floor(LEVELS * numbers_B3[:, 1]).astype(np.int64)
     return _change(
         _as_bytes(crop(images_BCHW, draws_B8[:, :5])), numbers_B3[:, 0], level_B, numbers_B3[:, 2], wide=True
     )
@@ -108,7 +108,7 @@ def rand(images_BCHW: Tensor, draws_B9: Tensor) -> Tensor:
         draws_B9: chance: of :func:`crop`; twice an operation and its sign.
     """
     images_BCHW = _as_bytes(crop(images_BCHW, draws_B9[:, :5]))
-    level_B = np.full(len(images_BCHW), RAND_LEVEL / (LEVELS - 1))
+    level_B = np.full(len(images_BCHW), RAND_LEVEL)
     for column in (5, 7):
         chosen, sign = draws_B9[:, column].numpy(), draws_B9[:, column + 1].numpy()
         images_BCHW = _change(images_BCHW, chosen, level_B, sign, wide=False)
@@ -183,66 +183,71 @@ def _change(
 ) -> Tensor:
     """Change each image by an operation: those of one operation together; ``wide``: TrivialAugment's magnitudes."""
     chosen_B = np.floor(len(OPERATIONS) * chosen_B).astype(np.int64)
-    signed_B = np.where(sign_B < 0.5, -level_B, level_B)
+    sign_B = np.where(sign_B < 0.5, -1, 1)
     for number in np.unique(chosen_B).tolist():
         (which,) = np.nonzero(chosen_B == number)
         places = _moved(torch.from_numpy(which), images_BCHW)
-        changed = operate(OPERATIONS[number], images_BCHW[places], level_B[which], signed_B[which], wide=wide)
+        changed = operate(OPERATIONS[number], images_BCHW[places], level_B[which], sign_B[which], wide=wide)
         images_BCHW.index_copy_(0, places, changed)  # crops of their own
     return images_BCHW
 
 
 def operate(
-    name: str, images_BCHW: Tensor, level_B: NDArray[np.float64], signed_B: NDArray[np.float64], *, wide: bool
+    name: str, images_BCHW: Tensor, level_B: NDArray[np.int64], sign_B: NDArray[np.int64], *, wide: bool
 ) -> Tensor:
     """Change images by one of :data:`OPERATIONS`, as torchvision does.
 
     Args:
         name: of the operation.
         images_BCHW: uint8.
-        level_B: magnitudes, in [0, 1].
-        signed_B: the same, or their negatives, for what goes two ways.
+        level_B: magnitudes, of :data:`LEVELS`.
+        sign_B: 1 or -1, for what goes two ways.
         wide: magnitudes of TrivialAugment's wide space, not of RandAugment's.
     """
     if name in {"shear_x", "shear_y", "translate_x", "translate_y", "rotate"}:
-        return _warp(name, images_BCHW, signed_B, wide=wide)
+        return _warp(name, images_BCHW, level_B, sign_B, wide=wide)
     if name in {"brightness", "colour", "contrast", "sharpness"}:
-        return _blend(name, images_BCHW, 1 + (0.99 if wide else 0.9) * signed_B)
+        return _blend(name, images_BCHW, 1 + sign_B * _magnitudes(level_B, 0, 0.99 if wide else 0.9))
     if name == "posterize":
-        bits_B = np.rint(8 - (6 if wide else 4) * level_B).astype(np.int64)
+        bits_B = np.rint(_magnitudes(level_B, 8, 2 if wide else 4)).astype(np.int64)
         masks_B = torch.from_numpy((256 - (1 << (8 - bits_B))).astype(np.uint8))
         return images_BCHW & _each(masks_B, images_BCHW)
     if name == "solarize":
-        bounds_B = torch.from_numpy(255 * (1 - level_B)).float()
+        bounds_B = torch.from_numpy(255 * _magnitudes(level_B, 1, 0)).float()
         return torch.where(images_BCHW >= _each(bounds_B, images_BCHW), ~images_BCHW, images_BCHW)
-    if name == "autocontrast":
-        return V.autocontrast(images_BCHW)
-    if name == "equalize":
-        return V.equalize(images_BCHW)
-    assert name == "identity"
-    return images_BCHW
+    changed: Tensor = {"autocontrast": V.autocontrast, "equalize": V.equalize}.get(name, torch.clone)(images_BCHW)
+    return changed
 
 
-def _warp(name: str, images_BCHW: Tensor, signed_B: NDArray[np.float64], *, wide: bool) -> Tensor:
+def _magnitudes(level_B: NDArray[np.int64], least: float, most: float) -> NDArray[np.float64]:
+    """Look up magnitudes of levels, rounded as torchvision's are."""
+    found: NDArray[np.float64] = torch.linspace(least, most, LEVELS).double().numpy()[level_B]
+    return found
+
+
+def _warp(
+    name: str, images_BCHW: Tensor, level_B: NDArray[np.int64], sign_B: NDArray[np.int64], *, wide: bool
+) -> Tensor:
     """Shear about the upper left corner, move or turn; nearest pixels, black beyond the image."""
     size, count = images_BCHW.shape[-1], len(images_BCHW)
     sources_B23 = np.tile(np.eye(2, 3), (count, 1, 1))  # from a place in the result, from the centre, to one before
     if name.startswith("shear"):
-        shear_B, row = (0.99 if wide else 0.3) * signed_B, int(name == "shear_y")
+        shear_B, row = sign_B * _magnitudes(level_B, 0, 0.99 if wide else 0.3), int(name == "shear_y")
         sources_B23[:, row, 1 - row] = shear_B
         sources_B23[:, row, 2] = shear_B * size / 2
     elif name.startswith("translate"):
-        pixels_B = np.trunc((32.0 if wide else 150 / 331 * size) * signed_B)
+        pixels_B = sign_B * np.trunc(_magnitudes(level_B, 0, 32 if wide else 150 / 331 * size))
         sources_B23[:, int(name == "translate_y"), 2] = -pixels_B
     else:
-        angle_B = np.radians((135 if wide else 30) * signed_B)
+        angle_B = np.radians(sign_B * _magnitudes(level_B, 0, 135 if wide else 30))
         cos_B, sin_B = np.cos(angle_B), np.sin(angle_B)
         sources_B23[:, :, :2] = np.stack([cos_B, -sin_B, sin_B, cos_B], axis=-1).reshape(-1, 2, 2)
-    sources_B23 = _moved(torch.from_numpy(sources_B23).float(), images_BCHW)
+    rows_2B3 = _moved(torch.from_numpy(sources_B23).float(), images_BCHW).unbind(1)
     middle = torch.arange(size, device=images_BCHW.device) - (size - 1) / 2
     x_BHW, y_BHW = middle[None, None, :], middle[None, :, None]
     grid = [
-        s[:, None, None, 0] * x_BHW + s[:, None, None, 1] * y_BHW + s[:, None, None, 2] for s in sources_B23.unbind(1)
+        row_B3[:, None, None, 0] * x_BHW + row_B3[:, None, None, 1] * y_BHW + row_B3[:, None, None, 2]
+        for row_B3 in rows_2B3
     ]
     return _sample(images_BCHW, torch.stack(grid, dim=-1) / (size / 2), "nearest")
 

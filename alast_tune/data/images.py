@@ -176,4 +176,5 @@ def _enlarge(pixels_BCHW: Tensor, size: int) -> Tensor:
         return F.interpolate(pixels_BCHW, (size, size), mode="bilinear", align_corners=False).expand(-1, 3, -1, -1)
     if pixels_BCHW.shape[-1] == size:
         return pixels_BCHW
-    return V.resize(pixels_BCHW, [size, size], interpolation=InterpolationMode.BILINEAR, antialias=True)
+    larger: Tensor = V.resize(pixels_BCHW, [size, size], interpolation=InterpolationMode.BILINEAR, antialias=True)
+    return larger

@@ -85,6 +85,7 @@ class Loader:
         loader = self._dataset.loaders.get(self._workers) or _load(self._dataset.pixels, self._workers)
         if self._workers:
             self._dataset.loaders[self._workers] = loader
+        assert isinstance(loader.batch_sampler, _Batches)
         loader.batch_sampler.batches = self._batches
         for numbers, pixels in loader:
             yield self._dataset.batch(numbers, pixels), self._dataset.labels[numbers]

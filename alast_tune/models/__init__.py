@@ -16,7 +16,9 @@ from typing import Any
 import timm
 import torch
 from PIL import Image
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform, resolve_data_config
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.data.config import resolve_data_config
+from timm.data.transforms_factory import create_transform
 from timm.layers.patch_embed import PatchEmbed
 from timm.models import is_model_in_modules
 from timm.models.deit import VisionTransformerDistilled
@@ -197,7 +199,8 @@ def input_spec(model: Backbone) -> InputSpec:
 def resizer(spec: InputSpec) -> Callable[[Image.Image], Image.Image]:
     """Make timm's transform for evaluation, up to the image of a model's size that is then normalised."""
     whole = create_transform(spec.image_size, mean=spec.mean, use_prefetcher=True, **asdict(spec.resizing))
-    return Compose(whole.transforms[:-1])
+    resize: Callable[[Image.Image], Image.Image] = Compose(whole.transforms[:-1])
+    return resize
 
 
 def architecture_name(model: Backbone) -> str | None:

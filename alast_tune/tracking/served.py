@@ -18,7 +18,8 @@ from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from PIL import ExifTags, Image
 from safetensors.torch import load_file
-from timm.data import create_transform, resolve_data_config
+from timm.data.config import resolve_data_config
+from timm.data.transforms_factory import create_transform
 
 BATCH = 64
 """Images at a time, whatever number is asked about."""
