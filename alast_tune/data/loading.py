@@ -72,7 +72,7 @@ class Loader:
         pixels = dataset.pixels
         if isinstance(pixels, Decoded):
             pixels.prepare()
-        self._dataset = dataset
+        self.dataset = dataset
         self._batches = _Ahead(batches, pixels) if isinstance(pixels, Decoded) and not workers else batches
         self._workers = workers
         self._generator = generator
@@ -82,13 +82,13 @@ class Loader:
 
     def __iter__(self) -> Iterator[tuple[Tensor | Batch, Tensor]]:
         torch.empty((), dtype=torch.int64).random_(generator=self._generator)  # as torch's loader does, for workers
-        loader = self._dataset.loaders.get(self._workers) or _load(self._dataset.pixels, self._workers)
+        loader = self.dataset.loaders.get(self._workers) or _load(self.dataset.pixels, self._workers)
         if self._workers:
-            self._dataset.loaders[self._workers] = loader
+            self.dataset.loaders[self._workers] = loader
         assert isinstance(loader.batch_sampler, _Batches)
         loader.batch_sampler.batches = self._batches
         for numbers, pixels in loader:
-            yield self._dataset.batch(numbers, pixels), self._dataset.labels[numbers]
+            yield self.dataset.batch(numbers, pixels), self.dataset.labels[numbers]
 
 
 def _load(pixels: Callable[[list[int]], Tensor], workers: int) -> DataLoader[Any]:

@@ -12,6 +12,7 @@ import timm
 import torch
 import yaml
 from mlflow.entities import Run as MlflowRun
+from timm.data.config import resolve_data_config
 
 from alast_tune import checkpoint
 from alast_tune.cli import main
@@ -87,7 +88,7 @@ def test_what_is_to_know_about_the_images_is_a_note(
 def test_timm_alone_loads_what_training_leaves(whole: Path, config: PromotedTrial) -> None:
     run = Run(config().trial)
     run.load(whole)
-    images, _ = next(iter(run._loader(0)))
+    images, _ = run._splits.validation.__getitems__([0, 1, 2])
     run.model.eval()
     card = json.loads((whole / checkpoint.MODEL_CARD).read_text())
     models = {
@@ -121,7 +122,9 @@ def test_every_model_is_built_by_timm_s_own_name(name: str, tmp_path: Path) -> N
         ).eval()
         folder = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
         assert torch.equal(plain(images), expected) and torch.equal(folder(images), expected)
-    assert folder.pretrained_cfg["crop_mode"] == "squash"  # timm's transforms then do as evaluation does
+    assert resolve_data_config({}, folder.pretrained_cfg) == resolve_data_config(
+        {"img_size": size}, model.pretrained_cfg
+    )
 
 
 def test_the_test_images_are_asked_about_the_best_weights(storage: Path, config: PromotedTrial) -> None:

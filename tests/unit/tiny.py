@@ -3,7 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from alast_tune.config import TrialConfig
+from alast_tune.data import prepare
+from alast_tune.run import Run
 
 MODEL: dict[str, Any] = {"name": "test_vit", "pretrained": False, "image_size": 64}
 """One of timm's own: six blocks of width 64 and two heads, here with 16 patches and a class token."""
@@ -25,3 +29,8 @@ def trial(pictures: Path, method: dict[str, Any] | None = None, **train: Any) ->
             "train": training | train,
         }
     )
+
+
+def seen(run: Run, epoch: int = 0) -> list[tuple[Tensor, Tensor]]:
+    """An epoch's batches as a run's model sees them."""
+    return [(prepare(images, run.device), labels.to(run.device)) for images, labels in run._loader(epoch)]
