@@ -26,7 +26,7 @@ from alast_tune.config import DataConfig, ModelConfig
 from alast_tune.data.augmentation import paper_augmentation
 from alast_tune.data.decoded import Decoded, worth_keeping
 from alast_tune.data.downloads import CLASS_COUNTS
-from alast_tune.data.images import Batch, Images, Preparation, prepare
+from alast_tune.data.images import Batch, Images, Preparation, enlarges_as_pillow, prepare
 from alast_tune.data.loading import batch_count, eval_loader, train_loader
 from alast_tune.data.opening import known_datasets, open_sources
 from alast_tune.data.registry import Factory, register
@@ -203,8 +203,9 @@ def _load(config: DataConfig, spec: InputSpec) -> Splits:
     else:
         pieces["train"] = source, _fewer(config, source.labels, train)
     count = sum(len(indices) for _, indices in pieces.values())
-    cache = "none" if config.cache == "auto" and not worth_keeping(count * 3 * spec.image_size**2) else config.cache
-    images = {name: _images(config, spec, name, *piece, cache) for name, piece in pieces.items()}
+    kept = _kept(opened, spec)
+    cache = "none" if config.cache == "auto" and not worth_keeping(count * 3 * kept.image_size**2) else config.cache
+    images = {name: _images(config, spec, name, *piece, kept, cache) for name, piece in pieces.items()}
     return Splits(images["train"], images["validation"], images.get("test"), opened.classes, spec, tuple(notes))
 
 
@@ -237,13 +238,22 @@ def _divide(config: DataConfig, opened: Opened) -> dict[str, tuple[Source, Indic
     return pieces
 
 
-def _images(config: DataConfig, spec: InputSpec, part: str, source: Source, indices: Indices, cache: str) -> Images:
+def _kept(opened: Opened, spec: InputSpec) -> InputSpec:
+    """Say as what images are read and kept: of a model's size, or smaller if the device enlarges them just as well."""
+    side = opened.side or spec.image_size
+    small = side < spec.image_size and spec.resizing == Resizing() and enlarges_as_pillow(side, spec.image_size)
+    return replace(spec, image_size=side) if small else spec
+
+
+def _images(
+    config: DataConfig, spec: InputSpec, part: str, source: Source, indices: Indices, kept: InputSpec, cache: str
+) -> Images:
     preparation = Preparation(spec)
     if part == "train":
         preparation = Preparation(spec, config.augment, config.random_erasing)
     if config.dataset == "digits":  # no photographs: interpolated as they are
         return Images(source, indices, partial(_digits, source, indices), preparation)
-    return Images(source, indices, Decoded(source, indices, spec, cache), preparation)
+    return Images(source, indices, Decoded(source, indices, kept, cache), preparation)
 
 
 def _digits(source: Source, indices: Indices, batch: list[int]) -> Tensor:

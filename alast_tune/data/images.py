@@ -6,10 +6,12 @@ import copy
 import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
@@ -170,8 +172,17 @@ class Images(Dataset[tuple[Tensor, int]]):
         )
 
 
+@cache
+def enlarges_as_pillow(side: int, size: int) -> bool:
+    """Whether bytes enlarged here, on a CPU, are those that Pillow makes of them: it depends on both sides."""
+    noise_HWC = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
+    expected = np.asarray(Image.fromarray(noise_HWC).resize((size, size), Image.Resampling.BILINEAR))
+    enlarged = _enlarge(torch.from_numpy(noise_HWC).permute(2, 0, 1).contiguous()[None], size)[0]
+    return torch.equal(enlarged.permute(1, 2, 0), torch.from_numpy(expected.copy()))
+
+
 def _enlarge(pixels_BCHW: Tensor, size: int) -> Tensor:
-    """Bring images that are kept at a size of their own to a model's; bytes become those that Pillow makes of them."""
+    """Bring images that are kept at a size of their own to a model's."""
     if pixels_BCHW.is_floating_point():
         return F.interpolate(pixels_BCHW, (size, size), mode="bilinear", align_corners=False).expand(-1, 3, -1, -1)
     if pixels_BCHW.shape[-1] == size:

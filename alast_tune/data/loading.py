@@ -82,9 +82,11 @@ class Loader:
 
     def __iter__(self) -> Iterator[tuple[Tensor | Batch, Tensor]]:
         torch.empty((), dtype=torch.int64).random_(generator=self._generator)  # as torch's loader does, for workers
-        loader = self.dataset.loaders.get(self._workers) or _load(self.dataset.pixels, self._workers)
-        if self._workers:
-            self.dataset.loaders[self._workers] = loader
+        loader = self.dataset.loaders.get(self._workers)
+        if loader is None:
+            loader = _load(self.dataset.pixels, self._workers)
+            if self._workers:
+                self.dataset.loaders[self._workers] = loader
         assert isinstance(loader.batch_sampler, _Batches)
         loader.batch_sampler.batches = self._batches
         for numbers, pixels in loader:
