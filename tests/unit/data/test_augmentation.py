@@ -1,5 +1,6 @@
 """Augmentations: what torchvision and timm do to one image at a time, here to batches, by draws of each image's own."""
 
+import random
 from collections import defaultdict
 
 import numpy as np
@@ -11,8 +12,10 @@ from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch.nn import functional as F
 from torchvision.transforms import v2
 
-from alast_tune.data import prepare
+from alast_tune.data import Batch, prepare
 from alast_tune.data.augmentation import AUGMENTATIONS, LEVELS, OPERATIONS, crop, erase, operate, rectangles
+from alast_tune.data.images import Preparation
+from alast_tune.models import InputSpec
 from tests.unit.data.pictures import all_of, load
 
 NAMES = [*v2.TrivialAugmentWide._AUGMENTATION_SPACE]
@@ -69,6 +72,7 @@ def test_rectangles_are_drawn_as_timm_draws_them():
     count, side = 6000, 200
     ours = np.stack(rectangles(chance(count, 4).numpy(), side, (0.08, 1.0), 4 / 3), axis=1)
     image = Image.new("L", (side, side))
+    random.seed(0)
     draw = RandomResizedCropAndInterpolation.get_params
     theirs = np.array([draw(image, (0.08, 1.0), (3 / 4, 4 / 3)) for _ in range(count)])
     for of in (
@@ -86,6 +90,7 @@ def test_rectangles_are_drawn_as_timm_draws_them():
 def test_erasing_takes_rectangles_from_a_share_of_the_images_as_timm_does():
     count, size = 3000, 32
     images = torch.ones(count, 3, size, size)
+    random.seed(0)
     ours = 1 - erase(images.clone(), chance(count, 5), 0.25)[:, 0]
     theirs = 1 - RandomErasing(0.25, device="cpu")(images.clone())[:, 0]
     for erased in (ours, theirs):
@@ -129,3 +134,21 @@ def test_what_a_batch_holds_is_left_as_it_is():
     first, again = (prepare(batch, torch.device("cpu")) for _ in range(2))
     assert torch.equal(first, again)
     assert torch.equal(torch.cat([prepare(part, torch.device("cpu")) for part in batch.split(2)]), first)
+
+
+@pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
+@pytest.mark.parametrize("augment", AUGMENTATIONS)
+def test_the_host_waits_for_nothing_and_a_card_makes_what_a_cpu_makes(augment):
+    preparation = Preparation(InputSpec(48, (0.5, 0.4, 0.3), (0.5, 0.25, 0.2)), augment, 0.5)
+    draws = preparation.draw(seed(1), 64)
+    batch = Batch(pictures(64, 48).pin_memory(), draws, preparation)
+    card = torch.device("cuda")
+    prepare(batch, card)  # whatever waits but once
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        there = prepare(batch, card)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    differ = (there.cpu() - prepare(batch, torch.device("cpu"))).abs() * torch.tensor([0.5, 0.25, 0.2])[:, None, None]
+    assert (differ > 1.5 / 255).float().mean() < 5e-3
