@@ -23,7 +23,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "lora+alast": {"name": "alast", "reading": "fast", "alpha": 0.01, "trainable_blocks": 3, "lora": {"rank": 4}},
     "top_k": {"name": "top_k", "count": 2, "probe_steps": 1},
 }
-MORE: dict[str, dict[str, Any]] = {name: {"data/augment": "paper"} for name in ("paper", "top_k")}
+MORE: dict[str, dict[str, Any]] = {
+    "paper": {"data/augment": "paper"},
+    "top_k": {"data/augment": "trivial", "data/random_erasing": 0.5},
+}
 """Each image is augmented by its number, whichever rank it comes to."""
 
 
