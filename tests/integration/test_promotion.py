@@ -15,6 +15,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from timm.data.transforms_factory import create_transform
 
 from alast_tune.cli import main
 from alast_tune.config import stored_sweep
