@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def save_model_card(config: ModelConfig, spec: InputSpec, classes: Sequence[str]
 
     Args:
         config: of the model, adapters merged.
-        spec: of its images; resized to that size whatever their shape, as evaluation does.
+        spec: of its images, and how evaluation has resized them.
         classes: names, in the order of the labels.
         folder: holds ``model.safetensors``.
     """
@@ -69,9 +70,7 @@ def save_model_card(config: ModelConfig, spec: InputSpec, classes: Sequence[str]
             "num_classes": len(classes),
             "input_size": [3, spec.image_size, spec.image_size],
             "fixed_input_size": True,
-            "interpolation": "bilinear",
-            "crop_pct": 1.0,
-            "crop_mode": "squash",
+            **asdict(spec.resizing),
             "mean": list(spec.mean),
             "std": list(spec.std),
             "first_conv": "patch_embed.proj",

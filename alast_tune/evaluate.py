@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from alast_tune.data import Batch, prepare
 from alast_tune.models.backbone import Backbone, predict
 from alast_tune.parallel import total_over_ranks
 from alast_tune.scores import TOP, Evaluation
@@ -17,7 +18,7 @@ from alast_tune.scores import TOP, Evaluation
 @torch.no_grad()
 def evaluate(
     model: Backbone,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Iterable[tuple[Tensor | Batch, Tensor]],
     device: torch.device,
     dtype: torch.dtype | None = None,
     start: int = 0,
@@ -28,7 +29,7 @@ def evaluate(
 
     Args:
         model: to evaluate.
-        batches: images, or what enters block ``start``, and labels.
+        batches: images, prepared or not, or what enters block ``start``, and labels.
         device: to compute on.
         dtype: of autocast; None for none.
         start: first block that runs.
@@ -40,7 +41,7 @@ def evaluate(
     in_top = torch.zeros((), dtype=torch.int64, device=device)
     loss = torch.zeros((), device=device)
     for images, labels in batches:
-        images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+        images, labels = prepare(images, device), labels.to(device, non_blocking=True)
         with torch.autocast(device.type, dtype, enabled=dtype is not None):
             logits = predict(model, images, start).float()
         # Not torch.bincount, for which the host would wait.

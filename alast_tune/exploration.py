@@ -12,6 +12,7 @@ from alast_tune.config import BlockChoice, TopKConfig
 from alast_tune.errors import ConfigError, DivergedError
 from alast_tune.evaluate import evaluate
 from alast_tune.methods import build_method, most_influential
+from alast_tune.models import input_spec
 from alast_tune.optimizers import build_optimizer
 from alast_tune.parallel import total_over_ranks
 
@@ -37,7 +38,7 @@ def explore(run: Run) -> tuple[int, ...]:
     drawn = list(islice(chain.from_iterable(run._loader(epoch) for epoch in (0, 1)), 2 * choice.probe_steps))
     learning, scoring = drawn[: -(len(drawn) // 2)], drawn[-(len(drawn) // 2) :]
     _, scored = total_over_ranks(torch.zeros((), device=run.device), sum(len(labels) for _, labels in scoring))
-    image_size = learning[0][0].shape[-1]
+    image_size = input_spec(model).image_size
     losses = []
     run.meter.exploring = True
     for block in range(first, depth):

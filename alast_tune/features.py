@@ -16,14 +16,14 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from alast_tune.data import Images
+from alast_tune.data import Batch, Images, prepare
 from alast_tune.data.decoded import share_array
 from alast_tune.data.loading import whole_loader
 from alast_tune.errors import ConfigError
 from alast_tune.methods.base import Constant, Method
-from alast_tune.models import architecture_name, input_spec
+from alast_tune.models import architecture_name
 from alast_tune.models.backbone import Backbone, predict_tokens
 from alast_tune.models.reading import PREFIX, has_reader
 
@@ -93,16 +93,17 @@ def compute_features(
     weights = _hash_weights(model, start)
 
     def keep(images: Images, trunk: Callable[[Tensor], Any], *kind: object) -> Images:
-        def run(images_BCHW: Tensor) -> NDArray[np.float32]:
+        def run(images: Tensor | Batch) -> NDArray[np.float32]:
+            images_BCHW = prepare(images, device)
             with torch.no_grad(), torch.autocast(device.type, dtype, enabled=dtype is not None):
-                features = trunk(images_BCHW.to(device, non_blocking=True))
+                features = trunk(images_BCHW)
             kept: NDArray[np.float32] = features.float().cpu().numpy()
             return kept
 
         def chunks() -> Iterator[NDArray[np.float32]]:
-            return (run(images_BCHW) for images_BCHW, _ in whole_loader(images, batch, 0))
+            return (run(part) for part, _ in whole_loader(images, batch, 0))
 
-        of = (torch.__version__, device.type, dtype, input_spec(model), start, has_reader(model), *kind)
+        of = (torch.__version__, device.type, dtype, start, has_reader(model), *kind)
         content = "\n".join([weights, str(of), images.drawing(), *(checksum for _, checksum in images.contents())])
         name = hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
         shape = len(images), *run(images[0][0][None]).shape[1:]
@@ -114,7 +115,7 @@ def compute_features(
                 f"{needed} of features cannot be kept in the cache folder ({error}); set XDG_CACHE_HOME, or take none"
             )
             raise ConfigError("data.features", "cache", remedy) from error
-        return Images(images.source, images.indices, partial(_rows, features), nn.Identity())
+        return Images(images.source, images.indices, partial(_rows, features))
 
     was_training = model.training
     model.eval()

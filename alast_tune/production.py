@@ -82,7 +82,6 @@ class Training:
         config: what to train.
         folder: of the output.
         splits: of its images.
-        spec: of its images, as the model takes them.
         tracker: with the run open.
         run_id: of the run.
         compared_data: fingerprint of the images that its accuracies are of.
@@ -93,7 +92,6 @@ class Training:
         config: PromotedConfig,
         folder: Path,
         splits: Splits,
-        spec: InputSpec,
         tracker: Tracker,
         run_id: str,
         compared_data: str,
@@ -105,7 +103,6 @@ class Training:
         self.steps_per_epoch = batch_count(len(splits.train), self.trial.train.batch_size)
         self._folder = folder
         self._splits = splits
-        self._spec = spec
         self._tracker = tracker
         self._before = last_report(folder)
 
@@ -156,7 +153,7 @@ class Training:
         images = splits.test or (None if self.trial.data.all_data else splits.validation)
         evaluation = self._evaluate(images) if images else None
         outcome = Outcome(last, best, ("test" if splits.test else "validation") if images else None, evaluation)
-        checkpoint.save_model_card(self.trial.model, self._spec, splits.classes, self._folder)
+        checkpoint.save_model_card(self.trial.model, splits.spec, splits.classes, self._folder)
         _write_report(outcome.values(splits.classes), self._folder)
         if evaluation:
             title = f"{self._folder.name}: what {outcome.split} images are taken for"
@@ -250,7 +247,7 @@ def training(
         run_id = tracker.start_run(folder, "training", _links(config), params, (config.data, found.data))
         try:
             write_config(config, folder / CONFIG)
-            yield Training(config, folder, splits, input_spec(model), tracker, run_id, compared.data)
+            yield Training(config, folder, splits, tracker, run_id, compared.data)
         except BaseException:
             tracker.kill()
             raise

@@ -16,7 +16,6 @@ from alast_tune import __version__, checkpoint
 from alast_tune.config import PromotedConfig, Provenance, stored_sweep, without_places
 from alast_tune.errors import ConfigError
 from alast_tune.fingerprints import Fingerprints, fingerprints, read_fingerprints
-from alast_tune.models import input_spec
 from alast_tune.production import CONFIG, read_config, write_config
 from alast_tune.results import FrontFile, FrontMember
 from alast_tune.run import load_trial
@@ -213,7 +212,7 @@ def export_member(member: FrontMember, sweep: Path, folder: Path) -> None:
     _, splits = load_trial(member.config, verify=False)
     with run.averaged():
         checkpoint.save_model(run.method, folder)
-    checkpoint.save_model_card(member.config.model, input_spec(run.model), splits.classes, folder)
+    checkpoint.save_model_card(member.config.model, splits.spec, splits.classes, folder)
 
 
 def version_tags(origin: Provenance, score: Score) -> dict[str, str]:

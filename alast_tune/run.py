@@ -21,7 +21,16 @@ from alast_tune.averaging import WeightAverage
 from alast_tune.class_weights import balanced_weights, part_of_loss, weight_of_batch
 from alast_tune.config import TrainConfig, TrialConfig, parse, without_places
 from alast_tune.cost import STEPS, Meter
-from alast_tune.data import Splits, check_classes, eval_loader, load_splits, num_classes_of, train_loader
+from alast_tune.data import (
+    Batch,
+    Splits,
+    check_classes,
+    eval_loader,
+    load_splits,
+    num_classes_of,
+    prepare,
+    train_loader,
+)
 from alast_tune.ending import is_better, is_evaluated, out_of_patience
 from alast_tune.errors import ConfigError, DivergedError
 from alast_tune.evaluate import evaluate
@@ -206,10 +215,10 @@ class Run:
             )
         return mean
 
-    def _step(self, method: Method, optimizer: Optimizer, images_BCHW: Tensor, labels_B: Tensor) -> Tensor:
+    def _step(self, method: Method, optimizer: Optimizer, images: Tensor | Batch, labels_B: Tensor) -> Tensor:
         """One update from this rank's share of a batch; returns its part of the batch's mean loss."""
         phase = self._phases[self.epoch]
-        images_BCHW = phase.resize(images_BCHW.to(self.device, non_blocking=True))
+        images_BCHW = phase.resize(prepare(images, self.device))
         labels_B = labels_B.to(self.device, non_blocking=True)
         train = self.config.train
         images_BCHW, labels, share = mixed(train, self.meter.ledger.steps, images_BCHW, labels_B)
@@ -221,9 +230,9 @@ class Run:
         images_of_parts = images_BCHW.tensor_split(parts)
         method.begin_step(self.meter.ledger.steps, images_of_parts, phase.token_keep)
         with self.meter.step(method, optimizer, images_BCHW, batch, parts):
-            for images, truth in zip(images_of_parts, labels.tensor_split(parts), strict=True):
+            for images_of_part, truth in zip(images_of_parts, labels.tensor_split(parts), strict=True):
                 with torch.autocast(self.device.type, self._dtype, enabled=self._dtype is not None):
-                    logits = method.forward(images)
+                    logits = method.forward(images_of_part)
                     part = part_of_loss(logits, truth, whole, weights_K, train.label_smoothing, share)
                 self._scaler.scale(part).backward()
                 loss += part.detach()

@@ -1,5 +1,8 @@
 """Whether loading keeps up: the share of an epoch's wall time, validation included, that does not wait for images.
 
+Images are normalised and augmented on the device: on a CPU that is a part of the step, here by itself in "preparing";
+on a GPU the host only gives it the work, whose seconds these are.
+
     python benchmarks/loading.py
     python benchmarks/loading.py --root /data/pets --model deit_tiny_patch16_224 --batch 128 --device cuda --json
 
@@ -23,9 +26,11 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from alast_tune import evaluate as evaluation
 from alast_tune import run as running
 from alast_tune.config import TrialConfig, parse
-from alast_tune.data import eval_loader, train_loader
+from alast_tune.data import eval_loader, prepare, train_loader
+from alast_tune.data.augmentation import AUGMENTATIONS
 
 
 class Waiting:
@@ -48,6 +53,20 @@ class Waiting:
         Waiting.seconds += time.perf_counter() - started
 
 
+class Preparing:
+    """The host's seconds for bringing images to the device as a model sees them."""
+
+    seconds = 0.0
+
+
+def prepare_timed(*given: Any) -> Any:
+    """Prepare images, and add up how long it takes."""
+    started = time.perf_counter()
+    images = prepare(*given)
+    Preparing.seconds += time.perf_counter() - started
+    return images
+
+
 def write_jpegs(root: Path, count: int, size: int, classes: int = 4) -> None:
     """Write that many square JPEGs, a smooth random pattern each."""
     generator = np.random.default_rng(0)
@@ -68,12 +87,14 @@ def measure(data: dict[str, Any], options: argparse.Namespace) -> list[dict[str,
     run = running.Run(parse(TrialConfig, values))
     rows = []
     while not run.finished:
-        Waiting.seconds, started = 0.0, time.perf_counter()
+        Waiting.seconds = Preparing.seconds = 0.0
+        started = time.perf_counter()
         run.train_epoch()
         seconds = time.perf_counter() - started
         waiting = Waiting.seconds
         row = {"data": data["dataset"], "cache": data.get("cache", "-"), "epoch": run.epoch, "seconds": seconds}
-        rows.append({**row, "waiting_seconds": waiting, "share_of_steps": 1 - waiting / seconds})
+        row |= {"waiting_seconds": waiting, "preparing_seconds": Preparing.seconds}
+        rows.append({**row, "share_of_steps": 1 - waiting / seconds})
     return rows
 
 
@@ -83,6 +104,8 @@ def measure_all(options: argparse.Namespace) -> list[dict[str, Any]]:
         tempfile.TemporaryDirectory() as folder,
         mock.patch.object(running, "train_loader", lambda *given: Waiting(train_loader(*given))),
         mock.patch.object(running, "eval_loader", lambda *given: Waiting(eval_loader(*given))),
+        mock.patch.object(running, "prepare", prepare_timed),
+        mock.patch.object(evaluation, "prepare", prepare_timed),
     ):
         if options.root is None:
             write_jpegs(Path(folder), options.images, options.size)
@@ -101,7 +124,7 @@ def main() -> None:
     parser.add_argument("--root", type=Path, help="an image folder of your own")
     parser.add_argument("--images", type=int, default=600, help="JPEGs to make without --root")
     parser.add_argument("--size", type=int, default=64, help="their side, pixels")
-    parser.add_argument("--augment", choices=["none", "paper"], default="none")
+    parser.add_argument("--augment", choices=[*AUGMENTATIONS], default="none")
     parser.add_argument("--workers", type=int, default=0, help="loader processes where nothing is kept; 0: threads")
     parser.add_argument("--model", default="embedded", help="embedded, or a timm name (weights at random)")
     parser.add_argument("--batch", type=int, default=32)

@@ -201,7 +201,7 @@ def features_of(data: DataConfig, model: Backbone, images: int) -> str:
     """
     tokens = math.prod(model.patch_embed.grid_size) + int(model.num_prefix_tokens)
     fits = worth_keeping(4 * images * tokens * int(model.embed_dim))
-    return "auto" if data.augment == "none" and fits else "none"
+    return "auto" if not data.is_augmented and fits else "none"
 
 
 def space_words(space: Mapping[str, Distribution]) -> tuple[str, str]:

@@ -38,8 +38,19 @@ class DataConfig(Record):
     )
     columns: Columns = Field(default_factory=Columns)
     download: bool = Field(True, description="fetch a torchvision dataset that is not under root yet")
-    augment: Literal["none", "paper"] = Field(
-        "none", description="paper: two of horizontal flip, vertical flip and random crop (appendix E)"
+    transforms: Literal["paper", "timm"] = Field(
+        "paper",
+        description="how pictures come to the model's size: paper squashes them, bilinear; timm resizes and crops as "
+        "the model's own config says, in training as in evaluation. Digits are only enlarged",
+    )
+    augment: Literal["none", "paper", "crop", "trivial", "rand"] = Field(
+        "none",
+        description="paper: two of horizontal flip, vertical flip and random crop (appendix E); crop: a random part, "
+        "enlarged, and horizontal flip, as timm trains; trivial: crop, then TrivialAugment; rand: crop, then "
+        "RandAugment",
+    )
+    random_erasing: float = Field(
+        0.0, ge=0, le=1, description="chance of a training image to have a random rectangle blanked out"
     )
     features: Literal["none", "cache", "auto"] = Field(
         "none",
@@ -90,13 +101,21 @@ class DataConfig(Record):
             return values | {"dataset": "folder"}
         return values
 
+    @property
+    def is_augmented(self) -> bool:
+        """Whether training images differ from epoch to epoch."""
+        return self.augment != "none" or self.random_erasing > 0
+
     @model_validator(mode="after")
     def _check_views(self) -> Self:
         cached = self.features != "none"
-        if cached and self.augment != "none" and self.views == 1:
-            remedy = "features that are cached are augmented once and for all; set data.views, 4 say, or augment: none"
-            raise ConfigError("data.augment", self.augment, remedy)
-        if self.views > 1 and not (cached and self.augment != "none"):
+        if cached and self.is_augmented and self.views == 1:
+            name, none = ("augment", "none") if self.augment != "none" else ("random_erasing", 0)
+            remedy = (
+                f"features that are cached are augmented once and for all; set data.views, 4 say, or {name}: {none}"
+            )
+            raise ConfigError(f"data.{name}", getattr(self, name), remedy)
+        if self.views > 1 and not (cached and self.is_augmented):
             missing = "data.augment: paper" if cached else "data.features: cache"
             raise ConfigError("data.views", self.views, f"there is nothing to have views of without {missing}; add it")
         return self

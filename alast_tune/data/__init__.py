@@ -3,7 +3,8 @@
 Here: putting it all together. ``sources.py`` says what a data set is: how to open image i, its label, and a name of it
 that stays. ``opening.py`` finds one, and ``folders.py``, ``tables.py``, ``huggingface.py``, ``downloads.py`` and
 ``registry.py`` have a kind each. ``inspection.py`` looks at every image once, ``splitting.py`` divides them, ``rgb.py``
-converts them, ``decoded.py`` keeps them, ``images.py`` augments them, ``loading.py`` hands them out batch by batch.
+converts them, ``decoded.py`` keeps them, ``loading.py`` hands them out batch by batch, as bytes; ``images.py`` makes of
+these, on the device, what a model sees, by ``augmentation.py`` if so asked.
 Whatever is wrong with them (a missing folder, a class without images, an unreadable file, a download without a network)
 is said in one line before anything trains; what is merely not used is said in ``Splits.notes``.
 """
@@ -20,22 +21,22 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
-from torchvision.transforms import v2
 
 from alast_tune.config import DataConfig, ModelConfig
+from alast_tune.data.augmentation import paper_augmentation
 from alast_tune.data.decoded import Decoded, worth_keeping
 from alast_tune.data.downloads import CLASS_COUNTS
-from alast_tune.data.images import Images, paper_augmentation
+from alast_tune.data.images import Batch, Images, Preparation, enlarges_as_pillow, prepare
 from alast_tune.data.loading import batch_count, eval_loader, train_loader
 from alast_tune.data.opening import known_datasets, open_sources
 from alast_tune.data.registry import Factory, register
 from alast_tune.data.sources import Opened, Source
 from alast_tune.data.splitting import Indices, balanced_subset, by_hash, stratified
 from alast_tune.errors import ConfigError
-from alast_tune.models import InputSpec
+from alast_tune.models import InputSpec, Resizing
 
 __all__ = [
+    "Batch",
     "Images",
     "Splits",
     "batch_count",
@@ -48,6 +49,7 @@ __all__ = [
     "load_splits",
     "num_classes_of",
     "paper_augmentation",
+    "prepare",
     "register_dataset",
     "train_loader",
 ]
@@ -63,6 +65,8 @@ class Splits:
     """None if there is a training split but no test split, or data.test_fraction is 0."""
     classes: tuple[str, ...]
     """Names, in the order of the labels."""
+    spec: InputSpec
+    """What they become, and how they come to that size."""
     notes: tuple[str, ...] = ()
     """What the data set has that nobody may have meant, a line each: files passed over, copies, classes not tested."""
 
@@ -188,6 +192,8 @@ def _verified(config: DataConfig, spec: InputSpec) -> Splits:
 @lru_cache(maxsize=8)
 def _load(config: DataConfig, spec: InputSpec) -> Splits:
     opened = open_sources(config)
+    if config.transforms == "paper" or config.dataset == "digits":
+        spec = replace(spec, resizing=Resizing())
     pieces = _divide(config, opened)
     notes = [*opened.notes, *_untested(pieces, opened.classes)]
     source, train = pieces["train"]
@@ -197,9 +203,10 @@ def _load(config: DataConfig, spec: InputSpec) -> Splits:
     else:
         pieces["train"] = source, _fewer(config, source.labels, train)
     count = sum(len(indices) for _, indices in pieces.values())
-    cache = "none" if config.cache == "auto" and not worth_keeping(count * 3 * spec.image_size**2) else config.cache
-    images = {name: _images(config, spec, name, *piece, cache) for name, piece in pieces.items()}
-    return Splits(images["train"], images["validation"], images.get("test"), opened.classes, tuple(notes))
+    kept = _kept(opened, spec)
+    cache = "none" if config.cache == "auto" and not worth_keeping(count * 3 * kept.image_size**2) else config.cache
+    images = {name: _images(config, spec, name, *piece, kept, cache) for name, piece in pieces.items()}
+    return Splits(images["train"], images["validation"], images.get("test"), opened.classes, spec, tuple(notes))
 
 
 def _divide(config: DataConfig, opened: Opened) -> dict[str, tuple[Source, Indices]]:
@@ -231,25 +238,28 @@ def _divide(config: DataConfig, opened: Opened) -> dict[str, tuple[Source, Indic
     return pieces
 
 
-def _images(config: DataConfig, spec: InputSpec, part: str, source: Source, indices: Indices, cache: str) -> Images:
-    augment = part == "train" and config.augment == "paper"
+def _kept(opened: Opened, spec: InputSpec) -> InputSpec:
+    """Say as what images are read and kept: of a model's size, or smaller if the device enlarges them just as well."""
+    side = opened.side or spec.image_size
+    small = side < spec.image_size and spec.resizing == Resizing() and enlarges_as_pillow(side, spec.image_size)
+    return replace(spec, image_size=side) if small else spec
+
+
+def _images(
+    config: DataConfig, spec: InputSpec, part: str, source: Source, indices: Indices, kept: InputSpec, cache: str
+) -> Images:
+    preparation = Preparation(spec)
+    if part == "train":
+        preparation = Preparation(spec, config.augment, config.random_erasing)
     if config.dataset == "digits":  # no photographs: interpolated as they are
-        return Images(source, indices, partial(_digits, source, indices, spec), v2.Identity(), augment)
-    normalise = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(spec.mean, spec.std, inplace=True)]
-    pixels = Decoded(source, indices, spec.image_size, cache)
-    return Images(source, indices, pixels, v2.Compose(normalise), augment)
+        return Images(source, indices, partial(_digits, source, indices), preparation)
+    return Images(source, indices, Decoded(source, indices, kept, cache), preparation)
 
 
-def _digits(source: Source, indices: Indices, spec: InputSpec, batch: list[int]) -> Tensor:
-    """Get some of the digits, enlarged and normalised, float32 (B, 3, S, S)."""
-    grey = (
-        torch.from_numpy(np.stack([np.asarray(source.item(int(index))) for index in indices[batch]])).float()[:, None]
-        / 16
-    )
-    size = (spec.image_size, spec.image_size)
-    images = F.interpolate(grey, size=size, mode="bilinear", align_corners=False)
-    mean, std = torch.tensor(spec.mean)[:, None, None], torch.tensor(spec.std)[:, None, None]
-    return (images - mean) / std
+def _digits(source: Source, indices: Indices, batch: list[int]) -> Tensor:
+    """Get some of the digits, float32 (B, 1, 8, 8) in [0, 1]."""
+    grey = [np.asarray(source.item(int(index))) for index in indices[batch]]
+    return torch.from_numpy(np.stack(grey)).float()[:, None] / 16
 
 
 def _untested(pieces: dict[str, tuple[Source, Indices]], classes: Sequence[str]) -> Iterator[str]:

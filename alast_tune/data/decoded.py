@@ -20,13 +20,13 @@ import PIL
 import torch
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from alast_tune.data.machine import available_bytes, cache_folder, cpu_count
 from alast_tune.data.sources import Source
 from alast_tune.data.splitting import Indices
 from alast_tune.errors import ConfigError
+from alast_tune.models import InputSpec, Resizing, resizer
 from alast_tune.storage import atomic_write
 
 Pixels: TypeAlias = NDArray[np.uint8]
@@ -61,15 +61,15 @@ class Decoded:
     Args:
         source: of the images.
         indices: (n,) which of them.
-        size: side to resize them to, pixels.
+        spec: to resize them to.
         cache: ``data.cache``: "none"; "memory" to keep them; "auto" to keep them if that works, once
             :func:`worth_keeping` has said that they fit.
     """
 
-    def __init__(self, source: Source, indices: Indices, size: int, cache: str) -> None:
+    def __init__(self, source: Source, indices: Indices, spec: InputSpec, cache: str) -> None:
         self.source = source
         self.indices = indices
-        self.size = size
+        self.spec = spec
         self.cache = cache
         self._kept: Pixels | None = None
 
@@ -100,11 +100,13 @@ class Decoded:
         """
         if self.cache == "none" or self._kept is not None:
             return
-        shape = (len(self.indices), 3, self.size, self.size)
-        content = "\n".join([_MADE_BY, str(self.size), *self.source.checksums(self.indices)])
+        size, resizing = self.spec.image_size, self.spec.resizing
+        shape = (len(self.indices), 3, size, size)
+        how = str(size) if resizing == Resizing() else f"{size} {resizing} {self.spec.mean}"
+        content = "\n".join([_MADE_BY, how, *self.source.checksums(self.indices)])
         name = hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
         try:
-            self._kept = share_array(f"{name}-{self.size}", shape, self._chunks)
+            self._kept = share_array(f"{name}-{size}", shape, self._chunks)
         except OSError as error:
             if self.cache == "auto":
                 self.cache = "none"
@@ -122,7 +124,7 @@ class Decoded:
         return np.stack([self._decode_one(index) for index in batch])
 
     def _decode_one(self, index: int) -> Pixels:
-        image = self.source.decode(int(self.indices[index])).resize((self.size, self.size), Image.Resampling.BILINEAR)
+        image = resizer(self.spec)(self.source.decode(int(self.indices[index])))
         # Not a tensor: torch would start a team of threads of its own in each thread of a pool that gets here. One
         # memory layout, fresh or kept: convolutions round another one differently.
         return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))

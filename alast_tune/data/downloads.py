@@ -22,6 +22,9 @@ NETWORK_TIMEOUT = 5.0
 CLASS_COUNTS = {"digits": 10, "cifar100": 100, "flowers102": 102, "food101": 101}
 """Name -> classes, known before anything is downloaded."""
 
+SIDES = {"cifar100": 32}
+"""Name -> side of all images, pixels."""
+
 
 @dataclass(frozen=True)
 class _Download:
@@ -50,7 +53,7 @@ def open_download(config: DataConfig) -> Opened:
         return _digits()
     splits = _torchvision(config)
     parts = {part: _source(config, images) for part, images in splits.items()}
-    return Opened(tuple(splits["train"].classes), parts, grows=False)
+    return Opened(tuple(splits["train"].classes), parts, side=SIDES.get(config.dataset), grows=False)
 
 
 def _digits() -> Opened:

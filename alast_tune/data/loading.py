@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Sampler
+from torch import Tensor
+from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, Sampler
 
 from alast_tune.data.balanced import BalancedSampler
 from alast_tune.data.decoded import Decoded
-from alast_tune.data.images import Images
+from alast_tune.data.images import Batch, Images
 from alast_tune.data.machine import cpu_count
 from alast_tune.errors import ConfigError
 from alast_tune.parallel import world
@@ -29,7 +30,7 @@ def batch_count(images: int, batch_size: int) -> int:
 
 def train_loader(
     dataset: Images, batch_size: int, workers: int, generator: torch.Generator, balanced: bool = False
-) -> DataLoader[Any]:
+) -> Loader:
     """Make a loader that shuffles, or draws each class as often: the generator's state determines the order.
 
     Every rank gets its share of each batch: all the same, or the first ones one image more. An incomplete
@@ -43,34 +44,87 @@ def train_loader(
         remedy = f"{ranks} ranks need an image each of every batch, here of {smallest}; give {ranks} at least"
         raise ConfigError("train.batch_size", batch_size, remedy)
     order = BalancedSampler(dataset.labels, generator) if balanced else RandomSampler(dataset, generator=generator)
-    return _loader(dataset, _Shares(order, batch_size, len(dataset) > batch_size), workers, generator)
+    return Loader(dataset, _Shares(order, batch_size, len(dataset) > batch_size), workers, generator)
 
 
-def eval_loader(dataset: Images, batch_size: int, workers: int) -> DataLoader[Any]:
+def eval_loader(dataset: Images, batch_size: int, workers: int) -> Loader:
     """Make a loader over everything in order, of several ranks every one its turn; it moves no random state."""
     rank, ranks = world()
     batches = BatchSampler(range(rank, len(dataset), ranks), batch_size, drop_last=False)
-    # A loader draws a seed for its workers whenever it starts: without its own generator, from the global one.
-    return _loader(dataset, batches, workers, torch.Generator())
+    return Loader(dataset, batches, workers, torch.Generator())
 
 
-def whole_loader(dataset: Images, batch_size: int, workers: int) -> DataLoader[Any]:
+def whole_loader(dataset: Images, batch_size: int, workers: int) -> Loader:
     """Make a loader over everything in order, whatever the rank."""
-    return _loader(dataset, BatchSampler(range(len(dataset)), batch_size, drop_last=False), workers, torch.Generator())
+    return Loader(dataset, BatchSampler(range(len(dataset)), batch_size, drop_last=False), workers, torch.Generator())
 
 
-def _loader(dataset: Images, batches: BatchSampler, workers: int, generator: torch.Generator) -> DataLoader[Any]:
-    pixels = dataset.pixels
-    if isinstance(pixels, Decoded):
-        pixels.prepare()
+class Loader:
+    """Batches and their labels: pixels come from elsewhere, and :func:`~alast_tune.data.images.prepare` is to follow.
+
+    Processes, if there are any, know nothing of an epoch but the numbers of images; so they stay for all epochs.
+
+    Args:
+        dataset: to load.
+        batches: of numbers of images.
+        workers: processes that read pixels; 0: threads do, where they are not kept.
+        generator: of the order.
+    """
+
+    def __init__(self, dataset: Images, batches: BatchSampler, workers: int, generator: torch.Generator) -> None:
+        pixels = dataset.pixels
+        if isinstance(pixels, Decoded):
+            pixels.prepare()
+        self.dataset = dataset
+        self._batches = _Ahead(batches, pixels) if isinstance(pixels, Decoded) and not workers else batches
+        self._workers = workers
+        self._generator = generator
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[tuple[Tensor | Batch, Tensor]]:
+        torch.empty((), dtype=torch.int64).random_(generator=self._generator)  # as torch's loader does, for workers
+        loader = self.dataset.loaders.get(self._workers)
+        if loader is None:
+            loader = _load(self.dataset.pixels, self._workers)
+            if self._workers:
+                self.dataset.loaders[self._workers] = loader
+        assert isinstance(loader.batch_sampler, _Batches)
+        loader.batch_sampler.batches = self._batches
+        for numbers, pixels in loader:
+            yield self.dataset.batch(numbers, pixels), self.dataset.labels[numbers]
+
+
+def _load(pixels: Callable[[list[int]], Tensor], workers: int) -> DataLoader[Any]:
     return DataLoader(
-        dataset,
-        batch_sampler=_Ahead(batches, pixels) if isinstance(pixels, Decoded) and not workers else batches,
+        _Pixels(pixels),
+        batch_sampler=_Batches(),
         collate_fn=_as_it_is,
-        generator=generator,
+        generator=torch.Generator(),  # from the global one it would draw a seed whenever it starts
         num_workers=workers,
+        persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
     )
+
+
+class _Pixels(Dataset[Any]):
+    """What is asked for by numbers, all that processes have to know."""
+
+    def __init__(self, pixels: Callable[[list[int]], Tensor]) -> None:
+        self._pixels = pixels
+
+    def __getitems__(self, batch: list[int]) -> tuple[list[int], Tensor]:
+        return list(batch), self._pixels(batch)
+
+
+class _Batches(Sampler[list[int]]):
+    """Numbers of the images of an epoch's batches, which are another epoch's when it is their turn."""
+
+    batches: Sampler[list[int]]
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self.batches)
 
 
 def _as_it_is(batch: Any) -> Any:

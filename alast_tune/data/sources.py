@@ -97,5 +97,7 @@ class Opened:
     """"train", maybe "validation", maybe "test"; or "all" alone where nobody has split the images yet."""
     notes: tuple[str, ...] = ()
     """What was passed over, a line each."""
+    side: int | None = None
+    """Of all images, square ones, where that is known beforehand; pixels."""
     grows: bool = True
     """Whether images may be added, as to anybody's folder: splits then follow from each key alone."""

@@ -7,17 +7,23 @@ from __future__ import annotations
 
 import difflib
 import logging
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.data.config import resolve_data_config
+from timm.data.transforms_factory import create_transform
 from timm.layers.patch_embed import PatchEmbed
 from timm.models import is_model_in_modules
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
+from torchvision.transforms import Compose
 
 from alast_tune.config import ModelConfig
 from alast_tune.errors import ConfigError
@@ -34,6 +40,7 @@ __all__ = [
     "EMBEDDED_WEIGHTS",
     "Backbone",
     "InputSpec",
+    "Resizing",
     "architecture_name",
     "architecture_of",
     "check_weights",
@@ -41,6 +48,7 @@ __all__ = [
     "embedded_vit",
     "input_spec",
     "outline",
+    "resizer",
     "skeleton",
     "timm_arguments",
     "weights_fingerprint",
@@ -59,6 +67,15 @@ TIMM_MODULES = ("vision_transformer", "deit", "eva")
 
 
 @dataclass(frozen=True)
+class Resizing:
+    """How a picture of any shape comes to a model's size, in timm's words: squashed, unless said otherwise."""
+
+    interpolation: str = "bilinear"
+    crop_pct: float = 1.0
+    crop_mode: str = "squash"
+
+
+@dataclass(frozen=True)
 class InputSpec:
     """What images a model takes: square, three channels, normalised."""
 
@@ -67,6 +84,7 @@ class InputSpec:
     mean: tuple[float, ...]
     """Of each channel, pixels being in [0, 1]."""
     std: tuple[float, ...]
+    resizing: Resizing = Resizing()
 
 
 def embedded_vit(num_classes: int, image_size: int = 32, **options: Any) -> VisionTransformer:
@@ -164,15 +182,25 @@ def weights_fingerprint(config: ModelConfig) -> str | None:
 
 
 def input_spec(model: Backbone) -> InputSpec:
-    """Say which images a model from :func:`create_model` takes."""
+    """Say which images a model from :func:`create_model` takes, resized as its own config says."""
     size = model.patch_embed.img_size
     assert size is not None
     cfg = _pretrained_cfg(model)
+    resolved = resolve_data_config({"img_size": size[0]}, cfg)
     return InputSpec(
         image_size=size[0],
         mean=tuple(cfg.get("mean", IMAGENET_DEFAULT_MEAN)),
         std=tuple(cfg.get("std", IMAGENET_DEFAULT_STD)),
+        resizing=Resizing(**{field.name: resolved[field.name] for field in fields(Resizing)}),
     )
+
+
+@lru_cache(maxsize=8)
+def resizer(spec: InputSpec) -> Callable[[Image.Image], Image.Image]:
+    """Make timm's transform for evaluation, up to the image of a model's size that is then normalised."""
+    whole = create_transform(spec.image_size, mean=spec.mean, use_prefetcher=True, **asdict(spec.resizing))
+    resize: Callable[[Image.Image], Image.Image] = Compose(whole.transforms[:-1])
+    return resize
 
 
 def architecture_name(model: Backbone) -> str | None:

@@ -18,6 +18,8 @@ from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from PIL import ExifTags, Image
 from safetensors.torch import load_file
+from timm.data.config import resolve_data_config
+from timm.data.transforms_factory import create_transform
 
 BATCH = 64
 """Images at a time, whatever number is asked about."""
@@ -47,7 +49,8 @@ class ImageClassifier(PythonModel):
         folder = Path(context.artifacts["weights"]).parent
         card = json.loads((folder / "config.json").read_text())
         self._classes: list[str] = card["label_names"]
-        self._size = tuple(card["pretrained_cfg"]["input_size"][1:])
+        resizing = resolve_data_config(pretrained_cfg=card["pretrained_cfg"])
+        self._resize = create_transform(**resizing, use_prefetcher=True)
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._mean, self._std = (
             torch.tensor(card["pretrained_cfg"][name], device=self._device)[:, None, None] for name in ("mean", "std")
@@ -71,18 +74,18 @@ class ImageClassifier(PythonModel):
         )
 
     @torch.inference_mode()
-    def _probabilities(self, pixels: list[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
-        images_BHWC = torch.from_numpy(np.stack(pixels)).to(self._device)
-        images_BCHW = (images_BHWC.permute(0, 3, 1, 2).contiguous().float() / 255 - self._mean) / self._std
+    def _probabilities(self, pixels: list[torch.Tensor]) -> np.ndarray[Any, Any]:
+        images_BCHW = (torch.stack(pixels).to(self._device).float() / 255 - self._mean) / self._std
         found: np.ndarray[Any, Any] = self._model(images_BCHW).double().softmax(dim=1).cpu().numpy()
         return found
 
-    def _decode(self, number: int, data: bytes) -> np.ndarray[Any, Any]:
+    def _decode(self, number: int, data: bytes) -> torch.Tensor:
         try:
             image = to_rgb(Image.open(io.BytesIO(data)))
         except Exception as error:  # the formats' readers raise nearly anything on rubbish
             raise MlflowException.invalid_parameter_value(f"image {number} cannot be read: {error}") from error
-        return np.asarray(image.resize(self._size[::-1], Image.Resampling.BILINEAR))
+        pixels: torch.Tensor = self._resize(image)  # of bytes
+        return pixels
 
 
 def _load(folder: Path, card: dict[str, Any]) -> torch.nn.Module:

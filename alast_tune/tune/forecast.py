@@ -173,7 +173,7 @@ class Forecast:
 
 def _images_of(data: DataConfig) -> DataConfig:
     """Leave out of the settings of the data what makes no other images of them."""
-    return data.model_copy(update={"features": "none", "views": 1, "augment": "none"})
+    return data.model_copy(update={"features": "none", "views": 1, "augment": "none", "random_erasing": 0.0})
 
 
 def _give_back_memory() -> None:

@@ -15,6 +15,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from timm.data.transforms_factory import create_transform
 
 from alast_tune.cli import main
 from alast_tune.config import stored_sweep
@@ -192,10 +193,10 @@ def test_a_served_model_refuses_what_is_no_image() -> None:
     from alast_tune.tracking.served import ImageClassifier
 
     served = ImageClassifier()
-    served._size = (8, 8)
+    served._resize = create_transform(8, crop_pct=0.9, interpolation="bicubic", use_prefetcher=True)
     with pytest.raises(mlflow.exceptions.MlflowException, match="image 2 cannot be read") as refusal:
         served._decode(2, b"no image")
     assert refusal.value.get_http_status_code() == 400
     buffer = io.BytesIO()
     Image.new("RGBA", (5, 9), (255, 0, 0, 0)).save(buffer, "PNG")
-    assert served._decode(0, buffer.getvalue()).shape == (8, 8, 3)
+    assert served._decode(0, buffer.getvalue()).shape == (3, 8, 8)

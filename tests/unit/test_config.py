@@ -68,7 +68,7 @@ def test_configurations_survive_json_and_are_hashable() -> None:
         ({"trial": {"train": {"epochs": "many"}}}, "trial.train.epochs = many: Input should be a valid integer"),
         ({"trial": {"method": {"name": "alast", "alpha": -1}}}, "trial.method.alpha = -1: Input should be greater"),
         ({"trial": {"method": {"name": "magic"}}}, "trial.method.name = magic: no such method; known are alast, full"),
-        ({"trial": {"data": {"augment": "mild"}}}, "trial.data.augment = mild: Input should be 'none' or 'paper'"),
+        ({"trial": {"data": {"augment": "mild"}}}, "trial.data.augment = mild: Input should be 'none', 'paper'"),
         (
             {"space": {"method/alfa": SPACE["method/alpha"]}},
             "space.method/alfa = 0.0001: method/alfa = 0.0001: a trial",

@@ -28,8 +28,11 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 RECIPE: dict[str, Any] = {"batch_size": 12, "mixup": 0.8, "cutmix": 1.0, "label_smoothing": 0.1, "clip_grad": 0.5}
 RECIPE |= {"ema": 0.5, "layer_decay": 0.75}
-MORE: dict[str, dict[str, Any]] = {name: {"data/augment": "paper"} for name in ("paper", "top_k", "mixed")}
-MORE["mixed"] |= {f"train/{name}": value for name, value in RECIPE.items()}
+MORE: dict[str, dict[str, Any]] = {
+    "paper": {"data/augment": "paper"},
+    "top_k": {"data/augment": "trivial", "data/random_erasing": 0.5},
+    "mixed": {"data/augment": "paper"} | {f"train/{name}": value for name, value in RECIPE.items()},
+}
 """Each image is augmented by its number, whichever rank it comes to."""
 MORE["rare classes"] = {"data/class_weights": "balanced", "data/sampling": "balanced"}
 """On a quarter as many images of one class as of the other."""

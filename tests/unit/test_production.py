@@ -89,7 +89,7 @@ def test_what_is_to_know_about_the_images_is_a_note(
 def test_timm_alone_loads_what_training_leaves(whole: Path, config: PromotedTrial) -> None:
     run = Run(config().trial)
     run.load(whole)
-    images, _ = next(iter(run._loader(0)))
+    images, _ = run._splits.validation.__getitems__([0, 1, 2])
     run.model.eval()
     card = json.loads((whole / checkpoint.MODEL_CARD).read_text())
     models = {
@@ -104,6 +104,7 @@ def test_timm_alone_loads_what_training_leaves(whole: Path, config: PromotedTria
             assert torch.equal(model.eval()(images), run.model(images))
     assert card["label_names"] == ["dark", "light"]
     assert card["pretrained_cfg"]["mean"] == list(input_spec(run.model).mean)
+    assert card["pretrained_cfg"]["crop_mode"] == "squash"
 
 
 @pytest.mark.parametrize("name", ["embedded", "vit_tiny_patch16_224", "vit_small_patch14_reg4_dinov2.lvd142m"])
@@ -123,7 +124,7 @@ def test_every_model_is_built_by_timm_s_own_name(name: str, tmp_path: Path) -> N
         ).eval()
         folder = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
         assert torch.equal(plain(images), expected) and torch.equal(folder(images), expected)
-    assert folder.pretrained_cfg["crop_mode"] == "squash"  # timm's transforms then do as evaluation does
+    assert input_spec(folder).resizing == input_spec(model).resizing  # timm's transforms then do as evaluation does
 
 
 def test_the_test_images_are_asked_about_the_best_weights(storage: Path, config: PromotedTrial) -> None:

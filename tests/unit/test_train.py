@@ -26,6 +26,7 @@ from alast_tune.blocks import report_blocks
 from alast_tune.config import FullConfig, ModelConfig, TrainConfig, TrialConfig, apply_params
 from alast_tune.cost import STEPS as STEPS_CSV
 from alast_tune.cost import StepCosts, memory
+from alast_tune.data import prepare
 from alast_tune.errors import ConfigError, DivergedError
 from alast_tune.evaluate import evaluate
 from alast_tune.exploration import explore
@@ -38,7 +39,7 @@ from alast_tune.run import Run, load_trial
 from alast_tune.scores import Evaluation
 from alast_tune.train import fit, last_report
 from tests.unit.every_method import vit
-from tests.unit.tiny import ALAST, DEPTH, STEPS, TOKENS, evaluation
+from tests.unit.tiny import ALAST, DEPTH, STEPS, TOKENS, evaluation, seen
 
 TinyTrial = Callable[..., TrialConfig]
 
@@ -179,7 +180,7 @@ def test_an_epoch_is_what_a_plain_loop_does(tiny_trial: TinyTrial) -> None:
     optimizer = torch.optim.Adam(groups, 1e-3, fused=True)
     for epoch in range(2):
         report = run.train_epoch()
-        for step, (images, labels) in enumerate(twin._loader(epoch)):
+        for step, (images, labels) in enumerate(seen(twin, epoch)):
             done = STEPS * epoch + step
             # Half an epoch has two steps, of which the second has the full rate.
             factor = 0.5 * (1 + math.cos(math.pi * (done - 1) / (2 * STEPS - 1))) if done else 0.5
@@ -370,7 +371,7 @@ def test_exploration_scores_each_block_by_batches_that_it_has_not_seen(tiny_tria
     for block in range(DEPTH):
         twin = Run(config)
         model = twin.model.train()
-        batches = list(twin._loader(0))
+        batches = seen(twin)
         training = [*model.blocks[block].parameters(), *model.norm.parameters(), *model.head.parameters()]
         optimizer = torch.optim.SGD(training, 0.1, momentum=0.9)
         for images, labels in batches[:2]:
@@ -473,6 +474,7 @@ def test_evaluation_is_in_the_peak_and_takes_no_more_than_training(
 
     def measure(model: Any, batches: Any, *rest: Any) -> Evaluation:
         images, labels = next(iter(batches))
+        images = prepare(images, run.device)
         with memory.track_live_bytes(model, run._optimizer, images) as peak:
             result = evaluate(model, [(images, labels)], *rest)
         measured.append(peak[0])
@@ -581,7 +583,7 @@ def test_adapters_come_out_merged(tmp_path: Path, tiny_trial: TinyTrial) -> None
     merged = create_model(exported)
     for name in (checkpoint.BEST, checkpoint.LAST):
         assert_same(load_file(tmp_path / name), merged.state_dict())
-    images, _ = next(iter(run._loader(0)))
+    images, _ = seen(run)[0]
     alone = peft.PeftModel.from_pretrained(load_trial(config)[0], tmp_path / checkpoint.ADAPTER).eval()
     with torch.no_grad():
         torch.testing.assert_close(merged.eval()(images), run.model.eval()(images))
@@ -665,8 +667,7 @@ def on_a_gpu(method: dict[str, Any], **train: Any) -> Run:
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 def test_fast_reading_never_makes_the_host_wait_inside_forward_or_backward() -> None:
     run = on_a_gpu({"name": "alast", "trainable_blocks": 4})
-    for step, (images, labels) in enumerate(run._loader(0)):
-        images, labels = images.cuda(), labels.cuda()
+    for step, (images, labels) in enumerate(seen(run)):
         run.method.begin_step(step)
         torch.cuda.set_sync_debug_mode("error" if step else "default")  # the first step calibrates
         try:

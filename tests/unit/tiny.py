@@ -4,8 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from alast_tune.config import TrialConfig
+from alast_tune.data import prepare
+from alast_tune.run import Run
 from alast_tune.scores import Evaluation
 
 MODEL: dict[str, Any] = {"name": "test_vit", "pretrained": False, "image_size": 64}
@@ -34,3 +37,8 @@ def evaluation(accuracy: float, loss: float = 1.0) -> Evaluation:
     """Make up what a model has answered on a hundred images, of which a share is right: as many of either class."""
     right = round(50 * accuracy)
     return Evaluation(np.array([[right, 50 - right], [50 - right, right]]), loss)
+
+
+def seen(run: Run, epoch: int = 0) -> list[tuple[Tensor, Tensor]]:
+    """An epoch's batches as a run's model sees them."""
+    return [(prepare(images, run.device), labels.to(run.device)) for images, labels in run._loader(epoch)]

@@ -1,9 +1,10 @@
 """Data sets for the tests of data/: made-up pictures, and what is loaded from them."""
 
 import pytest
+import torch
 
 from alast_tune.config import DataConfig
-from alast_tune.data import load_splits
+from alast_tune.data import load_splits, prepare
 from alast_tune.errors import ConfigError
 from alast_tune.models import InputSpec
 
@@ -16,6 +17,11 @@ def load(dataset, **fields):
 
 def all_of(split):
     return split.__getitems__(list(range(len(split))))[0]
+
+
+def seen(loader):
+    """A loader's batches as a model sees them."""
+    return ((prepare(images, torch.device("cpu")), labels) for images, labels in loader)
 
 
 def files_of(split):

@@ -10,7 +10,7 @@ import torch
 from alast_tune.data import decoded, eval_loader, train_loader
 from alast_tune.errors import ConfigError
 from tests.pictures import write_images
-from tests.unit.data.pictures import all_of, load
+from tests.unit.data.pictures import all_of, load, seen
 
 
 @pytest.fixture(autouse=True)
@@ -20,7 +20,7 @@ def cache(tmp_path, monkeypatch):
 
 
 def epoch(split, workers=0):
-    return list(train_loader(split, 4, workers, torch.Generator().manual_seed(0)))
+    return list(seen(train_loader(split, 4, workers, torch.Generator().manual_seed(0))))
 
 
 def kept(cache):

@@ -16,7 +16,7 @@ from torchvision.transforms import v2
 from alast_tune.data import eval_loader, labels_of, loading, train_loader
 from alast_tune.errors import ConfigError
 from tests.pictures import write_images
-from tests.unit.data.pictures import SPEC, all_of, files_of, load
+from tests.unit.data.pictures import SPEC, all_of, files_of, load, seen
 
 
 class TestLoaders:
@@ -50,14 +50,14 @@ class TestLoaders:
 
         def epoch(workers):
             loader = train_loader(train, 6, workers, torch.Generator().manual_seed(3))
-            return torch.cat([image for image, _ in loader])
+            return torch.cat([image for image, _ in seen(loader)])
 
         assert torch.equal(epoch(0), epoch(2))
 
 
 def batches_of(split, batch_size=4, epochs=1, seed=0):
     loader = train_loader(split, batch_size, 0, torch.Generator().manual_seed(seed))
-    return [batch for _ in range(epochs) for batch in loader]
+    return [batch for _ in range(epochs) for batch in seen(loader)]
 
 
 def same(batches, others):
@@ -73,7 +73,7 @@ class TestKept:
         transform = v2.Compose(steps)
         expected = [transform(Image.open(file).convert("RGB")) for file in files_of(split)]
         for _ in range(2):  # decoded, then from memory
-            (images, labels), *more = eval_loader(split, 100, 0)
+            (images, labels), *more = seen(eval_loader(split, 100, 0))
             assert not more
             assert torch.equal(images, torch.stack(expected))
             assert images.is_contiguous()  # convolutions round another layout differently
@@ -203,6 +203,6 @@ class TestRanks:
         images = all_of(test)
         for rank in range(3):
             as_rank(rank, 3)
-            assert torch.equal(torch.cat([batch for batch, _ in eval_loader(test, 1, 0)]), images[rank::3])
+            assert torch.equal(torch.cat([batch for batch, _ in seen(eval_loader(test, 1, 0))]), images[rank::3])
         as_rank(5, 6)
         assert list(eval_loader(test, 1, 0)) == []

@@ -7,6 +7,7 @@ import pickle
 import shutil
 import tarfile
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ from alast_tune.data import (
     train_loader,
 )
 from alast_tune.errors import ConfigError
-from alast_tune.models import InputSpec
+from alast_tune.models import InputSpec, Resizing
 from tests.pictures import write_images
 from tests.unit.data.pictures import SPEC, all_of, files_of, load, refusal
 
@@ -403,6 +404,22 @@ class TestTorchvision:
         assert splits.classes[7] == "class 7"
         image, label = splits.test[105]
         assert (image.shape, label) == ((3, 16, 16), 5)
+
+    def test_cifar100_is_kept_at_its_own_size_and_enlarged_with_the_batch(self, cifar):
+        data = DataConfig(dataset="cifar100", root=cifar, download=False, cache="memory")
+        spec = InputSpec(96, SPEC.mean, SPEC.std)
+        splits = load_splits(data, spec)
+        (batch, _), *_ = train_loader(splits.train, 8, 0, torch.Generator())
+        assert batch.pixels_BCHW.shape == (8, 3, 32, 32)
+        for index in (0, 7):
+            source = splits.test.source.decode(int(splits.test.indices[index]))
+            whole = source.resize((96, 96), Image.Resampling.BILINEAR)
+            pixels = torch.from_numpy(np.asarray(whole).copy()).permute(2, 0, 1)[None]
+            assert torch.equal(splits.test[index][0], splits.test.preparation(pixels, None)[0])
+        timm_s = load_splits(
+            data.model_copy(update={"transforms": "timm"}), replace(spec, resizing=Resizing("bicubic"))
+        )
+        assert timm_s.train.pixels([0]).shape == (1, 3, 96, 96)
 
     def test_cifar100_that_is_not_intact(self, cifar):
         (cifar / "cifar-100-python" / "test").write_bytes(b"rubbish")

@@ -21,7 +21,7 @@ from alast_tune.config import HeadConfig, LoraConfig, MethodConfig, ModelConfig,
 from alast_tune.cost import step_flops
 from alast_tune.errors import ConfigError
 from alast_tune.methods import Method, StepPlan, build_method
-from alast_tune.models import architecture_of, create_model, input_spec, outline
+from alast_tune.models import EMBEDDED_MEAN, EMBEDDED_STD, InputSpec, architecture_of, create_model, outline
 from alast_tune.models.backbone import predict, summaries_of
 from alast_tune.models.reading import HEADS, Read, Reader, attach_reader, summary_count
 from alast_tune.testing.steps import adam, batch, train
@@ -142,7 +142,9 @@ def saved(folder: Path, read: Read) -> Any:
     settings = ModelConfig(num_classes=10)
     method = trained(ReaderConfig(read=read), create_model(settings))
     checkpoint.save_model(method, folder)
-    checkpoint.save_model_card(settings, input_spec(method.model), [f"class {k}" for k in range(10)], folder)
+    checkpoint.save_model_card(
+        settings, InputSpec(32, EMBEDDED_MEAN, EMBEDDED_STD), [f"class {k}" for k in range(10)], folder
+    )
     return method.model.eval()
 
 
