@@ -8,8 +8,9 @@ from pathlib import Path
 from alast_tune import checkpoint
 from alast_tune.config import TrialConfig
 from alast_tune.cost import STEPS
+from alast_tune.errors import WorkersError
 from alast_tune.fingerprints import keep_fingerprints
-from alast_tune.parallel import world
+from alast_tune.parallel import largest_over_ranks, world
 from alast_tune.results import EpochReport
 from alast_tune.run import Run, read_report
 
@@ -29,11 +30,14 @@ def fit(
 
     Raises:
         ConfigError: whatever cannot work, before any training.
+        WorkersError: the ranks do not see the same checkpoint.
     """
     run = Run(config)
     began = folder is not None and (folder / checkpoint.FILE).exists()
     if folder and began:
         run.load(folder)
+    if largest_over_ranks(run.epoch, -run.epoch) != (run.epoch, -run.epoch):
+        raise WorkersError(f"processes have found different checkpoints in {folder}: all of them have to see it")
     if world()[0]:
         folder = None  # all ranks hold the same, and the first one writes it
     if folder:

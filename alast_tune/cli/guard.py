@@ -14,6 +14,7 @@ from typing import ParamSpec
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
+from alast_tune.cli.launch import launched_rank
 from alast_tune.errors import (
     TRACEBACK,
     ConfigError,
@@ -54,7 +55,8 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
     def run(*arguments: P.args, **options: P.kwargs) -> None:
         log, handler = logging.getLogger("alast_tune"), Notes()
         level = log.level
-        log.addHandler(handler)
+        if not launched_rank():  # of several processes the first one speaks
+            log.addHandler(handler)
         log.setLevel(logging.INFO)
         try:
             command(*arguments, **options)

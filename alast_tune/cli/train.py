@@ -15,8 +15,10 @@ from pydantic_settings import CliImplicitFlag, CliSuppress
 from rich.console import Console
 
 from alast_tune.cli.guard import TRACKING_INCOMPLETE, complain
+from alast_tune.cli.launch import Launched
 from alast_tune.config import PromotedConfig, Provenance, parse
 from alast_tune.data.machine import limit_threads
+from alast_tune.errors import ConfigError
 from alast_tune.terminal import TrainingProgress, printer
 
 
@@ -55,9 +57,8 @@ class Train(PromotedConfig):
     provenance: CliSuppress[Provenance | None] = None
 
     def cli_cmd(self) -> None:
-        """Train, test, register."""
-        from alast_tune.production import CONFIG, training  # MLflow takes seconds to import
-        from alast_tune.tracking import RegistryError, check_names, pending
+        """Train, test, register; in processes of torchrun's, all train and the first one does the rest."""
+        from alast_tune.tracking import check_names  # MLflow takes seconds to import
 
         own = set(Train.model_fields) - set(PromotedConfig.model_fields)
         config = parse(PromotedConfig, self.model_dump(exclude=own))
@@ -65,10 +66,27 @@ class Train(PromotedConfig):
         if name:
             check_names(name, self.alias)
         limit_threads()
+        launched = Launched(config.train)
+        if launched.size > 1 and self.workers > 1:
+            raise ConfigError("workers", self.workers, "torchrun has started the processes already; leave it out")
+        with _terminated_by_signal(), launched.one_line():
+            if launched.rank:
+                follow(launched, config, self.output)
+            else:
+                self._lead(launched, config, name)
+
+    def _lead(self, launched: Launched, config: PromotedConfig, name: str | None) -> None:
+        """Do all that one process of several does for all of them."""
+        from alast_tune.production import CONFIG, training
+        from alast_tune.tracking import RegistryError, pending
+
         console = Console()
         say = printer(console)
-        with _terminated_by_signal(), training(config, self.output, say, self.experiment) as run:
-            with TrainingProgress(console, run.trial, run.steps_per_epoch, run.epochs_before) as progress:
+        with training(config, self.output, say, self.experiment) as run:
+            with (
+                TrainingProgress(console, run.trial, run.steps_per_epoch, run.epochs_before) as progress,
+                launched.group(),
+            ):
                 run.train(progress.epoch, progress.step, self.workers)
             outcome = run.finish()
         test = "no test images" if outcome.test_accuracy is None else f"test accuracy {outcome.test_accuracy:.4f}"
@@ -95,6 +113,15 @@ class Train(PromotedConfig):
                 say(f"registered: models:/{name}@{self.alias} (version {registered.version})")
         if pending(self.output):  # the tracker has said so
             sys.exit(TRACKING_INCOMPLETE)
+
+
+def follow(launched: Launched, config: PromotedConfig, folder: Path) -> None:
+    """Take this process's share of the training that the first process leads."""
+    from alast_tune.train import fit
+
+    with launched.group():
+        for _ in fit(config.trial, folder.absolute()):
+            pass
 
 
 @contextmanager

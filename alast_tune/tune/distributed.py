@@ -33,7 +33,7 @@ from ray.train.torch import TorchTrainer
 
 from alast_tune.config import TrialConfig, with_absolute_paths
 from alast_tune.errors import ConfigError, DivergedError, WorkersError
-from alast_tune.parallel import largest_over_ranks, world
+from alast_tune.parallel import world
 from alast_tune.results import EpochReport
 from alast_tune.train import fit, last_report
 from alast_tune.tune.cluster import cluster, stopped_by_signals
@@ -203,9 +203,6 @@ def _train(options: dict[str, Any]) -> None:
     if not job.scratch.is_dir():
         raise ConfigError("output", job.folder, f"{socket.gethostname()} does not see it; all nodes have to share it")
     last = last_report(job.folder)
-    epoch = last.epoch if last else 0
-    if largest_over_ranks(epoch, -epoch) != (epoch, -epoch):
-        raise RuntimeError(f"workers found different checkpoints in {job.folder}")  # network storage lags: try again
     torch.set_num_threads(int(job.resources["CPU"]))
     # The last one may not have been told: a worker may have died right after the epoch was saved.
 
