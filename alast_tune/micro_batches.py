@@ -105,7 +105,9 @@ class Splitting:
     def __init__(self, train: TrainConfig, model: Backbone, splits: Splits) -> None:
         self._train = train
         self._look = None if train.max_memory is None else first_look(model, splits)
-        self.share = -(-min(train.batch_size, len(splits.train)) // world()[1])
+        self.batch = min(train.batch_size, len(splits.train))
+        """Images of a batch, of all ranks: there is no smaller one."""
+        self.share = -(-self.batch // world()[1])
         """Most images that this rank gets of a batch."""
         self._parts: dict[tuple[str, int, float], int] = {}  # by settings of the method, images' size, tokens' share
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from alast_tune.micro_batches import Splitting, check_limit
 from alast_tune.models import create_model, input_spec
 from alast_tune.models.backbone import Backbone
 from alast_tune.optimizers import build_optimizer, rate
-from alast_tune.parallel import sum_gradients, total_over_ranks, world
+from alast_tune.parallel import summed, total_over_ranks, world
 from alast_tune.phases import Phase, phases_of
 from alast_tune.results import EpochReport, Measurements
 
@@ -193,18 +194,18 @@ class Run:
         phase = self._phases[self.epoch]
         images_BCHW = phase.resize(images_BCHW.to(self.device, non_blocking=True))
         labels_B = labels_B.to(self.device, non_blocking=True)
-        _, batch = total_over_ranks(images_BCHW.new_zeros(1), len(images_BCHW))
+        batch = self._splitting.batch
         parts = min(self._parts_of(method, optimizer, phase), len(images_BCHW))
         loss = torch.zeros((), device=self.device)
         images_of_parts = images_BCHW.tensor_split(parts)
-        method.begin_step(self.meter.ledger.steps, images_of_parts, phase.token_keep)
+        method.begin_step(self.meter.steps, images_of_parts, phase.token_keep)
         with self.meter.step(method, optimizer, images_BCHW, batch, parts):
             for images, labels in zip(images_of_parts, labels_B.tensor_split(parts), strict=True):
                 with torch.autocast(self.device.type, self._dtype, enabled=self._dtype is not None):
                     part = F.cross_entropy(method.forward(images), labels) * (len(labels) / batch)
-                self._scaler.scale(part).backward()
+                with nullcontext() if images is not images_of_parts[-1] else summed(method.parameters()):
+                    self._scaler.scale(part).backward()
                 loss += part.detach()
-            sum_gradients(method.parameters())
             self._scaler.step(optimizer)
             optimizer.zero_grad(set_to_none=True)
             method.end_step()

@@ -43,12 +43,13 @@ class Launched:
         if launched_rank() is None:
             return
         import torch  # seconds, as what follows
-        from torch.distributed import PrefixStore, rendezvous
+        from torch.distributed.distributed_c10d import PrefixStore
+        from torch.distributed.rendezvous import rendezvous
 
         from alast_tune.run import device_of
 
         store, self.rank, self.size = next(rendezvous("env://"))
-        self._store = PrefixStore("alast-tune", store)
+        self._store, self._of_group = PrefixStore("alast-tune", store), PrefixStore("group", store)
         self._options: dict[str, Any] = {"backend": "gloo"}
         if device_of(train).type == "cuda":
             card, cards = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
@@ -72,9 +73,7 @@ class Launched:
             if self._store.check([_FAILED]):
                 raise WorkersError("another process has failed")
             time.sleep(PULSE)
-        distributed.init_process_group(
-            **self._options, store=distributed.PrefixStore("group", self._store), rank=self.rank, world_size=self.size
-        )
+        distributed.init_process_group(**self._options, store=self._of_group, rank=self.rank, world_size=self.size)
         yield
         distributed.destroy_process_group()  # after an error this might wait for a process that has died
 

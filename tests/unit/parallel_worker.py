@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import distributed
 
+from alast_tune import parallel
 from alast_tune.config import TrialConfig
 from alast_tune.run import Run
 
@@ -32,6 +33,7 @@ def outcome(config: TrialConfig) -> dict[str, Any]:
 def main() -> None:
     folder, *files = sys.argv[1:]
     torch.set_num_threads(1)
+    parallel.BUCKET_BYTES = 1 << 16  # gradients of so small a model fill more than one
     child = os.fork()
     rank = 0 if child else 1
     distributed.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=RANKS)
