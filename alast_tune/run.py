@@ -1,9 +1,8 @@
-"""A run: fine-tuning an epoch at a time, resumable at every epoch's end."""
+"""A run: fine-tuning an epoch at a time, resumable at every step."""
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -18,10 +17,12 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from alast_tune import checkpoint
-from alast_tune.config import TrainConfig, TrialConfig, parse, without_places
+from alast_tune.checkpoint import read_report
+from alast_tune.config import TrialConfig, parse, without_places
 from alast_tune.cost import STEPS, Meter
 from alast_tune.data import Splits, check_classes, eval_loader, load_splits, num_classes_of, train_loader
-from alast_tune.errors import ConfigError, DivergedError
+from alast_tune.device import AUTOCAST, device_of
+from alast_tune.errors import ConfigError
 from alast_tune.evaluate import evaluate
 from alast_tune.exploration import explore
 from alast_tune.failpoints import failpoint
@@ -32,21 +33,19 @@ from alast_tune.micro_batches import Splitting, check_limit
 from alast_tune.models import create_model, input_spec
 from alast_tune.models.backbone import Backbone
 from alast_tune.optimizers import build_optimizer, rate
-from alast_tune.parallel import summed, total_over_ranks, world
+from alast_tune.parallel import summed
 from alast_tune.phases import Phase, phases_of
-from alast_tune.results import EpochReport, Measurements
+from alast_tune.results import EpochReport
+from alast_tune.running_epoch import RunningEpoch
 
 CHECK_EVERY = 50
 """Steps after which the loss is looked at: each time the host waits for the device."""
 
-_DROPOUT, _AUGMENTATION = 1, 2
-"""What is drawn in an epoch besides its order, each from a stream of its own."""
+_AUGMENTATION = 2
+"""What is drawn of an epoch's images, from a stream of its own."""
 
 _UPDATING = {"optimizer", "scheduler", "scaler"}
 """Parts of a run that no epoch needs any more when all are done: two thirds of a checkpoint."""
-
-AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-"""What forwards run in, by ``train.precision``."""
 
 
 def load_trial(config: TrialConfig, verify: bool = True) -> tuple[Backbone, Splits]:
@@ -67,10 +66,11 @@ def load_trial(config: TrialConfig, verify: bool = True) -> tuple[Backbone, Spli
 
 
 class Run:
-    """One fine-tuning run, an epoch at a time, that can be saved and resumed at every epoch's end.
+    """One fine-tuning run, an epoch at a time, that can be saved and resumed between any two steps.
 
     A resumed run equals an uninterrupted one bit for bit on a CPU: every epoch draws its order,
-    augmentations and dropout from the seed and its own number. In a process group every rank runs
+    augmentations and dropout from the seed and its own number, and within an epoch a checkpoint says how
+    far its dropout has come. In a process group every rank runs
     one, takes its share of each batch, and comes to the same weights; but for dropout they are those of
     one process, since each image is augmented by its number, whichever rank gets it.
     """
@@ -91,6 +91,7 @@ class Run:
         self.report: EpochReport | None = None
         self.best: EpochReport | None = None
         """Of the epoch with the highest validation accuracy, the first of several."""
+        self._running: RunningEpoch | None = None
         self._blocks: tuple[int, ...] | None = None  # found by exploration
         self._started = False
         if with_blocks_chosen(config.method) is config.method:
@@ -115,6 +116,11 @@ class Run:
         return self.report.epoch if self.report else 0
 
     @property
+    def steps_done(self) -> int:
+        """Of the epoch that is running; 0 between two epochs."""
+        return self._running.steps if self._running else 0
+
+    @property
     def finished(self) -> bool:
         """Whether all epochs are done."""
         return self.epoch >= self.config.train.epochs
@@ -129,11 +135,14 @@ class Run:
         most = self.micro_batch(self.method, self._optimizer)
         with self.meter.trunk(self.method, self._optimizer, size, most) as batch:
             self._features = compute_features(self.method, views, self._splits.validation, self._dtype, batch)
-        if not self.epoch:  # otherwise the checkpoint has counted them
+        if not (self.epoch or self.steps_done):  # otherwise the checkpoint has counted them
             self.meter.add_trunk(self.method, size, len(self._splits.train) * count)
 
     def train_epoch(self, on_step: Callable[[int], None] | None = None) -> EpochReport:
-        """Train one epoch, validate, and report; ``on_step`` is called with the steps done in the epoch.
+        """Train one epoch, or what is left of it, validate, and report.
+
+        Args:
+            on_step: is called with the steps done in the epoch; may save the run.
 
         Raises:
             DivergedError: a loss or a class-token delta that is not finite.
@@ -142,24 +151,21 @@ class Run:
             with self.meter.clock.training():
                 self._blocks = explore(self)
             self._start()
-        losses = torch.zeros((), device=self.device)
-        trained, tokens = (np.zeros(len(self.model.blocks), dtype=int) for _ in range(2))
         with self.meter.clock.training():
             self._keep_features()
             self.model.train()
-            loader = self._loader(self.epoch)
-            self._seed_dropout(self.epoch)
-            for step, (images, labels) in enumerate(loader, start=1):
-                losses += self._step(self.method, self._optimizer, images, labels)
+            running = self._running = self._running or self._begin_epoch()
+            loader = self._loader(self.epoch, running.steps)
+            running.begin(self.config.train.seed)
+            for images, labels in loader:
+                running.add(self._step(self.method, self._optimizer, images, labels), self.method.plan)
                 self._scheduler.step()
-                trained += self.method.plan.trainable_L
-                tokens += self.method.plan.computed_tokens
                 failpoint("mid-epoch")
                 if on_step:
-                    on_step(step)
-                if step % CHECK_EVERY == 0:
-                    self._mean(losses, step)
-            train_loss = self._mean(losses, self.steps_per_epoch)
+                    on_step(running.steps)
+                if running.steps % CHECK_EVERY == 0:
+                    running.mean_loss()
+            train_loss = running.mean_loss()
         accuracy, validation_loss = self.evaluate("validation")
         self.report = EpochReport(
             epoch=self.epoch + 1,
@@ -168,26 +174,17 @@ class Run:
             accuracy=accuracy,
             cost=self.meter.read(),
             budgets=getattr(self.method, "budgets", ()),
-            trained=tuple(trained.tolist()),
-            tokens=tuple((tokens / self.steps_per_epoch).tolist()),
+            trained=tuple(running.trained_L.tolist()),
+            tokens=tuple((running.tokens_L / self.steps_per_epoch).tolist()),
         )
+        self._running = None
         # What has trained on the validation images cannot be chosen by them.
         if self.best is None or self.config.data.all_data or accuracy > self.best.accuracy:
             self.best = self.report
         return self.report
 
-    def _mean(self, losses: Tensor, steps: int) -> float:
-        """Mean loss of the steps of an epoch that are done, the same on every rank.
-
-        Raises:
-            DivergedError: it is not finite.
-        """
-        mean = total_over_ranks(losses, 1)[0].item() / steps
-        if not math.isfinite(mean):
-            raise DivergedError(
-                f"the loss of epoch {self.epoch + 1} is {mean}: training has diverged; lower train.learning_rate"
-            )
-        return mean
+    def _begin_epoch(self) -> RunningEpoch:
+        return RunningEpoch(self.epoch, len(self.model.blocks), self.device)
 
     def _step(self, method: Method, optimizer: Optimizer, images_BCHW: Tensor, labels_B: Tensor) -> Tensor:
         """One update from this rank's share of a batch; returns its part of the batch's mean loss."""
@@ -234,11 +231,6 @@ class Run:
         costs = self.meter.costs(phase.image_size or input_spec(self.model).image_size)
         return self._splitting.parts(method, costs, optimizer, phase)
 
-    def _seed_dropout(self, epoch: int) -> None:
-        """Let every rank, at every epoch, drop out on its own."""
-        seed = np.random.SeedSequence([self.config.train.seed, epoch, _DROPOUT, world()[0]])
-        torch.manual_seed(int(seed.generate_state(1)[0]))
-
     @property
     def fingerprints(self) -> Fingerprints:
         """Of the images and the weights that it starts from."""
@@ -249,15 +241,20 @@ class Run:
         """Whether the dataset has test images."""
         return self._splits.test is not None
 
-    def save(self, folder: Path) -> None:
-        """Write a checkpoint of everything the next epoch depends on; after the last one, without the optimizer's.
+    def save(self, folder: Path | None) -> None:
+        """Write a checkpoint of everything the next step depends on; after the last one, without the optimizer's.
 
-        The lines of its steps are beside it, in ``steps.csv``.
+        The lines of its steps are beside it, in ``steps.csv``. Within an epoch every rank has to call it, the first one
+        with a folder.
         """
+        running = self._running and self._running.state_dict()
+        if folder is None:
+            return
         parts = {name: part for name, part in self._parts().items() if not self.finished or name not in _UPDATING}
         state = {name: part.state_dict() for name, part in parts.items()} | {
             "blocks": self._blocks,
             "splitting": self._splitting.state_dict(),
+            "running": running,
             "report": asdict(self.report) if self.report else None,
             "best": asdict(self.best) if self.best else None,
             "config": self.config.model_dump_json(),
@@ -279,10 +276,13 @@ class Run:
             self._start()
         self._splitting.load_state_dict(state.get("splitting", {}))  # checkpoints of version 0.1 have none
         self.report = read_report(state["report"]) if state["report"] else None
+        self._running = self._begin_epoch() if state.get("running") else None  # nor are these in version 0.1's
         try:
             for name, part in self._parts().items():
                 if not (self.finished and name in _UPDATING):
                     part.load_state_dict(state[name])
+            if self._running:
+                self._running.load_state_dict(state["running"])
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
             reason = str(error).partition("\n")[0]
             remedy = f"was not written by this version ({reason}); train anew, in another folder"
@@ -302,37 +302,20 @@ class Run:
             "meter": self.meter,
         }
 
-    def _loader(self, epoch: int) -> Any:
+    def _loader(self, epoch: int, done: int = 0) -> Any:
+        """Load an epoch's batches, but for those that are done."""
         train = self.config.train
         generator = torch.Generator().manual_seed(_epoch_seed(train.seed, epoch))
         if self._features:
             images = self._features.views[epoch % len(self._features.views)]
         else:
             images = self._splits.train.drawn(self._draws(epoch))
-        return train_loader(images, train.batch_size, self.config.data.workers, generator)
+        return train_loader(images, train.batch_size, self.config.data.workers, generator, done)
 
     def _draws(self, epoch: int) -> np.random.SeedSequence:
         """Seed what is drawn of an epoch's images, or of a view's."""
         return np.random.SeedSequence([self.config.train.seed, epoch, _AUGMENTATION])
 
 
-def read_report(values: dict[str, Any]) -> EpochReport:
-    """Read a report out of a checkpoint."""
-    return EpochReport(**{**values, "cost": Measurements(**values["cost"])})
-
-
 def _epoch_seed(seed: int, epoch: int) -> int:
     return seed * 100_003 + epoch + 1  # no two (seed, epoch) of a sensible run share it
-
-
-def device_of(train: TrainConfig) -> torch.device:
-    """Find the device that a run takes.
-
-    Raises:
-        ConfigError: a GPU is asked for and there is none.
-    """
-    if train.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("train.device", "cuda", "no CUDA device is visible; use auto or cpu")
-    if train.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(train.device)

@@ -46,7 +46,7 @@ class Launched:
         from torch.distributed.distributed_c10d import PrefixStore
         from torch.distributed.rendezvous import rendezvous
 
-        from alast_tune.run import device_of
+        from alast_tune.device import device_of
 
         store, self.rank, self.size = next(rendezvous("env://"))
         self._store, self._of_group = PrefixStore("alast-tune", store), PrefixStore("group", store)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -26,8 +27,10 @@ def batch_count(images: int, batch_size: int) -> int:
     return max(1, images // batch_size)
 
 
-def train_loader(dataset: Images, batch_size: int, workers: int, generator: torch.Generator) -> DataLoader[Any]:
-    """Make a loader that shuffles: the generator's state determines the order.
+def train_loader(
+    dataset: Images, batch_size: int, workers: int, generator: torch.Generator, done: int = 0
+) -> DataLoader[Any]:
+    """Make a loader that shuffles: the generator's state determines the order; ``done`` batches are passed over.
 
     Every rank gets its share of each batch: all the same, or the first ones one image more. An incomplete
     last batch is left out, unless it is the only one.
@@ -40,7 +43,7 @@ def train_loader(dataset: Images, batch_size: int, workers: int, generator: torc
         remedy = f"{ranks} ranks need an image each of every batch, here of {smallest}; give {ranks} at least"
         raise ConfigError("train.batch_size", batch_size, remedy)
     order = RandomSampler(dataset, generator=generator)
-    return _loader(dataset, _Shares(order, batch_size, len(dataset) > batch_size), workers, generator)
+    return _loader(dataset, _Shares(order, batch_size, len(dataset) > batch_size, done), workers, generator)
 
 
 def eval_loader(dataset: Images, batch_size: int, workers: int) -> DataLoader[Any]:
@@ -76,11 +79,15 @@ def _as_it_is(batch: Any) -> Any:
 
 
 class _Shares(BatchSampler):
-    """This rank's part of each batch."""
+    """This rank's part of each batch, but for those that are done."""
+
+    def __init__(self, order: RandomSampler, batch_size: int, drop_last: bool, done: int) -> None:
+        super().__init__(order, batch_size, drop_last)
+        self._done = done
 
     def __iter__(self) -> Iterator[list[int]]:
         rank, ranks = world()
-        for batch in super().__iter__():
+        for batch in islice(super().__iter__(), self._done, None):
             yield np.array_split(batch, ranks)[rank].tolist()
 
 

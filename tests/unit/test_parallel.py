@@ -26,12 +26,17 @@ METHODS: dict[str, dict[str, Any]] = {
 MORE: dict[str, dict[str, Any]] = {name: {"data/augment": "paper"} for name in ("paper", "top_k")}
 """Each image is augmented by its number, whichever rank it comes to."""
 
+DRAWN = {"train/token_keep": 0.5, "method": {"name": "lora", "rank": 4}}
+"""Tokens, by each rank for itself."""
+
 
 @pytest.fixture(scope="module")
 def configs(tiny_trial: Callable[..., TrialConfig]) -> dict[str, TrialConfig]:
     train = {"epochs": 1, "batch_size": 13, "learning_rate": 1e-2, "optimizer": "sgd"}
     trials = {name: tiny_trial(method, **train) for name, method in METHODS.items()}
-    return {name: apply_params(trial, MORE.get(name, {})) for name, trial in trials.items()}
+    drawn = apply_params(trials["full"], DRAWN)
+    more = {"drawn": drawn, "drawn, resumed": drawn}
+    return {name: apply_params(trial, MORE.get(name, {})) for name, trial in trials.items()} | more
 
 
 @pytest.fixture(scope="module")
@@ -72,3 +77,17 @@ def test_two_processes_equal_one(folder: Path, configs: dict[str, TrialConfig], 
     # The first rank has an image more than the second, 7 of 13: the run's peak is its.
     assert second["report"]["own_peak_bytes"] < first["report"]["own_peak_bytes"] <= first["report"]["peak_bytes"]
     assert first["report"]["peak_bytes"] < alone["report"]["peak_bytes"]
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_within_an_epoch_each_with_what_it_draws(folder: Path) -> None:
+    for rank in (0, 1):
+        whole, resumed = (
+            torch.load(folder / f"{name}-{rank}.pt", weights_only=True) for name in ("drawn", "drawn, resumed")
+        )
+        assert whole["plans"] == resumed["plans"]
+        assert [
+            name for name, tensor in whole["model"].items() if not torch.equal(tensor, resumed["model"][name])
+        ] == []
+        for name in ("accuracy", "train_loss", "train_flops", "peak_bytes"):
+            assert whole["report"][name] == resumed["report"][name], name
