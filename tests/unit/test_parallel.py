@@ -86,8 +86,7 @@ def test_two_processes_go_on_within_an_epoch_each_with_what_it_draws(folder: Pat
             torch.load(folder / f"{name}-{rank}.pt", weights_only=True) for name in ("drawn", "drawn, resumed")
         )
         assert whole["plans"] == resumed["plans"]
-        assert [
-            name for name, tensor in whole["model"].items() if not torch.equal(tensor, resumed["model"][name])
-        ] == []
+        for name, tensor in whole["model"].items():
+            assert torch.equal(tensor, resumed["model"][name]), name
         for name in ("accuracy", "train_loss", "train_flops", "peak_bytes"):
             assert whole["report"][name] == resumed["report"][name], name

@@ -437,9 +437,8 @@ def test_the_table_of_a_run_that_was_killed_equals_an_uninterrupted_one_s(
     with pytest.raises(KeyboardInterrupt):
         list(fit(config, tmp_path, killed))
     gc.collect()
-    assert (
-        len(table.read_bytes().splitlines()) == 1 + STEPS + 2
-    )  # more than the checkpoint knows of, less the last, which waited
+    lines = table.read_bytes().splitlines()
+    assert len(lines) == 1 + STEPS + 2  # more than the checkpoint knows of; the last step's waited
     list(fit(config, tmp_path))
     assert table.read_bytes() == (whole / STEPS_CSV).read_bytes()
 
