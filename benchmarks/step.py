@@ -65,7 +65,7 @@ class Stepper:
 
     def __init__(self, values: dict[str, Any], options: argparse.Namespace, image_size: int | None) -> None:
         before = allocated()
-        train = {"batch_size": options.batch, "precision": options.precision, "compile": options.compile, "epochs": 1}
+        train = {"batch_size": options.batch, "precision": options.precision, "compile": options.compile, "epochs": 2}
         config = parse(
             TrialConfig,
             {
