@@ -64,11 +64,11 @@ def fit(
         if on_step:
             on_step(done)
         ends = is_to_end()
-        if not kept or (ranks > 1 and done % CHECK_EVERY):
+        if ranks > 1 and done % CHECK_EVERY:
             return
         due = checkpoint_every is not None and time.monotonic() - saved >= checkpoint_every
         ends, due = map(bool, largest_over_ranks(ends, due))
-        if ends or due:
+        if kept and (ends or due):
             run.save(folder)
             saved = time.monotonic()
         if ends:

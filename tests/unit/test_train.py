@@ -24,13 +24,14 @@ from alast_tune import run as running
 from alast_tune.blocks import report_blocks
 from alast_tune.config import ModelConfig, TrainConfig, TrialConfig
 from alast_tune.cost import STEPS as STEPS_CSV
-from alast_tune.cost import StepCosts, memory
+from alast_tune.cost import Ledger, StepCosts, memory
 from alast_tune.errors import ConfigError, DivergedError
 from alast_tune.evaluate import evaluate
 from alast_tune.exploration import explore
 from alast_tune.models import create_model
 from alast_tune.models.backbone import predict
 from alast_tune.optimizers import build_optimizer
+from alast_tune.parallel import LateTotals
 from alast_tune.results import EpochReport
 from alast_tune.run import Run, load_trial
 from alast_tune.train import fit, last_report
@@ -238,6 +239,23 @@ def test_report_says_what_blocks_did(tiny_trial: TinyTrial) -> None:
     assert list(report.tokens) == sorted(report.tokens, reverse=True)
     assert 0 < report.cost.train_seconds <= report.cost.wall_seconds
     assert report.cost.peak_bytes >= report.cost.steady_peak_bytes > 0
+
+
+def test_the_host_reads_a_step_s_deltas_when_it_decides_the_next_one(
+    tiny_trial: TinyTrial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its line is written then too, with the budgets after the step: nobody waits before the device has its update."""
+    happened, budgets = [], []
+    run = Run(tiny_trial({**ALAST, "reading": "fast"}))
+    read, add = LateTotals.read, Ledger.add
+    monkeypatch.setattr(LateTotals, "read", lambda late: (happened.append("read"), read(late))[1])
+    run._optimizer.register_step_post_hook(lambda *_: happened.append("update"))
+    monkeypatch.setattr(Ledger, "add", lambda ledger, record: (happened.append("line"), add(ledger, record))[1])
+    run.train_epoch()
+    assert happened == ["update", "read"] + ["update", "line", "read"] * (STEPS - 1) + ["line"]
+    run.train_epoch(lambda step: budgets.append(run.method.budgets))  # type: ignore[attr-defined]
+    assert [record.budgets_L for record in run.meter.ledger.read()][STEPS:] == budgets
+    assert len(set(budgets)) == STEPS
 
 
 def test_micro_batches_add_up_to_the_batch(tiny_trial: TinyTrial) -> None:
