@@ -81,7 +81,7 @@ class Stepper:
         config = config.model_copy(update={"method": with_blocks_chosen(config.method)})
         self.run = run = Run(config, verify=False)
         run.model.train()
-        self._burst = options.burst
+        self._burst: int = options.burst
         self._on_host = next(iter(run._loader(0)))  # pinned, where there is a GPU
         self._on_device = [part.to(run.device) for part in self._on_host]
         self.peak_bytes = 0
