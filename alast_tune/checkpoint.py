@@ -17,6 +17,7 @@ from alast_tune.errors import ConfigError
 from alast_tune.methods import Method
 from alast_tune.methods.lora import save_adapters
 from alast_tune.models import InputSpec, timm_arguments
+from alast_tune.results import EpochReport, Measurements
 from alast_tune.storage import atomic_write
 
 FILE = "state.pt"
@@ -49,6 +50,11 @@ def load(folder: Path) -> dict[str, Any]:
     except Exception as error:  # torch raises a dozen kinds for damaged files
         raise ConfigError("checkpoint", folder, f"cannot be read ({type(error).__name__}); delete it") from None
     return state
+
+
+def read_report(values: dict[str, Any]) -> EpochReport:
+    """Read a report out of a checkpoint."""
+    return EpochReport(**{**values, "cost": Measurements(**values["cost"])})
 
 
 def save_model_card(config: ModelConfig, spec: InputSpec, classes: Sequence[str], folder: Path) -> None:

@@ -55,6 +55,10 @@ class WorkersError(RuntimeError):
     """The workers of a distributed run have failed for good, said in one line; it can be gone on with."""
 
 
+class InterruptedTrainingError(RuntimeError):
+    """A training was told to end, and has left a checkpoint to go on from; says so in one line."""
+
+
 class VerificationError(RuntimeError):
     """A member of a front, trained again, does not come out as it was measured; says in one line by what."""
 

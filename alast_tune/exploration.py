@@ -15,6 +15,7 @@ from alast_tune.methods import build_method, most_influential
 from alast_tune.models import input_spec
 from alast_tune.optimizers import build_optimizer
 from alast_tune.parallel import total_over_ranks
+from alast_tune.running_epoch import seed_dropout
 
 if TYPE_CHECKING:
     from alast_tune.run import Run
@@ -45,7 +46,7 @@ def explore(run: Run) -> tuple[int, ...]:
         probe = build_method(TopKConfig(blocks=(block,), from_block=first), model, train)
         optimizer = build_optimizer(train, probe)
         before = [parameter.detach().clone() for parameter in probe.parameters()]
-        run._seed_dropout(0)
+        seed_dropout(train.seed, 0)
         model.train()
         for images, labels in learning:
             run._step(probe, optimizer, images, labels)

@@ -14,13 +14,13 @@ from torch.optim import Optimizer
 from alast_tune.config import MethodConfig, TrainConfig
 from alast_tune.cost import StepCosts
 from alast_tune.data import Splits
+from alast_tune.device import precision_of
 from alast_tune.errors import ConfigError, MemoryLimitError
 from alast_tune.methods.base import FirstLook, Method, StepPlan
 from alast_tune.methods.summary import summary_updates
 from alast_tune.models.backbone import Backbone, embed
 from alast_tune.parallel import largest_over_ranks, world
 from alast_tune.phases import Phase
-from alast_tune.precision import precision_of
 
 IMAGES = 4
 """Real images from which ALaST's first budgets are found."""
@@ -111,7 +111,9 @@ class Splitting:
     def __init__(self, train: TrainConfig, model: Backbone, splits: Splits) -> None:
         self._train = train
         self._look = None if train.max_memory is None else first_look(model, splits)
-        self.share = -(-min(train.batch_size, len(splits.train)) // world()[1])
+        self.batch = min(train.batch_size, len(splits.train))
+        """Images of a batch, of all ranks: there is no smaller one."""
+        self.share = -(-self.batch // world()[1])
         """Most images that this rank gets of a batch."""
         self._parts: dict[tuple[str, int, float], int] = {}  # by settings of the method, images' size, tokens' share
 

@@ -1,12 +1,20 @@
-"""Data parallelism: every rank takes its share of each batch, and all of them hold the same plan."""
+"""Data parallelism: every rank takes its share of each batch, and all of them hold the same plan.
+
+A host that waits for its device lets this run dry: here are the two things for which a step would wait, and how not to.
+Numbers are fetched late (:class:`LateTotals`); gradients are added up while the backward goes on (:func:`summed`).
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, distributed
+
+BUCKET_BYTES = 25 * 2**20
+"""Of gradients that are added up in one go, as in torch's DistributedDataParallel."""
 
 
 def world() -> tuple[int, int]:
@@ -25,9 +33,43 @@ def total_over_ranks(sums: Tensor, count: int) -> tuple[Tensor, int]:
     """Add up sums over images, and how many images they are over; unchanged with one rank."""
     if world()[1] == 1:
         return sums, count
-    total = torch.cat([sums.reshape(-1).double(), sums.new_tensor([count], dtype=torch.float64)])
-    distributed.all_reduce(total)
+    total = _added_up(sums, count)
     return total[:-1].reshape(sums.shape).to(sums.dtype), int(total[-1])
+
+
+def _added_up(sums: Tensor, count: int) -> Tensor:
+    """Give the totals over ranks, and behind them the count's, (n + 1,) float64; the host does not wait."""
+    total = torch.cat([sums.reshape(-1).double(), sums.new_full((1,), count, dtype=torch.float64)])
+    if world()[1] > 1:
+        distributed.all_reduce(total)
+    return total
+
+
+class LateTotals:
+    """Sums over the images of all ranks, on their way to the host, which waits for them only where it reads them.
+
+    They arrive once the device has done what was queued before them. On a CPU they are there at once.
+
+    Args:
+        sums: (n,) over this rank's images.
+        count: of these.
+    """
+
+    def __init__(self, sums: Tensor, count: int) -> None:
+        self._dtype = sums.dtype
+        self._totals = _added_up(sums, count)
+        self._arrival: torch.cuda.Event | None = None
+        if self._totals.is_cuda:
+            host = torch.empty(self._totals.shape, dtype=torch.float64, pin_memory=True)
+            self._totals = host.copy_(self._totals, non_blocking=True)
+            self._arrival = torch.cuda.Event()
+            self._arrival.record()
+
+    def read(self) -> tuple[Tensor, int]:
+        """Give the totals, (n,) on the CPU, and the number of images."""
+        if self._arrival is not None:
+            self._arrival.synchronize()
+        return self._totals[:-1].to(self._dtype), int(self._totals[-1])
 
 
 def largest_over_ranks(*values: int) -> tuple[int, ...]:
@@ -40,10 +82,44 @@ def largest_over_ranks(*values: int) -> tuple[int, ...]:
     return tuple(largest.tolist())
 
 
-def sum_gradients(parameters: Iterable[Tensor]) -> None:
-    """Add up the gradients of all ranks in place; frozen parameters, which have none, cost no traffic."""
+@contextmanager
+def summed(parameters: Iterable[Tensor]) -> Iterator[None]:
+    """Run a step's last backward inside; on leaving, gradients are the sums of all ranks'.
+
+    Each is queued as soon as the backward has it, in buckets, and the backward goes on meanwhile: what
+    DistributedDataParallel does, without a search for the blocks that do not train at this step. Frozen parameters,
+    which have no gradient, cost no traffic. All ranks hold the same plan, and so fill the same buckets. Gradients are
+    added up where they are, without a copy.
+    """
     if world()[1] == 1:
+        yield
         return
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    for pending in [distributed.all_reduce(gradient, async_op=True) for gradient in gradients]:
-        pending.wait()
+    group, parameters = distributed.group.WORLD, list(parameters)
+    assert group is not None
+    bucket: list[Tensor] = []
+    pending: list[distributed.Work] = []
+    queued: set[int] = set()
+
+    def send() -> None:
+        pending.append(group.allreduce_coalesced([*bucket]))
+        bucket.clear()
+
+    def take(parameter: Tensor) -> None:
+        if parameter.grad is not None and id(parameter) not in queued:
+            queued.add(id(parameter))
+            bucket.append(parameter.grad)
+            if sum(gradient.nbytes for gradient in bucket) >= BUCKET_BYTES:
+                send()
+
+    hooks = [p.register_post_accumulate_grad_hook(take) for p in parameters if p.requires_grad]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for parameter in parameters:
+        take(parameter)  # what an earlier micro-batch alone has reached
+    if bucket:
+        send()
+    for work in pending:
+        work.wait()

@@ -13,15 +13,15 @@ from alast_tune import checkpoint
 from alast_tune.config import PromotedConfig, TrialConfig, flatten, parse, read_mapping, without_places, write_yaml
 from alast_tune.cost import STEPS
 from alast_tune.data import Images, Splits, batch_count, check_apart, eval_loader, load_splits
+from alast_tune.device import AUTOCAST, device_of, precision_of
 from alast_tune.errors import ConfigError
 from alast_tune.evaluate import evaluate
 from alast_tune.fingerprints import Fingerprints, fingerprints, keep_fingerprints
 from alast_tune.lease import exclusive_driver
 from alast_tune.models import InputSpec, create_model, input_spec
 from alast_tune.plots import confusion_png
-from alast_tune.precision import AUTOCAST, precision_of
 from alast_tune.results import EpochReport
-from alast_tune.run import device_of, load_trial, read_report
+from alast_tune.run import load_trial
 from alast_tune.scores import Evaluation
 from alast_tune.storage import atomic_write
 from alast_tune.tracking import ALL_DATA, COMPARED_DATA, SCORE, Registered, Tracker, default_uri, register, tag_run
@@ -116,6 +116,8 @@ class Training:
         on_epoch: Callable[[EpochReport], None],
         on_step: Callable[[int], None] | None = None,
         workers: int = 1,
+        checkpoint_every: float | None = None,
+        is_to_end: Callable[[], bool] = lambda: False,
     ) -> None:
         """Train what remains.
 
@@ -123,9 +125,11 @@ class Training:
             on_epoch: is told of every epoch.
             on_step: is told of the steps done in the running epoch, by a single worker.
             workers: 1 trains in this process; more divide each batch among Ray's workers.
+            checkpoint_every: seconds after which there is a checkpoint within an epoch too.
+            is_to_end: asked after each step, in this process, whether to leave a checkpoint and end.
 
         Raises:
-            ConfigError, DivergedError, WorkersError: as ``fit`` and ``fit_distributed``.
+            ConfigError, DivergedError, InterruptedTrainingError, WorkersError: as ``fit`` and ``fit_distributed``.
         """
         if self._before and self._before.epoch > self._tracker.logged:  # a process was killed before it could
             self._log(self._before)
@@ -135,12 +139,12 @@ class Training:
             on_epoch(report)
 
         if workers == 1:
-            for report in fit(self.trial, self._folder, on_step):
+            for report in fit(self.trial, self._folder, on_step, checkpoint_every, is_to_end):
                 done(report)
         else:
             from alast_tune.tune.distributed import fit_distributed  # Ray takes seconds to import
 
-            fit_distributed(self.trial, self._folder, workers, done)
+            fit_distributed(self.trial, self._folder, workers, done, checkpoint_every)
 
     def finish(self) -> Outcome:
         """Look at the test images, once, with the weights that leave the folder; write down what came out.
@@ -148,7 +152,7 @@ class Training:
         Where there are none, the classes are those of the validation images.
         """
         state = checkpoint.load(self._folder)
-        last, best = read_report(state["report"]), read_report(state["best"] or state["report"])
+        last, best = checkpoint.read_report(state["report"]), checkpoint.read_report(state["best"] or state["report"])
         splits, names = self._splits, [CONFIG, REPORT, STEPS, checkpoint.MODEL_CARD]
         images = splits.test or (None if self.trial.data.all_data else splits.validation)
         evaluation = self._evaluate(images) if images else None

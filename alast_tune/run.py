@@ -1,11 +1,11 @@
-"""A run: fine-tuning an epoch at a time, resumable at every epoch's end."""
+"""A run: fine-tuning an epoch at a time, resumable at every step."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,9 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from alast_tune import checkpoint
 from alast_tune.averaging import WeightAverage
+from alast_tune.checkpoint import read_report
 from alast_tune.class_weights import balanced_weights, part_of_loss, weight_of_batch
-from alast_tune.config import TrainConfig, TrialConfig, parse, without_places
+from alast_tune.config import TrialConfig, parse, without_places
 from alast_tune.cost import STEPS, Meter
 from alast_tune.data import (
     Batch,
@@ -31,8 +32,9 @@ from alast_tune.data import (
     prepare,
     train_loader,
 )
+from alast_tune.device import AUTOCAST, device_of, precision_of, set_tf32
 from alast_tune.ending import is_better, is_evaluated, out_of_patience
-from alast_tune.errors import ConfigError, DivergedError
+from alast_tune.errors import ConfigError
 from alast_tune.evaluate import evaluate
 from alast_tune.exploration import explore
 from alast_tune.failpoints import failpoint
@@ -44,17 +46,17 @@ from alast_tune.micro_batches import Splitting, check_limit
 from alast_tune.models import create_model, input_spec
 from alast_tune.models.backbone import Backbone
 from alast_tune.optimizers import build_optimizer, rate, update
-from alast_tune.parallel import sum_gradients, total_over_ranks, world
+from alast_tune.parallel import summed, world
 from alast_tune.phases import Phase, phases_of
-from alast_tune.precision import AUTOCAST, precision_of, set_tf32
-from alast_tune.results import EpochReport, Measurements
+from alast_tune.results import EpochReport
+from alast_tune.running_epoch import RunningEpoch
 from alast_tune.scores import Evaluation
 
 CHECK_EVERY = 50
 """Steps after which the loss is looked at: each time the host waits for the device."""
 
-_DROPOUT, _AUGMENTATION = 1, 2
-"""What is drawn in an epoch besides its order, each from a stream of its own."""
+_AUGMENTATION = 2
+"""What is drawn of an epoch's images, from a stream of its own."""
 
 _UPDATING = {"optimizer", "scheduler", "scaler"}
 """Parts of a run that no epoch needs any more when all are done: two thirds of a checkpoint."""
@@ -78,10 +80,11 @@ def load_trial(config: TrialConfig, verify: bool = True) -> tuple[Backbone, Spli
 
 
 class Run:
-    """One fine-tuning run, an epoch at a time, that can be saved and resumed at every epoch's end.
+    """One fine-tuning run, an epoch at a time, that can be saved and resumed between any two steps.
 
     A resumed run equals an uninterrupted one bit for bit on a CPU: every epoch draws its order,
-    augmentations and dropout from the seed and its own number. In a process group every rank runs
+    augmentations and dropout from the seed and its own number, and within an epoch a checkpoint says how
+    far its dropout has come. In a process group every rank runs
     one, takes its share of each batch, and comes to the same weights; but for dropout they are those of
     one process, since each image is augmented by its number, whichever rank gets it.
     """
@@ -108,6 +111,7 @@ class Run:
         self.report: EpochReport | None = None
         self.best: EpochReport | None = None
         """Of the epoch with the highest ``train.score`` on the validation images, the first of several."""
+        self._running: RunningEpoch | None = None
         self._blocks: tuple[int, ...] | None = None  # found by exploration
         self._started = False
         if with_blocks_chosen(config.method) is config.method:
@@ -134,6 +138,11 @@ class Run:
         return self.report.epoch if self.report else 0
 
     @property
+    def steps_done(self) -> int:
+        """Of the epoch that is running; 0 between two epochs."""
+        return self._running.steps if self._running else 0
+
+    @property
     def finished(self) -> bool:
         """Whether all epochs are done, or so many without a better accuracy that no more are wanted."""
         return self.epoch >= self.config.train.epochs or out_of_patience(self.config, self.report, self.best)
@@ -148,11 +157,14 @@ class Run:
         most = self.micro_batch(self.method, self._optimizer)
         with self.meter.trunk(self.method, self._optimizer, size, most) as batch:
             self._features = compute_features(self.method, views, self._splits.validation, self._dtype, batch)
-        if not self.epoch:  # otherwise the checkpoint has counted them
+        if not (self.epoch or self.steps_done):  # otherwise the checkpoint has counted them
             self.meter.add_trunk(self.method, size, len(self._splits.train) * count)
 
     def train_epoch(self, on_step: Callable[[int], None] | None = None) -> EpochReport:
-        """Train one epoch, validate, and report; ``on_step`` is called with the steps done in the epoch.
+        """Train one epoch, or what is left of it, validate, and report.
+
+        Args:
+            on_step: is called with the steps done in the epoch; may save the run.
 
         Raises:
             DivergedError: a loss or a class-token delta that is not finite.
@@ -161,35 +173,33 @@ class Run:
             with self.meter.clock.training():
                 self._blocks = explore(self)
             self._start()
-        losses = torch.zeros((), device=self.device)
-        trained, tokens = (np.zeros(len(self.model.blocks), dtype=int) for _ in range(2))
         with self.meter.clock.training():
             self._keep_features()
             self.model.train()
-            loader = self._loader(self.epoch)
-            self._seed_dropout(self.epoch)
-            for step, (images, labels) in enumerate(loader, start=1):
-                losses += self._step(self.method, self._optimizer, images, labels)
+            running = self._running = self._running or self._begin_epoch()
+            loader = self._loader(self.epoch, running.steps)
+            running.begin(self.config.train.seed)
+            for images, labels in loader:
+                running.add(self._step(self.method, self._optimizer, images, labels), self.method.plan)
                 self._scheduler.step()
                 self._average.update()
-                trained += self.method.plan.trainable_L
-                tokens += self.method.plan.computed_tokens
                 failpoint("mid-epoch")
                 if on_step:
-                    on_step(step)
-                if step % CHECK_EVERY == 0:
-                    self._mean(losses, step)
-            train_loss = self._mean(losses, self.steps_per_epoch)
+                    on_step(running.steps)
+                if running.steps % CHECK_EVERY == 0:
+                    running.mean_loss()
+            train_loss = running.mean_loss()
         self.report = EpochReport(
             epoch=self.epoch + 1,
             train_loss=train_loss,
             **self._validate(),
             cost=self.meter.read(),
             budgets=getattr(self.method, "budgets", ()),
-            trained=tuple(trained.tolist()),
-            tokens=tuple((tokens / self.steps_per_epoch).tolist()),
+            trained=tuple(running.trained_L.tolist()),
+            tokens=tuple((running.tokens_L / self.steps_per_epoch).tolist()),
             score=self.config.train.score,
         )
+        self._running = None
         # What has trained on the validation images cannot be chosen by them.
         if self.config.data.all_data or is_better(self.report, self.best):
             self.best = self.report
@@ -202,41 +212,31 @@ class Run:
         found = self.evaluate("validation").metrics()
         return {"validation_loss": found.pop("loss"), **found}
 
-    def _mean(self, losses: Tensor, steps: int) -> float:
-        """Mean loss of the steps of an epoch that are done, the same on every rank.
-
-        Raises:
-            DivergedError: it is not finite.
-        """
-        mean = total_over_ranks(losses, 1)[0].item() / steps
-        if not math.isfinite(mean):
-            raise DivergedError(
-                f"the loss of epoch {self.epoch + 1} is {mean}: training has diverged; lower train.learning_rate"
-            )
-        return mean
+    def _begin_epoch(self) -> RunningEpoch:
+        return RunningEpoch(self.epoch, len(self.model.blocks), self.device)
 
     def _step(self, method: Method, optimizer: Optimizer, images: Tensor | Batch, labels_B: Tensor) -> Tensor:
         """One update from this rank's share of a batch; returns its part of the batch's mean loss."""
         phase = self._phases[self.epoch]
         images_BCHW = phase.resize(prepare(images, self.device))
         labels_B = labels_B.to(self.device, non_blocking=True)
-        train = self.config.train
-        images_BCHW, labels, share = mixed(train, self.meter.ledger.steps, images_BCHW, labels_B)
-        _, batch = total_over_ranks(images_BCHW.new_zeros(1), len(images_BCHW))
+        train, batch = self.config.train, self._splitting.batch
+        images_BCHW, labels, share = mixed(train, self.meter.steps, images_BCHW, labels_B)
         weights_K = self._class_weights
         whole = batch if weights_K is None else weight_of_batch(labels_B, weights_K, len(labels_B))
         parts = min(self._parts_of(method, optimizer, phase), len(images_BCHW))
         loss = torch.zeros((), device=self.device)
         images_of_parts = images_BCHW.tensor_split(parts)
-        method.begin_step(self.meter.ledger.steps, images_of_parts, phase.token_keep)
+        method.begin_step(self.meter.steps, images_of_parts, phase.token_keep)
         with self.meter.step(method, optimizer, images_BCHW, batch, parts):
             for images_of_part, truth in zip(images_of_parts, labels.tensor_split(parts), strict=True):
                 with torch.autocast(self.device.type, self._dtype, enabled=self._dtype is not None):
                     logits = method.forward(images_of_part)
                     part = part_of_loss(logits, truth, whole, weights_K, train.label_smoothing, share)
-                self._scaler.scale(part).backward()
+                is_last = images_of_part is images_of_parts[-1]
+                with summed(method.parameters()) if is_last else nullcontext():
+                    self._scaler.scale(part).backward()
                 loss += part.detach()
-            sum_gradients(method.parameters())
             update(train, optimizer, self._scaler, method.parameters())
             optimizer.zero_grad(set_to_none=True)
             method.end_step()
@@ -270,11 +270,6 @@ class Run:
         costs = self.meter.costs(phase.image_size or input_spec(self.model).image_size)
         return self._splitting.parts(method, costs, optimizer, phase)
 
-    def _seed_dropout(self, epoch: int) -> None:
-        """Let every rank, at every epoch, drop out on its own."""
-        seed = np.random.SeedSequence([self.config.train.seed, epoch, _DROPOUT, world()[0]])
-        torch.manual_seed(int(seed.generate_state(1)[0]))
-
     @property
     def fingerprints(self) -> Fingerprints:
         """Of the images and the weights that it starts from."""
@@ -285,15 +280,20 @@ class Run:
         """Whether the dataset has test images."""
         return self._splits.test is not None
 
-    def save(self, folder: Path) -> None:
-        """Write a checkpoint of everything the next epoch depends on; after the last one, without the optimizer's.
+    def save(self, folder: Path | None) -> None:
+        """Write a checkpoint of everything the next step depends on; after the last one, without the optimizer's.
 
-        The lines of its steps are beside it, in ``steps.csv``.
+        The lines of its steps are beside it, in ``steps.csv``. Within an epoch every rank has to call it, the first one
+        with a folder.
         """
+        running = self._running and self._running.state_dict()
+        if folder is None:
+            return
         parts = {name: part for name, part in self._parts().items() if not self.finished or name not in _UPDATING}
         state = {name: part.state_dict() for name, part in parts.items()} | {
             "blocks": self._blocks,
             "splitting": self._splitting.state_dict(),
+            "running": running,
             "report": asdict(self.report) if self.report else None,
             "best": asdict(self.best) if self.best else None,
             "config": self.config.model_dump_json(),
@@ -317,10 +317,13 @@ class Run:
         self.report = read_report(state["report"]) if state["report"] else None
         best = state.get("best", state["report"])  # checkpoints of version 0.1 do not say
         self.best = read_report(best) if best else None
+        self._running = self._begin_epoch() if state.get("running") else None  # nor are these in version 0.1's
         try:
             for name, part in self._parts().items():
                 if not (self.finished and name in _UPDATING):
                     part.load_state_dict(state[name])
+            if self._running:
+                self._running.load_state_dict(state["running"])
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
             reason = str(error).partition("\n")[0]
             remedy = f"was not written by this version ({reason}); train anew, in another folder"
@@ -338,7 +341,8 @@ class Run:
             "meter": self.meter,
         } | ({"average": self._average} if self.config.train.ema else {})
 
-    def _loader(self, epoch: int) -> Any:
+    def _loader(self, epoch: int, done: int = 0) -> Any:
+        """Load an epoch's batches, but for those that are done."""
         train = self.config.train
         generator = torch.Generator().manual_seed(_epoch_seed(train.seed, epoch))
         if self._features:
@@ -346,30 +350,12 @@ class Run:
         else:
             images = self._splits.train.drawn(self._draws(epoch))
         balanced = self.config.data.sampling == "balanced"
-        return train_loader(images, train.batch_size, self.config.data.workers, generator, balanced)
+        return train_loader(images, train.batch_size, self.config.data.workers, generator, balanced, done)
 
     def _draws(self, epoch: int) -> np.random.SeedSequence:
         """Seed what is drawn of an epoch's images, or of a view's."""
         return np.random.SeedSequence([self.config.train.seed, epoch, _AUGMENTATION])
 
 
-def read_report(values: dict[str, Any]) -> EpochReport:
-    """Read a report out of a checkpoint."""
-    return EpochReport(**{**values, "cost": Measurements(**values["cost"])})
-
-
 def _epoch_seed(seed: int, epoch: int) -> int:
     return seed * 100_003 + epoch + 1  # no two (seed, epoch) of a sensible run share it
-
-
-def device_of(train: TrainConfig) -> torch.device:
-    """Find the device that a run takes.
-
-    Raises:
-        ConfigError: a GPU is asked for and there is none.
-    """
-    if train.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("train.device", "cuda", "no CUDA device is visible; use auto or cpu")
-    if train.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(train.device)

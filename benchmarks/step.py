@@ -1,30 +1,41 @@
-"""One training step of every method against `full`: time, FLOPs, and how much of the saving is realised.
+"""One training step of `fit`, metering included, of every method against `full`: time, FLOPs, what saving is realised.
 
     python benchmarks/step.py --model deit_tiny_patch16_224 --batch 32
     python benchmarks/step.py --device cuda --precision bf16 --batch 128 --json
+    python benchmarks/step.py --device cuda --suite          # DeiT-T, DeiT-S and ViT-B, eager and compiled: 8 minutes
 
-The limit is time ratio = FLOPs ratio; *saving realised* = (1 - time ratio) / (1 - FLOPs ratio). Steps of
-all methods are interleaved, round by round, and the median of each round's ratio to `full` counts: the
-machine's mood cancels. On a GPU *peak measured* is the allocator's, and *predicted* is the meter's forecast over it.
-Needs neither Ray nor MLflow.
+The limit is time ratio = FLOPs ratio; *saving realised* = (1 - time ratio) / (1 - FLOPs ratio). Steps of all methods
+are interleaved, round by round, and the median of each round's ratio to `full` counts: the machine's mood cancels.
+*Over bare* sets the step beside the bare one: forward, backward and update of images that are on the device already.
+On a GPU a round is some steps in a row, between which nobody waits; *syncs* are the times in a step that torch makes
+the host wait for all that is queued (the wait for ALaST's deltas, until the forward is done, is none of these); *peak
+measured* is the allocator's, and *predicted* is the meter's forecast over it. *Epoch steps* is the share of an epoch's
+training that is steps. The images are scikit-learn's digits. Needs neither Ray nor MLflow.
 """
 
 import argparse
 import json
 import statistics
 import time
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from rich.console import Console
 from rich.table import Table
 from torch.nn import functional as F
 
-from alast_tune.config import ModelConfig, TrainConfig, TrialConfig, parse, read_mapping
-from alast_tune.cost import StepCost, StepCosts
-from alast_tune.methods import build_method, compile_blocks, with_blocks_chosen
-from alast_tune.models import create_model, input_spec
+from alast_tune.config import TrialConfig, parse, read_mapping
+from alast_tune.cost import StepCost
+from alast_tune.cost.memory import workspace_bytes
+from alast_tune.data import prepare
+from alast_tune.device import precision_of
+from alast_tune.methods import with_blocks_chosen
+from alast_tune.models import input_spec
+from alast_tune.run import Run
 
 METHODS: dict[str, dict[str, Any]] = {
     "full": {"name": "full"},
@@ -48,74 +59,121 @@ METHODS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+SUITE = ("deit_tiny_patch16_224", "deit_small_patch16_224", "vit_base_patch16_224")
+SUITE_METHODS = ["head", "alast fast", "lora+alast"]
+
+
 class Stepper:
-    """A method on a model of its own, ready to take training steps."""
+    """A run of a method, ready to take training steps on a batch of its own."""
 
     def __init__(self, values: dict[str, Any], options: argparse.Namespace, image_size: int | None) -> None:
         before = allocated()
-        config = with_blocks_chosen(parse(TrialConfig, {"method": values}).method)
-        torch.manual_seed(0)
-        pretrained = options.model == "embedded"  # the others' speed does not depend on their weights
-        model = create_model(
-            ModelConfig(name=options.model, pretrained=pretrained, num_classes=10, image_size=image_size)
-        )
-        self.size = input_spec(model).image_size
-        self.method = build_method(config, model, TrainConfig())
-        self.model = model.to(options.device)
-        if options.compile:
-            compile_blocks(self.method)
-        self._costs = StepCosts(self.model, self.size)
-        self._optimizer = torch.optim.Adam(self.method.parameters(), 1e-4, fused=True)  # as fit does
-        self._dtype = {"fp32": None, "bf16": torch.bfloat16}[options.precision]
-        self._precision = options.precision
-        self._device = options.device
-        self._steps = 0
-        self._images = torch.randn(options.batch, 3, self.size, self.size, device=options.device)
-        self._labels = torch.randint(0, 10, (options.batch,), device=options.device)
-        self.own_seconds: list[float] = []
+        train = {"batch_size": options.batch, "precision": options.precision, "compile": options.compile, "epochs": 2}
+        config = parse(
+            TrialConfig,
+            {
+                # The others' speed does not depend on their weights.
+                "model": {
+                    "name": options.model, "pretrained": options.model == "embedded", "image_size": image_size
+                },
+                "method": values,
+                "train": train | {"device": options.device},
+            },
+        )  # fmt: skip
+        config = config.model_copy(update={"method": with_blocks_chosen(config.method)})
+        self.run = run = Run(config, verify=False)
+        run.model.train()
+        self._burst: int = options.burst
+        self._on_host = next(iter(run._loader(0)))  # pinned, where there is a GPU
+        images, labels = self._on_host
+        self._on_device = prepare(images, run.device), labels.to(run.device)
         self.peak_bytes = 0
         for _ in range(options.warmup):
             self.step()
+            self._bare_step()
+        synchronise(run.device)
         self._resident = allocated() - before  # weights, moments, images
 
-    def step(self) -> float:
-        """Train one step; returns its seconds."""
-        synchronise(self._device)
-        started = time.perf_counter()
-        self.method.begin_step(self._steps)
-        begun = time.perf_counter()
-        with torch.autocast(self._device, self._dtype, enabled=self._dtype is not None):
-            loss = F.cross_entropy(self.method.forward(self._images), self._labels)
-        loss.backward()
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
-        synchronise(self._device)
-        ending = time.perf_counter()
-        self.method.end_step()
-        ended = time.perf_counter()
-        self._steps += 1
-        self.own_seconds.append(begun - started + ended - ending)
-        return ended - started
+    def step(self) -> None:
+        """Take a step as `fit` does."""
+        run = self.run
+        run._step(run.method, run._optimizer, *self._on_host)
+        run._scheduler.step()
 
-    def measured_step(self) -> float:
-        """Train one step; returns its seconds, and keeps what the allocator held of this method at its peak."""
-        if self._device != "cuda":
-            return self.step()
-        torch.cuda.reset_peak_memory_stats()
+    def _bare_step(self) -> None:
+        """Take a step without meter and loss scale, whatever comes from the host."""
+        run, (images, labels) = self.run, self._on_device
+        run.method.begin_step(run.meter.steps, [images])
+        with torch.autocast(run.device.type, run._dtype, enabled=run._dtype is not None):
+            loss = F.cross_entropy(run.method.forward(images), labels)
+        loss.backward()
+        run._optimizer.step()
+        run._optimizer.zero_grad(set_to_none=True)
+        run.method.end_step()
+
+    def seconds(self) -> tuple[float, float]:
+        """Take some steps in a row, then as many bare ones; returns the seconds of one of each."""
         before = allocated()
-        seconds = self.step()
-        self.peak_bytes = torch.cuda.max_memory_allocated() - before + self._resident
-        return seconds
+        seconds = [self._timed(step, self._burst) for step in (self.step, self._bare_step)]
+        if self.run.device.type == "cuda":
+            self.step()  # the meter resets the allocator's peak
+            self.peak_bytes = torch.cuda.max_memory_allocated() - before + self._resident
+        return seconds[0], seconds[1]
+
+    def _timed(self, step: Callable[[], None], count: int) -> float:
+        synchronise(self.run.device)
+        started = time.perf_counter()
+        for _ in range(count):
+            step()
+        synchronise(self.run.device)
+        return (time.perf_counter() - started) / count
+
+    def syncs(self) -> float | None:
+        """Count the times a step that the host waits for all that the device has queued; None on a CPU."""
+        if self.run.device.type != "cuda":
+            return None
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                for _ in range(self._burst):
+                    self.step()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        return sum("synchronizing" in str(warning.message) for warning in caught) / self._burst
+
+    def epoch_steps(self) -> float:
+        """Train a real epoch, loading and all; returns the share of its training that its steps take.
+
+        On a GPU, whose steps take longer than their calls: that as many steps in a row take.
+        """
+        run, inside = self.run, 0.0
+        take = run._step
+
+        def timed(*given: Any) -> torch.Tensor:
+            nonlocal inside
+            started = time.perf_counter()
+            loss = take(*given)
+            inside += time.perf_counter() - started
+            return loss
+
+        before = run.meter.clock.read()["train_seconds"]
+        with mock.patch.object(run, "_step", timed):
+            seconds = run.train_epoch().cost.train_seconds - before
+        if run.device.type == "cuda":
+            inside = run.steps_per_epoch * self._timed(self.step, run.steps_per_epoch)
+        return inside / seconds
 
     def cost(self) -> StepCost:
         """Of the last step's plan."""
-        images, plan = len(self._images), self.method.plan
-        return self._costs.step(self.method.config, plan, images, self._optimizer, self._precision)
+        run, images = self.run, self._on_host[0]
+        costs, precision = run.meter.costs(input_spec(run.model).image_size), precision_of(run.config.train)
+        return costs.step(run.method.config, run.method.plan, len(images), run._optimizer, precision)
 
 
-def synchronise(device: str) -> None:
+def synchronise(device: torch.device) -> None:
     """Wait for the accelerator, if there is one."""
-    if device == "cuda":
+    if device.type == "cuda":
         torch.cuda.synchronize()
 
 
@@ -137,61 +195,50 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     if options.only:
         methods = {name: values for name, values in methods.items() if name in {"full", *options.only}}
     steppers = {name: Stepper(values, options, sizes.get(name, options.image_size)) for name, values in methods.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in steppers}
-    flops: dict[str, list[float]] = {name: [] for name in steppers}
-    peaks: dict[str, list[float]] = {name: [] for name in steppers}
-    measured: dict[str, list[float]] = {name: [] for name in steppers}
-    predicted: dict[str, list[float]] = {name: [] for name in steppers}
+    rounds: dict[str, list[dict[str, float]]] = {name: [] for name in steppers}
     for _ in range(options.rounds):
         for name, stepper in steppers.items():
-            seconds[name].append(stepper.measured_step())
+            seconds, bare = stepper.seconds()
             cost, full = stepper.cost(), steppers["full"].cost()
-            flops[name].append(cost.flops / full.flops)
-            peaks[name].append(cost.peak_bytes / full.peak_bytes)
+            one = {"seconds": seconds, "over_bare": seconds / bare}
+            one |= {"flops_ratio": cost.flops / full.flops, "peak_ratio": cost.peak_bytes / full.peak_bytes}
             if stepper.peak_bytes:
-                measured[name].append(stepper.peak_bytes / steppers["full"].peak_bytes)
-                predicted[name].append(cost.peak_bytes / stepper.peak_bytes)
+                one["peak_measured"] = stepper.peak_bytes / steppers["full"].peak_bytes
+                one["predicted"] = cost.peak_bytes / stepper.peak_bytes
+            rounds[name].append(one)
     rows = []
     for name, stepper in steppers.items():
-        pairs = zip(seconds[name], seconds["full"], strict=True)
-        time_ratio, flops_ratio = statistics.median(a / b for a, b in pairs), statistics.median(flops[name])
+        ones = rounds[name]
+        middle = {column: statistics.median(one[column] for one in ones) for column in ones[0]}
+        time_ratio = statistics.median(
+            one["seconds"] / full["seconds"] for one, full in zip(ones, rounds["full"], strict=True)
+        )
+        flops_ratio = middle["flops_ratio"]
         rows.append(
             {
                 "method": name,
-                "milliseconds": 1e3 * statistics.median(seconds[name]),
+                "milliseconds": 1e3 * middle["seconds"],
+                "images_a_second": options.batch / middle["seconds"],
+                "over_bare": middle["over_bare"],
                 "time_ratio": time_ratio,
                 "flops_ratio": flops_ratio,
                 "saving_realised": (1 - time_ratio) / (1 - flops_ratio) if flops_ratio < 1 else None,
-                "overhead": statistics.median(stepper.own_seconds[options.warmup :]) / statistics.median(seconds[name]),
-                "peak_ratio": statistics.median(peaks[name]),
-                "peak_measured": statistics.median(measured[name]) if measured[name] else None,
-                "predicted": statistics.median(predicted[name]) if predicted[name] else None,
+                "peak_ratio": middle["peak_ratio"],
+                "peak_measured": middle.get("peak_measured"),
+                "predicted": middle.get("predicted"),
+                "syncs": stepper.syncs(),
+                "epoch_steps": stepper.epoch_steps() if options.epoch else None,
             }
         )
     return rows
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--spec", type=Path, help="methods and model of a spec of benchmarks/accuracy.py instead")
-    parser.add_argument("--only", nargs="+", default=[], help="names of methods; full is always there")
-    parser.add_argument("--image-size", type=int, help="pixels; default: the model's own")
-    parser.add_argument("--threads", type=int, help="for torch")
-    parser.add_argument("--compile", action="store_true", help="compile the blocks; give enough --warmup")
-    parser.add_argument("--model", default="embedded", help="embedded, or a timm name (weights at random)")
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=11)
-    parser.add_argument("--warmup", type=int, default=2)
-    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--json", action="store_true", help="rows as JSON instead of a table")
-    options = parser.parse_args()
-    if options.threads:
-        torch.set_num_threads(options.threads)
+def report(options: argparse.Namespace) -> None:
+    """Measure one setting and print it."""
     rows = measure(options)
     device = torch.cuda.get_device_name() if options.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     setting = {"device": device, "model": options.model, "batch": options.batch, "precision": options.precision}
+    setting |= {"blocks": "compiled" if options.compile else "eager"}
     if options.json:
         print(json.dumps({"setting": setting, "rows": rows}, indent=2))
         return
@@ -200,7 +247,53 @@ def main() -> None:
         table.add_column(column.replace("_", " "), justify="left" if column == "method" else "right")
     for row in rows:
         table.add_row(*("-" if v is None else v if isinstance(v, str) else f"{v:.3f}" for v in row.values()))
-    Console(width=150).print(table)
+    Console(width=180).print(table)
+
+
+def run_suite(options: argparse.Namespace) -> None:
+    """Measure what a card is asked for; no setting begins once two thirds of the minutes are over."""
+    started = time.perf_counter()
+    options.precision, options.batch, options.epoch = "bf16", 128, True
+    options.only = options.only or SUITE_METHODS
+    for options.compile in (False, True):
+        for options.model in SUITE:
+            minutes = (time.perf_counter() - started) / 60
+            if minutes > options.minutes * 2 / 3:
+                print(f"left out after {minutes:.1f} minutes: {options.model}, compiled {options.compile}", flush=True)
+                continue
+            report(options)
+            if options.device == "cuda":
+                torch.cuda.empty_cache()
+            torch._dynamo.reset()
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--suite", action="store_true", help="DeiT-T, DeiT-S and ViT-B, eager and compiled, bf16, 128")
+    parser.add_argument("--minutes", type=float, default=8.0, help="that the suite may take")
+    parser.add_argument("--spec", type=Path, help="methods and model of a spec of benchmarks/accuracy.py instead")
+    parser.add_argument("--only", nargs="+", default=[], help="names of methods; full is always there")
+    parser.add_argument("--image-size", type=int, help="pixels; default: the model's own")
+    parser.add_argument("--threads", type=int, help="for torch")
+    parser.add_argument("--compile", action="store_true", help="compile the blocks; give enough --warmup")
+    parser.add_argument("--epoch", action="store_true", help="also train an epoch, for the share that is steps")
+    parser.add_argument("--model", default="embedded", help="embedded, or a timm name (weights at random)")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--burst", type=int, help="steps in a row; default: 10 on a GPU, 1 on a CPU")
+    parser.add_argument("--warmup", type=int, help="steps before; default: 10 on a GPU, 2 on a CPU")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--json", action="store_true", help="rows as JSON instead of a table")
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    cuda = options.device == "cuda"
+    options.burst, options.warmup = options.burst or (10 if cuda else 1), options.warmup or (10 if cuda else 2)
+    if cuda:
+        workspace_bytes()  # before a method, whose own memory it would seem to be
+    (run_suite if options.suite else report)(options)
 
 
 if __name__ == "__main__":

@@ -43,12 +43,12 @@ from alast_tune.data.huggingface import PREFIX
 from alast_tune.data.machine import available_bytes, cpu_count, smallest_card
 from alast_tune.data.opening import open_sources
 from alast_tune.data.tables import SUFFIXES
+from alast_tune.device import precision_of
 from alast_tune.errors import ConfigError
 from alast_tune.methods import build_method
 from alast_tune.models import architecture_of, check_weights, input_spec, outline
 from alast_tune.models.backbone import Backbone
 from alast_tune.optimizers import build_optimizer
-from alast_tune.precision import precision_of
 
 MODEL = "deit_small_patch16_224"
 """What is fine-tuned where nobody says: 22 million parameters, of ImageNet; the smaller of the paper's good ones."""
@@ -56,7 +56,7 @@ MODEL = "deit_small_patch16_224"
 TRIALS = 24
 """Beside the baselines: about one for each method that is tried."""
 
-RECIPE = "AdamW, cosine, layer decay, label smoothing, clipping; --trial.recipe paper has none of it"
+RECIPE = "AdamW, cosine, layer decay, label smoothing, timm's transforms; --trial.recipe paper has none of it"
 
 SAMPLED = 64
 """Images whose sizes are looked at."""

@@ -14,10 +14,12 @@ from typing import ParamSpec
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
+from alast_tune.cli.launch import launched_rank
 from alast_tune.errors import (
     TRACEBACK,
     ConfigError,
     DivergedError,
+    InterruptedTrainingError,
     NothingCompleteError,
     StorageError,
     VerificationError,
@@ -39,6 +41,7 @@ STORAGE_FAILED = 4
 NOTHING_COMPLETE = 5
 """Exit code: a sweep has ended, and none of its trials is complete."""
 INTERRUPTED = 130
+TERMINATED = 143
 
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG}
 
@@ -47,14 +50,16 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
     """Turn whatever ends a command into one line and an exit code.
 
     1 for training that has failed and for what nobody foresaw, 2 for a setting that cannot work, 3 if MLflow lacks
-    something, 4 for a full or broken disk or database, 5 for a sweep without one complete trial, 130 if interrupted.
+    something, 4 for a full or broken disk or database, 5 for a sweep without one complete trial, 130 if interrupted,
+    143 if terminated.
     """
 
     @wraps(command)
     def run(*arguments: P.args, **options: P.kwargs) -> None:
         log, handler = logging.getLogger("alast_tune"), Notes()
         level = log.level
-        log.addHandler(handler)
+        if not launched_rank():  # of several processes the first one speaks
+            log.addHandler(handler)
         log.setLevel(logging.INFO)
         try:
             command(*arguments, **options)
@@ -91,6 +96,8 @@ def exit_line_and_code(error: BaseException) -> tuple[str, int]:
             return f"{str(error).removeprefix('error parsing CLI: ')}; see --help", NOT_POSSIBLE
         case DivergedError() | VerificationError() | WorkersError():
             return str(error), FAILED
+        case InterruptedTrainingError():
+            return str(error), TERMINATED
         case StorageError():
             return str(error), STORAGE_FAILED
         case NothingCompleteError():

@@ -144,6 +144,7 @@ Train one configuration to a model that can be served, or go on with it.
         "where": {
             "--output FOLDER, -o": "model, report and checkpoint; the same again goes on with them (runs/train)",
             "--workers N": "divide each batch among so many workers, one a GPU",
+            "--checkpoint-every 10min": "within an epoch too; SIGTERM leaves one in any case",
             "--experiment NAME": "MLflow's; unset: $MLFLOW_EXPERIMENT_NAME or alast-tune",
         },
         "MLflow's registry": {

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Annotated
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from pydantic_settings import CliImplicitFlag, CliSuppress
 from rich.console import Console
 
 from alast_tune.cli.guard import TRACKING_INCOMPLETE, complain
-from alast_tune.config import PromotedConfig, Provenance, parse
+from alast_tune.cli.launch import Launched
+from alast_tune.config import PromotedConfig, Provenance, parse, seconds_of
 from alast_tune.data.machine import limit_threads
+from alast_tune.errors import ConfigError
 from alast_tune.scores import SCORES
 from alast_tune.terminal import TrainingProgress, printer
+
+GRACE = 10.0
+"""Seconds since the last step after which a training is taken to be at something else, or stuck."""
 
 
 class Train(PromotedConfig):
@@ -52,13 +60,19 @@ class Train(PromotedConfig):
     experiment: str | None = Field(
         None, min_length=1, description="MLflow's, of a new run; unset: $MLFLOW_EXPERIMENT_NAME, else alast-tune"
     )
+    checkpoint_every: Annotated[float, BeforeValidator(seconds_of)] | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="write a checkpoint within an epoch too, whenever so long has passed, as 10min; unset: one an "
+        "epoch, and one when SIGTERM ends the training",
+    )
     help_all: CliImplicitFlag[bool] = Field(False, description="print this: every setting of the file too")
     provenance: CliSuppress[Provenance | None] = None
 
     def cli_cmd(self) -> None:
-        """Train, test, register."""
-        from alast_tune.production import CONFIG, training  # MLflow takes seconds to import
-        from alast_tune.tracking import RegistryError, check_names, pending
+        """Train, test, register; in processes of torchrun's, all train and the first one does the rest."""
+        from alast_tune.tracking import check_names  # MLflow takes seconds to import
 
         own = set(Train.model_fields) - set(PromotedConfig.model_fields)
         config = parse(PromotedConfig, self.model_dump(exclude=own))
@@ -66,11 +80,28 @@ class Train(PromotedConfig):
         if name:
             check_names(name, self.alias)
         limit_threads()
+        launched = Launched(config.train)
+        if launched.size > 1 and self.workers > 1:
+            raise ConfigError("workers", self.workers, "torchrun has started the processes already; leave it out")
+        with _terminated_by_signal() as told, launched.one_line():
+            if launched.rank:
+                follow(launched, config, self.output, self.checkpoint_every, told)
+            else:
+                self._lead(launched, config, name, told)
+
+    def _lead(self, launched: Launched, config: PromotedConfig, name: str | None, told: Told) -> None:
+        """Do all that one process of several does for all of them."""
+        from alast_tune.production import CONFIG, training
+        from alast_tune.tracking import RegistryError, pending
+
         console = Console()
         say = printer(console)
-        with _terminated_by_signal(), training(config, self.output, say, self.experiment) as run:
-            with TrainingProgress(console, run.trial, run.steps_per_epoch, run.epochs_before) as progress:
-                run.train(progress.epoch, progress.step, self.workers)
+        with training(config, self.output, say, self.experiment) as run:
+            with (
+                TrainingProgress(console, run.trial, run.steps_per_epoch, run.epochs_before) as progress,
+                launched.group(),
+            ):
+                run.train(progress.epoch, progress.step, self.workers, self.checkpoint_every, told.is_to_end)
             outcome = run.finish()
         score = outcome.best.score
         tested = outcome.test.get(f"test_{score}")
@@ -100,15 +131,44 @@ class Train(PromotedConfig):
             sys.exit(TRACKING_INCOMPLETE)
 
 
+def follow(launched: Launched, config: PromotedConfig, folder: Path, every: float | None, told: Told) -> None:
+    """Take this process's share of the training that the first process leads."""
+    from alast_tune.train import fit
+
+    with launched.group():
+        for _ in fit(config.trial, folder.absolute(), None, every, told.is_to_end):
+            pass
+
+
+class Told:
+    """Whether SIGTERM has told this process to end.
+
+    A training is asked for a checkpoint first, as long as it takes steps: it ends between two of them. The second
+    signal ends it at once, and so does the first where no steps are taken.
+    """
+
+    def __init__(self) -> None:
+        self._told = False
+        self._asked = -math.inf  # when a step last has
+
+    def is_to_end(self) -> bool:
+        """Ask, between two steps."""
+        self._asked = time.monotonic()
+        return self._told
+
+    def __call__(self, signum: int, frame: FrameType | None) -> None:
+        """Take the signal; ended at once, MLflow's run ends on the way out, as with Ctrl-C."""
+        if self._told or time.monotonic() - self._asked > GRACE:
+            raise SystemExit(128 + signum)
+        self._told = True
+
+
 @contextmanager
-def _terminated_by_signal() -> Iterator[None]:
-    """Let SIGTERM end the MLflow run on the way out, as Ctrl-C does."""
-
-    def stop(signum: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + signum)
-
-    before = signal.signal(signal.SIGTERM, stop)
+def _terminated_by_signal() -> Iterator[Told]:
+    """Let SIGTERM end the training in order."""
+    told = Told()
+    before = signal.signal(signal.SIGTERM, told)
     try:
-        yield
+        yield told
     finally:
         signal.signal(signal.SIGTERM, before)

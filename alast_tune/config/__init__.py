@@ -40,7 +40,7 @@ from alast_tune.config.space import (
     setting_of,
     size_of,
 )
-from alast_tune.config.sweep import AUTO, Limits, SweepConfig, flops_of, stored_sweep
+from alast_tune.config.sweep import AUTO, Limits, SweepConfig, flops_of, seconds_of, stored_sweep
 from alast_tune.config.train import Precision, TrainConfig
 from alast_tune.config.trial import (
     PLACES,
@@ -118,6 +118,7 @@ __all__ = [
     "point_of",
     "read_mapping",
     "register_method",
+    "seconds_of",
     "setting_of",
     "size_of",
     "stored_sweep",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, ByteSize, Field, field_validator, model_validator
+from pydantic import BeforeValidator, ByteSize, Field, ValidationInfo, field_validator, model_validator
 
 from alast_tune.config.record import Record, SweepName, flatten, parse, read_mapping
 from alast_tune.config.space import (
@@ -86,7 +86,7 @@ _FREE |= {"epoch_timeout", "keep"}
 _DURATION = re.compile(r"(?:(?P<h>[\d.]+)h)?(?:(?P<min>[\d.]+)min)?(?:(?P<s>[\d.]+)s)?")
 
 
-def seconds_of(given: object) -> object:
+def seconds_of(given: object, info: ValidationInfo) -> object:
     """Read a duration as people write it (2h, 1.5h, 1h30min, 90s), seconds; a number stays as it is.
 
     Raises:
@@ -100,7 +100,7 @@ def seconds_of(given: object) -> object:
     except (TypeError, ValueError):
         parts = []
     if not parts:
-        raise ConfigError("time_budget", given, "is no duration; write 2h, 1h30min, 30min or 90s")
+        raise ConfigError(str(info.field_name), given, "is no duration; write 2h, 1h30min, 30min or 90s")
     return sum(parts)
 
 

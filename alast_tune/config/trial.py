@@ -173,8 +173,9 @@ class TrialConfig(Record):
 
     recipe: Recipe = Field(
         "paper",
-        description="defaults of the training loop (train): the paper's, or today's: AdamW, weight decay 0.05, cosine "
-        "with warm-up, layer decay 0.75 where blocks train, clipping, label smoothing, bf16 on a GPU that has it",
+        description="defaults of the training loop: the paper's, or today's: AdamW, weight decay 0.05, cosine "
+        "with warm-up, layer decay 0.75 where blocks train, clipping, label smoothing, bf16 on a GPU that has it, and "
+        "pictures resized as the model's config says",
     )
     data: DataConfig = Field(default_factory=DataConfig)
     model: ModelConfig = Field(default_factory=ModelConfig)
@@ -207,10 +208,13 @@ class TrialConfig(Record):
     @classmethod
     def _fill_recipe(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
         config = handler(values)
-        train = with_recipe(config.train, config.recipe, config.method)
-        if train is config.train:
+        train, data = with_recipe(config.train, config.recipe, config.method), config.data
+        transforms = "timm" if config.recipe == "modern" else "paper"
+        if "transforms" not in data.model_fields_set and data.transforms != transforms:
+            data = data.model_copy(update={"transforms": transforms})
+        if train is config.train and data is config.data:
             return config
-        filled = config.model_copy(update={"train": train})
+        filled = config.model_copy(update={"train": train, "data": data})
         filled.model_fields_set.intersection_update(config.model_fields_set)
         return filled
 

@@ -6,8 +6,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -18,10 +20,10 @@ from alast_tune.cost.clock import Clock
 from alast_tune.cost.ledger import STEPS, Ledger, StepRecord
 from alast_tune.cost.memory import MemoryMeter
 from alast_tune.cost.prediction import StepCost, StepCosts, step_flops, step_peak_bytes
+from alast_tune.device import precision_of
 from alast_tune.methods.base import Method, StepPlan
 from alast_tune.models.backbone import Backbone, token_count
 from alast_tune.parallel import largest_over_ranks
-from alast_tune.precision import precision_of
 from alast_tune.results import Measurements
 
 __all__ = [
@@ -38,15 +40,39 @@ __all__ = [
 _SUMS = ("flops", "exploration_flops", "heaviest_bytes")
 
 
+@dataclass(frozen=True)
+class _Queued:
+    """A step that the device has got, of which no line has been written."""
+
+    method: Method
+    plan: StepPlan
+    own: int
+    """Images of this rank,"""
+    batch: int
+    """and of all ranks."""
+    cost: Callable[[MethodConfig, StepPlan, int], StepCost]
+    """Of the same images under a method's plan, at a size."""
+    side: int
+    """Of the images, pixels."""
+    probe: bool
+    measured_peak_bytes: int
+
+    def budgets(self) -> tuple[float, ...]:
+        """Budgets after the step: where the device has not come to them, the host waits."""
+        return getattr(self.method, "budgets", ())
+
+
 class Meter:
     """Adds up the FLOPs, the peaks and the time of a run's training steps, and writes a line about each.
 
-    Evaluation counts for the peak alone.
+    Evaluation counts for the peak alone. A step's line is written when the device has the next one to work at, or when
+    somebody looks at the numbers: neither what a new plan costs nor budgets, which come late, make the device wait.
     """
 
     def __init__(self, model: Backbone, train: TrainConfig) -> None:
         self.clock = Clock()
-        self.ledger = Ledger()
+        self._ledger = Ledger()
+        self._queued: _Queued | None = None
         self.exploring = False
         self._model = model
         self._train = train
@@ -57,6 +83,23 @@ class Meter:
         self._exploration_flops = 0
         self._heaviest_bytes = 0  # of all predicted steps
 
+    @property
+    def steps(self) -> int:
+        """How many there have been, whether written down or not."""
+        return self._ledger.steps + (self._queued is not None)
+
+    @property
+    def ledger(self) -> Ledger:
+        """The steps' lines, all of them."""
+        self._write()
+        return self._ledger
+
+    def _write(self) -> None:
+        """Write the line that is missing, if there is one."""
+        if self._queued is not None:
+            queued, self._queued = self._queued, None
+            self._add(queued, queued.budgets())
+
     @contextmanager
     def step(
         self, method: Method, optimizer: Optimizer, images_BCHW: Tensor, batch: int, parts: int = 1
@@ -66,35 +109,43 @@ class Meter:
         ``images_BCHW`` are this rank's, split into ``parts`` micro-batches; ``batch`` counts the images of all ranks.
         FLOPs are all ranks', bytes this one's.
         """
-        whole = int(self._model.patch_embed.img_size[0])
-        side = self.image_size(images_BCHW)
-
-        def cost(config: MethodConfig, plan: StepPlan, image_size: int) -> StepCost:
-            costs = self.costs(image_size)
-            return costs.step(config, plan, len(images_BCHW), optimizer, self._precision, parts)
-
+        before, self._queued = self._queued, None
+        budgets_L = () if before is None else before.budgets()  # known: this step rests on them
+        own, side = len(images_BCHW), self.image_size(images_BCHW)
+        cost = partial(self._cost, own, optimizer, parts)
         with self._memory.step(lambda: cost(method.config, method.plan, side).peak_bytes, optimizer, images_BCHW):
             yield
-        done = cost(method.config, method.plan, side)
-        tokens_L, trainable_L = method.plan.tokens_L, method.plan.trainable_L
-        depth = len(tokens_L)
-        full = cost(FullConfig(), StepPlan((token_count(self._model),) * depth, (True,) * depth), whole)
+        if before is not None:
+            self._add(before, budgets_L)
+        self._queued = _Queued(method, method.plan, own, batch, cost, side, self.exploring, self._memory.last_bytes)
+
+    def _cost(
+        self, images: int, optimizer: Optimizer, parts: int, config: MethodConfig, plan: StepPlan, image_size: int
+    ) -> StepCost:
+        return self.costs(image_size).step(config, plan, images, optimizer, self._precision, parts)
+
+    def _add(self, step: _Queued, budgets_L: tuple[float, ...]) -> None:
+        """Write a step's line and add up what it says."""
+        done = step.cost(step.method.config, step.plan, step.side)
+        tokens_L, trainable_L = step.plan.tokens_L, step.plan.trainable_L
+        depth, whole = len(tokens_L), int(self._model.patch_embed.img_size[0])
+        full = step.cost(FullConfig(), StepPlan((token_count(self._model),) * depth, (True,) * depth), whole)
         record = StepRecord(
-            step=self.ledger.steps,
-            images=batch,
-            probe=self.exploring,
-            flops=done.flops * batch // len(images_BCHW),  # every image costs the same
+            step=self._ledger.steps,
+            images=step.batch,
+            probe=step.probe,
+            flops=done.flops * step.batch // step.own,  # every image costs the same
             held_bytes=done.held_bytes,
             full_held_bytes=full.held_bytes,
             predicted_peak_bytes=done.peak_bytes,
-            measured_peak_bytes=self._memory.last_bytes,
+            measured_peak_bytes=step.measured_peak_bytes,
             trainable_L=trainable_L,
-            tokens_L=method.plan.computed_tokens,
-            budgets_L=getattr(method, "budgets", ()),
+            tokens_L=step.plan.computed_tokens,
+            budgets_L=budgets_L,
         )
         self._flops += record.flops
         self._heaviest_bytes = max(self._heaviest_bytes, done.peak_bytes)
-        self.ledger.add(record)
+        self._ledger.add(record)
 
     @contextmanager
     def evaluation(self, optimizer: Optimizer, image_size: int, most: int, start: int = 0) -> Iterator[int]:
@@ -106,6 +157,7 @@ class Meter:
             most: images of the training's forwards.
             start: first block that runs.
         """
+        self._write()
         size, predicted = most, 0
         if self._heaviest_bytes:
             size, predicted = self.costs(image_size).evaluation_batch(
@@ -156,10 +208,12 @@ class Meter:
 
     def end_exploration(self) -> None:
         """Remember what has been spent so far as the price of exploration."""
+        self._write()
         self.exploring, self._exploration_flops = False, self._flops
 
     def read(self) -> Measurements:
         """Sum up the run so far: FLOPs of all ranks, bytes of the one that takes most. Every rank has to call it."""
+        self._write()
         peak_bytes, steady_peak_bytes = largest_over_ranks(self._memory.peak_bytes, self._memory.steady_peak_bytes)
         return Measurements(
             train_flops=self._flops,
@@ -178,6 +232,7 @@ class Meter:
         """Go on from where :meth:`state_dict` was taken."""
         self.clock = Clock(**state["clock"])
         self._memory.load_state_dict(state["memory"])
-        self.ledger.load_state_dict(state["ledger"])
+        self._queued = None
+        self._ledger.load_state_dict(state["ledger"])
         for name in _SUMS:
             setattr(self, f"_{name}", state[name])

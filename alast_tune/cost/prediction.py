@@ -30,12 +30,12 @@ from alast_tune.config import HeadConfig, MethodConfig, Precision, TrainConfig
 from alast_tune.cost.hollow import HollowModel
 from alast_tune.cost.part import Counts, Flowing, Part, PartCost, distinct_counts, run_part
 from alast_tune.cost.updates import FLOAT, average_bytes, moment_bytes, update_bytes
+from alast_tune.device import AUTOCAST
 from alast_tune.losses import mixes, training_loss
 from alast_tune.methods.base import Flow, Stage, StepPlan, random_drop, run_stages
 from alast_tune.methods.summary import summary_updates
 from alast_tune.models.backbone import Backbone, blocks_of, embed, needs_class_token_alone, predict, token_count
 from alast_tune.models.reading import has_reader, summary_count
-from alast_tune.precision import AUTOCAST
 
 TRUNK_MARGIN = 0.1
 """By how much the one pass over all images may exceed a step's peak: an image at a time, it would take for ever."""

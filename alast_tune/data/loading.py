@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -29,12 +30,17 @@ def batch_count(images: int, batch_size: int) -> int:
 
 
 def train_loader(
-    dataset: Images, batch_size: int, workers: int, generator: torch.Generator, balanced: bool = False
+    dataset: Images,
+    batch_size: int,
+    workers: int,
+    generator: torch.Generator,
+    balanced: bool = False,
+    done: int = 0,
 ) -> Loader:
     """Make a loader that shuffles, or draws each class as often: the generator's state determines the order.
 
-    Every rank gets its share of each batch: all the same, or the first ones one image more. An incomplete
-    last batch is left out, unless it is the only one.
+    The first ``done`` batches are passed over. Every rank gets its share of each batch: all the same, or the first ones
+    one image more. An incomplete last batch is left out, unless it is the only one.
 
     Raises:
         ConfigError: a batch has fewer images than there are ranks.
@@ -44,7 +50,7 @@ def train_loader(
         remedy = f"{ranks} ranks need an image each of every batch, here of {smallest}; give {ranks} at least"
         raise ConfigError("train.batch_size", batch_size, remedy)
     order = BalancedSampler(dataset.labels, generator) if balanced else RandomSampler(dataset, generator=generator)
-    return Loader(dataset, _Shares(order, batch_size, len(dataset) > batch_size), workers, generator)
+    return Loader(dataset, _Shares(order, batch_size, len(dataset) > batch_size, done), workers, generator)
 
 
 def eval_loader(dataset: Images, batch_size: int, workers: int) -> Loader:
@@ -133,11 +139,15 @@ def _as_it_is(batch: Any) -> Any:
 
 
 class _Shares(BatchSampler):
-    """This rank's part of each batch."""
+    """This rank's part of each batch, but for those that are done."""
+
+    def __init__(self, order: Sampler[int], batch_size: int, drop_last: bool, done: int) -> None:
+        super().__init__(order, batch_size, drop_last)
+        self._done = done
 
     def __iter__(self) -> Iterator[list[int]]:
         rank, ranks = world()
-        for batch in super().__iter__():
+        for batch in islice(super().__iter__(), self._done, None):
             yield np.array_split(batch, ranks)[rank].tolist()
 
 

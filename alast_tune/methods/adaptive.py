@@ -19,7 +19,7 @@ from alast_tune.methods.planner import Planner, drawable_blocks
 from alast_tune.methods.summary import RandomScores, Scores, scores_of, summarise, summary_updates
 from alast_tune.methods.tokens import Tokens
 from alast_tune.models.backbone import Backbone, classify, embed, token_count
-from alast_tune.parallel import total_over_ranks
+from alast_tune.parallel import LateTotals, total_over_ranks
 
 if TYPE_CHECKING:
     from alast_tune.methods.alast import AlastConfig
@@ -60,6 +60,7 @@ class Alast:
         self._micro_batches: Sequence[Tensor] = ()
         self._deltas: list[Tensor] = []  # (L,) of each micro-batch, summed over
         self._images = 0  # number of images they are of
+        self._late: LateTotals | None = None  # deltas of a step that has not been learned from
 
         self._parameters = parameters_to_train(config, model)
         set_trainable(model.parameters(), False)
@@ -75,12 +76,18 @@ class Alast:
 
     @property
     def budgets(self) -> tuple[float, ...]:
-        """One a block, in [its floor, max_budget]."""
+        """One a block, in [its floor, max_budget].
+
+        Raises:
+            DivergedError: a delta of the last step that is not finite.
+        """
+        self._learn()
         return tuple(self._planner.budgets_L.tolist())
 
     @property
     def deltas(self) -> tuple[float, ...]:
         """Class-token deltas of the last step, one a block; empty before the first."""
+        self._learn()
         previous_L = self._planner.previous_L
         return () if previous_L is None else tuple(previous_L.tolist())
 
@@ -96,7 +103,12 @@ class Alast:
         return StepPlan((entering,) * depth, (True,) * depth, image_tokens=image_tokens)
 
     def begin_step(self, step: int, micro_batches: Sequence[Tensor] = (), token_keep: float = 1.0) -> None:
-        """Draw the blocks that train; under ``next_step`` also fix how many tokens each gets."""
+        """Draw the blocks that train; under ``next_step`` also fix how many tokens each gets.
+
+        Raises:
+            DivergedError: a delta of the step before that is not finite.
+        """
+        self._learn()
         self._deltas, self._images, self._micro_batches = [], 0, micro_batches
         self._planner.enter(self.plan_for(micro_batches[0].shape[-1] if micro_batches else None, token_keep))
         self._flow.begin_step(step)
@@ -147,16 +159,17 @@ class Alast:
             self._planner.plan = replace(plan, tokens_L=tuple(tokens), calibrated=calibrated)
         self._deltas.append(torch.stack(deltas))
         self._images += len(images_BCHW)
+        if len(self._deltas) == len(
+            self._micro_batches
+        ):  # the last: what follows, the backward, they need not wait for
+            self._send()
         assert isinstance(flowing, Tensor)
         return classify(self.model, flowing)
 
     def end_step(self) -> None:
-        """Move the budgets by equation 6 (``same_step`` has already), and keep the deltas.
-
-        Raises:
-            DivergedError: a delta that is not finite.
-        """
-        self._planner.end_step(torch.stack(self._deltas).sum(dim=0), self._images)
+        """Have the deltas sent to the host, if that has not been done: whatever comes next will learn from them."""
+        if self._late is None:
+            self._send()
 
     def export(self) -> Backbone:
         """The model itself; with adapters a copy in which they are merged."""
@@ -164,11 +177,29 @@ class Alast:
 
     def state_dict(self) -> dict[str, Any]:
         """Budgets, last deltas, whether to calibrate, and the generator."""
+        self._learn()
         return self._planner.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what :meth:`state_dict` gave."""
+        self._late = None
         self._planner.load_state_dict(state)
+
+    def _send(self) -> None:
+        """Let the step's deltas, of all ranks, go to the host: they are there when the device has done its forward."""
+        self._late = LateTotals(torch.stack(self._deltas).sum(dim=0), self._images)
+
+    def _learn(self) -> None:
+        """Move the budgets by equation 6 (``same_step`` has already), and keep the deltas, of a step that has ended.
+
+        Here the host waits for the device, until its forward is done: the backward and the update go on meanwhile.
+
+        Raises:
+            DivergedError: a delta that is not finite.
+        """
+        if self._late is not None:
+            late, self._late = self._late, None
+            self._planner.end_step(*late.read())
 
     def _decide(self) -> None:
         """Let the planner decide, and set who trains."""

@@ -97,24 +97,24 @@ class Planner:
         block = slice(index, index + 1)
         self.budgets_L[block] = update_budgets(
             self.budgets_L[block],
-            self._reduce(sum_.reshape(1), images),
+            self._reduce(*total_over_ranks(sum_.reshape(1), images)),
             None if self.previous_L is None else self.previous_L[block],
             self._alpha,
             self._floors_L[block],
             self._config.max_budget,
         )
 
-    def end_step(self, sums_L: Tensor, images: int) -> None:
+    def end_step(self, totals_L: Tensor, images: int) -> None:
         """Move the budgets by equation 6 (``same_step`` has already), and keep the deltas.
 
         Args:
-            sums_L: of the class-token deltas over images.
+            totals_L: of the class-token deltas over the images of all ranks.
             images: so many.
 
         Raises:
             DivergedError: a delta that is not finite.
         """
-        deltas_L = self._reduce(sums_L, images)
+        deltas_L = self._reduce(totals_L, images)
         if self._config.budget_timing == "next_step":
             self.budgets_L = update_budgets(
                 self.budgets_L, deltas_L, self.previous_L, self._alpha, self._floors_L, self._config.max_budget
@@ -138,7 +138,7 @@ class Planner:
                 self.learn(index, sums_L[index], images)
             self.plan = replace(self.plan, tokens_L=self._tokens(self.budgets_L.tolist()))
         self.plan = replace(self.plan, calibrated=calibrates)
-        self.end_step(sums_L, images)
+        self.end_step(*total_over_ranks(sums_L, images))
 
     def state_dict(self) -> dict[str, Any]:
         """Budgets, last deltas, whether to calibrate, and the generator."""
@@ -167,13 +167,12 @@ class Planner:
         config = self._config
         return keep_count(budget, self._patches, arriving, self._prefix, config.keep_reference, config.keep_multiple)
 
-    def _reduce(self, sums: Tensor, images: int) -> Tensor:
-        """Turn deltas summed over this rank's images into the reading's, on the CPU: here the host waits.
+    def _reduce(self, totals: Tensor, count: int) -> Tensor:
+        """Turn deltas summed over the images of all ranks into the reading's, on the CPU.
 
         Raises:
             DivergedError: one that is not finite.
         """
-        totals, count = total_over_ranks(sums, images)
         deltas = finite(totals.double().cpu())
         return deltas if self._config.delta_reduction == "batch_sum" else deltas / count
 

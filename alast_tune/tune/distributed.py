@@ -33,7 +33,7 @@ from ray.train.torch import TorchTrainer
 
 from alast_tune.config import TrialConfig, with_absolute_paths
 from alast_tune.errors import ConfigError, DivergedError, WorkersError
-from alast_tune.parallel import largest_over_ranks, world
+from alast_tune.parallel import world
 from alast_tune.results import EpochReport
 from alast_tune.train import fit, last_report
 from alast_tune.tune.cluster import cluster, stopped_by_signals
@@ -51,7 +51,13 @@ SCRATCH = ".ray-"
 _FINAL = (ConfigError, DivergedError)  # another try would only repeat it
 
 
-def fit_distributed(config: TrialConfig, folder: Path, workers: int, on_epoch: Callable[[EpochReport], None]) -> None:
+def fit_distributed(
+    config: TrialConfig,
+    folder: Path,
+    workers: int,
+    on_epoch: Callable[[EpochReport], None],
+    checkpoint_every: float | None = None,
+) -> None:
     """Fine-tune with several workers, to the same end as :func:`~alast_tune.train.fit` over ``folder`` in one process.
 
     Every worker takes its share of each batch, so that batch size, learning rate and plans are those of one worker.
@@ -62,6 +68,7 @@ def fit_distributed(config: TrialConfig, folder: Path, workers: int, on_epoch: C
         folder: keeps the checkpoint and the model; this process's alone, and all nodes have to see it.
         workers: how many, at least 1.
         on_epoch: is told of every epoch, here and while it runs; of one that a restart repeats, once.
+        checkpoint_every: seconds after which there is a checkpoint within an epoch too.
 
     Raises:
         ConfigError: whatever cannot work.
@@ -85,7 +92,7 @@ def fit_distributed(config: TrialConfig, folder: Path, workers: int, on_epoch: C
     ):
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         resources = resources_per_worker(workers, nodes, config.train.device)
-        job = _Job(with_absolute_paths(config), folder, Path(scratch), resources)
+        job = _Job(with_absolute_paths(config), folder, Path(scratch), resources, checkpoint_every)
         last = last_report(folder)
         told = last.epoch if last else 0
         here = {NODE_LABEL: ray.get_runtime_context().get_node_id()}
@@ -144,6 +151,7 @@ class _Job:
     scratch: Path
     """In the folder, and made by this driver: who sees it sees the folder, and while it is there the run is its."""
     resources: dict[str, float]
+    checkpoint_every: float | None
 
 
 class _TrainingController:
@@ -203,9 +211,6 @@ def _train(options: dict[str, Any]) -> None:
     if not job.scratch.is_dir():
         raise ConfigError("output", job.folder, f"{socket.gethostname()} does not see it; all nodes have to share it")
     last = last_report(job.folder)
-    epoch = last.epoch if last else 0
-    if largest_over_ranks(epoch, -epoch) != (epoch, -epoch):
-        raise RuntimeError(f"workers found different checkpoints in {job.folder}")  # network storage lags: try again
     torch.set_num_threads(int(job.resources["CPU"]))
     # The last one may not have been told: a worker may have died right after the epoch was saved.
 
@@ -213,7 +218,7 @@ def _train(options: dict[str, Any]) -> None:
         if not job.scratch.is_dir():
             raise ConfigError("output", job.folder, "another driver has taken it over")
 
-    for report in chain([last] if last else [], fit(job.config, job.folder, check)):
+    for report in chain([last] if last else [], fit(job.config, job.folder, check, job.checkpoint_every)):
         if world()[0] == 0:
             ray.get(options["controller"].tell.remote(report))
 

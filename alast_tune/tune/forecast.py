@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from alast_tune.config import BlockChoice, DataConfig, MethodConfig, ModelConfig, TopKConfig, TrainConfig, TrialConfig
 from alast_tune.cost import StepCosts
 from alast_tune.data import Splits, batch_count
+from alast_tune.device import precision_of
 from alast_tune.errors import MemoryLimitError
 from alast_tune.features import Wish, features_start
 from alast_tune.losses import mixes
@@ -25,7 +26,6 @@ from alast_tune.models import input_spec
 from alast_tune.models.backbone import Backbone
 from alast_tune.optimizers import build_optimizer
 from alast_tune.phases import Phase, phases_of
-from alast_tune.precision import precision_of
 from alast_tune.run import load_trial
 
 

@@ -24,12 +24,12 @@ from alast_tune.config import (
     with_whole_images,
 )
 from alast_tune.data.machine import in_own_process, limit_threads
+from alast_tune.device import AUTOCAST, device_of, precision_of
 from alast_tune.errors import ConfigError
 from alast_tune.losses import training_loss
 from alast_tune.methods import build_method
 from alast_tune.optimizers import build_optimizer
-from alast_tune.precision import AUTOCAST, precision_of
-from alast_tune.run import device_of, load_trial
+from alast_tune.run import load_trial
 from alast_tune.tune.forecast import Costs, Forecast
 from alast_tune.tune.resources import Node, Packing
 from alast_tune.tune.space import begins_with, trial_config

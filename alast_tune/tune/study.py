@@ -21,6 +21,7 @@ from alast_tune.choices import space_words, with_auto_space, with_space_of
 from alast_tune.config import FullConfig, SweepConfig, TrialConfig, stored_sweep, with_absolute_paths
 from alast_tune.cost import step_flops, step_peak_bytes
 from alast_tune.data import Splits, check_apart
+from alast_tune.device import precision_of
 from alast_tune.errors import ConfigError
 from alast_tune.fingerprints import Fingerprints, fingerprints, keep_fingerprints
 from alast_tune.lease import SweepLease, exclusive_driver
@@ -28,7 +29,6 @@ from alast_tune.methods import build_method, with_blocks_chosen
 from alast_tune.models.backbone import Backbone
 from alast_tune.optimizers import build_optimizer
 from alast_tune.phases import phases_of
-from alast_tune.precision import precision_of
 from alast_tune.results import TrialResult
 from alast_tune.run import load_trial
 from alast_tune.storage import CHECKPOINTS, address_of, atomic_write, fetch, is_copy

@@ -362,7 +362,7 @@ def test_what_a_recipe_fills_in_is_not_given_and_follows_method_and_epochs() -> 
 def test_precision_is_the_devices_where_it_is_left_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    from alast_tune.precision import precision_of
+    from alast_tune.device import precision_of
 
     auto = TrainConfig(precision="auto")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

@@ -37,6 +37,9 @@ MORE: dict[str, dict[str, Any]] = {
 MORE["rare classes"] = {"data/class_weights": "balanced", "data/sampling": "balanced"}
 """On a quarter as many images of one class as of the other."""
 
+DRAWN = {"train/token_keep": 0.5, "method": {"name": "lora", "rank": 4}}
+"""Tokens, by each rank for itself."""
+
 
 @pytest.fixture(scope="module")
 def configs(
@@ -48,7 +51,9 @@ def configs(
     for file in sorted((rare / "train" / "light").iterdir())[4:]:
         file.unlink()
     own = {"rare classes": {"data/root": rare}}
-    return {name: apply_params(trial, MORE.get(name, {}) | own.get(name, {})) for name, trial in trials.items()}
+    drawn = apply_params(trials["full"], DRAWN)
+    more = {"drawn": drawn, "drawn, resumed": drawn}
+    return {name: apply_params(trial, MORE.get(name, {}) | own.get(name, {})) for name, trial in trials.items()} | more
 
 
 @pytest.fixture(scope="module")
@@ -91,3 +96,16 @@ def test_two_processes_equal_one(folder: Path, configs: dict[str, TrialConfig], 
     assert second["report"]["own_peak_bytes"] <= first["report"]["own_peak_bytes"] <= first["report"]["peak_bytes"]
     assert method == "mixed" or second["report"]["own_peak_bytes"] < first["report"]["own_peak_bytes"]
     assert first["report"]["peak_bytes"] < alone["report"]["peak_bytes"]
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_within_an_epoch_each_with_what_it_draws(folder: Path) -> None:
+    for rank in (0, 1):
+        whole, resumed = (
+            torch.load(folder / f"{name}-{rank}.pt", weights_only=True) for name in ("drawn", "drawn, resumed")
+        )
+        assert whole["plans"] == resumed["plans"]
+        for name, tensor in whole["model"].items():
+            assert torch.equal(tensor, resumed["model"][name]), name
+        for name in ("accuracy", "train_loss", "train_flops", "peak_bytes"):
+            assert whole["report"][name] == resumed["report"][name], name

@@ -25,7 +25,7 @@ from alast_tune import run as running
 from alast_tune.blocks import report_blocks
 from alast_tune.config import FullConfig, ModelConfig, TrainConfig, TrialConfig, apply_params
 from alast_tune.cost import STEPS as STEPS_CSV
-from alast_tune.cost import StepCosts, memory
+from alast_tune.cost import Ledger, StepCosts, memory
 from alast_tune.data import prepare
 from alast_tune.errors import ConfigError, DivergedError
 from alast_tune.evaluate import evaluate
@@ -34,6 +34,7 @@ from alast_tune.methods import build_method
 from alast_tune.models import create_model
 from alast_tune.models.backbone import predict
 from alast_tune.optimizers import build_optimizer
+from alast_tune.parallel import LateTotals
 from alast_tune.results import EpochReport
 from alast_tune.run import Run, load_trial
 from alast_tune.scores import Evaluation
@@ -324,6 +325,23 @@ def test_report_says_what_blocks_did(tiny_trial: TinyTrial) -> None:
     assert report.cost.peak_bytes >= report.cost.steady_peak_bytes > 0
 
 
+def test_the_host_reads_a_step_s_deltas_when_it_decides_the_next_one(
+    tiny_trial: TinyTrial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its line is written then too, with the budgets after the step: nobody waits before the device has its update."""
+    happened, budgets = [], []
+    run = Run(tiny_trial({**ALAST, "reading": "fast"}))
+    read, add = LateTotals.read, Ledger.add
+    monkeypatch.setattr(LateTotals, "read", lambda late: (happened.append("read"), read(late))[1])
+    run._optimizer.register_step_post_hook(lambda *_: happened.append("update"))
+    monkeypatch.setattr(Ledger, "add", lambda ledger, record: (happened.append("line"), add(ledger, record))[1])
+    run.train_epoch()
+    assert happened == ["update", "read"] + ["update", "line", "read"] * (STEPS - 1) + ["line"]
+    run.train_epoch(lambda step: budgets.append(run.method.budgets))  # type: ignore[attr-defined]
+    assert [record.budgets_L for record in run.meter.ledger.read()][STEPS:] == budgets
+    assert len(set(budgets)) == STEPS
+
+
 def test_micro_batches_add_up_to_the_batch(tiny_trial: TinyTrial) -> None:
     """The same plan and, but for rounding, the same updates; less memory."""
     method = {"name": "alast", "reading": "paper", "alpha": 0.0, "trainable_blocks": 3}
@@ -521,7 +539,8 @@ def test_the_table_of_a_run_that_was_killed_equals_an_uninterrupted_one_s(
     with pytest.raises(KeyboardInterrupt):
         list(fit(config, tmp_path, killed))
     gc.collect()
-    assert len(table.read_bytes().splitlines()) == 1 + STEPS + 3  # more than the checkpoint knows of
+    lines = table.read_bytes().splitlines()
+    assert len(lines) == 1 + STEPS + 2  # more than the checkpoint knows of; the last step's waited
     list(fit(config, tmp_path))
     assert table.read_bytes() == (whole / STEPS_CSV).read_bytes()
 
@@ -665,16 +684,15 @@ def on_a_gpu(method: dict[str, Any], **train: Any) -> Run:
 
 @pytest.mark.gpu
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode")
-def test_fast_reading_never_makes_the_host_wait_inside_forward_or_backward() -> None:
+def test_no_step_of_the_fast_reading_makes_the_host_wait_for_the_whole_of_it() -> None:
+    """From the images to the update, the meter's part too; for the deltas it waits by an event, before the next one."""
     run = on_a_gpu({"name": "alast", "trainable_blocks": 4})
-    for step, (images, labels) in enumerate(seen(run)):
-        run.method.begin_step(step)
+    for step, (images, labels) in enumerate(run._loader(0)):  # in pinned memory
         torch.cuda.set_sync_debug_mode("error" if step else "default")  # the first step calibrates
         try:
-            F.cross_entropy(run.method.forward(images), labels).backward()
+            run._step(run.method, run._optimizer, images, labels)
         finally:
             torch.cuda.set_sync_debug_mode("default")
-        run.method.end_step()
     assert step >= 1, "no step was watched"
 
 
