@@ -120,7 +120,7 @@ def test_rare_classes_weigh_as_much_in_the_loss_whatever_the_micro_batches(rare:
         train = config.train.model_copy(update={"accumulate": accumulate})
         run = Run(config.model_copy(update={"data": data, "train": train}))
         if accumulate == 1:
-            images, labels = next(iter(run._loader(0)))
+            images, labels = seen(run)[0]
             with torch.no_grad():
                 first = F.cross_entropy(run.model.train()(images), labels, weight=weights)
             twin = Run(run.config)
