@@ -90,7 +90,7 @@ def _seeds_of(sweep: SweepConfig, members: tuple[FrontMember, ...], runs: int) -
 def _settings_of(trial: TrialConfig) -> dict[str, Any]:
     """Give all that makes a trial, but for where things lie and run, as paths and values."""
     plain = trial.model_dump(mode="json")
-    whole = {"method": plain.pop("method")}
+    whole = {name: plain.pop(name) for name in ("recipe", "method")}
     paths = {f"{group}/{name}": value for group, values in plain.items() for name, value in values.items()}
     return whole | {path: value for path, value in paths.items() if path not in PLACES}
 
