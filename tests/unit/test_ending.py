@@ -13,6 +13,7 @@ from alast_tune.errors import ConfigError
 from alast_tune.results import EpochReport
 from alast_tune.run import Run
 from alast_tune.train import fit
+from tests.unit.tiny import evaluation
 
 TinyTrial = Callable[..., TrialConfig]
 
@@ -23,7 +24,7 @@ class Scripted(Run):
     accuracies: tuple[float, ...] = (0.5, 0.6, 0.6, 0.4, 0.9, 0.9)
 
     def evaluate(self, split: str) -> Any:
-        return self.accuracies[self.epoch], 1.0
+        return evaluation(self.accuracies[self.epoch])
 
 
 def ended(config: TrialConfig, again: Path | None = None) -> list[EpochReport]:
@@ -94,6 +95,6 @@ def test_the_averaged_weights_are_evaluated_and_kept(tiny_trial: TinyTrial, tmp_
     assert not torch.equal(kept["head.weight"], weights["head.weight"])
     last = load_file(tmp_path / "last.safetensors")
     assert all(torch.equal(last[name], tensor) for name, tensor in kept.items())
-    assert run.evaluate("validation")[1] == pytest.approx(report.validation_loss)
+    assert run.evaluate("validation").loss == pytest.approx(report.validation_loss)
     plain = next(fit(apply_params(config, {"train/ema": None})))
     assert plain.train_loss == report.train_loss and plain.validation_loss != report.validation_loss

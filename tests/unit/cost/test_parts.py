@@ -41,7 +41,7 @@ def test_it_does_not_matter_on_how_many_images_and_tokens_a_part_was_run(values:
     prefix = int(model.num_prefix_tokens)
     again._run_with = (59, 2 * 41 + prefix, 43)
     assert once._run_with != again._run_with
-    again._labels_B = torch.empty(59, dtype=torch.int64)
+    again._labels = torch.empty(59, dtype=torch.int64)
     precisions: tuple[Precision, ...] = ("fp32", "bf16")
     for precision in precisions:
         plan = drawn_plan(draw, 64 + prefix, prefix + 1) if config.name == "alast" else method.plan

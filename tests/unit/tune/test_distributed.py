@@ -48,7 +48,7 @@ def test_every_worker_needs_an_image_of_each_batch(tmp_path: Path, workers: int)
 
 
 def test_a_worker_that_does_not_see_the_folder_says_so(tmp_path: Path) -> None:
-    job = _Job(TrialConfig(), tmp_path, tmp_path / "elsewhere", {"CPU": 1.0})
+    job = _Job(TrialConfig(), tmp_path, tmp_path / "elsewhere", {"CPU": 1.0}, None)
     with pytest.raises(ConfigError, match=f"output = {tmp_path}: .* does not see it; all nodes have to share it"):
         _train({"job": job})
 
