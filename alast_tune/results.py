@@ -70,8 +70,6 @@ class EpochReport:
     @property
     def quality(self) -> float:
         """The measure that counts, in [0, 1]: what a sweep maximizes, and by which epochs compare; NaN as accuracy."""
-        if math.isnan(self.accuracy):
-            return math.nan
         return objective_values(self.metrics(), self.score)["accuracy"]
 
     def metrics(self) -> dict[str, float]:

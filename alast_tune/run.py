@@ -144,7 +144,7 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether all epochs are done, or so many without a better accuracy that no more are wanted."""
+        """Whether all epochs are done, or early stopping (``train.patience``) has ended the run."""
         return self.epoch >= self.config.train.epochs or out_of_patience(self.config, self.report, self.best)
 
     def _keep_features(self) -> None:

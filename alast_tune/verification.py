@@ -109,7 +109,7 @@ def compare(member: FrontMember, report: EpochReport, images: float, spread: flo
 
 
 def images_behind(labels: Tensor, score: Score) -> float:
-    """Count the images that a measure's sampling error is of; for a mean over classes so many, equally many a class.
+    """Count the images that determine the sampling error of a measure; for a mean over classes, an effective number.
 
     The variance of a mean of K recalls p, over n_k images each, is p (1 - p) sum_k (1 / n_k) / K^2.
     """

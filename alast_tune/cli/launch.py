@@ -94,7 +94,7 @@ class Launched:
         except Exception as error:
             try:
                 first = self._store.add(_FAILED, 1) == 1
-            except DistError:  # whoever kept the store has gone
+            except DistError:  # the process that hosts the store has ended
                 first = self.rank == 0
             if not first:
                 raise SystemExit(1) from None

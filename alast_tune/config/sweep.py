@@ -306,7 +306,7 @@ class SweepConfig(Limits):
         if self.trial.data.all_data or "data/all_data" in self.space:
             raise ConfigError("trial.data.all_data", True, "a sweep selects on validation images; leave it to training")
         check_names(self.space)
-        if self.trial.train.eval_every > 1 or "train/eval_every" in self.space:
+        if self.trial.train.eval_every > 1:
             raise ConfigError("trial.train.eval_every", "above 1", "a sweep compares after every epoch; leave it out")
         fixed = flatten(self.with_limit(self.trial))
         for name, one in parameters(self.space).items():
@@ -320,6 +320,8 @@ class SweepConfig(Limits):
                     raise ConfigError(one.field, value, "is text where a number is meant; leave out the quotes")
                 if found["data/all_data"]:
                     raise ConfigError(one.field, value, "sets data.all_data, and a sweep selects on validation images")
+                if found["train/eval_every"] > 1:
+                    raise ConfigError(one.field, value, "sets train.eval_every, and a sweep compares after every epoch")
                 differ = [of for of in INCOMPARABLE if found.get(of) != fixed.get(of)]
                 if "train/score" in differ:
                     raise ConfigError(one.field, value, "sets train.score, and a front has one; set it in trial")

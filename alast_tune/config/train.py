@@ -120,11 +120,14 @@ class TrainConfig(Record):
         lt=1,
         description="decay of an average of the weights, which is what is evaluated and kept; rises to it from 0",
     )
-    eval_every: int = Field(1, ge=1, description="validate after every so many epochs, and after the last one")
+    eval_every: int = Field(
+        1, ge=1, description="number of epochs from one validation to the next; the last epoch always has one"
+    )
     patience: int | None = Field(
         None,
         ge=1,
-        description="end after so many epochs without a better validation accuracy; unset: train all epochs",
+        description="early stopping: number of epochs without a better validation result after which the run ends; "
+        "unset: train all epochs",
     )
     precision: Precision | Literal["auto"] = Field(
         "fp32",

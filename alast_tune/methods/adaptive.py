@@ -159,9 +159,7 @@ class Alast:
             self._planner.plan = replace(plan, tokens_L=tuple(tokens), calibrated=calibrated)
         self._deltas.append(torch.stack(deltas))
         self._images += len(images_BCHW)
-        if len(self._deltas) == len(
-            self._micro_batches
-        ):  # the last: what follows, the backward, they need not wait for
+        if len(self._deltas) == len(self._micro_batches):  # the last one: deltas need not wait for its backward
             self._send()
         assert isinstance(flowing, Tensor)
         return classify(self.model, flowing)

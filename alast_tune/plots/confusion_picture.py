@@ -12,10 +12,10 @@ from alast_tune.plots.cloud import BLUE, INK
 from alast_tune.text import safe
 
 NAMED = 60
-"""Of so many classes at most each has its name beside its row."""
+"""Most classes whose names are written beside the rows."""
 
 _NUMBERED = 25
-"""Of so many classes at most each cell has its number."""
+"""Most classes with a number in each cell."""
 
 _LONGEST = 18
 """Characters of a name that there is room for."""

@@ -15,6 +15,8 @@ from alast_tune.tune.trials import epochs_of
 
 USED = "seconds searched"
 """The study's attribute that says for how long drivers have searched."""
+GAIN = "expected gain"
+"""The study's attribute that says what a driver last expected of the next trials, for one that resumes the sweep."""
 
 
 class Budget:
@@ -64,9 +66,15 @@ class Budget:
 
     @property
     def gain(self) -> float | None:
-        """Share that the next trials are each expected to add to the front's hypervolume; None if nobody knows."""
+        """Share that the next trials are each expected to add to the front's hypervolume; None if that is not known.
+
+        A resumed sweep's sampler has not made enough proposals yet: until then what an earlier driver expected holds.
+        """
         sampler = self._study.sampler
-        return sampler.expected_gain if isinstance(sampler, EhviSampler) else None
+        if not isinstance(sampler, EhviSampler):
+            return None
+        found = sampler.expected_gain
+        return self._study.user_attrs.get(GAIN) if found is None else found if math.isfinite(found) else None
 
     @property
     def flops(self) -> float:
@@ -87,8 +95,10 @@ class Budget:
         return ", ".join(used if gain is None else [*used, f"{gain:+.1%} expected of the next trial"])
 
     def keep(self, every: float = 0.0) -> None:
-        """Keep the time that is used in the study, if the last time was longer ago than ``every`` seconds."""
+        """Keep in the study the time that is used, and the gain, if that was last done ``every`` seconds ago."""
         used = self._clock() - self._started
         if used - self._kept >= every:
             self._kept = used
             self._study.set_user_attr(USED, round(used, 1))
+            if (gain := self.gain) is not None and gain != self._study.user_attrs.get(GAIN):
+                self._study.set_user_attr(GAIN, gain)

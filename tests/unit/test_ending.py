@@ -79,6 +79,10 @@ def test_a_sweep_looks_after_every_epoch(tiny_trial: TinyTrial) -> None:
     values["space"] = {"train/learning_rate": {"type": "float", "low": 1e-4, "high": 1e-3, "log": True}}
     with pytest.raises(ConfigError, match=r"trial.train.eval_every = above 1: a sweep compares after every epoch"):
         parse(SweepConfig, values)
+    seldom = {"method": {"name": "head"}, "train/eval_every": 2}
+    values |= {"trial": {}, "space": {"method": {"type": "variants", "variants": {"often": {}, "seldom": seldom}}}}
+    with pytest.raises(ConfigError, match=r"= seldom: sets train.eval_every, and a sweep compares after every epoch"):
+        parse(SweepConfig, values)
 
 
 def test_the_averaged_weights_are_evaluated_and_kept(tiny_trial: TinyTrial, tmp_path: Path) -> None:

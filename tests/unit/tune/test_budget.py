@@ -1,5 +1,6 @@
 """A sweep starts no trial once its time or its FLOPs are used up, and gets them back from nobody."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +193,20 @@ def test_no_trial_starts_once_too_little_is_expected_of_it(
     assert budget.over == ("" if starts else "gain")
     study.sampler = optuna.samplers.RandomSampler(seed=0) if starts else study.sampler
     assert isinstance(search.suggest("a"), dict) == starts
+
+
+def test_a_resumed_sweep_knows_what_was_expected_until_it_expects_something_itself(study: optuna.Study) -> None:
+    study.sampler = Modest({}, lambda params: (1.0, 1.0), (0.0, 1.0, 1.0), seed=0)
+    Budget(study).keep()
+    study.sampler = EhviSampler({}, lambda params: (1.0, 1.0), (0.0, 1.0, 1.0), seed=0)
+    assert (Budget(study, min_gain=0.02).over, Budget(study, min_gain=0.009).over) == ("gain", "")
+
+
+def test_of_an_infinite_gain_nothing_is_said(study: optuna.Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Modest, "expected_gain", math.inf)
+    study.sampler = Modest({}, lambda params: (1.0, 1.0), (0.0, 1.0, 1.0), seed=0)
+    budget = Budget(study, min_gain=0.5)
+    assert (budget.used(), budget.over) == ("", "")
 
 
 def test_a_least_gain_is_for_the_sampler_that_expects_one() -> None:
