@@ -21,6 +21,7 @@ from alast_tune.choices.settings import (
 from alast_tune.choices.space import (
     auto_space,
     features_of,
+    first_points,
     given_paths,
     has_layer_decay,
     rate_of,
@@ -223,6 +224,7 @@ def sweep_of_folder(
     if values.get("space", AUTO) == AUTO:
         if "method" not in trial:
             values["space"] = auto_space(sketch, own.model.name, methods, given, has_layer_decay(own))
+            values.setdefault("begin_with", first_points(values["space"]))
             trial["method"] = {"name": "full"}
         elif methods:
             raise ConfigError("methods", ",".join(methods), "trial.method says which; leave out one of the two")
@@ -234,7 +236,7 @@ def sweep_of_folder(
         raise ConfigError("methods", ",".join(methods), "the space says which; leave out one of the two")
     if "trials" not in values and values.get("sampler") != "grid":
         values["trials"] = TRIALS
-        chosen.append(Chosen("trials", str(TRIALS), "beside full fine-tuning and ALaST as in the paper; --trials"))
+        chosen.append(Chosen("trials", str(TRIALS), "beside the baselines; --trials"))
     return Choices(parse(SweepConfig, values), tuple(chosen))
 
 

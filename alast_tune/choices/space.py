@@ -58,6 +58,17 @@ AROUND = 10.0
 ON_REQUEST = ("top_k", "bsr")
 """Methods that are searched if they are named: exploring costs them more than ``full`` from a block on takes."""
 
+FIRST: tuple[tuple[str, dict[str, float | str]], ...] = (
+    ("apla", {"method/from_block": 0.0, "train/token_keep": 0.7}),
+    ("reader", {"method/read": "linear", "train/weight_decay": 0.1}),
+    ("full", {"method/from_block": 1.0, "train/token_keep": 1.0}),
+    ("apla", {"method/from_block": 0.7, "train/token_keep": 1.0}),
+)
+"""What is tried first, by variant: the rows of docs/method.md's tables that come near to full fine-tuning for least.
+
+``from_block`` as a share of the highest that is searched; each at the middle of its learning rates.
+"""
+
 BLOCKS_LEFT = 3
 """Blocks that always train, of the depth: with ``from_block`` as high as it is searched."""
 FEW_PATCHES = 30
@@ -101,6 +112,29 @@ def auto_space(
         variant: {path: value for path, value in allowed[variant].items() if path not in fixed} for variant in chosen
     }
     return _image_sizes(model, fixed) | {"method": Variants(variants=variants)}
+
+
+def first_points(space: Mapping[str, Distribution]) -> list[dict[str, Any]]:
+    """List the points of :func:`auto_space` that a sweep begins with: :data:`FIRST`, on images of the largest size."""
+    methods = space["method"]
+    assert isinstance(methods, Variants)
+    found = []
+    for variant, wanted in FIRST:
+        if variant not in methods.variants:
+            continue
+        point: dict[str, Any] = {path: item.choices[-1] for path, item in space.items() if isinstance(item, Choice)}
+        point["method"] = variant
+        for path, item in methods.ranges(variant).items():
+            value = wanted.get(path)
+            if isinstance(item, IntRange) and isinstance(value, float):
+                value = round(value * item.high)
+            if isinstance(item, FloatRange) and item.log:
+                value = float(f"{math.sqrt(item.low * item.high):.1e}")
+            if value is not None:
+                point[f"{variant}/{path}"] = value
+        if point not in found:
+            found.append(point)
+    return found
 
 
 def space_of_method(model: Backbone, name: str, method: MethodConfig, layered: bool = False) -> dict[str, Distribution]:
@@ -160,6 +194,7 @@ def with_auto_space(sweep: SweepConfig, methods: Sequence[str] = ()) -> SweepCon
     else:
         values["trial"]["method"] = {"name": "full"}
         values["space"] = auto_space(sketch, trial.model.name, methods, given_paths(trial), layered)
+        values["begin_with"] = values.get("begin_with") or first_points(values["space"])
     return parse(SweepConfig, values)
 
 
@@ -172,7 +207,7 @@ def with_space_of(sweep: SweepConfig, begun: SweepConfig) -> SweepConfig:
         if name in (found := stored["trial"].get(group, {})):
             values["trial"].setdefault(group, {}).setdefault(name, found[name])
     values["trial"]["method"] = stored["trial"]["method"]
-    return parse(SweepConfig, values | {"space": stored["space"]})
+    return parse(SweepConfig, values | {name: stored[name] for name in ("space", "begin_with")})
 
 
 def rate_of(name: str, layered: bool = False) -> float:

@@ -52,7 +52,7 @@ def yaml_of(sweep: SweepConfig) -> str:
 
 
 def _places(sweep: SweepConfig, seen: Preview) -> str:
-    of = f"of {seen.trials} trials, {seen.baselines} baselines among them"
+    of = f"of {seen.trials} trials, {seen.baselines} baseline{'s' * (seen.baselines != 1)} among them"
     if seen.at_a_time is None:
         return f"as many as fit on the cluster, {of}"
     return f"{seen.at_a_time} {of}"

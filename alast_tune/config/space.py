@@ -249,6 +249,34 @@ def check_names(space: Mapping[str, Distribution]) -> None:
             owners[variant] = path
 
 
+def check_point(space: Mapping[str, Distribution], given: Mapping[str, Any], field: str) -> None:
+    """Refuse values that no point of a space has together.
+
+    Args:
+        space: whose parameters are named.
+        given: parameter -> value; others are left open.
+        field: where that was given.
+
+    Raises:
+        ConfigError: names the parameter, its value and the remedy.
+    """
+    known = parameters(space)
+    for name, value in given.items():
+        if name not in known:
+            raise ConfigError(f"{field}.{name}", value, f"the space has no such parameter; it has {', '.join(known)}")
+        one = known[name]
+        if not one.in_force(given):
+            remedy = "of {}: {} alone; give that too, or leave this out".format(*one.condition or ())
+            raise ConfigError(f"{field}.{name}", value, f"is a parameter {remedy}")
+        if isinstance(one.distribution, FloatRange):
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            there = number and one.distribution.low <= value <= one.distribution.high
+        else:
+            there = value in (choices_of(one.distribution) or ())
+        if not there:
+            raise ConfigError(f"{field}.{name}", value, f"lies outside of {one.field}; give one of its values")
+
+
 def _check_settings(field: str, settings: Mapping[str, Any], later: Sequence[str]) -> None:
     """Refuse distributions that are variants, stand inside a record, or are overruled by a later parameter."""
     for path, value in settings.items():

@@ -16,6 +16,7 @@ from alast_tune.config.space import (
     Distribution,
     FloatRange,
     check_names,
+    check_point,
     combinations,
     ends_of,
     parameters,
@@ -235,6 +236,11 @@ class SweepConfig(Limits):
         "methods that the model allows, each with its own ranges",
     )
     """Empty: auto, not made out yet."""
+    begin_with: tuple[dict[str, bool | int | float | str], ...] = Field(
+        (),
+        description="points of the space to try first, after the baselines: parameter -> value; what a point leaves "
+        "out is drawn; they count among the trials",
+    )
 
     @property
     def limits(self) -> Limits:
@@ -328,6 +334,14 @@ class SweepConfig(Limits):
                 if differ and self.sampler != "grid":
                     remedy = f"trials that differ in {differ[0]} do not compare; set it in trial, or take sampler: grid"
                     raise ConfigError(one.field, value, remedy)
+        return self
+
+    @model_validator(mode="after")
+    def _check_begin_with(self) -> Self:
+        if self.begin_with and self.sampler == "grid":
+            raise ConfigError("begin_with", "given", "a grid runs its combinations in order; leave it out")
+        for place, given in enumerate(self.begin_with if self.space else ()):
+            check_point(self.space, given, f"begin_with.{place}")
         return self
 
     @model_validator(mode="after")

@@ -33,6 +33,8 @@ from alast_tune.errors import ConfigError
 BASELINES: dict[str, MethodConfig] = {"full": FullConfig(), "paper": AlastConfig(reading="paper")}
 """What sweeps run first and to the end: full fine-tuning, and the paper's configuration."""
 
+_WHOLE = 1_000_000
+"""Pixels: as large as images are."""
 _LIKE_FULL = AlastConfig(trainable_blocks=1_000_000, floors=Floors(early=1.0, middle=1.0, late=1.0), target_budget=1.0)
 
 
@@ -75,12 +77,13 @@ def trial_config(sweep: SweepConfig, params: Mapping[str, Any], baseline: str | 
 def baseline_params(base: TrialConfig, space: Mapping[str, Distribution], baseline: str) -> dict[str, Any]:
     """Find the point of the space that is nearest to a baseline: there a sampler sees its results.
 
-    The paper takes the learning rate for alpha; what a baseline says nothing of is the base trial's. In a space with
+    The paper takes the learning rate for alpha; what a baseline says nothing of is the base trial's, and of images the
+    largest size where that has none. In a space with
     conditional parameters the nearest variant is of the baseline's method, else of ALaST, else the first.
     """
     like = _LIKE_FULL if baseline == "full" else BASELINES[baseline]
     own = _with_method(base, like)
-    values = {"method/alpha": own.train.learning_rate}
+    values = {"method/alpha": own.train.learning_rate, "model/image_size": _WHOLE}
     values |= {path: value for path, value in (flatten(base) | flatten(own)).items() if value is not None}
     conditional = is_conditional(space)
 
@@ -124,14 +127,12 @@ def is_point(sweep: SweepConfig, baseline: str) -> bool:
 
 
 def begins_with(sweep: SweepConfig) -> list[str]:
-    """Name the baselines that a sweep runs first: full fine-tuning, and the paper's where ALaST is searched."""
+    """Name the baselines that a sweep runs first: full fine-tuning, and the paper's where ALaST alone is searched."""
     if sweep.sampler == "grid":
         return []
-    variants = [item.variants.values() for item in sweep.space.values() if isinstance(item, Variants)]
-    methods = {_method_of(settings) for choice in variants for settings in choice}
-    replaced = is_conditional(sweep.space) and any(all(map(_method_of, choice)) for choice in variants)
-    adaptive = "alast" in methods or (not replaced and isinstance(sweep.trial.method, AlastConfig))
-    return ["full", "paper"] if adaptive else ["full"]
+    choices = [item.variants.values() for item in sweep.space.values() if isinstance(item, Variants)]
+    methods = {_method_of(settings) or sweep.trial.method.name for choice in choices for settings in choice}
+    return ["full", "paper"] if (methods or {sweep.trial.method.name}) == {"alast"} else ["full"]
 
 
 def point(params: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
@@ -164,7 +165,10 @@ def _without_others(space: Mapping[str, Distribution], params: Mapping[str, Any]
 def _nearest(item: Distribution, value: Any) -> bool | int | float | str:
     if not isinstance(item, FloatRange | IntRange):
         choices = choices_of(item) or ()
-        return value if value in choices else choices[0]
+        numbers = [choice for choice in choices if isinstance(choice, int | float) and not isinstance(choice, bool)]
+        if value in choices or not isinstance(value, int | float) or len(numbers) < len(choices):
+            return value if value in choices else choices[0]
+        return min(numbers, key=lambda number: abs(number - value))
     if not isinstance(value, int | float):
         return item.low
     return type(item.low)(min(max(value, item.low), item.high))

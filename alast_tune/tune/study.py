@@ -54,8 +54,8 @@ from alast_tune.tune.storage_errors import as_storage_error
 from alast_tune.tune.trainable import AlastTrainable
 from alast_tune.tune.trials import (
     baselines,
-    enqueue_baselines,
     enqueue_failed,
+    enqueue_first,
     name_metrics,
     open_study,
     results,
@@ -280,7 +280,7 @@ def _begin(prepared: Prepared) -> optuna.Study:
         if sweep.warm_start:
             left = len(prepared.earlier) - taken
             prepared.say(f"warm start: {taken} results of {sweep.warm_start}, {left} left out")
-        enqueue_baselines(study, sweep)
+        enqueue_first(study, sweep)
         study.set_user_attr("begun", True)
     if prepared.retry_failed:
         prepared.say(f"{enqueue_failed(study)} failed trials are run again, under new numbers")

@@ -147,13 +147,15 @@ def _database(url: str) -> optuna.storages.BaseStorage:
     )
 
 
-def enqueue_baselines(study: optuna.Study, sweep: SweepConfig) -> None:
-    """Let a study begin with the baselines that it does not have yet."""
+def enqueue_first(study: optuna.Study, sweep: SweepConfig) -> None:
+    """Let a study begin with the baselines that it does not have yet, and then with what the sweep begins with."""
     there = {trial.user_attrs.get(BASELINE) for trial in study.get_trials(deepcopy=False)}
     for baseline in begins_with(sweep):
         if baseline not in there:
             params = baseline_params(sweep.trial, sweep.space, baseline)
             study.enqueue_trial(params, user_attrs={BASELINE: baseline})
+    for given in sweep.begin_with:
+        study.enqueue_trial(given, skip_if_exists=True)
 
 
 def baselines(study: optuna.Study) -> list[FrozenTrial]:

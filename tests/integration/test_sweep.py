@@ -186,7 +186,7 @@ def test_a_second_driver_of_the_same_sweep_is_refused(pareto: Pareto) -> None:
         (["--preset", "demo", "--nonsense", "1"], "error: unrecognized arguments: --nonsense; see --help"),
         (["--preset", "demo", "--trials", "0"], "error: trials = 0: "),
         (
-            ["--preset", "demo", "--trial.method.trainable_blocks", "13"],
+            ["--preset", "demo", "--trial.method.name", "alast", "--trial.method.trainable_blocks", "13"],
             "error: method.trainable_blocks = 13: the model",
         ),
         (["--preset", "demo", "--trial.model.name", "resnet18"], "error: model.name = resnet18: "),

@@ -1,14 +1,14 @@
-"""A sweep's trials to show: of the demo's space, with settings as long as they get."""
+"""A sweep's trials to show: among the settings of ALaST, as long as they get."""
 
+from pathlib import Path
 from typing import Any
 
-from alast_tune.cli.sweep import PRESETS
 from alast_tune.config import Limits, SweepConfig, parse, read_mapping
 from alast_tune.results import FrontFile, TrialResult
 from alast_tune.summary import summarise
 from alast_tune.tune.space import baseline_params, trial_config
 
-DEMO = parse(SweepConfig, read_mapping(PRESETS / "demo.yaml"))
+SWEEP = parse(SweepConfig, read_mapping(Path(__file__).with_name("alast.yaml")))
 REFERENCE = (0.0, 1e12, float(200 << 20))
 
 
@@ -28,10 +28,10 @@ def trial(
         "train/learning_rate": 0.00081234 + shift,
     }
     if baseline:
-        params = baseline_params(DEMO.trial, DEMO.space, baseline)
+        params = baseline_params(SWEEP.trial, SWEEP.space, baseline)
     accuracy, flops, peak = values
     given = {"metrics": {"train_seconds": seconds}, "device": "one", "test_accuracy": accuracy, "baseline": baseline}
-    config = trial_config(DEMO, params, baseline)
+    config = trial_config(SWEEP, params, baseline)
     return TrialResult(number, "complete", config, params, (accuracy, flops, peak * 2**20), 2, **(given | more))
 
 

@@ -80,6 +80,8 @@ def test_configurations_survive_json_and_are_hashable() -> None:
             "space.method/trainable_blocks = -1",
         ),
         ({"space": {}}, "space = {}: nothing varies; give parameters, or auto"),
+        ({"begin_with": [{"method/alfa": 1}]}, "begin_with.0.method/alfa = 1: the space has no such parameter; it has"),
+        ({"begin_with": [{"method/alpha": 7}]}, "begin_with.0.method/alpha = 7: lies outside of space.method/alpha; "),
         ({"name": "../x"}, "name = ../x: String should match pattern"),
     ],
 )

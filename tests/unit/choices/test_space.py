@@ -20,6 +20,7 @@ from alast_tune.config import (
     Variants,
     ends_of,
     find_method,
+    in_force,
     parse,
 )
 from alast_tune.cost import step_flops
@@ -27,7 +28,7 @@ from alast_tune.errors import ConfigError
 from alast_tune.methods import build_method
 from alast_tune.models import input_spec, outline
 from alast_tune.tune.forecast import Forecast
-from alast_tune.tune.space import begins_with, is_point, trial_config
+from alast_tune.tune.space import baseline_params, begins_with, is_point, trial_config
 from tests.unit.kinds import small
 
 METHODS = ["full", "lora", "apla", "alast", "alast-lora", "tome", "tome-lora", "reader", "head"]
@@ -180,11 +181,27 @@ def test_it_is_made_out_once_and_written_out() -> None:
     assert space_words(narrow.space)[0] == "1 method (head)"
     resumed = with_space_of(asked, narrow)
     assert resumed.difference(narrow) is None and resumed.space == narrow.space
+    whole = with_space_of(asked, found)
+    assert whole.difference(found) is None and whole.begin_with == found.begin_with
 
 
 def test_full_fine_tuning_is_a_point_of_it() -> None:
     sweep = with_auto_space(small_sweep())
-    assert begins_with(sweep)[0] == "full" and is_point(sweep, "full")
+    assert begins_with(sweep) == ["full"] and is_point(sweep, "full")
+    assert baseline_params(sweep.trial, sweep.space, "full")["model/image_size"] == 32
+
+
+def test_it_begins_with_what_is_known_to_be_good() -> None:
+    sweep = with_auto_space(small_sweep())
+    assert [point["method"] for point in sweep.begin_with] == ["apla", "reader", "full", "apla"]
+    for point in sweep.begin_with:
+        assert point["model/image_size"] == 32 and list(point) == in_force(sweep.space, point)
+        trial_config(sweep, point)
+    assert [point.get("apla/method/from_block") for point in sweep.begin_with] == [0, None, None, 6]
+    few = with_auto_space(small_sweep(), ["head", "reader"])
+    assert [point["method"] for point in few.begin_with] == ["reader"]
+    given = {"method": "head"}
+    assert with_auto_space(small_sweep(begin_with=[given])).begin_with == (given,)
 
 
 def test_a_grid_needs_values() -> None:

@@ -19,7 +19,7 @@ from alast_tune.summary import summarise
 from alast_tune.tune.attributes import DUPLICATE_OF
 from alast_tune.tune.search import StudySearcher
 from alast_tune.tune.trainable import AlastTrainable
-from alast_tune.tune.trials import curve_of, enqueue_baselines, results
+from alast_tune.tune.trials import curve_of, enqueue_first, results
 from tests.unit.tune.test_search import Recorder, everywhere, forecast, opened, report, sweep
 
 Die = Callable[[str], None]
@@ -54,7 +54,7 @@ class Driver:
         self.config = config
         self.study = opened(config, folder)
         if baselines:
-            enqueue_baselines(self.study, config)
+            enqueue_first(self.study, config)
         for blocks in start:
             self.study.enqueue_trial({"method/trainable_blocks": blocks})
         self.search = StudySearcher(

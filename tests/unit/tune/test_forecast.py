@@ -19,7 +19,7 @@ from alast_tune.tune.space import to_optuna
 from tests.unit.tiny import evaluation
 
 THIRDS = ("early", "middle", "late")
-DEMO = Path(__file__).parents[3] / "alast_tune" / "presets" / "demo.yaml"
+ALAST = Path(__file__).parents[1] / "alast.yaml"
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def test_over_the_demos_space_the_grown_peak_is_seldom_exceeded() -> None:
 
     Here two of the first draws: in one budgets grow, in the other they are large from the beginning.
     """
-    sweep = parse(SweepConfig, read_mapping(DEMO))
+    sweep = parse(SweepConfig, read_mapping(ALAST))
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     forecast, draws = Forecast(), [study.ask(to_optuna(sweep.space)).params for _ in range(3)]
     for params in (draws[0], draws[2]):

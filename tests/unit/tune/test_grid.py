@@ -15,7 +15,7 @@ from alast_tune.summary import summarise
 from alast_tune.terminal import front_table
 from alast_tune.tune.search import StudySearcher
 from alast_tune.tune.space import trial_config
-from alast_tune.tune.trials import enqueue_baselines, results
+from alast_tune.tune.trials import enqueue_first, results
 from alast_tune.tune.warm_start import earlier_results, feed
 from tests.unit.tune.test_search import Recorder, everywhere, forecast, opened, report, searcher
 
@@ -110,7 +110,7 @@ def test_what_is_no_grid_is_refused_in_one_line(options: dict[str, Any], line: s
 def test_every_combination_is_handed_out_once_in_order_and_no_baseline(tmp_path: Path) -> None:
     config = grid()
     search, study, _ = searcher(tmp_path, config)
-    enqueue_baselines(study, config)
+    enqueue_first(study, config)
     assert search.remaining == 6
     methods = []
     while isinstance(suggestion := search.suggest(str(len(methods))), dict):
@@ -183,16 +183,16 @@ def test_results_of_an_earlier_sweep_are_no_combinations_any_more(tmp_path: Path
     )  # the others are no variants of it
 
 
-def test_a_search_over_variants_begins_with_the_baselines_own_methods(tmp_path: Path) -> None:
+def test_a_search_over_variants_begins_with_full_fine_tuning(tmp_path: Path) -> None:
     config = grid(sampler="random", trials=3, space={"way": SPACE["way"]})
     study = opened(config, tmp_path)
-    enqueue_baselines(study, config)
+    enqueue_first(study, config)
     search = StudySearcher(study, config, Recorder(), everywhere(config), forecast)
-    full, paper, other = (search.suggest(key) for key in "abc")
-    assert isinstance(full, dict) and isinstance(paper, dict) and isinstance(other, dict)
-    assert (full["trial"]["method"]["name"], paper["trial"]["method"]["reading"]) == ("full", "paper")
+    full, other = (search.suggest(key) for key in "ab")
+    assert isinstance(full, dict) and isinstance(other, dict)
+    assert (full["baseline"], other["baseline"], full["trial"]["method"]["name"]) == ("full", None, "full")
     assert full["trial"]["train"]["learning_rate"] == 5e-5  # of the variant at whose place it stands
-    assert study.trials[2].params["way"] in VARIANTS
+    assert study.trials[1].params["way"] in VARIANTS
 
 
 def test_the_table_of_a_front_names_variants(tmp_path: Path) -> None:

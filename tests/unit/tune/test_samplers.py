@@ -10,7 +10,7 @@ from optuna.trial import TrialState
 from alast_tune.config import TrialConfig, in_force
 from alast_tune.tune.attributes import BASELINE
 from alast_tune.tune.search import StudySearcher
-from alast_tune.tune.trials import enqueue_baselines, results
+from alast_tune.tune.trials import enqueue_first, results
 from tests.unit.tune.conditional import METHODS, SPACE, accuracy, forecast, sweep
 from tests.unit.tune.test_search import Recorder, everywhere, opened, report
 
@@ -20,7 +20,7 @@ CHOICES = {name: settings | {"train/learning_rate": 1e-3} for name, settings in 
 
 def search_of(folder: Path, config: Any, **options: Any) -> tuple[StudySearcher, optuna.Study]:
     study = opened(config, folder)
-    enqueue_baselines(study, config)
+    enqueue_first(study, config)
     return StudySearcher(study, config, Recorder(), everywhere(config), forecast), study
 
 

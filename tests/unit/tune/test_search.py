@@ -22,8 +22,8 @@ from alast_tune.tune.sampler import EhviSampler
 from alast_tune.tune.search import StudySearcher
 from alast_tune.tune.trials import (
     curve_of,
-    enqueue_baselines,
     enqueue_failed,
+    enqueue_first,
     epoch_key,
     epochs_of,
     open_study,
@@ -318,7 +318,7 @@ def test_beyond_a_limit_or_the_reference_nothing_is_worth_anything(
 def test_what_is_worth_something_follows_full_fine_tuning(tmp_path: Path) -> None:
     config = sweep(sampler="ehvi", trials=4, within=0.1)
     study = opened(config, tmp_path)
-    enqueue_baselines(study, config)
+    enqueue_first(study, config)
     search = StudySearcher(study, config, Recorder(), everywhere(config), forecast)
     assert isinstance(study.sampler, EhviSampler)
     first, second = search.suggest("a"), search.suggest("b")
@@ -377,8 +377,8 @@ def test_a_complete_trial_keeps_its_last_metrics_and_what_the_test_images_say(tm
 def test_a_study_begins_with_full_fine_tuning_and_the_papers_configuration(tmp_path: Path) -> None:
     config = sweep()
     study = opened(config, tmp_path)
-    enqueue_baselines(study, config)
-    enqueue_baselines(study, config)  # a driver killed in between does it again
+    enqueue_first(study, config)
+    enqueue_first(study, config)  # a driver killed in between does it again
     search = StudySearcher(study, config, Recorder(), everywhere(config), forecast)
     full, paper, other = (search.suggest(key) for key in "abc")
     assert isinstance(full, dict)
@@ -393,6 +393,21 @@ def test_a_study_begins_with_full_fine_tuning_and_the_papers_configuration(tmp_p
     assert study.trials[0].params["method/trainable_blocks"] == 12
     assert results(study, config)[0].config.method.name == "full"
     assert search.remaining == 5
+
+
+def test_a_study_goes_on_with_the_points_that_were_given(tmp_path: Path) -> None:
+    first = ({"method/trainable_blocks": 5}, {"method/floors/early": 0.5})
+    config = sweep(begin_with=first)
+    study = opened(config, tmp_path)
+    enqueue_first(study, config)
+    enqueue_first(study, config)
+    search = StudySearcher(study, config, Recorder(), everywhere(config), forecast)
+    for key in "abcde":
+        assert isinstance(search.suggest(key), dict)
+    given = [trial.params for trial in study.trials[2:4]]
+    assert [params | point for params, point in zip(given, first, strict=True)] == given
+    assert given[0].keys() == given[1].keys() == study.trials[4].params.keys()
+    assert search.remaining == config.trials - 3  # they are among those that were asked for
 
 
 def test_limits_become_constraints_and_what_breaks_them_is_infeasible(tmp_path: Path) -> None:

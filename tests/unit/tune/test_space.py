@@ -28,6 +28,7 @@ BLOCKS = {"type": "int", "low": 1, "high": 12}
 RATE = {"type": "float", "low": 1e-4, "high": 1e-2, "log": True}
 WAYS = {"type": "variants", "variants": {"head": {"method": {"name": "head"}}, "few": {"method": {"name": "lora"}}}}
 ADAPTIVE = {"type": "variants", "variants": {"a": {"method": {"name": "alast"}}, "b": {"method": {"name": "lora"}}}}
+ONLY_ADAPTIVE = {"type": "variants", "variants": {"a": {"method": {"name": "alast"}}, "b": {"method/alpha": 0.1}}}
 OPEN = {f"method/floors/{part}": {"type": "float", "low": 0.1, "high": 1.0} for part in ("early", "middle", "late")}
 CACHED = {"type": "categorical", "choices": ["cache"]}
 
@@ -48,7 +49,8 @@ CACHED = {"type": "categorical", "choices": ["cache"]}
         ({"name": "full"}, {"train/token_keep": RATE}, ["full"], []),
         ({"name": "full"}, {"data/features": CACHED}, ["full"], []),
         ({"name": "head"}, {"way": WAYS}, ["full"], []),
-        ({"name": "head"}, {"way": ADAPTIVE}, ["full", "paper"], []),
+        ({"name": "head"}, {"way": ADAPTIVE}, ["full"], []),  # other methods too
+        ({"name": "alast"}, {"way": ONLY_ADAPTIVE}, ["full", "paper"], []),
     ],
 )
 def test_baselines_run_where_they_can_be_compared_with_and_teach_only_as_points_of_the_space(
@@ -80,6 +82,23 @@ def test_baselines_train_on_all_tokens_of_whole_images() -> None:
     assert whole.epochs == 5
 
 
+@pytest.mark.parametrize(
+    ("sizes", "given", "side"),
+    [
+        ({"type": "categorical", "choices": [24, 32]}, {}, 32),
+        ({"type": "categorical", "choices": [24, 32]}, {"image_size": 24}, 24),
+        ({"type": "categorical", "choices": [16, 32]}, {"image_size": 28}, 32),
+        ({"type": "int", "low": 24, "high": 40}, {}, 40),
+    ],
+)
+def test_a_baseline_has_the_trials_images_or_else_the_largest(
+    sizes: dict[str, Any], given: dict[str, int], side: int
+) -> None:
+    trial = {"model": given, "method": {"name": "full"}}
+    sweep = SweepConfig.model_validate({"trial": trial, "space": {"model/image_size": sizes}})
+    assert baseline_params(sweep.trial, sweep.space, "full") == {"model/image_size": side}
+
+
 def test_a_baseline_stands_at_the_variant_of_its_method() -> None:
     config = conditional.sweep()
     assert list(to_optuna(config.space))[:4] == [
@@ -89,7 +108,7 @@ def test_a_baseline_stands_at_the_variant_of_its_method() -> None:
         "lora/train/learning_rate",
     ]
     assert begins_with(config) == ["full"]  # no variant is ALaST, which the base trial's method would be
-    at = {"train/batch_size": 16, "way": "full", "full/train/learning_rate": 1e-4, "full/train/optimizer": "adam"}
+    at = {"train/batch_size": 32, "way": "full", "full/train/learning_rate": 1e-4, "full/train/optimizer": "adam"}
     assert baseline_params(config.trial, config.space, "full") == at
     assert is_point(config, "full") and not is_point(config, "paper")
     assert trial_config(config, at) == trial_config(config, at, "full")
@@ -99,9 +118,9 @@ def test_a_baseline_takes_nothing_of_the_variants_of_other_methods() -> None:
     lora = conditional.SPACE | {"way": WAYS | {"variants": {"lora": conditional.METHODS["lora"]}}}
     config = conditional.sweep(space=lora)
     params = baseline_params(config.trial, config.space, "full")
-    assert params == {"train/batch_size": 16, "way": "lora", "lora/method/rank": 16, "lora/train/learning_rate": 1e-3}
+    assert params == {"train/batch_size": 32, "way": "lora", "lora/method/rank": 16, "lora/train/learning_rate": 1e-3}
     full = trial_config(config, params, "full")
-    assert (full.method.name, full.train.learning_rate, full.train.batch_size) == ("full", 1e-4, 16)
+    assert (full.method.name, full.train.learning_rate, full.train.batch_size) == ("full", 1e-4, 32)
     assert not is_point(config, "full")
 
 
@@ -111,4 +130,4 @@ def test_adaptive_fine_tuning_of_everything_is_full_fine_tuning_as_a_variant_too
     config = conditional.sweep(space={"way": WAYS | {"variants": {"head": {"method": {"name": "head"}}, "a": variant}}})
     params = baseline_params(config.trial, config.space, "full")
     assert (params["way"], params["a/method/trainable_blocks"]) == ("a", high)
-    assert begins_with(config) == ["full", "paper"] and is_point(config, "full") == point
+    assert begins_with(config) == ["full"] and is_point(config, "full") == point

@@ -11,7 +11,7 @@ from alast_tune.fingerprints import Fingerprints, keep_fingerprints
 from alast_tune.results import FrontFile
 from alast_tune.summary import summarise
 from alast_tune.tune.search import StudySearcher
-from alast_tune.tune.trials import enqueue_baselines, open_study, results
+from alast_tune.tune.trials import enqueue_first, open_study, results
 from alast_tune.tune.warm_start import earlier_results, feed
 from tests.unit.tune import conditional
 from tests.unit.tune.test_search import Recorder, everywhere, forecast, report
@@ -46,7 +46,7 @@ def before(tmp_path: Path) -> SweepConfig:
     (folder / "sweep.json").write_text(config.model_dump_json())
     study = open_study(config, folder)
     study.set_user_attr("reference_point", (0.0, 2e12, 2e8))
-    enqueue_baselines(study, config)
+    enqueue_first(study, config)
     search = StudySearcher(study, config, Recorder(), everywhere(config), forecast)
     for number in range(6):
         search.suggest(str(number))
@@ -66,7 +66,7 @@ def test_results_of_a_sweep_or_a_front_come_first_and_are_no_trials_of_the_new_o
     study = open_study(config, tmp_path)
     earlier = earlier_results(config, ORIGIN, SAID.append)
     assert feed(study, config, earlier) == 5
-    enqueue_baselines(study, config)  # both are there
+    enqueue_first(study, config)  # both are there
     assert len(study.trials) == 5
     (number,) = study.user_attrs["test_accuracy"]
     assert study.trials[int(number)].values[0] == 0.9
@@ -167,7 +167,7 @@ def test_choices_of_real_numbers_are_found_again_in_the_results_of_the_same_pres
     trial = {"train": {"epochs": 3, "learning_rate": 1e-3}}
     first = sweep(tmp_path, "first", space=space, trial=trial, sampler="random")
     study = open_study(first, tmp_path)
-    enqueue_baselines(study, first)
+    enqueue_first(study, first)
     waiting = [trial.system_attrs["fixed_params"] for trial in study.get_trials(deepcopy=False)]
     assert waiting == [{"train/learning_rate": 1e-3}] * 2
 
@@ -181,7 +181,7 @@ def test_conditional_results_are_found_again_by_what_their_configuration_has(tmp
     (folder / "sweep.json").write_text(config.model_dump_json())
     study = open_study(config, folder)
     study.set_user_attr("reference_point", (0.0, 2e12, 2e8))
-    enqueue_baselines(study, config)
+    enqueue_first(study, config)
     search = StudySearcher(study, config, Recorder(), everywhere(config), forecast)
     while isinstance(search.suggest("a"), dict):
         search.on_trial_complete("a", report())
