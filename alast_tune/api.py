@@ -50,13 +50,15 @@ def sweep(
         callbacks: objects that are told what happens; see :mod:`alast_tune.callbacks`.
         console: prints progress; unset: on standard error, in a notebook below the cell.
         settings: any of :class:`~alast_tune.config.SweepConfig`, as ``trials=4`` or ``trial={"train": {"epochs": 2}}``:
-            nested ones go into what preset or configuration say. Also ``model``, a timm name or a file of weights; and
-            ``go_on=True``, which goes on with the sweep of this ``name`` if it is there.
+            nested ones go into what preset or configuration say. Also ``methods``, names of those that ``space: auto``
+            searches; ``model``, a timm name or a file of weights; and ``go_on=True``, which goes on with the sweep of
+            this ``name`` if it is there.
 
     Raises:
         ConfigError: a setting that cannot work, before any trial starts.
         NothingCompleteError: not one trial has run its whole budget.
     """
+    from alast_tune.choices import with_auto_space
     from alast_tune.cli.plan import plan_of
     from alast_tune.cli.sweep import Sweep as Options
     from alast_tune.cli.sweep import is_begun
@@ -64,7 +66,7 @@ def sweep(
     if isinstance(what, SweepConfig):
         config = parse(SweepConfig, merged(what.given_values(), settings)) if settings else what
         return _run(config, callbacks=callbacks, console=console)
-    known = {*SweepConfig.model_fields, "model", "go_on"}
+    known = {*SweepConfig.model_fields, "methods", "model", "go_on"}
     if unknown := [name for name in settings if name not in known]:
         raise ConfigError(unknown[0], settings[unknown[0]], "no such setting; see alast-tune sweep --help-all")
     places = {name: str(place) for name, place in (("folder", what), ("preset", preset)) if place is not None}
@@ -74,6 +76,8 @@ def sweep(
         raise as_config_error(error) from None
     config = parse(SweepConfig, options.given_values())
     resume = options.go_on and is_begun(config)
+    if options.methods and not options.chosen and not resume:
+        config = with_auto_space(config, options.methods)
     if options.chosen and not resume:
         for line in plan_of(config, options.chosen):
             printer(console or log_console())(line)

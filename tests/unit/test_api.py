@@ -13,7 +13,7 @@ from optuna.trial import TrialState, create_trial
 
 import alast_tune
 from alast_tune.api import Sweep
-from alast_tune.config import SweepConfig, TrialConfig
+from alast_tune.config import SweepConfig, TrialConfig, Variants
 from alast_tune.errors import ConfigError
 from alast_tune.results import FrontFile
 from alast_tune.summary import summarise
@@ -176,6 +176,7 @@ def test_what_is_promoted_is_a_member(sweep: Sweep, tmp_path: Path) -> None:
         ({"preset": "demo", "trails": 4}, "trails = 4: no such setting; see alast-tune sweep --help-all"),
         ({"preset": "demo", "trials": 0}, "trials = 0: "),
         ({"preset": "demo", "trial": {"train": {"epochs": 0}}}, "trial.train.epochs = 0: "),
+        ({"preset": "demo", "methods": ["magic"]}, "methods = magic: no such method; known are full"),
         ({"preset": "demo", "callbacks": [object()]}, "callbacks = object: has none of on_sweep_start"),
     ],
 )
@@ -202,10 +203,14 @@ def test_settings_go_into_those_of_a_preset(tmp_path: Path, monkeypatch: pytest.
     (config,) = asked
     assert (config.name, config.trials, config.max_memory) == ("demo-2", 3, 1 << 30)
     assert (config.trial.train.epochs, config.trial.train.batch_size) == (5, 32)
-    assert len(config.space) == 8
+    assert not config.space  # auto, which the sweep makes out
     with pytest.raises(KeyboardInterrupt):
         alast_tune.sweep(config, trial=TrialConfig.model_validate({"train": {"seed": 3}}))
     assert asked[1].trial.train.seed == 3 and asked[1].trial.train.epochs == 5
+    with pytest.raises(KeyboardInterrupt):
+        alast_tune.sweep(preset="demo", storage=tmp_path, methods=["lora", "head"])
+    choice = asked[2].space["method"]
+    assert isinstance(choice, Variants) and list(choice.variants) == ["lora", "head"]
 
 
 @pytest.mark.slow
