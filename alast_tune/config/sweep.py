@@ -152,6 +152,11 @@ def _space_of(given: object) -> object:
     return {} if given == AUTO else given
 
 
+def _points_or_place(given: object) -> object:
+    """Read a place, which the command line makes a list of."""
+    return given[0] if isinstance(given, list) and len(given) == 1 and isinstance(given[0], str) else given
+
+
 class SweepConfig(Limits):
     """A multi-objective search: a base trial, what varies in it, what it must keep to, and how long to look."""
 
@@ -236,10 +241,13 @@ class SweepConfig(Limits):
         "methods that the model allows, each with its own ranges",
     )
     """Empty: auto, not made out yet."""
-    begin_with: tuple[dict[str, bool | int | float | str], ...] = Field(
+    begin_with: Annotated[
+        tuple[dict[str, bool | int | float | str], ...] | Place, BeforeValidator(_points_or_place)
+    ] = Field(
         (),
-        description="points of the space to try first, after the baselines: parameter -> value; what a point leaves "
-        "out is drawn; they count among the trials",
+        description="points of the space to try first, after the baselines: parameter -> value, what a point leaves "
+        "out is drawn; or folder or front.json of an earlier sweep, of other data too, whose best points are taken; "
+        "they count among the trials",
     )
 
     @property
@@ -340,7 +348,8 @@ class SweepConfig(Limits):
     def _check_begin_with(self) -> Self:
         if self.begin_with and self.sampler == "grid":
             raise ConfigError("begin_with", "given", "a grid runs its combinations in order; leave it out")
-        for place, given in enumerate(self.begin_with if self.space else ()):
+        points = self.begin_with if self.space and not isinstance(self.begin_with, Path) else ()
+        for place, given in enumerate(points):
             check_point(self.space, given, f"begin_with.{place}")
         return self
 

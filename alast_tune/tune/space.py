@@ -91,7 +91,7 @@ def baseline_params(base: TrialConfig, space: Mapping[str, Distribution], baseli
         if isinstance(one.distribution, Variants) and conditional:
             names = {_method_of(settings): name for name, settings in reversed(one.distribution.variants.items())}
             return names.get(BASELINES[baseline].name, names.get("alast", next(iter(one.distribution.variants))))
-        return _nearest(one.distribution, values.get(one.path))
+        return nearest(one.distribution, values.get(one.path))
 
     return point_of(space, value_of)
 
@@ -162,7 +162,8 @@ def _without_others(space: Mapping[str, Distribution], params: Mapping[str, Any]
     return {name: value for name, value in params.items() if not (conditional and is_other(name, value))}
 
 
-def _nearest(item: Distribution, value: Any) -> bool | int | float | str:
+def nearest(item: Distribution, value: Any) -> bool | int | float | str:
+    """Find the value of a distribution that is nearest to another; the first of names, the lowest for nothing."""
     if not isinstance(item, FloatRange | IntRange):
         choices = choices_of(item) or ()
         numbers = [choice for choice in choices if isinstance(choice, int | float) and not isinstance(choice, bool)]

@@ -60,7 +60,7 @@ from alast_tune.tune.trials import (
     open_study,
     results,
 )
-from alast_tune.tune.warm_start import Earlier, earlier_results, feed
+from alast_tune.tune.warm_start import Earlier, best_points, earlier_results, feed
 
 MARGIN = 1.1
 """The reference point lies at this multiple of the cost of full fine-tuning."""
@@ -155,6 +155,8 @@ def prepare(sweep: SweepConfig, *, resume: bool, retry_failed: bool, console: Co
     if resume:
         stored = stored_sweep(folder)
         sweep = with_space_of(sweep, stored)
+        if isinstance(sweep.begin_with, Path):  # which was made out when the sweep began
+            sweep = sweep.model_copy(update={"begin_with": stored.begin_with})
         if differs := sweep.difference(stored):
             remedy = f"was started with other settings ({differs}); only --trials, places and resources may change"
             raise ConfigError("resume", sweep.name, remedy)
@@ -170,6 +172,9 @@ def prepare(sweep: SweepConfig, *, resume: bool, retry_failed: bool, console: Co
     if not sweep.space:
         sweep = with_auto_space(sweep)
         say(f"space: {', '.join(space_words(sweep.space))}")
+    if isinstance(source := sweep.begin_with, Path):
+        sweep = sweep.model_copy(update={"begin_with": best_points(sweep)})
+        say(f"begins with the {len(sweep.begin_with)} best points of {address_of(source)}")
     model, splits = load_trial(sweep.trial)
     for note in splits.notes:
         say(f"note: {note}")
@@ -295,12 +300,13 @@ def _keep(sweep: SweepConfig, file: Path) -> None:
 
 def _with_absolute_paths(sweep: SweepConfig) -> SweepConfig:
     """Paths mean the driver's folder; workers have another."""
-    warm = sweep.warm_start
-    if warm is not None:  # a path, or a name as --resume takes it
-        warm = (warm if warm.exists() else sweep.storage / warm).absolute()
-    return sweep.model_copy(
-        update={"storage": sweep.storage.absolute(), "trial": with_absolute_paths(sweep.trial), "warm_start": warm}
-    )
+    earlier = {
+        field: (place if place.exists() else sweep.storage / place).absolute()  # a path, or a name as --resume takes it
+        for field in ("warm_start", "begin_with")
+        if isinstance(place := getattr(sweep, field), Path)
+    }
+    trial = with_absolute_paths(sweep.trial)
+    return sweep.model_copy(update={"storage": sweep.storage.absolute(), "trial": trial, **earlier})
 
 
 def reference_point(trial: TrialConfig, model: Backbone, splits: Splits) -> tuple[float, float, float]:

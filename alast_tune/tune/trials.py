@@ -154,6 +154,7 @@ def enqueue_first(study: optuna.Study, sweep: SweepConfig) -> None:
         if baseline not in there:
             params = baseline_params(sweep.trial, sweep.space, baseline)
             study.enqueue_trial(params, user_attrs={BASELINE: baseline})
+    assert not isinstance(sweep.begin_with, Path)  # made out when the sweep was prepared
     for given in sweep.begin_with:
         study.enqueue_trial(given, skip_if_exists=True)
 

@@ -1,4 +1,4 @@
-"""Feeding the results of an earlier sweep into a new study."""
+"""What a new sweep takes over from an earlier one: its results, or which points were its best."""
 
 from __future__ import annotations
 
@@ -12,16 +12,31 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from alast_tune.config import PLACES, Parameter, SweepConfig, TrialConfig, Variants, flatten, point_of, stored_sweep
+from alast_tune.config import (
+    PLACES,
+    Distribution,
+    Parameter,
+    SweepConfig,
+    TrialConfig,
+    Variants,
+    check_point,
+    flatten,
+    point_of,
+    stored_sweep,
+)
 from alast_tune.errors import ConfigError
 from alast_tune.fingerprints import FILE, Fingerprints, read_fingerprints
-from alast_tune.results import OBJECTIVES, FrontFile
+from alast_tune.front import pareto_mask
+from alast_tune.results import DIRECTIONS, OBJECTIVES, FrontFile
 from alast_tune.storage import fetch
 from alast_tune.tracking import run_ids
 from alast_tune.tune.attributes import BASELINE
-from alast_tune.tune.space import baseline_params, to_optuna, trial_config
+from alast_tune.tune.space import baseline_params, nearest, to_optuna, trial_config
 from alast_tune.tune.storage_errors import as_storage_error
 from alast_tune.tune.trials import open_study, results
+
+MOST = 8
+"""Points of an earlier sweep that a new one begins with: of more than these some, spread over the costs."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +66,7 @@ def earlier_results(sweep: SweepConfig, origin: Fingerprints, say: Callable[[str
     """
     assert sweep.warm_start
     found = []
-    for earlier in _read(sweep.warm_start, sweep.study):
+    for earlier in _read(sweep.warm_start, sweep.study, "warm_start"):
         params = _params(sweep, earlier)
         if None not in params.values():
             _check_same(sweep, trial_config(sweep, params, earlier.baseline), earlier)
@@ -64,6 +79,42 @@ def earlier_results(sweep: SweepConfig, origin: Fingerprints, say: Callable[[str
         remedy = f"was run otherwise: here are {differences}; such results do not compare; run it anew"
         raise ConfigError("warm_start", sweep.warm_start, remedy)
     return found
+
+
+def best_points(sweep: SweepConfig) -> tuple[dict[str, Any], ...]:
+    """Find what did best in an earlier sweep, on whatever data: the points of this space nearest to it.
+
+    Best is what no other trial there dominates and comes within ``within`` of its full fine-tuning, or of its most
+    accurate trial if that is not known.
+
+    Args:
+        sweep: whose ``begin_with`` names the earlier one.
+
+    Raises:
+        ConfigError: not a sweep, or one without such a point.
+    """
+    source = sweep.begin_with
+    assert isinstance(source, Path)
+    every = list(_read(source, sweep.study, "begin_with"))
+    own = [earlier for earlier in every if not earlier.baseline]
+    best = max((earlier.values[0] for earlier in every), default=0.0)
+    floor = next((earlier.values[0] for earlier in every if earlier.baseline == "full"), best)
+    floor -= math.inf if sweep.within is None else sweep.within
+    member = pareto_mask([earlier.values for earlier in own], DIRECTIONS) if own else ()
+    near = [earlier for earlier, there in zip(own, member, strict=True) if there and earlier.values[0] >= floor]
+    points: list[dict[str, Any]] = []
+    for earlier in sorted(near, key=lambda earlier: earlier.values[1]):
+        params = _params(sweep, earlier, nearest)
+        with suppress(ConfigError):  # a variant that is not here, or values that contradict each other here
+            check_point(sweep.space, params, "begin_with")
+            trial_config(sweep, params)
+            if params not in points:
+                points.append(params)
+    if not points:
+        remedy = "has no trial near its full fine-tuning that could be tried in this space; leave it out"
+        raise ConfigError("begin_with", source, remedy)
+    step = max(1.0, (len(points) - 1) / (MOST - 1))
+    return tuple(points[round(place * step)] for place in range(min(MOST, len(points))))
 
 
 def feed(study: optuna.Study, sweep: SweepConfig, earlier: Sequence[Earlier]) -> int:
@@ -95,7 +146,9 @@ def feed(study: optuna.Study, sweep: SweepConfig, earlier: Sequence[Earlier]) ->
     return len(trials)
 
 
-def _params(sweep: SweepConfig, earlier: Earlier) -> dict[str, Any]:
+def _params(
+    sweep: SweepConfig, earlier: Earlier, fitted: Callable[[Distribution, Any], Any] = lambda item, value: value
+) -> dict[str, Any]:
     if earlier.baseline:
         return baseline_params(sweep.trial, sweep.space, earlier.baseline)
     values = {**earlier.params, **flatten(earlier.config)}
@@ -103,20 +156,20 @@ def _params(sweep: SweepConfig, earlier: Earlier) -> dict[str, Any]:
     def value_of(one: Parameter) -> Any:
         """Look a value up; None for variants of other names, which cannot be."""
         value, item = values.get(one.path), one.distribution
-        return None if isinstance(item, Variants) and value not in item.variants else value
+        return None if isinstance(item, Variants) and value not in item.variants else fitted(item, value)
 
     return point_of(sweep.space, value_of)
 
 
-def _read(source: Path, study_of: str | None) -> Iterator[Earlier]:
+def _read(source: Path, study_of: str | None, field: str) -> Iterator[Earlier]:
     fetch(source)
     if (source / "sweep.json").exists():
-        sweep = stored_sweep(source, "warm_start")
+        sweep = stored_sweep(source, field)
         if (
             "://" in (sweep.study or "") and sweep.study != study_of
         ):  # a file of somebody else's does not choose who is called
             remedy = f"its trials are in {sweep.study}; give its front.json, or the same as --study"
-            raise ConfigError("warm_start", source, remedy)
+            raise ConfigError(field, source, remedy)
         with as_storage_error(source):
             study = open_study(sweep, source)
         tested = study.user_attrs.get("test_accuracy", {})
@@ -128,8 +181,8 @@ def _read(source: Path, study_of: str | None) -> Iterator[Earlier]:
                 yield Earlier(result.config, result.params, result.values, result.baseline, origin, run_id, test)
         return
     if not source.is_file():
-        raise ConfigError("warm_start", source, "is neither the folder of a sweep nor a front.json")
-    front = FrontFile.read(source, "warm_start")
+        raise ConfigError(field, source, "is neither the folder of a sweep nor a front.json")
+    front = FrontFile.read(source, field)
     for member in front.front:
         values = tuple(member.objectives[objective.name] for objective in OBJECTIVES)
         origin = member.origin or front.sweep

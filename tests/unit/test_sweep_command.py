@@ -132,6 +132,18 @@ def test_a_preset_written_as_yaml_is_itself(preset: str, tmp_path: Path) -> None
     assert parse(SweepConfig, read_mapping(file)) == before
 
 
+@pytest.mark.parametrize(
+    ("word", "begins"),
+    [("runs/pets", Path("runs/pets")), ('[{"method/alpha": 0.5}]', ({"method/alpha": 0.5},))],
+)
+def test_a_sweep_begins_with_points_or_with_an_earlier_sweeps(word: str, begins: object, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("space: {method/alpha: {type: float, low: 0.1, high: 1}}\n")
+    found = Sweep(_cli_parse_args=["--preset", str(file), "--begin_with", word])  # type: ignore[call-arg]
+    assert found.begin_with == begins
+    assert parse(SweepConfig, found.given_values()).begin_with == begins
+
+
 def test_a_model_takes_the_place_of_a_presets(sweep: Callable[..., None], tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text(

@@ -10,9 +10,10 @@ from alast_tune.errors import ConfigError
 from alast_tune.fingerprints import Fingerprints, keep_fingerprints
 from alast_tune.results import FrontFile
 from alast_tune.summary import summarise
+from alast_tune.tune.attributes import BASELINE
 from alast_tune.tune.search import StudySearcher
 from alast_tune.tune.trials import enqueue_first, open_study, results
-from alast_tune.tune.warm_start import earlier_results, feed
+from alast_tune.tune.warm_start import best_points, earlier_results, feed
 from tests.unit.tune import conditional
 from tests.unit.tune.test_search import Recorder, everywhere, forecast, report
 
@@ -128,6 +129,28 @@ def test_what_does_not_compare_is_refused_in_one_line(
     config = sweep(tmp_path, "after", **{"warm_start": tmp_path / "before"} | options)
     with pytest.raises(ConfigError, match=rf"^warm_start = .*{complaint}"):
         earlier_results(config, ORIGIN, SAID.append)
+
+
+@pytest.mark.parametrize("source", ["before", "before/front.json"])
+def test_a_sweep_on_other_data_begins_with_the_best_points(before: SweepConfig, tmp_path: Path, source: str) -> None:
+    """The own trials' accuracies are 0.7, 0.6 and 0.5, each cheaper than the one before; full fine-tuning's is 0.9."""
+    trial = {"data": {"dataset": "cifar100"}, "train": {"epochs": 9}}
+    study = open_study(before, tmp_path / "before")
+    own = [trial.params for trial in study.trials if trial.values and BASELINE not in trial.user_attrs]
+    assert [trial.values[0] for trial in study.trials if trial.params in own] == pytest.approx([0.7, 0.6, 0.5])
+
+    def points(**options: Any) -> list[dict[str, Any]]:
+        config = sweep(tmp_path, "after", begin_with=tmp_path / source, trial=trial, **options)
+        return list(best_points(config))
+
+    assert points(within=1) == own[::-1]
+    assert points(within=0.31) == own[1::-1]
+    blocks = {"method/trainable_blocks": {"type": "int", "low": 20, "high": 24}}
+    assert points(within=1, space=blocks) == [{"method/trainable_blocks": 20}]  # the nearest of all three
+    with pytest.raises(ConfigError, match=r"^begin_with = .*: has no trial near its full fine-tuning that could"):
+        points(within=0.1)
+    with pytest.raises(ConfigError, match=r"^begin_with = nope: is neither the folder of a sweep nor a front.json"):
+        best_points(sweep(tmp_path, "after", begin_with="nope"))
 
 
 def test_a_front_of_an_earlier_version_is_read(before: SweepConfig, tmp_path: Path) -> None:
