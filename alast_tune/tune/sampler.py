@@ -31,6 +31,9 @@ from alast_tune.tune.space import point
 
 CANDIDATES = 256
 """A proposal is chosen from so many."""
+SPREAD = 6
+"""So many trials are spread over the costs before gains are expected: what is guessed from fewer looks for the front
+where nothing has cost much yet."""
 COUNTABLE = 1024
 """A space with no more configurations is looked at as a whole: its candidates are those not proposed yet."""
 FORECASTS = 48
@@ -118,7 +121,7 @@ class EhviSampler(BaseSampler):
         candidates = self._candidates([other.params for other in running])
         front_F3 = self._history.front()
         seen = self._history.observations()
-        if len(seen) < 2:
+        if len(seen) < SPREAD:
             return candidates[self._explore(self._expected_costs(seen, self._encode(candidates))[:, 0], proposed)]
 
         X_C = self._encode([*candidates, *(other.params for other in running)])

@@ -19,7 +19,7 @@ from alast_tune.tune import history as module
 from alast_tune.tune.attributes import BASELINE
 from alast_tune.tune.history import TrialHistory
 from alast_tune.tune.improvement import Surrogate, _expected_excess, expected_improvement, uncovered_area
-from alast_tune.tune.sampler import GAINS, EhviSampler
+from alast_tune.tune.sampler import GAINS, SPREAD, EhviSampler
 from alast_tune.tune.space import conditions_of, to_optuna, trial_config
 from tests.unit.tune import conditional
 
@@ -367,14 +367,14 @@ def test_from_which_accuracy_on_a_proposal_is_worth_something_is_asked_each_time
 
     monkeypatch.setattr("alast_tune.tune.sampler.expected_improvement", improvement)
     sampler = EhviSampler(SPACE, costs, (0.0, 1.0, 1.0), 0, least=lambda trials: len(trials) / 10)
-    search(optuna.create_study(directions=DIRECTIONS, sampler=sampler), 4)
-    assert sorted(set(used)) == [0.3, 0.4]  # the third and the fourth trial, the first that are no exploration
+    search(optuna.create_study(directions=DIRECTIONS, sampler=sampler), SPREAD + 2)
+    assert sorted(set(used)) == [(SPREAD + 1) / 10, (SPREAD + 2) / 10]  # the first trials that are no exploration
 
 
 def test_what_proposals_are_expected_to_add_is_known_and_falls_as_the_front_grows() -> None:
     it = study()
     gains = []
-    for _ in range(40):
+    for _ in range(SPREAD + 38):
         search(it, 1)
         gains.append(it.sampler.expected_gain)  # type: ignore[attr-defined]
     assert gains[:GAINS] == [None] * GAINS
