@@ -9,6 +9,9 @@ from typing import Any
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial
 
+Alike = dict[tuple[tuple[str, BaseDistribution], ...], dict[str, BaseDistribution]]
+"""Distributions that trials share."""
+
 _FIELDS = ("_user_attrs", "_system_attrs", "_values", "_datetime_start", "datetime_complete", "intermediate_values")
 
 
@@ -20,7 +23,7 @@ class PackedTrial(FrozenTrial):
         alike: trials with the same parameters share their names and distributions in it.
     """
 
-    def __init__(self, trial: FrozenTrial, alike: dict[Any, dict[str, BaseDistribution]]) -> None:
+    def __init__(self, trial: FrozenTrial, alike: Alike) -> None:
         self._number, self.state, self._trial_id = trial.number, trial.state, trial._trial_id
         own = trial.distributions
         self._distributions = alike.setdefault(tuple(own.items()), own)
@@ -35,6 +38,11 @@ class PackedTrial(FrozenTrial):
         if name in _FIELDS and own:
             return _unpacked(own["_packed"])[1 + _FIELDS.index(name)]
         raise AttributeError(name)
+
+
+def packed(trial: FrozenTrial, alike: Alike) -> FrozenTrial:
+    """Pack a trial, if it has ended and is not packed yet."""
+    return PackedTrial(trial, alike) if trial.state.is_finished() and not isinstance(trial, PackedTrial) else trial
 
 
 @lru_cache(maxsize=4096)

@@ -23,7 +23,7 @@ from alast_tune.scores import Score
 from alast_tune.storage import STUDY, STUDY_JOURNAL, address_of, atomic_write, is_copy
 from alast_tune.tune.attributes import BASELINE, DUPLICATE_OF
 from alast_tune.tune.space import baseline_params, begins_with, trial_config
-from alast_tune.tune.study_file import StudyFile
+from alast_tune.tune.study_file import StudyJournal
 from alast_tune.tune.write_through import WriteThroughStorage
 
 _ID = "study.id"
@@ -120,7 +120,7 @@ def _file(kind: str | None, folder: Path) -> optuna.storages.BaseStorage:
     grows, database = folder / STUDY_JOURNAL, folder / STUDY
     if not database.exists() and (grows.exists() or kind == "journal" or (kind is None and is_copy(folder))):
         try:
-            return optuna.storages.JournalStorage(StudyFile(grows))
+            return StudyJournal(grows)
         except (ValueError, LookupError, TypeError, AssertionError) as error:  # what no line of it can bring about
             raise optuna.exceptions.StorageInternalError(f"{STUDY_JOURNAL} is damaged: {error}") from None
     if is_copy(folder) and not database.exists():

@@ -13,7 +13,7 @@ from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, InMemoryStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from alast_tune.tune.packed import PackedTrial
+from alast_tune.tune.packed import Alike, packed
 
 _PAGE = 500
 """So many trials are read from a database at a time: while they are read, each takes many times what is kept of it."""
@@ -47,7 +47,7 @@ class WriteThroughStorage(InMemoryStorage):
         """Of the trials, in the other storage; here each is its number."""
         self._held: int | None = None
         """The trial that is only here so far."""
-        self._alike: dict[Any, dict[str, BaseDistribution]] = {}
+        self._alike: Alike = {}
         for trial in _trials_of(backend, there):
             self._ids.append(trial._trial_id)
             self._check(trial.number)
@@ -141,8 +141,7 @@ class WriteThroughStorage(InMemoryStorage):
     def _pack(self, number: int) -> None:
         """Keep less of a trial, if it has ended."""
         trials = self._studies[self._own].trials
-        if trials[number].state.is_finished():
-            trials[number] = PackedTrial(trials[number], self._alike)
+        trials[number] = packed(trials[number], self._alike)
 
     def _check(self, number: int) -> None:
         """Trials are numbered as they were added, unless another program adds or deletes some."""

@@ -11,7 +11,7 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.trial import TrialState, create_trial
 
 from alast_tune.results import DIRECTIONS
-from alast_tune.tune.study_file import StudyFile
+from alast_tune.tune.study_file import StudyJournal
 from alast_tune.tune.trials import name_metrics
 from alast_tune.tune.write_through import WriteThroughStorage
 
@@ -29,7 +29,7 @@ def elsewhere(request: pytest.FixtureRequest, tmp_path: Path) -> Open:
             storage = RDBStorage(f"sqlite:///{tmp_path}/study.db")
             request.addfinalizer(storage.engine.dispose)
             return storage
-        return JournalStorage(StudyFile(tmp_path / "study.jsonl"))
+        return StudyJournal(tmp_path / "study.jsonl")
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     optuna.create_study(storage=opened(), study_name="ours", directions=list(DIRECTIONS))
