@@ -11,7 +11,7 @@ import pytest
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 
-from alast_tune.config import combinations, in_force, point_of
+from alast_tune.config import SweepConfig, combinations, in_force, point_of
 from alast_tune.errors import ConfigError
 from alast_tune.front import hypervolume, pareto_mask
 from alast_tune.results import DIRECTIONS
@@ -19,6 +19,7 @@ from alast_tune.tune import history as module
 from alast_tune.tune.attributes import BASELINE
 from alast_tune.tune.history import TrialHistory
 from alast_tune.tune.improvement import Surrogate, _expected_excess, expected_improvement, uncovered_area
+from alast_tune.tune.region import search_floor
 from alast_tune.tune.sampler import GAINS, EhviSampler
 from alast_tune.tune.space import conditions_of, to_optuna, trial_config
 from tests.unit.tune import conditional
@@ -221,6 +222,20 @@ def test_a_baseline_tells_its_accuracy_but_not_its_costs_and_only_where_it_is_a_
     assert (values[0], math.isnan(values[1]), error > 0) == (0.9, True, True)
     assert history.front().tolist() == [[0.9, 9.0, 9.0]]
     assert history.known == set()  # that point itself may still be tried
+
+
+@pytest.mark.parametrize("state", [TrialState.RUNNING, TrialState.PRUNED, TrialState.COMPLETE])
+def test_the_region_follows_from_few_trials_as_from_all(state: TrialState) -> None:
+    sweep = SweepConfig.model_validate({"space": {"method/alpha": [0.1, 1.0]}, "within": 0.02})
+    values = [0.8, 9.0, 9.0] if state == TrialState.COMPLETE else None
+    trials = [trial(0, TrialState.WAITING, **{BASELINE: "full"})]
+    history = TrialHistory()
+    history.update(trials)
+    trials = [trial(0, state, values, **{BASELINE: "full"})]
+    trials += [trial(number, TrialState.COMPLETE, [0.4 + number / 100, 4.0, 1.0]) for number in range(1, 30)]
+    history.update(trials)
+    assert len(history.telling(trials)) < 4
+    assert search_floor(sweep, {}, history.telling(trials)) == search_floor(sweep, {}, trials) > 0
 
 
 def test_where_memory_ran_out_little_more_is_proposed() -> None:
