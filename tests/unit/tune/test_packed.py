@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from collections.abc import Callable
 from datetime import datetime
 
 import pytest
@@ -13,7 +14,7 @@ from alast_tune.tune.packed import PackedTrial, packed
 SPACE = {"x": FloatDistribution(0.0, 1.0), "kind": CategoricalDistribution(["a", "b"])}
 
 
-def ended(number: int = 7, **options: object) -> FrozenTrial:
+def ended(number: int = 7) -> FrozenTrial:
     trial = create_trial(
         params={"kind": "b", "x": number / 100},  # in another order than their distributions
         distributions=dict(SPACE),
@@ -27,10 +28,14 @@ def ended(number: int = 7, **options: object) -> FrozenTrial:
     return trial
 
 
-@pytest.mark.parametrize("through", [lambda one: one, copy.copy, copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])  # fmt: skip
-def test_a_packed_trial_says_what_it_said_before(through: object) -> None:
+def sent(trial: FrozenTrial) -> FrozenTrial:
+    return pickle.loads(pickle.dumps(trial))
+
+
+@pytest.mark.parametrize("through", [lambda one: one, copy.copy, copy.deepcopy, sent])
+def test_a_packed_trial_says_what_it_said_before(through: Callable[[FrozenTrial], FrozenTrial]) -> None:
     trial = ended()
-    found = through(packed(trial, {}))  # type: ignore[operator]
+    found = through(packed(trial, {}))
     assert isinstance(found, PackedTrial)
     for name in (
         "number", "state", "params", "distributions", "values", "user_attrs", "system_attrs", "constraints",

@@ -226,7 +226,7 @@ def test_a_baseline_tells_its_accuracy_but_not_its_costs_and_only_where_it_is_a_
 
 @pytest.mark.parametrize("state", [TrialState.RUNNING, TrialState.PRUNED, TrialState.COMPLETE])
 def test_the_region_follows_from_few_trials_as_from_all(state: TrialState) -> None:
-    sweep = SweepConfig.model_validate({"space": {"method/alpha": [0.1, 1.0]}, "within": 0.02})
+    sweep = SweepConfig.model_validate({"within": 0.02})
     values = [0.8, 9.0, 9.0] if state == TrialState.COMPLETE else None
     trials = [trial(0, TrialState.WAITING, **{BASELINE: "full"})]
     history = TrialHistory()
