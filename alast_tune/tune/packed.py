@@ -1,4 +1,4 @@
-"""Trials that have ended, in a fifth of the memory: a sweep keeps all of them, and looks at few."""
+"""Trials that have ended, in a third of the memory: a sweep keeps all of them, and looks at few."""
 
 from __future__ import annotations
 

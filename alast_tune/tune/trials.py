@@ -197,7 +197,7 @@ def is_own(trial: FrozenTrial) -> bool:
 
 
 class StudyResult(TrialResult):
-    """A trial of a study; its configuration, ten times the rest of it, is made when somebody asks for it."""
+    """A trial of a study; its configuration, six times the rest of it, is made when somebody asks for it."""
 
     @property
     def config(self) -> TrialConfig:
