@@ -78,9 +78,9 @@ def studies(folder: Path, sizes: list[int], model: str = "embedded") -> dict[int
     full = reference[1] / MARGIN, reference[2] / MARGIN
     study = open_study(sweep, folder, new=True)
     study.set_user_attr("reference_point", reference)
-    there = len(study.get_trials(deepcopy=False))
-    draw = np.random.default_rng(there)
     with closing(sqlite3.connect(folder / STUDY)) as database:
+        (there,) = database.execute("select count(*) from trials").fetchone()
+        draw = np.random.default_rng(there)
         for size, file in files.items():
             for start in range(there, size, 1000):
                 _insert(database, range(start, min(start + 1000, size)), to_optuna(sweep.space), full, draw)

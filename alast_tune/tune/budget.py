@@ -48,8 +48,8 @@ class Budget:
         self._seconds = math.inf if seconds is None else seconds
         self._flops = math.inf if flops is None else flops_of(flops, full_flops)
         self._min_gain = 0.0 if min_gain is None else min_gain
-        self._ended: dict[int, float] = {}
-        """FLOPs of trials that have ended, by number."""
+        self._ended, self._taken, self._open = 0.0, 0, list[int]()
+        """FLOPs of trials that have ended; so many trials were looked at, and these of them had not ended then."""
         self._clock = clock
         used: float = study.user_attrs.get(USED, 0.0)
         self._started = clock() - used
@@ -79,14 +79,17 @@ class Budget:
     @property
     def flops(self) -> float:
         """Training FLOPs of all the sweep's trials so far."""
-        found = dict(self._ended)
-        for trial in self._study.get_trials(deepcopy=False):
-            if trial.number not in found and "origin" not in trial.user_attrs:
-                rows = epochs_of(trial.user_attrs)
-                found[trial.number] = rows[-1][1] if rows else 0.0
-                if trial.state.is_finished():
-                    self._ended[trial.number] = found[trial.number]
-        return sum(found.values())
+        trials = self._study.get_trials(deepcopy=False)
+        looked_at = [*(trials[number] for number in self._open), *trials[self._taken :]]
+        self._taken, self._open, running = len(trials), [], 0.0
+        for trial in looked_at:
+            rows = [] if "origin" in trial.user_attrs else epochs_of(trial.user_attrs)
+            if trial.state.is_finished():
+                self._ended += rows[-1][1] if rows else 0.0
+            else:
+                self._open.append(trial.number)
+                running += rows[-1][1] if rows else 0.0
+        return self._ended + running
 
     def used(self) -> str:
         """Say how much of a budget of FLOPs is used, and what the next trials are expected to bring."""

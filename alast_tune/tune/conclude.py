@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -61,7 +60,7 @@ def report(folder: Path, console: Console) -> FrontFile:
         stopped_by_signals() as stop,
         Tracker(default_uri(sweep.storage), sweep.storage, say, sweep.experiment) as tracker,
     ):
-        study = open_study(sweep, folder)
+        study = open_study(sweep, folder, alone=True)
         if "reference_point" not in study.user_attrs:
             raise ConfigError("sweep", sweep.name, "its study is empty: there is nothing to report")
         over = tracker.ended(folder) or bool(study.user_attrs.get(SEARCHED))
@@ -93,8 +92,7 @@ def conclude(
         The trials, by number.
     """
     folder = sweep.storage / sweep.name
-    runs = run_ids(folder)
-    found = [replace(one, mlflow_run_id=runs.get(one.number, one.mlflow_run_id)) for one in results(study, sweep)]
+    found = results(study, sweep, run_ids(folder))
     tracker.reconcile_runs(found)
     ended = [result for result in found if result.state != "running"]
     images = study.user_attrs.get(VALIDATION_IMAGES)
@@ -112,8 +110,7 @@ def conclude(
             f"alast-tune report {shlex.quote(display_path(folder))} does it"
         )
         raise
-    runs = run_ids(folder)
-    return [replace(result, mlflow_run_id=runs.get(result.number, result.mlflow_run_id)) for result in found]
+    return results(study, sweep, run_ids(folder))
 
 
 def blocks_file(folder: Path, number: int) -> Path:

@@ -14,7 +14,7 @@ from alast_tune.front import hypervolume_contributions, pareto_mask
 from alast_tune.results import DIRECTIONS
 from alast_tune.tune.attributes import BASELINE
 from alast_tune.tune.improvement import Floats
-from alast_tune.tune.space import point
+from alast_tune.tune.space import Point, point
 from alast_tune.tune.trials import curve_of
 
 Params = dict[str, Any]
@@ -39,8 +39,10 @@ class TrialHistory:
 
     def __init__(self, teaching: Collection[str] = ()) -> None:
         self._teaching = teaching
-        self.known: set[tuple[tuple[str, Any], ...]] = set()
+        self.known: set[Point] = set()
         """Parameters of all that were proposed."""
+        self._baselines: list[int] = []
+        """Their numbers."""
         self._taken = 0
         """So many trials, the first ones, have been looked at;"""
         self._open: list[int] = []
@@ -60,6 +62,7 @@ class TrialHistory:
             trials: all of the study, by number.
         """
         others = [*(trials[place] for place in self._open), *trials[self._taken :]]
+        self._baselines += [one.number for one in trials[self._taken :] if BASELINE in one.user_attrs]
         self._taken = len(trials)
         self._open = [trial.number for trial in others if not trial.state.is_finished()]
         fresh = [trial for trial in others if trial.state.is_finished()]
@@ -73,6 +76,10 @@ class TrialHistory:
             self._members = [trial for trial, member in zip(candidates, on_front, strict=True) if member]
             self._others.extend(trial for trial, member in zip(candidates, on_front, strict=True) if not member)
         return [trial for trial in others if not trial.state.is_finished()]
+
+    def telling(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+        """Of all trials of the study those that its region follows from: baselines, and the best complete ones."""
+        return [*(trials[place] for place in self._baselines), *self._members]
 
     def front(self) -> Floats:
         """Objectives of the front, (F, 3); of a large one of the points that add most."""

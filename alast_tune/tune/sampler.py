@@ -133,7 +133,7 @@ class EhviSampler(BaseSampler):
         scale_3 = np.array([1.0, *self._reference_2])
         points_F3 = np.concatenate([front_F3, believed_R3]) / scale_3
         chance_C = self._chance(X_C[: len(candidates)], proposed)
-        least = self._least(trials)
+        least = self._least(self._history.telling(trials))
 
         def gain(chosen: NDArray[np.int64], costs_E2: Floats) -> Floats:
             return chance_C[chosen] * expected_improvement(

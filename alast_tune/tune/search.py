@@ -34,7 +34,7 @@ from alast_tune.tune.forecast import Costs
 from alast_tune.tune.live import LiveTrial, Observer
 from alast_tune.tune.resources import Packing
 from alast_tune.tune.samplers import sampler_for
-from alast_tune.tune.space import point, to_optuna, trial_config
+from alast_tune.tune.space import Point, point, to_optuna, trial_config
 from alast_tune.tune.trials import baselines, epochs_of, is_own, superseded, to_result
 
 _LOG = logging.getLogger(__name__)
@@ -102,7 +102,7 @@ class StudySearcher(Searcher):
         self._orphans = [trial for trial in earlier if trial.state == TrialState.RUNNING]
         self._launched = sum(is_own(trial) for trial in earlier)
         self._baselines = sum(trial.state == TrialState.WAITING for trial in baselines(study))
-        self._numbers: dict[tuple[tuple[str, Any], ...], int] = {}
+        self._numbers: dict[Point, int] = {}
         """The first trial with these parameters."""
         of_space = parameters(sweep.space)
         for trial in earlier:

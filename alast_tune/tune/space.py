@@ -135,9 +135,17 @@ def begins_with(sweep: SweepConfig) -> list[str]:
     return ["full", "paper"] if (methods or {sweep.trial.method.name}) == {"alast"} else ["full"]
 
 
-def point(params: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+Point = tuple[Any, ...]
+"""Parameters in a form that can be looked up: their names, which all that have the same ones share, and values."""
+
+
+def point(params: Mapping[str, Any]) -> Point:
     """Put parameters into a form that can be looked up."""
-    return tuple(sorted(params.items()))
+    names = tuple(sorted(params))
+    return _NAMES.setdefault(names, names), *(params[name] for name in names)
+
+
+_NAMES: dict[tuple[str, ...], tuple[str, ...]] = {}
 
 
 def _with_method(base: TrialConfig, method: MethodConfig) -> TrialConfig:

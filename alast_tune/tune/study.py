@@ -214,13 +214,12 @@ def search(prepared: Prepared, lease: SweepLease, tracker: Tracker, stop: Stop, 
         )
     study = _begin(prepared)
     tracker.start_sweep(sweep, prepared.origin.data, lease.save)
-    before = results(study, sweep)
-    tracker.reconcile_runs(before)
+    tracker.reconcile_runs(results(study, sweep))
     total = sweep.trials + len(baselines(study))
     observer = SweepObserver(
         sweep,
         study.user_attrs["reference_point"],
-        before,
+        results(study, sweep),
         tracker,
         lease,
         prepared.console,

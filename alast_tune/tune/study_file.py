@@ -10,7 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from optuna.storages import JournalStorage
 from optuna.storages.journal import BaseJournalBackend
+
+from alast_tune.tune.packed import Alike, packed
 
 
 class StudyFile(BaseJournalBackend):
@@ -66,6 +69,27 @@ class StudyFile(BaseJournalBackend):
             if time.monotonic() - self._flushed >= 1:
                 os.fsync(file.fileno())
                 self._flushed = time.monotonic()
+
+
+class StudyJournal(JournalStorage):
+    """Optuna's storage of such a file, which packs trials that have ended, already while it reads them.
+
+    Args:
+        path: of the file, made if it is not there.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._alike: Alike = {}
+        super().__init__(StudyFile(path))
+
+    def _sync_with_backend(self) -> None:
+        """Apply what is new in the file, line by line."""
+        trials = self._replay_result._trials
+        for log in self._backend.read_logs(self._replay_result.log_number_read):
+            self._replay_result.apply_logs([log])
+            number = log.get("trial_id", len(trials) - 1)  # a new trial is the last one
+            if number in trials:
+                trials[number] = packed(trials[number], self._alike)
 
 
 def _drop_half_a_line(path: Path) -> None:

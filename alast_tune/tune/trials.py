@@ -6,7 +6,7 @@ import math
 import sqlite3
 import warnings
 from collections.abc import Mapping
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -16,14 +16,14 @@ import sqlalchemy
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from alast_tune.config import SweepConfig
+from alast_tune.config import SweepConfig, TrialConfig
 from alast_tune.errors import ConfigError
 from alast_tune.results import DIRECTIONS, OBJECTIVES, TrialResult
 from alast_tune.scores import Score
 from alast_tune.storage import STUDY, STUDY_JOURNAL, address_of, atomic_write, is_copy
 from alast_tune.tune.attributes import BASELINE, DUPLICATE_OF
 from alast_tune.tune.space import baseline_params, begins_with, trial_config
-from alast_tune.tune.study_file import StudyFile
+from alast_tune.tune.study_file import StudyJournal
 from alast_tune.tune.write_through import WriteThroughStorage
 
 _ID = "study.id"
@@ -120,7 +120,7 @@ def _file(kind: str | None, folder: Path) -> optuna.storages.BaseStorage:
     grows, database = folder / STUDY_JOURNAL, folder / STUDY
     if not database.exists() and (grows.exists() or kind == "journal" or (kind is None and is_copy(folder))):
         try:
-            return optuna.storages.JournalStorage(StudyFile(grows))
+            return StudyJournal(grows)
         except (ValueError, LookupError, TypeError, AssertionError) as error:  # what no line of it can bring about
             raise optuna.exceptions.StorageInternalError(f"{STUDY_JOURNAL} is damaged: {error}") from None
     if is_copy(folder) and not database.exists():
@@ -199,31 +199,54 @@ def is_own(trial: FrozenTrial) -> bool:
     return not trial.user_attrs.keys() & {BASELINE, "origin", DUPLICATE_OF} and trial.user_attrs.get("launched", True)
 
 
-def to_result(trial: FrozenTrial, sweep: SweepConfig) -> TrialResult:
-    """Read one trial of the study."""
-    baseline = trial.user_attrs.get(BASELINE)
+class StudyResult(TrialResult):
+    """A trial of a study; its configuration, six times the rest of it, is made when somebody asks for it."""
+
+    @property
+    def config(self) -> TrialConfig:
+        """The base trial's for one that was told FAIL because its parameters contradict each other."""
+        if isinstance(self.__dict__["config"], partial):
+            self.__dict__["config"] = self.__dict__["config"]()
+        made: TrialConfig = self.__dict__["config"]
+        return made
+
+    @config.setter
+    def config(self, made: TrialConfig | partial[TrialConfig]) -> None:
+        self.__dict__["config"] = made
+
+
+def _config(sweep: SweepConfig, params: Mapping[str, Any], baseline: str | None) -> TrialConfig:
     try:
-        config = trial_config(sweep, trial.params, baseline)
-    except ConfigError:  # told FAIL for this very reason
-        config = sweep.trial
+        return trial_config(sweep, params, baseline)
+    except ConfigError:
+        return sweep.trial
+
+
+def to_result(
+    trial: FrozenTrial, sweep: SweepConfig, run_id: str | None = None, test_accuracy: float | None = None
+) -> TrialResult:
+    """Read one trial of the study."""
+    params, attributes, excess = trial.params, trial.user_attrs, trial.constraints
+    baseline = attributes.get(BASELINE)
     state = _STATES[trial.state]
-    if state in {"complete", "pruned"} and any(excess > 0 for excess in trial.constraints.values()):
+    if state in {"complete", "pruned"} and any(amount > 0 for amount in excess.values()):
         state = "infeasible"
-    return TrialResult(
+    return StudyResult(
         number=trial.number,
         state=state,  # type: ignore[arg-type]
-        config=config,
-        params=dict(trial.params),
+        config=partial(_config, sweep, params, baseline),  # type: ignore[arg-type]
+        params=dict(params),
         values=tuple(trial.values) if trial.state == TrialState.COMPLETE else None,
-        epochs=trial.user_attrs.get("epochs", 0),
-        mlflow_run_id=trial.user_attrs.get("mlflow_run_id"),
-        reason=trial.user_attrs.get("reason"),
+        epochs=attributes.get("epochs", 0),
+        mlflow_run_id=run_id or attributes.get("mlflow_run_id"),
+        reason=attributes.get("reason"),
         baseline=baseline,
-        origin=trial.user_attrs.get("origin"),
-        excess=max(trial.constraints.values(), default=0.0),
-        launched=trial.user_attrs.get("launched", "origin" not in trial.user_attrs),
-        metrics=trial.user_attrs.get("metrics", {}),
-        device=trial.user_attrs.get("device") or None,
+        origin=attributes.get("origin"),
+        excess=max(excess.values(), default=0.0),
+        launched=attributes.get("launched", "origin" not in attributes),
+        metrics=attributes.get("metrics", {}),
+        test_accuracy=test_accuracy,
+        device=attributes.get("device") or None,
     )
 
 
@@ -253,11 +276,17 @@ def curve_of(attributes: Mapping[str, Any]) -> list[list[float]]:
     return [kept[:-1] for kept in epochs_of(attributes)]
 
 
-def results(study: optuna.Study, sweep: SweepConfig) -> list[TrialResult]:
-    """Read every trial that was proposed, by number, without those that repeat another or were run again."""
-    tested, old = study.user_attrs.get("test_accuracy", {}), superseded(study)
+def results(study: optuna.Study, sweep: SweepConfig, run_ids: Mapping[int, str] | None = None) -> list[TrialResult]:
+    """Read every trial that was proposed, by number, without those that repeat another or were run again.
+
+    Args:
+        study: of the sweep.
+        sweep: its settings.
+        run_ids: MLflow's, by number; where there is none, what the study of an older version has.
+    """
+    tested, old, runs = study.user_attrs.get("test_accuracy", {}), superseded(study), run_ids or {}
     return [
-        replace(to_result(trial, sweep), test_accuracy=tested.get(str(trial.number)))
+        to_result(trial, sweep, runs.get(trial.number), tested.get(str(trial.number)))
         for trial in study.get_trials(deepcopy=False)
         if trial.state != TrialState.WAITING and DUPLICATE_OF not in trial.user_attrs and trial.number not in old
     ]

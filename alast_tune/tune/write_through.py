@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-import optuna
+import sqlalchemy
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import StorageInternalError
-from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage
+from optuna.storages import BaseStorage, InMemoryStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
+
+from alast_tune.tune.packed import Alike, packed
+
+_PAGE = 500
+"""So many trials are read from a database at a time: while they are read, each takes many times what is kept of it."""
 
 
 class WriteThroughStorage(InMemoryStorage):
@@ -18,7 +24,8 @@ class WriteThroughStorage(InMemoryStorage):
 
     Optuna reads all running trials anew whenever it is asked for one, so that asking takes the longer the more there
     are. Here nothing is read again. What changes is written before the call returns, but for one thing: a new trial is
-    written with its parameters in one transaction, when anything else is first said of it.
+    written with its parameters in one transaction, when anything else is first said of it. What is kept of a trial that
+    has ended is packed.
 
     Args:
         backend: where the study is kept.
@@ -30,23 +37,25 @@ class WriteThroughStorage(InMemoryStorage):
 
     def __init__(self, backend: BaseStorage, name: str) -> None:
         super().__init__()
-        self._backend = optuna.storages.get_storage(backend)  # Optuna's cache spares a statement for each parameter
+        self._backend = backend
         self._there = there = self._backend.get_study_id_from_name(name)
-        own = super().create_new_study(self._backend.get_study_directions(there), name)
-        study = self._studies[own]
+        self._own = super().create_new_study(self._backend.get_study_directions(there), name)
+        study = self._studies[self._own]
         study.user_attrs = self._backend.get_study_user_attrs(there)
         study.system_attrs = self._backend.get_study_system_attrs(there)
-        self._ids: list[int] = []
+        self._ids = array("q")
         """Of the trials, in the other storage; here each is its number."""
         self._held: int | None = None
         """The trial that is only here so far."""
-        for trial in self._backend.get_all_trials(there, deepcopy=False):
+        self._alike: Alike = {}
+        for trial in _trials_of(backend, there):
             self._ids.append(trial._trial_id)
             self._check(trial.number)
             study.trials.append(trial := copy.copy(trial))
             trial._trial_id = self._max_trial_id = trial.number
-            self._trial_id_to_study_id_and_number[trial.number] = own, trial.number
+            self._trial_id_to_study_id_and_number[trial.number] = self._own, trial.number
             study.param_distribution |= trial.distributions
+            self._pack(trial.number)
 
     def create_new_study(self, directions: Sequence[Any], study_name: str | None = None) -> int:
         """Refuse: there is one study."""
@@ -86,7 +95,9 @@ class WriteThroughStorage(InMemoryStorage):
         """Set them in both."""
         self._release()
         done = self._backend.set_trial_state_values(self._ids[trial_id], state, values)
-        return done and super().set_trial_state_values(trial_id, state, values)
+        done = done and super().set_trial_state_values(trial_id, state, values)
+        self._pack(trial_id)
+        return done
 
     def set_trial_intermediate_value(self, trial_id: int, step: int, intermediate_value: float) -> None:
         """Set it in both."""
@@ -117,13 +128,34 @@ class WriteThroughStorage(InMemoryStorage):
         if self._held is None:
             return
         number, self._held = self._held, None
-        self._ids.append(self._backend.create_new_trial(self._there, self.get_trial(number)))
-        if isinstance(self._backend, JournalStorage):
+        trial = self.get_trial(number)
+        if isinstance(self._backend, RDBStorage):
+            there = self._backend._create_new_trial(self._there, trial)  # spares asking for its number
+            self._ids.append(there._trial_id)
+            self._check(there.number)
+        else:
+            self._ids.append(self._backend.create_new_trial(self._there, trial))
             self._check(self._backend.get_trial_number_from_id(self._ids[-1]))
-        elif self._backend.get_trial_id_from_study_id_trial_number(self._there, number) != self._ids[-1]:  # cached
-            self._check(-1)
+        self._pack(number)
+
+    def _pack(self, number: int) -> None:
+        """Keep less of a trial, if it has ended."""
+        trials = self._studies[self._own].trials
+        trials[number] = packed(trials[number], self._alike)
 
     def _check(self, number: int) -> None:
         """Trials are numbered as they were added, unless another program adds or deletes some."""
         if number != len(self._ids) - 1:
             raise StorageInternalError("another program has added or deleted trials of the study")
+
+
+def _trials_of(backend: BaseStorage, study: int) -> Iterator[FrozenTrial]:
+    """Read all trials of a study; those of a database a page at a time."""
+    if not isinstance(backend, RDBStorage):
+        yield from backend.get_all_trials(study, deepcopy=False)
+        return
+    query = sqlalchemy.text("select trial_id from trials where study_id = :study order by trial_id")
+    with backend.engine.connect() as connection:
+        ids = connection.scalars(query, {"study": study}).all()
+    for start in range(0, len(ids), _PAGE):
+        yield from backend._get_trials(study, None, set(ids[start : start + _PAGE]), ids[-1])

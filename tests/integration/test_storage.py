@@ -16,7 +16,7 @@ import optuna
 import psutil
 import psycopg
 import pytest
-from optuna.storages import JournalStorage, RDBStorage
+from optuna.storages import RDBStorage
 from sqlalchemy.exc import SQLAlchemyError
 
 from alast_tune.cli import main
@@ -26,7 +26,7 @@ from alast_tune.results import FrontFile
 from alast_tune.storage import CHECKPOINTS, copy_of, listing
 from alast_tune.tune.search import StudySearcher
 from alast_tune.tune.storage_errors import as_storage_error
-from alast_tune.tune.study_file import StudyFile
+from alast_tune.tune.study_file import StudyJournal
 from alast_tune.tune.trials import _database, open_study
 from tests.integration.harness import PATIENCE, Pareto, free_port, kill, mlflow_server, wait_for
 from tests.integration.postgres import PASSWORD, postgres_server
@@ -90,7 +90,7 @@ def trial_states(folder: Path) -> list[str]:
     file = folder / "study.jsonl"
     if file.exists():
         with suppress(KeyError):  # being created
-            study = optuna.load_study(study_name=folder.name, storage=JournalStorage(StudyFile(file)))
+            study = optuna.load_study(study_name=folder.name, storage=StudyJournal(file))
             return [trial.state.name for trial in study.get_trials(deepcopy=False)]
     return []
 

@@ -11,7 +11,7 @@ import pytest
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 
-from alast_tune.config import combinations, in_force, point_of
+from alast_tune.config import SweepConfig, combinations, in_force, point_of
 from alast_tune.errors import ConfigError
 from alast_tune.front import hypervolume, pareto_mask
 from alast_tune.results import DIRECTIONS
@@ -19,6 +19,7 @@ from alast_tune.tune import history as module
 from alast_tune.tune.attributes import BASELINE
 from alast_tune.tune.history import TrialHistory
 from alast_tune.tune.improvement import Surrogate, _expected_excess, expected_improvement, uncovered_area
+from alast_tune.tune.region import search_floor
 from alast_tune.tune.sampler import GAINS, SPREAD, EhviSampler
 from alast_tune.tune.space import conditions_of, to_optuna, trial_config
 from tests.unit.tune import conditional
@@ -223,6 +224,20 @@ def test_a_baseline_tells_its_accuracy_but_not_its_costs_and_only_where_it_is_a_
     assert history.known == set()  # that point itself may still be tried
 
 
+@pytest.mark.parametrize("state", [TrialState.RUNNING, TrialState.PRUNED, TrialState.COMPLETE])
+def test_the_region_follows_from_few_trials_as_from_all(state: TrialState) -> None:
+    sweep = SweepConfig.model_validate({"within": 0.02})
+    values = [0.8, 9.0, 9.0] if state == TrialState.COMPLETE else None
+    trials = [trial(0, TrialState.WAITING, **{BASELINE: "full"})]
+    history = TrialHistory()
+    history.update(trials)
+    trials = [trial(0, state, values, **{BASELINE: "full"})]
+    trials += [trial(number, TrialState.COMPLETE, [0.4 + number / 100, 4.0, 1.0]) for number in range(1, 30)]
+    history.update(trials)
+    assert len(history.telling(trials)) < 4
+    assert search_floor(sweep, {}, history.telling(trials)) == search_floor(sweep, {}, trials) > 0
+
+
 def test_where_memory_ran_out_little_more_is_proposed() -> None:
     """Memory runs out, unforeseen, where tokens are many, and accuracy would be best."""
 
@@ -366,9 +381,11 @@ def test_from_which_accuracy_on_a_proposal_is_worth_something_is_asked_each_time
         return np.ones_like(mean_C)
 
     monkeypatch.setattr("alast_tune.tune.sampler.expected_improvement", improvement)
-    sampler = EhviSampler(SPACE, costs, (0.0, 1.0, 1.0), 0, least=lambda trials: len(trials) / 10)
-    search(optuna.create_study(directions=DIRECTIONS, sampler=sampler), SPREAD + 2)
-    assert sorted(set(used)) == [(SPREAD + 1) / 10, (SPREAD + 2) / 10]  # the first trials that are no exploration
+    sampler = EhviSampler(SPACE, costs, (0.0, 1.0, 1.0), 0, least=lambda trials: max(t.values[0] for t in trials))
+    it = optuna.create_study(directions=DIRECTIONS, sampler=sampler)
+    search(it, SPREAD + 2)
+    best = list(itertools.accumulate((trial.values[0] for trial in it.trials), max))
+    assert set(used) == {best[SPREAD - 1], best[SPREAD]}  # for the first two trials that are no exploration
 
 
 def test_what_proposals_are_expected_to_add_is_known_and_falls_as_the_front_grows() -> None:

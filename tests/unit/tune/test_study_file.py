@@ -5,13 +5,12 @@ from pathlib import Path
 
 import optuna
 import pytest
-from optuna.storages import JournalStorage
 from optuna.trial import TrialState
 
 from alast_tune.config import SweepConfig
 from alast_tune.errors import ConfigError
 from alast_tune.storage import copy_of
-from alast_tune.tune.study_file import StudyFile
+from alast_tune.tune.study_file import StudyFile, StudyJournal
 from alast_tune.tune.trials import open_study
 
 
@@ -75,12 +74,12 @@ def test_a_sweep_that_names_no_study_goes_on_with_the_file_that_is_there(
 
 def test_half_a_line_is_not_there_and_a_full_disk_leaves_none(tmp_path: Path) -> None:
     file = tmp_path / "study.jsonl"
-    study = optuna.create_study(storage=JournalStorage(StudyFile(file)), study_name="a")
+    study = optuna.create_study(storage=StudyJournal(file), study_name="a")
     study.ask()
     whole = file.read_bytes()
     with file.open("ab") as out:
         out.write(b'{"op_code": 4, "wor')
-    assert len(optuna.load_study(storage=JournalStorage(StudyFile(file)), study_name="a").trials) == 1
+    assert len(optuna.load_study(storage=StudyJournal(file), study_name="a").trials) == 1
     StudyFile(file).append_logs([])  # by a driver
     assert file.read_bytes() == whole
     file.write_bytes(b"x" * 100_000)

@@ -1,5 +1,8 @@
 """A study in memory that is also where it is kept: what another process reads, and what is written when."""
 
+import gc
+import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,10 +11,12 @@ import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.trial import TrialState, create_trial
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from alast_tune.results import DIRECTIONS
-from alast_tune.tune.study_file import StudyFile
+from alast_tune.tune import write_through
+from alast_tune.tune.packed import PackedTrial
+from alast_tune.tune.study_file import StudyJournal
 from alast_tune.tune.trials import name_metrics
 from alast_tune.tune.write_through import WriteThroughStorage
 
@@ -21,15 +26,16 @@ Open = Callable[[], BaseStorage]
 
 
 @pytest.fixture(params=["sqlite", "journal"])
-def elsewhere(request: pytest.FixtureRequest, tmp_path: Path) -> Open:
+def elsewhere(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Open:
     """Opens where the study is kept, as another process would."""
+    monkeypatch.setattr(write_through, "_PAGE", 3)
 
     def opened() -> BaseStorage:
         if request.param == "sqlite":
             storage = RDBStorage(f"sqlite:///{tmp_path}/study.db")
             request.addfinalizer(storage.engine.dispose)
             return storage
-        return JournalStorage(StudyFile(tmp_path / "study.jsonl"))
+        return StudyJournal(tmp_path / "study.jsonl")
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     optuna.create_study(storage=opened(), study_name="ours", directions=list(DIRECTIONS))
@@ -115,3 +121,30 @@ def test_trials_of_another_program_are_noticed_before_numbers_differ(elsewhere: 
     theirs(elsewhere).enqueue_trial({"x": 0.5})
     with pytest.raises(optuna.exceptions.StorageInternalError, match="another program has added"):
         study.ask(SPACE).set_user_attr("predicted_bytes", 7)
+
+
+def test_of_a_trial_that_has_ended_bytes_are_kept_and_nothing_else(elsewhere: Open) -> None:
+    study = ours(elsewhere)
+    for _ in range(4):
+        trial = study.ask(SPACE)
+        for epoch in range(1, 5):
+            trial.set_user_attr(f"epoch {epoch}", [0.1 * epoch, 2.5 * epoch, 1.5, 30.0 * epoch])
+        trial.set_user_attr("of this test", True)
+        study.tell(trial, (0.5, 2.0, 1.0))
+    del trial
+    copies = 2 if isinstance(elsewhere(), StudyJournal) else 1  # Optuna's own journal keeps one as well
+
+    def check() -> None:
+        gc.collect()
+        trials = [one for one in gc.get_objects() if issubclass(type(one), FrozenTrial)]
+        kept = [trial for trial in trials if "of this test" in trial.user_attrs]
+        assert Counter(map(type, kept)) == {PackedTrial: 4 * copies}
+        # A dictionary with these numbers would be three times as large.
+        parts = [(trial, trial.__dict__, trial._packed) for trial in kept]
+        assert all(sum(map(sys.getsizeof, of_one)) < 900 for of_one in parts)
+
+    check()
+    del study
+    study = ours(elsewhere)  # as the next driver reads them
+    check()
+    assert len(study.trials) == 4
