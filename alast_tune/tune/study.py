@@ -173,8 +173,9 @@ def prepare(sweep: SweepConfig, *, resume: bool, retry_failed: bool, console: Co
         sweep = with_auto_space(sweep)
         say(f"space: {', '.join(space_words(sweep.space))}")
     if isinstance(source := sweep.begin_with, Path):
-        sweep = sweep.model_copy(update={"begin_with": best_points(sweep)})
-        say(f"begins with the {len(sweep.begin_with)} best points of {address_of(source)}")
+        points = best_points(sweep)
+        sweep = sweep.model_copy(update={"begin_with": points})
+        say(f"begins with the {len(points)} best points of {address_of(source)}")
     model, splits = load_trial(sweep.trial)
     for note in splits.notes:
         say(f"note: {note}")
