@@ -7,6 +7,7 @@ and the search space (``method/alpha``) write it, is the chain of field names.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from alast_tune.config.amounts import flops_of, seconds_of
 from alast_tune.config.methods import MethodConfig, find_method, known_methods, method_names, register_method
 from alast_tune.config.promoted import PromotedConfig, Provenance
 from alast_tune.config.record import (
@@ -41,7 +42,7 @@ from alast_tune.config.space import (
     setting_of,
     size_of,
 )
-from alast_tune.config.sweep import AUTO, Limits, SweepConfig, flops_of, seconds_of, stored_sweep
+from alast_tune.config.sweep import AUTO, Limits, SweepConfig, stored_sweep
 from alast_tune.config.train import Precision, TrainConfig
 from alast_tune.config.trial import (
     PLACES,
