@@ -20,16 +20,19 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
-from accuracy import difference
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
-from timm.data import FastCollateMixup, create_loader
-from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from timm.data.loader import create_loader
+from timm.data.mixup import FastCollateMixup
+from timm.loss.cross_entropy import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]  # it exports it all the same
-from timm.scheduler import create_scheduler_v2
-from timm.utils import ModelEmaV3, dispatch_clip_grad, random_seed
+from timm.scheduler.scheduler_factory import create_scheduler_v2
+from timm.utils.clip_grad import dispatch_clip_grad
+from timm.utils.model_ema import ModelEmaV3
+from timm.utils.random import random_seed
 from torch.utils.data import Dataset
 
 from alast_tune.config import TrialConfig, apply_params, parse
@@ -38,6 +41,7 @@ from alast_tune.device import AUTOCAST, device_of, precision_of, set_tf32
 from alast_tune.errors import ConfigError
 from alast_tune.run import load_trial
 from alast_tune.train import fit
+from benchmarks.accuracy import difference
 
 TRIAL = {
     "recipe": "modern",
@@ -60,7 +64,8 @@ class Pictures(Dataset[Any]):
     """Images as timm's own datasets give them: opened anew each time, and transformed as ``create_loader`` sets."""
 
     def __init__(self, images: Images) -> None:
-        self._images, self.transform = images, None
+        self._images = images
+        self.transform: Any = None
 
     def __len__(self) -> int:
         return len(self._images)
@@ -68,7 +73,7 @@ class Pictures(Dataset[Any]):
     def __getitem__(self, number: int) -> tuple[Any, int]:
         source, index = self._images.source, int(self._images.indices[number])
         if source.place == ("data.dataset", "digits"):
-            picture = Image.fromarray((source.item(index) * (255 / 16) + 0.5).astype("uint8")).convert("RGB")
+            picture = Image.fromarray(np.uint8(np.asarray(source.item(index)) * (255 / 16) + 0.5)).convert("RGB")
         else:
             picture = source.decode(index)
         return self.transform(picture), int(self._images.labels[number])
@@ -90,16 +95,16 @@ def timm_script(config: TrialConfig) -> Iterator[float]:
         "input_size": (3, spec.image_size, spec.image_size), "mean": spec.mean, "std": spec.std, "device": device,
         "interpolation": spec.resizing.interpolation, "num_workers": data.workers, "pin_memory": device.type == "cuda",
     }  # fmt: skip
-    erased = {"re_prob": data.random_erasing, "color_jitter": 0.0, "no_aug": data.augment == "none"}
+    augmented: dict[str, Any] = {"re_prob": data.random_erasing, "color_jitter": 0.0, "no_aug": data.augment == "none"}
+    trained_on: Any = Pictures(splits.train)
+    validated_on: Any = Pictures(splits.validation)
     batches = create_loader(
-        Pictures(splits.train), batch_size=train.batch_size, is_training=True, collate_fn=mixup, **erased, **shared
+        trained_on, batch_size=train.batch_size, is_training=True, collate_fn=mixup, **augmented, **shared
     )
-    cropped = {"crop_pct": spec.resizing.crop_pct, "crop_mode": spec.resizing.crop_mode}
-    looked_at = create_loader(Pictures(splits.validation), batch_size=train.batch_size, **cropped, **shared)
+    cropped: dict[str, Any] = {"crop_pct": spec.resizing.crop_pct, "crop_mode": spec.resizing.crop_mode}
+    looked_at = create_loader(validated_on, batch_size=train.batch_size, **cropped, **shared)
     decay = train.layer_decay if train.layer_decay < 1 else None
-    optimizer = create_optimizer_v2(
-        model, train.optimizer, train.learning_rate, train.weight_decay, layer_decay=decay
-    )
+    optimizer = create_optimizer_v2(model, train.optimizer, train.learning_rate, train.weight_decay, layer_decay=decay)
     warmup = int(train.warmup_epochs)
     scheduler, _ = create_scheduler_v2(
         optimizer, "cosine", train.epochs - warmup, warmup_epochs=warmup, warmup_prefix=True, step_on_epochs=False,
@@ -108,7 +113,7 @@ def timm_script(config: TrialConfig) -> Iterator[float]:
     average = ModelEmaV3(model, train.ema, use_warmup=True) if train.ema else None
     loss_of = SoftTargetCrossEntropy() if mixup else LabelSmoothingCrossEntropy(train.label_smoothing)
     dtype, updates = AUTOCAST[precision_of(train)], 0
-    autocast = {"device_type": device.type, "dtype": dtype, "enabled": dtype is not None}
+    autocast: dict[str, Any] = {"device_type": device.type, "dtype": dtype, "enabled": dtype is not None}
     for _ in range(train.epochs):
         model.train()
         for images, labels in batches:
