@@ -16,6 +16,7 @@ resizes an image at each epoch, and takes its pairs for mixup from both ends of 
 import argparse
 import json
 import statistics
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -194,7 +195,7 @@ def main() -> None:
         "trial": base.given_values(),
         "device": torch.cuda.get_device_name() if device_of(base.train).type == "cuda" else "cpu",
         "time_ratio": round(statistics.median(ratios), 4),
-        "difference": gained and [round(value, 6) for value in gained],
+        "difference": gained and [round(value, 6) + 0.0 for value in gained],
         "runs": runs,
     }
     if options.json:
@@ -214,4 +215,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except ConfigError as error:
+        sys.exit(f"error: {error}")

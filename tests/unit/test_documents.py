@@ -16,6 +16,7 @@ from alast_tune import plugins
 from alast_tune.cli import AlastTune
 from alast_tune.cli.sweep import Sweep
 from alast_tune.config import READINGS, AlastConfig, Record, SweepConfig, TrialConfig, known_methods, parse
+from benchmarks.accuracy import RESULTS, read, summarise
 from tests.documents import DOCUMENTS, ROOT, anchors, blocks, inline_code, method_of_the_docs, prose
 from tests.unit.test_house import recipes
 
@@ -155,3 +156,15 @@ def test_the_readings_are_as_the_table_says() -> None:
             words = {True: "yes", False: "no"} if isinstance(value, bool) else {}
             value = value.early if name == "floors" else words.get(value, value)
             assert cell.strip("`") == (f"{value:g}" if isinstance(value, float) else str(value)), (name, reading)
+
+
+def test_the_parts_of_the_recipe_are_worth_what_was_measured() -> None:
+    runs = read(RESULTS / "recipe-digits.jsonl")
+    cell = r" \| ([^|\n]+)"
+    table = re.findall(rf"^\| `([^|]+)`{cell * 6} \|$", prose("docs/method.md").partition("What each part brings")[2], re.M)
+    said = {name: cells for name, *cells in table}
+    for row in summarise(runs, 3, "modern"):
+        difference = row["test_difference"] or ""
+        numbers = f"{row['learning_rate']:g}", str(row["seeds"]), f"{row['accuracy']:.4f}"
+        assert said.pop(row["method"]) == [*numbers, f"{row['spread']:.4f}" if row["seeds"] > 1 else "", f"{row['test_accuracy']:.4f}", difference]
+    assert not said
