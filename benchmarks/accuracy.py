@@ -12,6 +12,7 @@ seconds then do not compare. Needs neither Ray nor MLflow.
 
 import argparse
 import json
+import math
 import statistics
 import sys
 import time
@@ -45,24 +46,26 @@ def trials(
     for name, entry in spec["methods"].items():
         if only and name not in only:
             continue
-        base = spec["trial"] | {"method": entry["method"]}
+        rates = entry.get("learning_rates", spec["learning_rates"])
+        base = spec["trial"] | {part: values for part, values in entry.items() if part != "learning_rates"}
         base |= {part: spec["trial"][part] | entry.get(part, {}) for part in ("data", "model", "train")}
         params = dict(setting.split("=", 1) for setting in settings)
-        rates = entry.get("learning_rates", spec["learning_rates"])
         yield name, apply_params(parse(TrialConfig, base), params), rates
 
 
 def run(name: str, config: TrialConfig) -> Row:
     """Fine-tune once; a row of plain values."""
     started, training = time.monotonic(), Run(config)
-    reports = [training.train_epoch() for _ in range(config.train.epochs)]
+    reports = []
+    while not training.finished:
+        reports.append(training.train_epoch())
     cost = reports[-1].cost
     return {
         "name": name,
         "learning_rate": config.train.learning_rate,
         "seed": config.train.seed,
         "method": config.method.model_dump(mode="json"),
-        "accuracies": [round(report.accuracy, 6) for report in reports],
+        "accuracies": [round(report.accuracy, 6) for report in reports if not math.isnan(report.accuracy)],
         "test_accuracy": round(training.evaluate("test").accuracy, 6) if training.has_test else None,
         "train_flops": cost.train_flops,
         "peak_bytes": cost.peak_bytes,

@@ -16,6 +16,7 @@ from alast_tune import plugins
 from alast_tune.cli import AlastTune
 from alast_tune.cli.sweep import Sweep
 from alast_tune.config import READINGS, AlastConfig, Record, SweepConfig, TrialConfig, known_methods, parse
+from benchmarks.accuracy import RESULTS, read, summarise
 from tests.documents import DOCUMENTS, ROOT, anchors, blocks, inline_code, method_of_the_docs, prose
 from tests.unit.test_house import recipes
 
@@ -155,3 +156,16 @@ def test_the_readings_are_as_the_table_says() -> None:
             words = {True: "yes", False: "no"} if isinstance(value, bool) else {}
             value = value.early if name == "floors" else words.get(value, value)
             assert cell.strip("`") == (f"{value:g}" if isinstance(value, float) else str(value)), (name, reading)
+
+
+def test_the_parts_of_the_recipe_brought_what_the_table_says() -> None:
+    section = prose("docs/method.md").partition("What each part brings")[2].partition("\n## ")[0]
+    table = re.findall(r"^\| `([^`]+)` \| (.*) \|$", section, re.MULTILINE)
+    said = {name: [cell.strip() for cell in cells.split("|")] for name, cells in table}
+    for row in summarise(read(RESULTS / "recipe-digits.jsonl"), 3, "modern"):
+        if "patience" in row["method"]:
+            continue
+        spread = f"{row['spread']:.4f}" if row["seeds"] > 1 else ""
+        scores = f"{row['accuracy']:.4f}", spread, f"{row['test_accuracy']:.4f}", row["test_difference"] or ""
+        assert said.pop(row["method"]) == [f"{row['learning_rate']:g}", str(row["seeds"]), *scores]
+    assert not said
