@@ -33,7 +33,7 @@ def seconds_of(given: object, info: ValidationInfo) -> object:
 _TIMES = re.compile(r"(\d+(?:\.\d+)?)x")
 
 
-def flops_budget(given: object) -> object:
+def budget_of_flops(given: object) -> object:
     """Read a budget of FLOPs as people write it: 1e18, or 20x; the latter stays as it is.
 
     Raises:

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, ByteSize, Field, field_validator, model_validator
 
-from alast_tune.config.amounts import flops_budget, seconds_of
+from alast_tune.config.amounts import budget_of_flops, seconds_of
 from alast_tune.config.record import Record, SweepName, flatten, parse, read_mapping
 from alast_tune.config.space import (
     Distribution,
@@ -126,7 +126,7 @@ class SweepConfig(Limits):
         description="no trial starts after so long, as 2h or 30min; those that run are finished; a resumed sweep goes "
         "on counting, so that it wants a larger one",
     )
-    flops_budget: Annotated[float | str, BeforeValidator(flops_budget)] | None = Field(
+    flops_budget: Annotated[float | str, BeforeValidator(budget_of_flops)] | None = Field(
         None,
         description="no trial starts once the training FLOPs of all trials, stopped and failed ones included, reach "
         "this: a number, as 1e18, or a multiple of one full fine-tuning, as 20x; a resumed sweep goes on counting",

@@ -17,7 +17,7 @@ from alast_tune.cli import main
 from alast_tune.config import TrialConfig, stored_sweep
 from alast_tune.lease import exclusive_driver
 from alast_tune.results import FrontFile
-from tests.integration.harness import Pareto, kill, wait_for
+from tests.integration.harness import ROOT, Pareto, kill, wait_for
 
 
 def trial_states(folder: Path) -> list[str]:
@@ -56,10 +56,11 @@ def test_a_folder_is_a_whole_sweep(ray_here: Cluster, pareto: Pareto) -> None:
     words = ("--model", "embedded", "--trials", "1", "--trial.train.epochs", "1", "--concurrent", "1")
     out = pareto.here(str(pareto.pictures), *words, "--sampler", "random")
     assert out.index("settings chosen for") < out.index("forecast") < out.index("trial 0000 complete")
-    assert "1 of 3 trials, 2 baselines among them" in out
+    assert "1 of 2 trials, 1 baseline among them" in out
     (folder,) = (file.parent for file in pareto.storage.glob("*/front.json"))
     assert folder.name == pareto.pictures.name
-    assert trial_states(folder) == ["COMPLETE"] * 3
+    # Of the four points that it begins with, three wait for more --trials.
+    assert trial_states(folder) == ["COMPLETE"] * 2 + ["WAITING"] * 3
     assert stored_sweep(folder).trial.train.batch_size == 8
 
 
@@ -177,6 +178,9 @@ def test_a_second_driver_of_the_same_sweep_is_refused(pareto: Pareto) -> None:
     assert trial_states(pareto.storage / "busy") == []
 
 
+ALAST = ROOT / "tests" / "unit" / "alast.yaml"
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
@@ -186,7 +190,7 @@ def test_a_second_driver_of_the_same_sweep_is_refused(pareto: Pareto) -> None:
         (["--preset", "demo", "--nonsense", "1"], "error: unrecognized arguments: --nonsense; see --help"),
         (["--preset", "demo", "--trials", "0"], "error: trials = 0: "),
         (
-            ["--preset", "demo", "--trial.method.name", "alast", "--trial.method.trainable_blocks", "13"],
+            ["--preset", str(ALAST), "--trial.method.trainable_blocks", "13"],
             "error: method.trainable_blocks = 13: the model",
         ),
         (["--preset", "demo", "--trial.model.name", "resnet18"], "error: model.name = resnet18: "),
