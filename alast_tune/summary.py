@@ -79,8 +79,8 @@ class FrontTracker:
         """Take in trials that have ended; returns whether the front is another one: only complete trials are on it."""
         self._states.update(result.state if result.origin is None else "earlier" for result in results)
         self.launched += sum(result.launched for result in results)
-        for result in results[:1]:
-            self._score = result.config.train.score  # the same in all
+        if results:
+            self._score = results[0].config.train.score  # the same in all
         for result in results:
             if result.baseline == "full" and result.values:
                 self._full, self._full_timing, self._front = _objectives(result), result.timing, None

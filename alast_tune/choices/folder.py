@@ -224,8 +224,8 @@ def sweep_of_folder(
     if values.get("space", AUTO) == AUTO:
         if "method" not in trial:
             values["space"] = auto_space(sketch, own.model.name, methods, given, has_layer_decay(own))
-            if values.get("sampler") != "grid":  # which is refused, for the space has real parameters
-                values.setdefault("begin_with", first_points(values["space"]))
+            if values.get("begin_with") is None and values.get("sampler") != "grid":  # which the space refuses
+                values["begin_with"] = first_points(values["space"])
             trial["method"] = {"name": "full"}
         elif methods:
             raise ConfigError("methods", ",".join(methods), "trial.method says which; leave out one of the two")

@@ -194,7 +194,8 @@ def with_auto_space(sweep: SweepConfig, methods: Sequence[str] = ()) -> SweepCon
     else:
         values["trial"]["method"] = {"name": "full"}
         values["space"] = auto_space(sketch, trial.model.name, methods, given_paths(trial), layered)
-        values["begin_with"] = values.get("begin_with") or first_points(values["space"])
+        if sweep.begin_with is None:
+            values["begin_with"] = first_points(values["space"])
     return parse(SweepConfig, values)
 
 

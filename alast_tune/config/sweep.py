@@ -99,7 +99,7 @@ def _space_of(given: object) -> object:
 
 
 def _points_or_place(given: object) -> object:
-    """Read a place, which the command line makes a list of."""
+    """Take the place out of the list of one that the command line makes of it."""
     return given[0] if isinstance(given, list) and len(given) == 1 and isinstance(given[0], str) else given
 
 
@@ -188,12 +188,12 @@ class SweepConfig(Limits):
     )
     """Empty: auto, not made out yet."""
     begin_with: Annotated[
-        tuple[dict[str, bool | int | float | str], ...] | Place, BeforeValidator(_points_or_place)
+        tuple[dict[str, bool | int | float | str], ...] | Place | None, BeforeValidator(_points_or_place)
     ] = Field(
-        (),
+        None,
         description="points of the space to try first, after the baselines: parameter -> value, what a point leaves "
         "out is drawn; or folder or front.json of an earlier sweep, of other data too, whose best points are taken; "
-        "they count among the trials",
+        "they count among the trials; unset: with space auto four that are known to be good, else none",
     )
 
     @property
@@ -294,7 +294,7 @@ class SweepConfig(Limits):
     def _check_begin_with(self) -> Self:
         if self.begin_with and self.sampler == "grid":
             raise ConfigError("begin_with", "given", "a grid runs its combinations in order; leave it out")
-        points = self.begin_with if self.space and not isinstance(self.begin_with, Path) else ()
+        points = self.begin_with if self.space and isinstance(self.begin_with, tuple) else ()
         for place, given in enumerate(points):
             check_point(self.space, given, f"begin_with.{place}")
         return self

@@ -48,8 +48,12 @@ class Budget:
         self._seconds = math.inf if seconds is None else seconds
         self._flops = math.inf if flops is None else flops_of(flops, full_flops)
         self._min_gain = 0.0 if min_gain is None else min_gain
-        self._ended, self._taken, self._open = 0.0, 0, list[int]()
-        """FLOPs of trials that have ended; so many trials were looked at, and these of them had not ended then."""
+        self._ended = 0.0
+        """Training FLOPs of the trials that have ended."""
+        self._taken = 0
+        """Number of trials that were counted or are in ``_open``: the first ones of the study."""
+        self._open: list[int] = []
+        """Numbers of those that had not ended when they were last looked at."""
         self._clock = clock
         used: float = study.user_attrs.get(USED, 0.0)
         self._started = clock() - used

@@ -215,12 +215,13 @@ def search(prepared: Prepared, lease: SweepLease, tracker: Tracker, stop: Stop, 
         )
     study = _begin(prepared)
     tracker.start_sweep(sweep, prepared.origin.data, lease.save)
-    tracker.reconcile_runs(results(study, sweep))
+    before = results(study, sweep)
+    tracker.reconcile_runs(before)
     total = sweep.trials + len(baselines(study))
     observer = SweepObserver(
         sweep,
         study.user_attrs["reference_point"],
-        results(study, sweep),
+        before,
         tracker,
         lease,
         prepared.console,
@@ -228,6 +229,7 @@ def search(prepared: Prepared, lease: SweepLease, tracker: Tracker, stop: Stop, 
         prepared.validation_images,
         partial(fixed_region, study, sweep),
     )
+    del before  # of many trials it is large, and the search lasts
     full_flops = study.user_attrs["reference_point"][1] / MARGIN
     budget = Budget(study, sweep.time_budget, sweep.flops_budget, full_flops, sweep.min_gain)
     observer.progress.used = budget.used

@@ -155,7 +155,7 @@ def enqueue_first(study: optuna.Study, sweep: SweepConfig) -> None:
             params = baseline_params(sweep.trial, sweep.space, baseline)
             study.enqueue_trial(params, user_attrs={BASELINE: baseline})
     assert not isinstance(sweep.begin_with, Path)  # made out when the sweep was prepared
-    for given in sweep.begin_with:
+    for given in sweep.begin_with or ():
         study.enqueue_trial(given, skip_if_exists=True)
 
 

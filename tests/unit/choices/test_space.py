@@ -202,6 +202,7 @@ def test_it_begins_with_what_is_known_to_be_good() -> None:
     assert [point["method"] for point in few.begin_with] == ["reader"]
     given = {"method": "head"}
     assert with_auto_space(small_sweep(begin_with=[given])).begin_with == (given,)
+    assert with_auto_space(small_sweep(begin_with=[])).begin_with == ()
 
 
 def test_a_grid_needs_values() -> None:

@@ -1,4 +1,4 @@
-"""A trial that has ended, as bytes: whoever asks it hears what it was, and it takes little memory."""
+"""A packed trial has the same attributes as the trial that it was made from."""
 
 import copy
 import pickle
