@@ -19,7 +19,7 @@ from alast_tune.config import Limits, SweepConfig, as_config_error, parameters, 
 from alast_tune.errors import ConfigError
 from alast_tune.in_process import merged, run_in_process
 from alast_tune.notebook import front_as_html, log_console
-from alast_tune.results import FrontFile, FrontMember, TrialResult
+from alast_tune.results import RESEEDED, FrontFile, FrontMember, Reseeded, TrialResult
 from alast_tune.storage import copy_of, display_path, fetch
 from alast_tune.summary import cheapest_within, trial_id
 from alast_tune.summary import within as members_within
@@ -144,6 +144,13 @@ class Sweep:
     def front(self) -> Front:
         """The members of the front as records, cheapest first: ``member.trial_id``, ``.objectives``, ``.config``."""
         return Front(self.front_file.front)
+
+    @property
+    def reseeded(self) -> Reseeded | None:
+        """What counts on the front, and full fine-tuning, over other seeds; None unless ``reseed`` was given."""
+        fetch(self.folder)
+        file = self.folder / RESEEDED
+        return Reseeded.read(file) if file.exists() else None
 
     def trials(self) -> pd.DataFrame:
         """Lay out all trials, one a row, in the order of their numbers.

@@ -38,18 +38,22 @@ def run_in_process(
         NothingCompleteError: not one trial has run its whole budget.
         KeyboardInterrupt: it was stopped, in order.
     """
-    from alast_tune.tune.study import run_sweep  # Ray and Optuna take seconds to import
+    from alast_tune.tune.reseed import reseed  # Ray and Optuna take seconds to import
+    from alast_tune.tune.study import run_sweep
 
     drawing = [NotebookProgress(drawable)] if console is None and Console().is_jupyter else []
+    console = console or log_console()
     with _interrupted_as_python_is():
         results = run_sweep(
             config,
             resume=resume,
             retry_failed=retry_failed,
-            console=console or log_console(),
+            console=console,
             callbacks=[*callbacks, *drawing],
         )
-    check_complete(config.name, results)
+        check_complete(config.name, results)
+        if config.reseed:
+            reseed(config.storage / config.name, config.reseed, console)
 
 
 def merged(values: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:

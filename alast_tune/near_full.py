@@ -21,6 +21,11 @@ def near_full(members: Sequence[FrontMember], full: Mapping[str, float] | None, 
     return [member for member in members if member.objectives["accuracy"] >= least]
 
 
+def members_that_count(front: FrontFile) -> list[FrontMember]:
+    """Members of a front in its region."""
+    return [member for member in front.front if member.objectives["accuracy"] >= front.region.floor - SLACK]
+
+
 def choose_knee(
     members: Sequence[FrontMember],
     full: Mapping[str, float] | None,

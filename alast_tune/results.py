@@ -224,6 +224,8 @@ class ReseededMember(Record):
     """Standard deviation between seeds."""
     front_probability: FiniteFloat
     """That no other member's true values dominate its own, in [0, 1]."""
+    baseline: Baseline | None = None
+    """``full`` for full fine-tuning, which need not be on the front."""
 
 
 class Reseeded(Record):

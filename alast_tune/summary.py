@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from statistics import fmean
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from alast_tune.config import Limits
 from alast_tune.errors import ConfigError, NothingCompleteError
 from alast_tune.front import front_probability, hypervolume, hypervolume_share, pareto_mask
-from alast_tune.near_full import choose_knee, near_full
+from alast_tune.near_full import choose_knee, members_that_count, near_full
 from alast_tune.objectives import DIRECTIONS, OBJECTIVES, objectives_of
 from alast_tune.results import (
     FrontFile,
@@ -117,7 +118,7 @@ class FrontTracker:
         """The front, cheapest first."""
         if self._front is None:
             members = sorted(self._members, key=lambda result: result.values[1] if result.values else 0.0)
-            them = tuple(_member(one) for one in members)
+            them = tuple(member_of(one) for one in members)
             full = self._full, self._full_timing, self._validation_images
             about = self._sweep, self._reference, self._region, self._limits
             self._front = _front_file(*about, self.counts, them, *full, score=self._score)
@@ -267,12 +268,40 @@ def reseeded(front: FrontFile, runs: Mapping[str, Sequence[SeedRun]], seed: int 
                 mean=named(means_M),
                 spread=named(spreads_M),
                 front_probability=float(probability),
+                baseline=member.baseline,
             )
             for member, means_M, spreads_M, probability in zip(
                 members, means_FM, spreads_FM, probabilities_F, strict=True
             )
         ),
     )
+
+
+def flops_of_seeds(front: FrontFile, runs: int) -> float:
+    """Foresee the training FLOPs of running again, so often, what counts on a front, and full fine-tuning."""
+    if not runs:
+        return 0.0
+    members = members_that_count(front)
+    beside = front.full if all(member.baseline != "full" for member in members) else None
+    return runs * sum(one["train_flops"] for one in (*(member.objectives for member in members), beside) if one)
+
+
+def in_the_mean(front: FrontFile, again: Reseeded) -> FrontFile:
+    """Put means over other seeds in the place of what made a front: its members, full fine-tuning, and the knee.
+
+    Members that were not run again are left out, as are hypervolumes and the number of images behind an accuracy.
+    """
+    found = {member.trial_id: member for member in again.members}
+    members = []
+    for member in front.front:
+        if member.trial_id in found:
+            tested = [run.test_accuracy for run in found[member.trial_id].runs if run.test_accuracy is not None]
+            means = {"objectives": found[member.trial_id].mean, "test_accuracy": fmean(tested) if tested else None}
+            members.append(member.model_copy(update=means))
+    full = next((member.mean for member in again.members if member.baseline == "full"), None)
+    knee, near = choose_knee(members, full)
+    unknown = dict.fromkeys(("hypervolume", "hypervolume_share", "validation_images"))
+    return front.model_copy(update=unknown | {"front": tuple(members), "full": full, "knee": knee, "knee_within": near})
 
 
 def _check_comparable(fronts: Sequence[FrontFile]) -> None:
@@ -332,7 +361,8 @@ def _measured(members: Sequence[FrontMember], reference: tuple[float, ...]) -> d
     return {"hypervolume": hypervolume(values_FM, reference, DIRECTIONS), "hypervolume_share": share}
 
 
-def _member(result: TrialResult) -> FrontMember:
+def member_of(result: TrialResult) -> FrontMember:
+    """Put a trial that has objectives as ``front.json`` has it."""
     return FrontMember(
         trial_id=trial_id(result.number),
         mlflow_run_id=result.mlflow_run_id,

@@ -42,7 +42,7 @@ from alast_tune.config import ModelConfig, SweepConfig, TrialConfig, given_file,
 from alast_tune.errors import ConfigError
 from alast_tune.results import FrontFile
 from alast_tune.storage import copy_of, display_path, listing, names_with, words_for
-from alast_tune.summary import check_complete
+from alast_tune.summary import check_complete, in_the_mean
 from alast_tune.terminal import answers, front_table, printer, reseeded_table
 from alast_tune.tracking import REPORT, pending
 from alast_tune.tune.feasible import check_limits
@@ -162,12 +162,6 @@ class Sweep(BaseSettings, SweepConfig):
     retry_failed: CliImplicitFlag[bool] = Field(
         False, description="with --resume: run trials that have failed again, under new numbers"
     )
-    reseed: int | None = Field(
-        None,
-        ge=2,
-        description="afterwards train each member of the front again with this many other seeds; report "
-        "means, spreads, and how likely each belongs there",
-    )
 
     callbacks: list[str] = Field(
         [], description="told what happens, each as module:Class, say alast_tune.callbacks:TensorBoard"
@@ -257,8 +251,11 @@ def main(arguments: list[str] | None = None) -> None:
     for line in answers(front, [sweep.name, *storage]):
         say(line)
     console.print(front_table(front))
-    if options.reseed is not None and any(result.state == "complete" for result in results):
-        console.print(reseeded_table(reseed(file.parent, options.reseed, console), front.score))
+    if sweep.reseed and any(result.state == "complete" for result in results):
+        again = reseed(file.parent, sweep.reseed, console)
+        console.print(reseeded_table(again, front.score))
+        for line in answers(in_the_mean(front, again), [sweep.name, *storage]):
+            say(f"in the mean of {sweep.reseed} other seeds, {line}")
     say(f"front: {display_path(file)}")
     if (page := file.with_name(REPORT)).exists():
         say(f"report: {display_path(page)}")

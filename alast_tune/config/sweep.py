@@ -74,6 +74,7 @@ _FREE = {
     "time_budget",
     "flops_budget",
     "min_gain",
+    "reseed",
     "storage",
     "concurrent",
     "cpus_per_trial",
@@ -137,6 +138,12 @@ class SweepConfig(Limits):
         lt=1,
         description="no trial starts once the search expects of its next trials that each adds less than this share to "
         "the front's hypervolume, as 0.005; only sampler ehvi expects anything",
+    )
+    reseed: int | None = Field(
+        None,
+        ge=2,
+        description="afterwards train the front's members that count, and full fine-tuning, again with this many other "
+        "seeds; report means, spreads, and how likely each is on the front; budgets of time and FLOPs hold for all",
     )
     within: float | None = Field(
         0.05,

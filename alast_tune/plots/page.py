@@ -38,7 +38,7 @@ from alast_tune.plots.search_figures import (
 from alast_tune.plots.units import human_bytes, human_flops, short
 from alast_tune.results import BASELINES, FrontFile, FrontMember, Reseeded, TrialResult
 from alast_tune.scores import SCORES
-from alast_tune.summary import cheapest_within, trial_id
+from alast_tune.summary import cheapest_within, in_the_mean, trial_id
 
 if TYPE_CHECKING:
     from alast_tune.blocks import BlockReport
@@ -82,8 +82,10 @@ def report_html(
     memory = measured_memory(results, search)
     notes = health_notes(front, results, search.space, memory, reseeded)
     command = shlex.join(["alast-tune", "promote", *(words or [front.sweep]), "--pick"])
+    mean = f", mean of {len(reseeded.seeds)} other seeds" if reseeded else ""
+    cards = _cards(in_the_mean(front, reseeded) if reseeded else front, command, mean)
     sections = [
-        Section("answer", before=f'<div class="cards">{"".join(_cards(front, command))}</div>'),
+        Section("answer", before=f'<div class="cards">{"".join(cards)}</div>'),
         Section("health", heading="Health", before=_notes(notes)),
         _front(front, shown, command),
         *_search(front, results, shown, search),
@@ -105,8 +107,8 @@ def _lead(front: FrontFile) -> str:
     )
 
 
-def _cards(front: FrontFile, command: str) -> Iterator[str]:
-    """Write the answers: the cheapest member near full fine-tuning, and the compromise."""
+def _cards(front: FrontFile, command: str, mean: str) -> Iterator[str]:
+    """Write the answers: the cheapest member near full fine-tuning, and the compromise; ``mean`` says over what."""
     asked: list[tuple[str, FrontMember | None]] = [
         (f"Cheapest within {points(tolerance)} of full fine-tuning", cheapest_within(front, tolerance))
         for tolerance in (TOLERANCES if front.full else ())
@@ -134,7 +136,7 @@ def _cards(front: FrontFile, command: str) -> Iterator[str]:
             f'<div class="card" data-trial="{html.escape(member.trial_id)}" title="A click copies the command">'
             f"<h3>{heading}</h3>"
             f'<div class="trial">trial {html.escape(member.trial_id)} <i>{html.escape(method)}</i></div>'
-            f"<div>{front.score_label} <b>{member.objectives['accuracy']:.4f}</b>{test}</div>{bars}"
+            f"<div>{front.score_label} <b>{member.objectives['accuracy']:.4f}</b>{test}{mean}</div>{bars}"
             f'<div class="command"><code>{html.escape(f"{command} {member.trial_id} {OUTPUT}")}</code></div></div>'
         )
 

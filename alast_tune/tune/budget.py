@@ -32,6 +32,8 @@ class Budget:
         flops: most training FLOPs, or a multiple of full fine-tuning's, as ``20x``; None: no limit.
         full_flops: of full fine-tuning, predicted.
         min_gain: least share that the next trials are expected to add to the front's hypervolume; None: no limit.
+        owed: training FLOPs of what is to follow the search, which are kept for it, as is the time that they will take
+            at the search's pace.
         clock: seconds that pass.
     """
 
@@ -42,12 +44,14 @@ class Budget:
         flops: float | str | None = None,
         full_flops: float = math.nan,
         min_gain: float | None = None,
+        owed: Callable[[], float] = lambda: 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._study = study
         self._seconds = math.inf if seconds is None else seconds
         self._flops = math.inf if flops is None else flops_of(flops, full_flops)
         self._min_gain = 0.0 if min_gain is None else min_gain
+        self._owed = owed
         self._ended = 0.0
         """Training FLOPs of the trials that have ended."""
         self._taken = 0
@@ -62,9 +66,12 @@ class Budget:
     @property
     def over(self) -> str:
         """Why no trial may start any more: ``time``, ``FLOPs`` or ``gain``; empty: one may."""
-        if self._clock() - self._started >= self._seconds:
+        seconds, owed = self._clock() - self._started, self._owed()
+        if owed and (trained := self.flops):
+            seconds *= 1 + owed / trained
+        if seconds >= self._seconds:
             return "time"
-        if self._flops < math.inf and self.flops >= self._flops:
+        if self._flops < math.inf and self.flops + owed >= self._flops:
             return "FLOPs"
         return "gain" if (gain := self.gain) is not None and gain < self._min_gain else ""
 
@@ -98,6 +105,8 @@ class Budget:
     def used(self) -> str:
         """Say how much of a budget of FLOPs is used, and what the next trials are expected to bring."""
         used = [] if self._flops == math.inf else [f"{human_flops(self.flops)} of {human_flops(self._flops)} used"]
+        if used and (owed := self._owed()):
+            used[0] += f" and {human_flops(owed)} kept for other seeds"
         gain = self.gain
         return ", ".join(used if gain is None else [*used, f"{gain:+.1%} expected of the next trial"])
 

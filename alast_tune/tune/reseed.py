@@ -13,20 +13,23 @@ from alast_tune.config import PLACES, Limits, SweepConfig, TrialConfig, parse, s
 from alast_tune.errors import ConfigError
 from alast_tune.fingerprints import fingerprints, read_fingerprints
 from alast_tune.lease import exclusive_driver
+from alast_tune.near_full import members_that_count
 from alast_tune.results import OBJECTIVES, RESEEDED, FrontFile, FrontMember, Reseeded, SeedRun
 from alast_tune.run import load_trial
-from alast_tune.summary import reseeded
+from alast_tune.summary import member_of, reseeded
 from alast_tune.terminal import printer
 from alast_tune.tracking import log_reseeded
 from alast_tune.tune.conclude import report
 from alast_tune.tune.study import run_sweep
+from alast_tune.tune.trials import open_study, results
 
 
 def reseed(folder: Path, runs: int, console: Console) -> Reseeded:
-    """Run every member of a finished sweep's front with other seeds; leave ``reseeded.json``, and the page with it.
+    """Run what counts on a finished sweep's front with other seeds; leave ``reseeded.json``, and the page with it.
 
-    The runs are a sweep of their own, ``<name>-seeds``: a grid of members and seeds, with all that a sweep has; run
-    again the same goes on where it was.
+    That is the members in the sweep's region, and full fine-tuning, from which the region is measured. The runs are a
+    sweep of their own, ``<name>-seeds``: a grid of members and seeds, with all that a sweep has; run again the same
+    goes on where it was.
 
     Args:
         folder: of a sweep that has ended.
@@ -40,6 +43,7 @@ def reseed(folder: Path, runs: int, console: Console) -> Reseeded:
     front = FrontFile.read(folder / "front.json")
     if not front.front:
         raise ConfigError("reseed", runs, f"the front of {sweep.name} is empty: there is nobody to run again")
+    front = front.model_copy(update={"front": _repeated(front, sweep, folder)})
     again, begun = _free_name(_seeds_of(sweep, front.front, runs))
     _, splits = load_trial(sweep.trial)
     before = read_fingerprints(folder)
@@ -47,9 +51,8 @@ def reseed(folder: Path, runs: int, console: Console) -> Reseeded:
     if before and (differences := before.differences(here)):
         remedy = before.remedy(here)
         raise ConfigError("reseed", runs, f"{sweep.name} was run otherwise: here are {differences}; {remedy}")
-    results = run_sweep(again, resume=begun, console=console)
     found: dict[str, list[SeedRun]] = defaultdict(list)
-    for result in results:
+    for result in run_sweep(again, resume=begun, console=console):
         if result.values is not None:
             objectives = {o.name: value for o, value in zip(OBJECTIVES, result.values, strict=True)}
             run = SeedRun(seed=result.params["train/seed"], objectives=objectives, test_accuracy=result.test_accuracy)
@@ -69,6 +72,15 @@ def reseed(folder: Path, runs: int, console: Console) -> Reseeded:
     return summary
 
 
+def _repeated(front: FrontFile, sweep: SweepConfig, folder: Path) -> tuple[FrontMember, ...]:
+    """Members that count, and full fine-tuning if it is complete but none of them, the dearest last."""
+    members = members_that_count(front)
+    if front.full and all(member.baseline != "full" for member in members):
+        study = open_study(sweep, folder, must_exist=True)
+        members += [member_of(one) for one in results(study, sweep) if one.baseline == "full" and one.values]
+    return tuple(members)
+
+
 def _seeds_of(sweep: SweepConfig, members: tuple[FrontMember, ...], runs: int) -> SweepConfig:
     """Make a grid of members and seeds."""
     first = sweep.trial.train.seed + 1
@@ -82,8 +94,8 @@ def _seeds_of(sweep: SweepConfig, members: tuple[FrontMember, ...], runs: int) -
             "train/seed": {"type": "categorical", "choices": list(range(first, first + runs))},
         },
     }
-    # A limit that a member breaks with another seed is no reason to leave that run out.
-    left_out = {"trials", *Limits.model_fields}
+    # A limit that a member breaks with another seed is no reason to leave that run out; budgets have been heeded.
+    left_out = {"trials", "reseed", "time_budget", "flops_budget", "min_gain", "begin_with", *Limits.model_fields}
     return parse(SweepConfig, {name: value for name, value in values.items() if name not in left_out})
 
 

@@ -32,7 +32,7 @@ from alast_tune.phases import phases_of
 from alast_tune.results import TrialResult
 from alast_tune.run import load_trial
 from alast_tune.storage import CHECKPOINTS, address_of, atomic_write, fetch, is_copy
-from alast_tune.summary import trial_id
+from alast_tune.summary import flops_of_seeds, trial_id
 from alast_tune.terminal import printer
 from alast_tune.tracking import Tracker, default_uri, is_file_based
 from alast_tune.tune.attempts import checkpoints, next_attempt
@@ -231,7 +231,8 @@ def search(prepared: Prepared, lease: SweepLease, tracker: Tracker, stop: Stop, 
     )
     del before  # of many trials it is large, and the search lasts
     full_flops = study.user_attrs["reference_point"][1] / MARGIN
-    budget = Budget(study, sweep.time_budget, sweep.flops_budget, full_flops, sweep.min_gain)
+    limits = sweep.time_budget, sweep.flops_budget, full_flops, sweep.min_gain
+    budget = Budget(study, *limits, lambda: flops_of_seeds(observer.front, sweep.reseed or 0))
     observer.progress.used = budget.used
     try:
         told.start(sweep, observer.front)

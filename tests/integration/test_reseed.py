@@ -7,6 +7,7 @@ import pytest
 from ray.cluster_utils import Cluster
 
 from alast_tune.results import FrontFile, Reseeded
+from alast_tune.tracking import run_ids
 from tests.integration.harness import Pareto
 from tests.integration.test_sweep import trial_states
 
@@ -18,24 +19,30 @@ def test_members_are_run_with_other_seeds_each_once_and_mlflow_has_it(ray_here: 
     assert "small: its front with 2 other seeds" in out
     front = FrontFile.read(folder / "front.json")
     found = Reseeded.read(folder / "reseeded.json")
-    assert [member.trial_id for member in found.members] == [member.trial_id for member in front.front]
+    floor = front.region.floor
+    assert front.region.source == "full" and floor > 0
+    counting = [member.trial_id for member in front.front if member.objectives["accuracy"] >= floor]
+    full = [] if any(member.baseline == "full" for member in front.front) else ["0000"]  # which is run again anyhow
+    assert [member.trial_id for member in found.members] == counting + full
+    assert "in the mean of 2 other seeds, within 1 point of full fine-tuning" in out
     assert found.seeds == (1, 2)
     page, told = (folder / name for name in ("report.html", "reseeded.json"))
     assert page.stat().st_mtime_ns > told.stat().st_mtime_ns  # drawn again, with what the seeds tell
-    for member, before in zip(found.members, front.front, strict=True):
-        assert member.found == before.objectives
+    objectives = {member.trial_id: member.objectives for member in front.front} | {"0000": front.full}
+    for member in found.members:
+        assert member.found == objectives[member.trial_id]
         assert [run.seed for run in member.runs] == [1, 2]
         assert all(run.test_accuracy is not None for run in member.runs)
         first, second = (run.objectives["accuracy"] for run in member.runs)
         assert member.mean["accuracy"] == pytest.approx((first + second) / 2)
         assert 0 <= member.front_probability <= 1
     counts = json.loads((again / "front.json").read_text())["trials"]
-    assert (counts["complete"], counts["total"]) == (2 * len(front.front),) * 2
+    assert (counts["complete"], counts["total"]) == (2 * len(found.members),) * 2
 
     client = mlflow.MlflowClient(f"sqlite:///{pareto.storage / 'mlflow.db'}")
     for member in found.members:
-        run_id = next(m.mlflow_run_id for m in front.front if m.trial_id == member.trial_id)
-        metrics = client.get_run(str(run_id)).data.metrics
+        run_id = run_ids(folder)[int(member.trial_id)]
+        metrics = client.get_run(run_id).data.metrics
         assert metrics["reseeded_accuracy"] == pytest.approx(member.mean["accuracy"])
         assert metrics["front_probability"] == pytest.approx(member.front_probability)
 

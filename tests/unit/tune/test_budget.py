@@ -138,6 +138,22 @@ def test_flops_of_trials_that_run_were_stopped_or_failed_count_and_no_trial_star
     assert own[3].state == TrialState.COMPLETE and budget.flops == 11.0
 
 
+def test_what_other_seeds_will_train_is_kept_for_them(study: optuna.Study, tmp_path: Path) -> None:
+    clock, owed = Clock(), [0.0]
+    search = searcher(study, tmp_path, budget := Budget(study, 60, 10.0, owed=lambda: owed[0], clock=clock))
+    search.suggest("a")
+    train(search, "a", 4.0, 10)
+    assert (budget.over, budget.used()) == ("", "4.00 FLOP of 10.0 FLOP used")
+    owed[0] = 5.9
+    assert (budget.over, budget.used()) == ("", "4.00 FLOP of 10.0 FLOP used and 5.90 FLOP kept for other seeds")
+    owed[0] = 6.0
+    assert budget.over == "FLOPs"
+    owed[0], clock.seconds = 2.0, 39
+    assert budget.over == ""
+    clock.seconds = 40  # 4 FLOPs took 40 seconds, so that 2 will take 20
+    assert budget.over == "time"
+
+
 def test_a_resumed_sweep_goes_on_counting_flops_and_an_earlier_sweeps_do_not_count(
     study: optuna.Study, tmp_path: Path
 ) -> None:

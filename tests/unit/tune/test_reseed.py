@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from alast_tune.config import SweepConfig, TrialConfig, apply_params, without_places
+from alast_tune.config import SweepConfig, TrialConfig, apply_params, parse, without_places
 from alast_tune.errors import ConfigError
 from alast_tune.fingerprints import FILE, Fingerprints
 from alast_tune.results import TrialResult
-from alast_tune.summary import summarise
-from alast_tune.tune.reseed import _settings_of, reseed
+from alast_tune.summary import member_of, summarise
+from alast_tune.tune.reseed import _seeds_of, _settings_of, reseed
 
 
 def test_a_members_settings_make_it_again_with_the_files_of_the_sweep() -> None:
@@ -29,6 +29,20 @@ def test_a_members_settings_make_it_again_with_the_files_of_the_sweep() -> None:
     found = apply_params(sweep.trial, sweep.settings({"member": "0001"}))
     assert without_places(found) == without_places(member)
     assert found.data.root == Path("/new")
+
+
+def test_budgets_and_first_points_are_the_searchs_alone() -> None:
+    """A grid takes neither, and seeds that a budget cuts short tell nothing."""
+    space = {"method/rank": {"type": "int", "low": 1, "high": 8}}
+    trial = {"method": {"name": "lora"}, "data": {"train_images": 64}}
+    ends = {"trials": 9, "time_budget": "1h", "flops_budget": "9x", "min_gain": 0.01, "reseed": 2}
+    sweep = parse(
+        SweepConfig, {"name": "s", "trial": trial, "space": space, "begin_with": [{"method/rank": 2}], **ends}
+    )
+    member = member_of(TrialResult(1, "complete", sweep.trial, {}, (0.9, 1e12, 1e8), 1))
+    again = _seeds_of(sweep, (member,), 2)
+    assert (again.name, again.trials, again.reseed, again.begin_with) == ("s-seeds", 2, None, None)
+    assert (again.time_budget, again.flops_budget, again.min_gain) == (None, None, None)
 
 
 def test_other_images_than_the_sweeps_are_refused(tmp_path: Path) -> None:
