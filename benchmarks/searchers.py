@@ -113,7 +113,7 @@ class RayOptuna(Random):
         self._names = {name: str(place) for place, name in enumerate(parameters(self.space))}  # it splits at slashes
         places = (table.point_of_baseline(name) for name in baselines)
         first = [self._named(table.points[place]) for place in places if place is not None]
-        self._search = OptunaSearch(
+        self.search = OptunaSearch(
             self._define,
             metric=[objective.name for objective in OBJECTIVES],
             mode=["max" if direction == "maximize" else "min" for direction in DIRECTIONS],
@@ -123,13 +123,17 @@ class RayOptuna(Random):
 
     def ask(self, number: int, params: Params | None) -> int | None:
         """Ask it, which proposes the baselines' points first."""
-        found = self._search.suggest(str(number)) or {}
-        return self.table.index({name: found[place] for name, place in self._names.items() if place in found})
+        return self.table.index(self.propose(str(number)))
+
+    def propose(self, trial: str) -> Params:
+        """Ask it for the parameters of a trial."""
+        found = self.search.suggest(trial) or {}
+        return {name: found[place] for name, place in self._names.items() if place in found}
 
     def tell(self, number: int, values: Floats) -> None:
         """Tell it."""
         result = {objective.name: float(value) for objective, value in zip(OBJECTIVES, values, strict=True)}
-        self._search.on_trial_complete(str(number), result)
+        self.search.on_trial_complete(str(number), result)
 
     def _named(self, params: Params) -> Params:
         return {self._names[name]: value for name, value in params.items()}
