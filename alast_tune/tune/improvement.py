@@ -15,14 +15,20 @@ from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 
 Floats = NDArray[np.float64]
 
-SCALE = 0.1
-"""Accuracy, and costs' logarithm, are taken to vary by no less, however alike the first trials are."""
+LENGTHS = (0.3, 10.0)
+"""Between these lie the length scales, in shares of a parameter's range: shorter ones explain noise between seeds by
+saying that neighbours have nothing to do with one another."""
 
 
 class Surrogate:
-    """A Gaussian process; its hyperparameters are found again when there are a fifth more trials."""
+    """A Gaussian process; its hyperparameters are found again when there are a fifth more trials.
 
-    def __init__(self) -> None:
+    Args:
+        least: y is taken to vary by no less, however alike the first trials are.
+    """
+
+    def __init__(self, least: float) -> None:
+        self._least = least
         self._kernel: Any = None
         self._fitted = 0
 
@@ -35,9 +41,9 @@ class Surrogate:
             error_T: standard deviations of y from the truth, beside what is found as noise.
             trials: so many there are, learnt from or not.
         """
-        self._mean, self._scale = float(y_T.mean()), max(float(y_T.std()), SCALE)
+        self._mean, self._scale = float(y_T.mean()), max(float(y_T.std()), self._least)
         if self._kernel is None:
-            smooth = Matern(np.ones(X_TD.shape[1]), (0.1, 10.0), nu=2.5)
+            smooth = Matern(np.ones(X_TD.shape[1]), LENGTHS, nu=2.5)
             self._kernel = ConstantKernel(1.0, (0.1, 10.0)) * smooth + WhiteKernel(0.05, (1e-3, 1.0))
         optimizer = None
         if trials >= 1.2 * self._fitted:

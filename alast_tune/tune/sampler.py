@@ -44,6 +44,9 @@ EXACT = 8
 """Of the candidates that promise most by interpolated costs, so many are forecast themselves."""
 LEAST_CHANCE = 0.01
 """Of fitting into memory, that any candidate is given."""
+DEPTH = 0.05
+"""Accuracies that lie further below the region are learnt from as if they lay so far below it: how bad a trial is that
+is of no use tells nothing of where the good ones are, and would take up most of what is learnt."""
 GAINS = 8
 """So many proposals in a row must promise little before little is expected: one alone may be off."""
 
@@ -87,12 +90,12 @@ class EhviSampler(BaseSampler):
         self._random = RandomSampler(seed=seed)
         self._all = self._everything()
         self._forecasts: tuple[Floats, Floats] | None = None
-        self._accuracy = Surrogate()
-        self._costs = Surrogate(), Surrogate()
+        self._accuracy = Surrogate(least=0.02)
+        self._costs = Surrogate(least=0.1), Surrogate(least=0.1)  # of their logarithms
         self._measured: list[Observation] | None = None
         """What the costs were last learnt from."""
         self._history = TrialHistory(teaching)
-        self._fits = Surrogate()
+        self._fits = Surrogate(least=0.1)
         self._gains: deque[float] = deque(maxlen=GAINS)
         """What the latest proposals were expected to add, as shares of the front's hypervolume then."""
 
@@ -127,13 +130,13 @@ class EhviSampler(BaseSampler):
         X_C = self._encode([*candidates, *(other.params for other in running)])
         costs_C2 = self._expected_costs(seen, X_C)
         X_T, values_T3, error_T = self._encode([observation[0] for observation in seen]), *columns_of(seen)
-        self._accuracy.fit(X_T, values_T3[:, 0], error_T, proposed)
+        least = self._least(self._history.telling(trials))
+        self._accuracy.fit(X_T, np.maximum(values_T3[:, 0], least - DEPTH), error_T, proposed)
         mean_C, deviation_C = self._accuracy.predict(X_C)
         believed_R3 = np.c_[mean_C, costs_C2][len(candidates) :]
         scale_3 = np.array([1.0, *self._reference_2])
         points_F3 = np.concatenate([front_F3, believed_R3]) / scale_3
         chance_C = self._chance(X_C[: len(candidates)], proposed)
-        least = self._least(self._history.telling(trials))
 
         def gain(chosen: NDArray[np.int64], costs_E2: Floats) -> Floats:
             return chance_C[chosen] * expected_improvement(

@@ -270,9 +270,24 @@ def test_time_and_memory_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [observation[1][0] for observation in history.observations()] == [n / 100 for n in (49, *range(30, 49))]
 
 
+def test_how_far_below_the_region_a_trial_lies_changes_no_proposal(monkeypatch: pytest.MonkeyPatch) -> None:
+    def proposal(bad: float) -> dict[str, Any]:
+        it = study(reference=(0.8, 1.2, 1.0))
+        it.sampler, drawing = optuna.samplers.RandomSampler(seed=1), it.sampler
+        for place in range(9):
+            trial = it.ask(SPACE)
+            it.tell(trial, (bad if place % 3 else 0.9, *costs(trial.params)))
+        it.sampler = drawing
+        return it.ask(SPACE).params
+
+    assert proposal(0.1) == proposal(0.7)
+    monkeypatch.setattr("alast_tune.tune.sampler.DEPTH", 1.0)
+    assert proposal(0.1) != proposal(0.7)
+
+
 def test_a_surrogate_interpolates_and_knows_less_far_away() -> None:
     X_TD = np.linspace(0, 0.5, 12)[:, None]
-    surrogate = Surrogate()
+    surrogate = Surrogate(least=0.1)
     surrogate.fit(X_TD, np.sin(6 * X_TD[:, 0]), np.zeros(12), 12)
     mean_C, deviation_C = surrogate.predict(np.array([[0.26], [1.0]]))
     assert mean_C[0] == pytest.approx(math.sin(6 * 0.26), abs=0.05)
