@@ -298,8 +298,11 @@ def in_the_mean(front: FrontFile, again: Reseeded) -> FrontFile:
             tested = [run.test_accuracy for run in found[member.trial_id].runs if run.test_accuracy is not None]
             means = {"objectives": found[member.trial_id].mean, "test_accuracy": fmean(tested) if tested else None}
             members.append(member.model_copy(update=means))
-    full = next((member.mean for member in again.members if member.baseline == "full"), None)
-    knee, near = choose_knee(members, full)
+    itself = {member.trial_id for member in again.members if member.baseline == "full"}
+    itself |= {member.trial_id for member in front.front if member.baseline == "full"}  # older files do not say it
+    full = next((member.mean for member in again.members if member.trial_id in itself), None)
+    within = front.region.within if front.region.source == "full" else None
+    knee, near = choose_knee(members, full, within, front.region)
     unknown = dict.fromkeys(("hypervolume", "hypervolume_share", "validation_images"))
     return front.model_copy(update=unknown | {"front": tuple(members), "full": full, "knee": knee, "knee_within": near})
 

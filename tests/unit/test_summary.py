@@ -238,6 +238,8 @@ def test_answers_in_the_mean_are_of_the_members_and_the_full_fine_tuning_that_we
     assert found is not None and (found.trial_id, mean.knee) == ("0002", "0002")
     assert found.test_accuracy == pytest.approx(0.81)
     assert [member.trial_id for member in mean.front] == ["0001", "0002"]
+    wider = front.model_copy(update={"region": Region(source="full", floor=0.75, within=0.15)})
+    assert (in_the_mean(wider, again).knee, in_the_mean(wider, again).knee_within) == ("0001", 0.15)
     assert flops_of_seeds(front, 0) == 0.0
 
 
