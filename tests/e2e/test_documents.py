@@ -65,6 +65,7 @@ TABLE = (
     # At night; first, for what they look for is what is written.
     Here(r".*just sweep --resume pets", r"\g<0>", "test_sweep.py resumes sweeps", nightly=True),
     Here(r".*ray job submit .*", r"\g<0>", "test_jobs.py submits by hand", nightly=True),
+    Here(r".*benchmarks/live.py .*", r"\g<0> --budget 0.2 --seeds 1", "test_live.py has its account", nightly=True),
     Here(r".*compare.py --preset embedded", r"\g<0>", "test_compare.py runs one; the presets are parsed", nightly=True),
     Here(
         r".*--preset deit-s-cifar100.*",
