@@ -277,19 +277,27 @@ def reseeded(front: FrontFile, runs: Mapping[str, Sequence[SeedRun]], seed: int 
     )
 
 
-def flops_of_seeds(front: FrontFile, runs: int) -> float:
-    """Foresee the training FLOPs of running again, so often, what counts on a front, and full fine-tuning."""
+def flops_of_seeds(front: FrontFile, runs: int, full_flops: float) -> float:
+    """Foresee the training FLOPs of running again, so often, what counts on a front, and full fine-tuning.
+
+    Full fine-tuning, predicted to take ``full_flops``, is counted before it has ended, as long as it may have a result.
+    """
     if not runs:
         return 0.0
     members = members_that_count(front)
-    beside = front.full if all(member.baseline != "full" for member in members) else None
-    return runs * sum(one["train_flops"] for one in (*(member.objectives for member in members), beside) if one)
+    flops = sum(member.objectives["train_flops"] for member in members)
+    if all(member.baseline != "full" for member in members):
+        if front.full is not None:
+            flops += front.full["train_flops"]
+        elif front.region.source == "pending":
+            flops += full_flops
+    return runs * flops
 
 
 def in_the_mean(front: FrontFile, again: Reseeded) -> FrontFile:
-    """Put means over other seeds in the place of what made a front: its members, full fine-tuning, and the knee.
+    """Replace the objectives of a front's members and of full fine-tuning by their means over other seeds.
 
-    Members that were not run again are left out, as are hypervolumes and the number of images behind an accuracy.
+    The knee is chosen again. Members without such runs, hypervolumes and the number of validation images are left out.
     """
     found = {member.trial_id: member for member in again.members}
     members = []

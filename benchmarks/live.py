@@ -6,12 +6,11 @@ Every trial is trained, full fine-tuning first, on as many workers as there are 
 starts once the budget is spent; those that run are finished. What a search has found is judged as in a replay, each
 configuration at its mean over the table's seeds, so that luck does not count. FLOPs are those of all epochs that had
 been trained when a trial ended, stopped trials included. Searches take turns, seed by seed; a finished one is a line in
-the results file and is never run again.
+the results file and is never run again with the same budget and number of workers.
 """
 
 import argparse
 import json
-import math
 import os
 import tempfile
 from collections.abc import Mapping
@@ -22,8 +21,6 @@ import ray
 import torch
 from ray import tune
 from ray.tune.search import Searcher
-from rich.console import Console
-from rich.table import Table as Printed
 
 from alast_tune.cli import guarded
 from alast_tune.config import SweepConfig, TrialConfig, apply_params, parse, read_mapping
@@ -31,8 +28,9 @@ from alast_tune.results import OBJECTIVES, TrialResult
 from alast_tune.run import Run
 from alast_tune.tune.space import trial_config
 from alast_tune.tune.study import run_sweep
-from benchmarks.measures import TARGETS, WITHIN, Judge, floor_of, needed, quantiles
+from benchmarks.measures import WITHIN, Judge, floor_of
 from benchmarks.replay import Found, Table
+from benchmarks.search import show, summarise
 from benchmarks.searchers import RayOptuna
 from benchmarks.tabular import read
 
@@ -169,35 +167,27 @@ def main() -> None:
     results = options.results or RESULTS / f"live-{options.spec.stem}.jsonl"
     spec = read_mapping(options.spec)
     table = Table.read(spec, RESULTS / f"{options.spec.stem}.jsonl")
-    there = {(row["search"], row["seed"]) for row in read(results)}
+    how = {"budget": options.budget, "workers": options.workers}
+    there = [(row["search"], row["seed"]) for row in read(results) if row.items() >= how.items()]
     wanted = [(name, seed) for seed in range(options.seeds) for name in SEARCHES if (name, seed) not in there]
     if wanted:
         ray.init(num_cpus=options.workers, include_dashboard=False, log_to_driver=False)
     for name, seed in wanted:
         account = SEARCHES[name](table, seed, options.budget, options.workers)
         found = [[one.spent, one.config, *one.values] for one in account.found]
-        row = {"search": name, "seed": seed, "budget": options.budget, "spent": account.spent, "found": found}
+        row = {"search": name, "seed": seed, **how, "spent": account.spent, "found": found}
         with results.open("a") as file:
             file.write(json.dumps(row) + "\n")
     judge = Judge(table, floor_of(table, WITHIN))
-    printed = Printed(title=f"live, {options.spec.stem}: FLOPs spent, in full fine-tuning runs", title_justify="left")
-    for column in ("search", "seeds", *(f"{target:.0%}" for target in TARGETS), "answer", "luck", "trials to the end"):
-        printed.add_column(column, justify="left" if column == "search" else "right")
-    for name in SEARCHES:
-        rows = [row for row in read(results) if row["search"] == name]
-        founds = [[Found(spent, config, tuple(values)) for spent, config, *values in row["found"]] for row in rows]
-        curves = [judge.curve(found) for found in founds]
-        reached = [quantiles(needed(curve, target) for curve in curves) for target in TARGETS]
-        reached.append(quantiles(judge.answered(found) for found in founds))
-        luck = quantiles(judge.luck(found) for found in founds)[0]
-        counts = quantiles(len(found) for found in founds)[0]
-        printed.add_row(name, str(len(rows)), *map(_cell, reached), f"{luck:+.3f}", f"{counts:.0f}")
-    Console(width=150).print(printed)
-
-
-def _cell(values: list[float]) -> str:
-    middle, low, high = ("never" if math.isinf(value) else f"{value:.1f}" for value in values)
-    return f"{middle} [{low}, {high}]"
+    runs = {
+        (name, options.workers): [
+            [Found(spent, config, tuple(values)) for spent, config, *values in row["found"]]
+            for row in read(results)
+            if row["search"] == name and row.items() >= how.items()
+        ]
+        for name in SEARCHES
+    }
+    show(summarise(judge, runs), f"live, {options.spec.stem}, accuracy above {judge.floor:.3f}", options.budget)
 
 
 if __name__ == "__main__":

@@ -90,7 +90,7 @@ class EhviSampler(BaseSampler):
         self._random = RandomSampler(seed=seed)
         self._all = self._everything()
         self._forecasts: tuple[Floats, Floats] | None = None
-        self._accuracy = Surrogate(least=0.02)
+        self._accuracy = Surrogate(least=0.02)  # the region is five points deep, and what lies below it is cut off
         self._costs = Surrogate(least=0.1), Surrogate(least=0.1)  # of their logarithms
         self._measured: list[Observation] | None = None
         """What the costs were last learnt from."""

@@ -232,7 +232,7 @@ def search(prepared: Prepared, lease: SweepLease, tracker: Tracker, stop: Stop, 
     del before  # of many trials it is large, and the search lasts
     full_flops = study.user_attrs["reference_point"][1] / MARGIN
     limits = sweep.time_budget, sweep.flops_budget, full_flops, sweep.min_gain
-    budget = Budget(study, *limits, lambda: flops_of_seeds(observer.front, sweep.reseed or 0))
+    budget = Budget(study, *limits, lambda: flops_of_seeds(observer.front, sweep.reseed or 0, full_flops))
     observer.progress.used = budget.used
     try:
         told.start(sweep, observer.front)

@@ -224,7 +224,10 @@ def test_answers_in_the_mean_are_of_the_members_and_the_full_fine_tuning_that_we
     ]
     front = summarise("s", them, REFERENCE, region=region)
     assert cheapest_within(front, 0.01).trial_id == "0001"  # type: ignore[union-attr]
-    assert flops_of_seeds(front, 2) == 2 * (4.0 + 1.0 + 2.0)  # trial 3 does not count, full is on no front
+    assert flops_of_seeds(front, 2, 5.0) == 2 * (4.0 + 1.0 + 2.0)  # trial 3 does not count, full is on no front
+    for source, foreseen in (("pending", 5.0), ("unknown", 0.0)):  # it may yet end, or never will
+        begun = summarise("s", them[1:2], REFERENCE, region=Region(source=source))
+        assert flops_of_seeds(begun, 2, 5.0) == 2 * (1.0 + foreseen)
 
     def runs(accuracy: float, flops: float) -> list[SeedRun]:
         found = {"accuracy": accuracy, "train_flops": flops, "peak_bytes": 2.0}
@@ -240,7 +243,7 @@ def test_answers_in_the_mean_are_of_the_members_and_the_full_fine_tuning_that_we
     assert [member.trial_id for member in mean.front] == ["0001", "0002"]
     wider = front.model_copy(update={"region": Region(source="full", floor=0.75, within=0.15)})
     assert (in_the_mean(wider, again).knee, in_the_mean(wider, again).knee_within) == ("0001", 0.15)
-    assert flops_of_seeds(front, 0) == 0.0
+    assert flops_of_seeds(front, 0, 5.0) == 0.0
 
 
 def test_earlier_results_are_counted_apart() -> None:
