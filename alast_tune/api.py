@@ -19,7 +19,8 @@ from alast_tune.config import Limits, SweepConfig, as_config_error, parameters, 
 from alast_tune.errors import ConfigError
 from alast_tune.in_process import merged, run_in_process
 from alast_tune.notebook import front_as_html, log_console
-from alast_tune.results import RESEEDED, FrontFile, FrontMember, Reseeded, TrialResult
+from alast_tune.other_seeds import in_the_mean
+from alast_tune.results import FrontFile, FrontMember, Reseeded, TrialResult
 from alast_tune.storage import copy_of, display_path, fetch
 from alast_tune.summary import cheapest_within, trial_id
 from alast_tune.summary import within as members_within
@@ -149,8 +150,7 @@ class Sweep:
     def reseeded(self) -> Reseeded | None:
         """What counts on the front, and full fine-tuning, over other seeds; None unless ``reseed`` was given."""
         fetch(self.folder)
-        file = self.folder / RESEEDED
-        return Reseeded.read(file) if file.exists() else None
+        return Reseeded.find(self.folder)
 
     def trials(self) -> pd.DataFrame:
         """Lay out all trials, one a row, in the order of their numbers.
@@ -194,7 +194,7 @@ class Sweep:
         max_memory: str | int | None = None,
         max_flops: float | None = None,
     ) -> FrontMember:
-        """Choose a member of the front.
+        """Choose a member of the front, by the means over other seeds where :attr:`reseeded` has them.
 
         With ``within``, the one with the fewest training FLOPs of those that keep the limits and whose accuracy is at
         most so much below full fine-tuning's. With limits alone, the most accurate one that keeps them. Without either,
@@ -210,16 +210,18 @@ class Sweep:
         """
         limits = {"max_memory": max_memory, "max_flops": max_flops}
         given = {name: value for name, value in limits.items() if value is not None}
-        front = members_within(self.front_file, parse(Limits, given))
+        kept = members_within(self.front_file, parse(Limits, given))
         if within is None and given:
+            front, _ = in_the_mean(kept, self.reseeded)
             found = max(front.front, key=lambda member: member.objectives["accuracy"], default=None)
             if found is None:
                 name, value = next(iter(given.items()))
                 raise ConfigError(name, value, f"no member of the front of {self.name} keeps this limit; loosen it")
-            return found
+            return _member(kept, found)
         tolerance = POINT if within is None else within
         if not 0 <= tolerance <= 1:
             raise ConfigError("within", tolerance, "is a difference in accuracy, from 0 to 1, as 0.01")
+        front, _ = in_the_mean(kept, self.reseeded, tolerance)
         found = cheapest_within(front, tolerance)
         if found is None:
             full, accurate = front.full, front.best_accuracy
@@ -227,7 +229,7 @@ class Sweep:
                 raise ConfigError("within", tolerance, f"full fine-tuning has not ended in {self.name}; give limits")
             near = f"full fine-tuning has {full['accuracy']:.4f}, the best member that keeps the limits {accurate:.4f}"
             raise ConfigError("within", tolerance, f"no member of the front is so near: {near}; give more")
-        return found
+        return _member(kept, found)
 
     def promote(
         self,
@@ -295,13 +297,11 @@ class Sweep:
 
     def __str__(self) -> str:
         """What ``alast-tune front`` prints."""
-        from alast_tune.terminal import answers, front_table
+        from alast_tune.terminal import show
 
-        front, console = self.front_file, Console(width=120, no_color=True, force_terminal=False, force_jupyter=False)
+        console = Console(width=120, no_color=True, force_terminal=False, force_jupyter=False)
         with console.capture() as captured:
-            for line in answers(front, [display_path(self.folder)]):
-                printer(console)(line)
-            console.print(front_table(front))
+            show(console, self.front_file, [display_path(self.folder)], self.reseeded)
         return captured.get().rstrip()
 
     def _repr_html_(self) -> str:
@@ -327,6 +327,11 @@ def _run(config: SweepConfig, **options: Any) -> Sweep:
     sweep = Sweep((config.storage / config.name).absolute())
     run_in_process(config, sweep, **options)
     return sweep
+
+
+def _member(front: FrontFile, judged: FrontMember) -> FrontMember:
+    """Find a member as it was measured in the sweep."""
+    return next(member for member in front.front if member.trial_id == judged.trial_id)
 
 
 def _place(field: str, place: str | Path) -> Path:

@@ -57,13 +57,14 @@ def choose_knee(
 
 
 def knee_words(front: FrontFile) -> str:
-    """Say among which members the knee of a front was chosen, after "the best compromise"."""
+    """Say among which members the knee of a front was chosen, and by what, after "the best compromise"."""
+    mean = f", in the mean of {front.knee_seeds} other seeds" if front.knee_seeds else ""
     if front.knee_within is not None:
-        return f"within {points(front.knee_within)} of full fine-tuning"
+        return f"within {points(front.knee_within)} of full fine-tuning{mean}"
     if front.region.source == "min_accuracy":
-        return f"of all; they have {front.score_label} {front.region.floor:.4f} and above"
+        return f"of all{mean}; they have {front.score_label} {front.region.floor:.4f} and above"
     why = "full fine-tuning is not known" if front.full is None else "none is so near full fine-tuning"
-    return f"of all; {why}"
+    return f"of all{mean}; {why}"
 
 
 def hypervolume_words(front: FrontFile) -> str:

@@ -235,15 +235,18 @@ class Reseeded(Record):
     sweep: SweepName
     seeds: tuple[int, ...]
     members: tuple[ReseededMember, ...]
+    left_out: tuple[TrialId, ...] = ()
+    """Those that did not run to the end with every seed."""
 
     @classmethod
-    def read(cls, path: Path) -> Reseeded:
-        """Read a reseeded.json.
+    def find(cls, folder: Path) -> Reseeded | None:
+        """Read a sweep's reseeded.json; None if no other seeds were run.
 
         Raises:
-            ConfigError: there is none, or it is something else.
+            ConfigError: it is something else.
         """
-        return _read(cls, path, "reseeded", RESEEDED)
+        file = folder / RESEEDED
+        return _read(cls, file, "reseeded", RESEEDED) if file.exists() else None
 
     def write(self, path: Path) -> None:
         """Write a reseeded.json, atomically."""
@@ -287,6 +290,8 @@ class FrontFile(Record):
     """Trial id of the compromise nearest the ideal."""
     knee_within: float | None = Field(None, ge=0, le=1)
     """The knee was chosen among members so little below full fine-tuning's accuracy, in [0, 1]; None: among all."""
+    knee_seeds: int = Field(0, ge=0)
+    """By the means over so many other seeds; 0: by the front's own objectives."""
     front: tuple[FrontMember, ...]
     full: ObjectiveValues | None = None
     """Of full fine-tuning, on the front or not; None before it has ended, and for several sweeps."""

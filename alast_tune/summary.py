@@ -6,23 +6,20 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from statistics import fmean
 
 import numpy as np
-from numpy.typing import NDArray
 
 from alast_tune.config import Limits
 from alast_tune.errors import ConfigError, NothingCompleteError
-from alast_tune.front import front_probability, hypervolume, hypervolume_share, pareto_mask
-from alast_tune.near_full import choose_knee, members_that_count, near_full
+from alast_tune.front import hypervolume, hypervolume_share, pareto_mask
+from alast_tune.near_full import choose_knee, near_full
 from alast_tune.objectives import DIRECTIONS, OBJECTIVES, objectives_of
+from alast_tune.other_seeds import with_knee_of_means
 from alast_tune.results import (
     FrontFile,
     FrontMember,
     Region,
     Reseeded,
-    ReseededMember,
-    SeedRun,
     Timing,
     TrialCounts,
     TrialResult,
@@ -164,19 +161,23 @@ def check_complete(sweep: str, results: Sequence[TrialResult]) -> None:
     raise NothingCompleteError(f"sweep {sweep} has no complete trial{why}")
 
 
-def within(front: FrontFile, limits: Limits, tolerance: float | None = None) -> FrontFile:
+def within(
+    front: FrontFile, limits: Limits, tolerance: float | None = None, again: Reseeded | None = None
+) -> FrontFile:
     """Leave out the members that break limits: what is left is the front of all trials that keep them.
 
     Nothing that was dominated comes back: whatever dominates it keeps every limit that it keeps. The knee is chosen
     anew, among members whose accuracy is at most ``tolerance`` below full fine-tuning's; None: in the sweep's region.
-    See :func:`~alast_tune.near_full.choose_knee`. What hypervolume is measured from stays the sweep's.
+    See :func:`~alast_tune.near_full.choose_knee`. It is chosen by their means over other seeds, where ``again`` has
+    these. What hypervolume is measured from stays the sweep's.
     """
     members = tuple(member for member in front.front if limits.allow(**member.objectives))
     given = {name: getattr(limits, name) for name in Limits.model_fields if getattr(limits, name) is not None}
     stricter = front.limits.model_copy(update=given)
     full = front.full, front.full_timing, front.validation_images
     about = front.sweep, front.reference_point, front.region, stricter
-    return _front_file(*about, front.trials, members, *full, tolerance, score=front.score)
+    kept = _front_file(*about, front.trials, members, *full, tolerance, score=front.score)
+    return with_knee_of_means(kept, again, tolerance)
 
 
 def cheapest_within(front: FrontFile, tolerance: float) -> FrontMember | None:
@@ -229,90 +230,6 @@ def joint_front(fronts: Sequence[FrontFile]) -> tuple[list[FrontFile], FrontFile
     name = " + ".join(front.sweep for front in fronts)
     about = name, reference, region, Limits(), TrialCounts(**totals), tuple(best)
     return rescaled, _front_file(*about, None, score=next((front.score for front in fronts if front.front), "accuracy"))
-
-
-def reseeded(front: FrontFile, runs: Mapping[str, Sequence[SeedRun]], seed: int = 0) -> Reseeded:
-    """Say what a front's members come to over seeds, and how sure it is that each belongs there.
-
-    Means are over the new runs alone: the old one was chosen for its luck. Behind the probabilities, the spread of
-    accuracy is pooled over the members, who have few runs each; that of the costs, which differ in it, is each one's
-    own.
-
-    Args:
-        front: whose members were run again.
-        runs: of each member, by trial id, two or more with the same seeds; who has none is left out.
-        seed: of the draws behind the probabilities.
-    """
-    members = [member for member in front.front if runs.get(member.trial_id)]
-    values_FRM = np.array([[list(run.objectives.values()) for run in runs[member.trial_id]] for member in members])
-    count = values_FRM.shape[1]
-    means_FM, spreads_FM = values_FRM.mean(axis=1), values_FRM.std(axis=1, ddof=1)
-    noise_FM = spreads_FM.copy()
-    noise_FM[:, 0] = np.sqrt((spreads_FM[:, 0] ** 2).mean())
-    freedom = len(members) * (count - 1)
-    generator = np.random.default_rng(seed)
-    probabilities_F = front_probability(means_FM, noise_FM / np.sqrt(count), DIRECTIONS, freedom, generator)
-
-    def named(values_M: NDArray[np.float64]) -> dict[str, float]:
-        return {objective.name: float(value) for objective, value in zip(OBJECTIVES, values_M, strict=True)}
-
-    return Reseeded(
-        schema=1,
-        sweep=front.sweep,
-        seeds=tuple(run.seed for run in runs[members[0].trial_id]),
-        members=tuple(
-            ReseededMember(
-                trial_id=member.trial_id,
-                found=member.objectives,
-                runs=tuple(runs[member.trial_id]),
-                mean=named(means_M),
-                spread=named(spreads_M),
-                front_probability=float(probability),
-                baseline=member.baseline,
-            )
-            for member, means_M, spreads_M, probability in zip(
-                members, means_FM, spreads_FM, probabilities_F, strict=True
-            )
-        ),
-    )
-
-
-def flops_of_seeds(front: FrontFile, runs: int, full_flops: float) -> float:
-    """Foresee the training FLOPs of running again, so often, what counts on a front, and full fine-tuning.
-
-    Full fine-tuning, predicted to take ``full_flops``, is counted before it has ended, as long as it may have a result.
-    """
-    if not runs:
-        return 0.0
-    members = members_that_count(front)
-    flops = sum(member.objectives["train_flops"] for member in members)
-    if all(member.baseline != "full" for member in members):
-        if front.full is not None:
-            flops += front.full["train_flops"]
-        elif front.region.source == "pending":
-            flops += full_flops
-    return runs * flops
-
-
-def in_the_mean(front: FrontFile, again: Reseeded) -> FrontFile:
-    """Replace the objectives of a front's members and of full fine-tuning by their means over other seeds.
-
-    The knee is chosen again. Members without such runs, hypervolumes and the number of validation images are left out.
-    """
-    found = {member.trial_id: member for member in again.members}
-    members = []
-    for member in front.front:
-        if member.trial_id in found:
-            tested = [run.test_accuracy for run in found[member.trial_id].runs if run.test_accuracy is not None]
-            means = {"objectives": found[member.trial_id].mean, "test_accuracy": fmean(tested) if tested else None}
-            members.append(member.model_copy(update=means))
-    itself = {member.trial_id for member in again.members if member.baseline == "full"}
-    itself |= {member.trial_id for member in front.front if member.baseline == "full"}  # older files do not say it
-    full = next((member.mean for member in again.members if member.trial_id in itself), None)
-    within = front.region.within if front.region.source == "full" else None
-    knee, near = choose_knee(members, full, within, front.region)
-    unknown = dict.fromkeys(("hypervolume", "hypervolume_share", "validation_images"))
-    return front.model_copy(update=unknown | {"front": tuple(members), "full": full, "knee": knee, "knee_within": near})
 
 
 def _check_comparable(fronts: Sequence[FrontFile]) -> None:

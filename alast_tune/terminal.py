@@ -17,9 +17,10 @@ from rich.text import Text
 from alast_tune.config import Limits, TrialConfig
 from alast_tune.labels import differing, member_settings, method_label, setting_labels
 from alast_tune.near_full import hypervolume_words, knee_words, points, share_of_full, time_share, uncertainty_words
+from alast_tune.other_seeds import in_the_mean, without_seeds
 from alast_tune.plots import human_bytes, human_flops, short
-from alast_tune.results import EpochReport, FrontFile, FrontMember, Reseeded
-from alast_tune.scores import SCORES, Score
+from alast_tune.results import BASELINES, EpochReport, FrontFile, FrontMember, Reseeded, ReseededMember
+from alast_tune.scores import SCORES
 from alast_tune.summary import cheapest_within
 from alast_tune.text import safe
 
@@ -83,43 +84,64 @@ class TrainingProgress:
 
 
 _NEAR, _BEST = " of full fine-tuning", "best under your limits"
+_TOLERANCES = (0.01, 0.05)
+"""The answers that most people want: the cheapest within so much of full fine-tuning's accuracy."""
 
 
-def answers(front: FrontFile, words: Sequence[str], tolerances: Sequence[float] = (0.01, 0.05)) -> Iterator[str]:
+def show(console: Console, front: FrontFile, words: Sequence[str], again: Reseeded | None) -> None:
+    """Print what a sweep has found: its answers, its front, and what came of other seeds; see :func:`answers`."""
+    for line in answers(front, words, again):
+        printer(console)(line)
+    console.print(front_table(front))
+    if again:
+        console.print(SeedsTable(front, again))
+
+
+def answers(
+    front: FrontFile, words: Sequence[str], again: Reseeded | None = None, tolerances: Sequence[float] = _TOLERANCES
+) -> Iterator[str]:
     """Say what a sweep has found: who is cheapest near full fine-tuning, who is best under limits, and how to get it.
 
     Args:
         front: of one sweep.
         words: by which a command finds the sweep.
+        again: what is known of other seeds; where that is enough, answers are by their means.
         tolerances: how much less accuracy than full fine-tuning's each answer allows, in [0, 1].
 
     Yields:
         A line for each member that is an answer, with all that it is the answer to; and how sure that is, if chance is
         larger than the least tolerance.
     """
-    best = max(front.front, key=lambda member: member.objectives["accuracy"], default=None)
-    asked = [
-        (f"within {points(tolerance)}{_NEAR}", cheapest_within(front, tolerance))
-        for tolerance in (tolerances if front.full else ())
+    asked: list[tuple[str, float | None]] = [
+        (f"within {points(tolerance)}{_NEAR}", tolerance) for tolerance in (tolerances if front.full else ())
     ]
-    asked += [] if front.limits == Limits() else [(_BEST, best)]
-    questions: dict[str | None, list[str]] = {}
-    for question, member in asked:
-        questions.setdefault(member.trial_id if member else None, []).append(question)
-    members = {member.trial_id: member for member in front.front}
-    for name, them in questions.items():
+    asked += [] if front.limits == Limits() else [(_BEST, None)]
+    said: dict[tuple[str, str], list[str]] = {}
+    for question, tolerance in asked:
+        judged, seeds = in_the_mean(front, again, tolerance)
+        mean = f", in the mean of {len(seeds)} other seeds" if seeds else ""
+        said.setdefault((mean, _answer(judged, tolerance, words)), []).append(question)
+    for (mean, answer), them in said.items():
         lead = ", also ".join([them[0], *(question.removesuffix(_NEAR) for question in them[1:])])
-        if name is None:
-            yield f"{lead}: nothing"
-            continue
-        member = members[name]
-        if member.baseline == "full" and _BEST not in them:
-            yield f"{lead}: nothing that is cheaper"
-        else:
-            promote = shlex.join(["alast-tune", "promote", *words, "--pick", member.trial_id, "-o", "best.yaml"])
-            yield f"{lead}: {_in_figures(front, member)}; {promote}"
-    if unsure := uncertainty_words(front, min(tolerances)):
+        yield f"{lead}{mean}: {answer}"
+    if again and (newer := without_seeds(front, again)):
+        yield f"other seeds: not of trial {', '.join(newer)}; so answers are of the first runs, until --reseed runs all"
+    elif not again and (unsure := uncertainty_words(front, min(tolerances))):
         yield f"how sure: {unsure}"
+
+
+def _answer(front: FrontFile, tolerance: float | None, words: Sequence[str]) -> str:
+    """Name the cheapest member so near full fine-tuning, None: the most accurate one; and how to get it."""
+    if tolerance is None:
+        member = max(front.front, key=lambda member: member.objectives["accuracy"], default=None)
+    else:
+        member = cheapest_within(front, tolerance)
+    if member is None:
+        return "nothing"
+    if member.baseline == "full" and tolerance is not None:
+        return "nothing that is cheaper"
+    promote = shlex.join(["alast-tune", "promote", *words, "--pick", member.trial_id, "-o", "best.yaml"])
+    return f"{_in_figures(front, member)}; {promote}"
 
 
 def _in_figures(front: FrontFile, member: FrontMember) -> str:
@@ -147,22 +169,14 @@ class FrontTable:
         yield _title(_heading(front))
         if not front.front:
             return
-        rows = [_row(front, member) for member in front.front]
-        head = ("trial", "method", front.score_label, "test", "FLOPs", "memory")
-        widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-
-        def line(cells: Sequence[str], style: str = "") -> Text:
-            padded = [
-                cell.ljust(size) if place < 2 else cell.rjust(size)
-                for place, (cell, size) in enumerate(zip(cells, widths, strict=True))
-            ]
-            return Text("  ".join(padded).rstrip(), style, no_wrap=True, overflow="ignore")
-
-        yield line(head, "bold")
-        yield Text("\N{BOX DRAWINGS LIGHT HORIZONTAL}" * min(width, sum(widths) + 2 * len(widths) - 2))
+        head, *rows = _aligned(
+            ("trial", "method", front.score_label, "test", "FLOPs", "memory"),
+            *(_row(front, member) for member in front.front),
+        )
+        yield from _head(head, width)
         paths = differing(front)
-        for member, cells in zip(front.front, rows, strict=True):
-            yield line(cells, "bold" if member.trial_id == front.knee else "")
+        for member, row in zip(front.front, rows, strict=True):
+            yield _line(row, "bold" if member.trial_id == front.knee else "")
             own = member_settings(member)
             labels = [] if member.baseline else setting_labels({path: own[path] for path in paths if path in own})
             for text in joined(labels, width - 2):
@@ -238,7 +252,7 @@ def joined(labels: Sequence[str], width: int) -> Iterator[str]:
 
 
 def comparison_table(fronts: Sequence[FrontFile], joint: FrontFile) -> Table:
-    """Lay several sweeps' fronts side by side, their hypervolumes measured from one point; see ``together``."""
+    """Lay several sweeps' fronts side by side, their hypervolumes measured from one point."""
     table = Table(title="Fronts compared", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("sweep")
     for name in ("front", "of it on the joint front", f"best {joint.score_label}", "hypervolume"):
@@ -254,30 +268,72 @@ def comparison_table(fronts: Sequence[FrontFile], joint: FrontFile) -> Table:
     return table
 
 
-def reseeded_table(reseeded: Reseeded, score: Score = "accuracy") -> Table:
-    """Lay out what a front's members come to over seeds, in the front's order."""
-    table = Table(
-        title=_title(f"{reseeded.sweep}: its front with {len(reseeded.seeds)} other seeds (mean ± standard deviation)"),
-        title_justify="left",
-        box=SIMPLE_HEAD,
-        pad_edge=False,
-    )
-    for name in ("trial", "found", SCORES[score], "test", "training", "memory", "on the front"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for member in reseeded.members:
-        mean, spread = member.mean, member.spread
+class SeedsTable:
+    """Lays out in 80 columns what a front's members, and full fine-tuning, come to over other seeds."""
+
+    def __init__(self, front: FrontFile, again: Reseeded) -> None:
+        self._front, self._again = front, again
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        again, front = self._again, self._front
+        mean, _ = in_the_mean(front, again)
+        configs = {member.trial_id: member.config for member in front.front}
+        # Who is neither breaks the limits that this front keeps, or is on it no more.
+        them = [member for member in again.members if member.trial_id in configs or member.baseline]
+        head, *rows = _aligned(
+            ("trial", "method", front.score_label, "test", "FLOPs", "memory", "front"),
+            *(self._row(member, mean, configs.get(member.trial_id)) for member in them),
+        )
+        yield _title(f"{again.sweep}: what counts, with {len(again.seeds)} other seeds (mean ± standard deviation)")
+        yield from _head(head, options.max_width)
+        for member, row in zip(them, rows, strict=True):
+            yield _line(row, "bold" if member.trial_id == mean.knee else "")
+        yield _title("front: the probability that no other member is better in everything")
+
+    def _row(self, member: ReseededMember, mean: FrontFile, config: TrialConfig | None) -> tuple[str, ...]:
         tested = [run.test_accuracy for run in member.runs if run.test_accuracy is not None]
-        table.add_row(
-            member.trial_id,
-            f"{member.found['accuracy']:.4f}",
-            f"{mean['accuracy']:.4f} ± {spread['accuracy']:.4f}",
+        return (
+            member.trial_id + (" *" if member.trial_id == mean.knee else ""),
+            method_label(config, member.baseline) if config else BASELINES[member.baseline or "full"],
+            f"{member.mean['accuracy']:.4f} ± {member.spread['accuracy']:.4f}",
             f"{fmean(tested):.4f}" if tested else "-",
-            f"{human_flops(mean['train_flops'])} ± {spread['train_flops'] / mean['train_flops']:.1%}",
-            f"{human_bytes(mean['peak_bytes'])} ± {spread['peak_bytes'] / mean['peak_bytes']:.1%}",
+            _over_seeds(member, mean.full, "train_flops", human_flops),
+            _over_seeds(member, mean.full, "peak_bytes", human_bytes),
             f"{member.front_probability:.0%}",
         )
-    table.caption = "on the front: probability that no other member is better in everything, whatever the seed"
-    return table
+
+
+def _aligned(*rows: Sequence[str]) -> list[str]:
+    """Put cells under one another: two columns of names, the others of numbers."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    padded = (
+        [
+            cell.ljust(size) if place < 2 else cell.rjust(size)
+            for place, (cell, size) in enumerate(zip(row, widths, strict=True))
+        ]
+        for row in rows
+    )
+    return ["  ".join(cells) for cells in padded]
+
+
+def _head(head: str, width: int) -> Iterator[Text]:
+    yield _line(head, "bold")
+    yield Text("\N{BOX DRAWINGS LIGHT HORIZONTAL}" * min(width, len(head)))
+
+
+def _line(row: str, style: str = "") -> Text:
+    return Text(row.rstrip(), style, no_wrap=True, overflow="ignore")
+
+
+def _over_seeds(
+    member: ReseededMember, full: Mapping[str, float] | None, cost: str, absolute: Callable[[float], str]
+) -> str:
+    """Write a mean cost and its spread, if that is as much, in percent of full fine-tuning's where that is known."""
+    mean, spread = member.mean[cost], member.spread[cost]
+    if not full:
+        return absolute(mean)
+    apart = f"{spread / full[cost]:.0%}"
+    return f"{mean / full[cost]:.0%}" + ("" if apart == "0%" else f" ± {apart}")
 
 
 def describe(values: Mapping[str, object], title: str) -> Table:

@@ -18,7 +18,7 @@ from alast_tune.config import stored_sweep
 from alast_tune.data import batch_count
 from alast_tune.errors import VerificationError
 from alast_tune.plots import human_bytes
-from alast_tune.results import RESEEDED, EpochReport, FrontMember, Reseeded
+from alast_tune.results import EpochReport, FrontMember, Reseeded
 from alast_tune.run import load_trial
 from alast_tune.scores import SCORES, Score
 from alast_tune.storage import path_below
@@ -42,8 +42,8 @@ class Check:
 
 def spread_of(member: FrontMember, sweep: Path) -> float | None:
     """Look up the standard deviation of a member's accuracy between seeds; None if it was not run again."""
-    file = sweep / RESEEDED
-    found = Reseeded.read(file).members if file.exists() else ()
+    again = Reseeded.find(sweep)
+    found = again.members if again else ()
     return next((one.spread["accuracy"] for one in found if one.trial_id == member.trial_id), None)
 
 

@@ -17,10 +17,10 @@ from alast_tune.errors import ConfigError
 from alast_tune.lease import exclusive_driver
 from alast_tune.near_full import NEAR
 from alast_tune.plots import fronts_html, fronts_png
-from alast_tune.results import FrontFile
+from alast_tune.results import FrontFile, Reseeded
 from alast_tune.storage import Place, display_path, fetch, is_copy, names_with, words_for
 from alast_tune.summary import joint_front, within
-from alast_tune.terminal import answers, comparison_table, front_table, printer
+from alast_tune.terminal import SeedsTable, answers, comparison_table, front_table, printer
 
 
 def find_front(sweep: Path, storage: Path) -> Path:
@@ -87,7 +87,10 @@ class Front(Limits):
         if self.within is not None and len(self.sweeps) > 1:
             raise ConfigError("within", self.within, "is asked of one sweep, beside its own full fine-tuning; name one")
         files = [find_front(sweep, self.storage) for sweep in self.sweeps]
-        fronts = [within(FrontFile.read(file), self, self.within) for file in files]
+        seeds = [Reseeded.find(file.parent) for file in files]
+        fronts = [
+            within(FrontFile.read(file), self, self.within, again) for file, again in zip(files, seeds, strict=True)
+        ]
         names = [front.sweep for front in fronts]
         if len(set(names)) < len(names):  # the same name in two storages
             labels = [
@@ -117,12 +120,15 @@ class Front(Limits):
             console.print(comparison_table(fronts, front))
         else:
             words = [display_path(self.sweeps[0]), *words_for(self.storage)]
-            for line in answers(front, words) if self.within is None else answers(front, words, [self.within]):
+            asked = {} if self.within is None else {"tolerances": [self.within]}
+            for line in answers(front, words, seeds[0], **asked):
                 printer(console)(line)
         if self.wide:  # as wide as it is: a pager (less -S) shows it, a terminal breaks it
             Console(width=10_000).print(front_table(front, wide=True))
         else:
             console.print(front_table(front))
+        if len(fronts) == 1 and seeds[0]:
+            console.print(SeedsTable(front, seeds[0]))
         if self.plot:
             printer(console)(f"drawn: {self.plot}")
 

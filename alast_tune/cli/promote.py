@@ -12,7 +12,7 @@ from rich.console import Console
 from alast_tune.cli.front import find_front
 from alast_tune.cli.guard import TRACKING_INCOMPLETE, complain
 from alast_tune.config import Limits
-from alast_tune.results import FrontFile
+from alast_tune.results import FrontFile, Reseeded
 from alast_tune.storage import Place
 from alast_tune.summary import within
 
@@ -40,7 +40,7 @@ class Promote(Limits):
 
         file = find_front(self.sweep, self.storage)
         front, folder = FrontFile.read(file), file.absolute().parent
-        member = promote.pick(within(front, self), self.pick)
+        member = promote.pick(within(front, self, again=Reseeded.find(folder)), self.pick)
         name = self.model_name or front.sweep
         try:
             promote.promote_member(member, front.sweep, folder, self.output, name, self.alias, self.verify, Console())

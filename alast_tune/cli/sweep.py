@@ -38,12 +38,12 @@ from alast_tune.cli.guard import TRACKING_INCOMPLETE, guarded
 from alast_tune.cli.method_options import offer_methods
 from alast_tune.cli.plan import plan_of, yaml_of
 from alast_tune.cli.short_help import SWEEP, true_default
-from alast_tune.config import ModelConfig, SweepConfig, TrialConfig, given_file, parse, read_mapping, stored_sweep
+from alast_tune.config import AUTO, ModelConfig, SweepConfig, TrialConfig, given_file, parse, read_mapping, stored_sweep
 from alast_tune.errors import ConfigError
-from alast_tune.results import FrontFile
+from alast_tune.results import FrontFile, Reseeded
 from alast_tune.storage import copy_of, display_path, listing, names_with, words_for
-from alast_tune.summary import check_complete, in_the_mean
-from alast_tune.terminal import answers, front_table, printer, reseeded_table
+from alast_tune.summary import check_complete
+from alast_tune.terminal import printer, show
 from alast_tune.tracking import REPORT, pending
 from alast_tune.tune.feasible import check_limits
 from alast_tune.tune.forecast import Forecast
@@ -207,6 +207,16 @@ def presets() -> list[str]:
     return sorted(file.stem for file in PRESETS.glob("*.yaml"))
 
 
+def _without_auto(words: list[str]) -> tuple[list[str], dict[str, Any]]:
+    """Take ``--space auto`` out, a word where pydantic-settings reads mappings alone; give it as a value."""
+    for n, word in enumerate(words):
+        if word == f"--space={AUTO}":
+            return [*words[:n], *words[n + 1 :]], {"space": AUTO}
+        if words[n : n + 2] == ["--space", AUTO]:
+            return [*words[:n], *words[n + 2 :]], {"space": AUTO}
+    return words, {}
+
+
 @guarded
 def main(arguments: list[str] | None = None) -> None:
     """Run or resume a sweep; print its front and where to look at it."""
@@ -221,8 +231,9 @@ def main(arguments: list[str] | None = None) -> None:
             print(f"{name:20}{(PRESETS / f'{name}.yaml').read_text().splitlines()[0].removeprefix('# ')}")
         return
     offer_methods(TrialConfig)
+    words, auto = _without_auto(words)
     with true_default(words):
-        options = CliApp.run(Sweep, cli_args=words)
+        options = CliApp.run(Sweep, cli_args=words, **auto)
     sweep = parse(SweepConfig, options.given_values())
     console = Console(width=None if sys.stdout.isatty() else 120)
     resume = options.resume is not None or (options.go_on and is_begun(sweep))
@@ -246,16 +257,12 @@ def main(arguments: list[str] | None = None) -> None:
     callbacks = [callback_of(path) for path in options.callbacks]
     results = run_sweep(sweep, resume=resume, retry_failed=options.retry_failed, console=console, callbacks=callbacks)
     file = sweep.storage / sweep.name / "front.json"
-    front = FrontFile.read(file)
     storage = words_for(sweep.storage)
-    for line in answers(front, [sweep.name, *storage]):
-        say(line)
-    console.print(front_table(front))
+    words = [sweep.name, *storage]
+    show(console, FrontFile.read(file), words, Reseeded.find(file.parent))
     if sweep.reseed and any(result.state == "complete" for result in results):
         again = reseed(file.parent, sweep.reseed, console)
-        console.print(reseeded_table(again, front.score))
-        for line in answers(in_the_mean(front, again), [sweep.name, *storage]):
-            say(f"in the mean of {sweep.reseed} other seeds, {line}")
+        show(console, FrontFile.read(file), words, again)
     say(f"front: {display_path(file)}")
     if (page := file.with_name(REPORT)).exists():
         say(f"report: {display_path(page)}")

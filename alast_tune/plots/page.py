@@ -14,6 +14,7 @@ from alast_tune.config import is_conditional
 from alast_tune.health import Note, health_notes
 from alast_tune.labels import method_label
 from alast_tune.near_full import NEAR, hypervolume_words, points, region_floor, share_of_full, time_share
+from alast_tune.other_seeds import in_the_mean
 from alast_tune.plots.blocks_figures import block_sections
 from alast_tune.plots.cloud import ACCURACY, NOBODY, Cloud, drawn, sampled
 from alast_tune.plots.document import Section, document
@@ -36,9 +37,9 @@ from alast_tune.plots.search_figures import (
     space_figure,
 )
 from alast_tune.plots.units import human_bytes, human_flops, short
-from alast_tune.results import BASELINES, FrontFile, FrontMember, Reseeded, TrialResult
+from alast_tune.results import BASELINES, FrontFile, Reseeded, ReseededMember, TrialResult
 from alast_tune.scores import SCORES
-from alast_tune.summary import cheapest_within, in_the_mean, trial_id
+from alast_tune.summary import cheapest_within, trial_id
 
 if TYPE_CHECKING:
     from alast_tune.blocks import BlockReport
@@ -82,12 +83,11 @@ def report_html(
     memory = measured_memory(results, search)
     notes = health_notes(front, results, search.space, memory, reseeded)
     command = shlex.join(["alast-tune", "promote", *(words or [front.sweep]), "--pick"])
-    mean = f", mean of {len(reseeded.seeds)} other seeds" if reseeded else ""
-    cards = _cards(in_the_mean(front, reseeded) if reseeded else front, command, mean)
+    cards = _cards(front, reseeded, command)
     sections = [
         Section("answer", before=f'<div class="cards">{"".join(cards)}</div>'),
         Section("health", heading="Health", before=_notes(notes)),
-        _front(front, shown, command),
+        _front(front, shown, reseeded, command),
         *_search(front, results, shown, search),
         _ends(results),
     ]
@@ -107,14 +107,17 @@ def _lead(front: FrontFile) -> str:
     )
 
 
-def _cards(front: FrontFile, command: str, mean: str) -> Iterator[str]:
-    """Write the answers: the cheapest member near full fine-tuning, and the compromise; ``mean`` says over what."""
-    asked: list[tuple[str, FrontMember | None]] = [
-        (f"Cheapest within {points(tolerance)} of full fine-tuning", cheapest_within(front, tolerance))
-        for tolerance in (TOLERANCES if front.full else ())
+def _cards(found: FrontFile, reseeded: Reseeded | None, command: str) -> Iterator[str]:
+    """Write the answers: the cheapest member near full fine-tuning, and the compromise."""
+    asked: list[tuple[str, float | None]] = [
+        (f"Cheapest within {points(tolerance)} of full fine-tuning", tolerance)
+        for tolerance in (TOLERANCES if found.full else ())
     ]
-    knee = next((member for member in front.front if member.trial_id == front.knee), None)
-    for heading, member in [*asked, ("Compromise (the knee)", knee)]:
+    for heading, tolerance in [*asked, ("Compromise (the knee)", None)]:
+        front, seeds = in_the_mean(found, reseeded, tolerance)
+        mean = f", mean of {len(seeds)} other seeds" if seeds else ""
+        knee = next((member for member in front.front if member.trial_id == front.knee), None)
+        member = knee if tolerance is None else cheapest_within(front, tolerance)
         if member is None or member.baseline == "full":
             words = "Nothing that is cheaper" if member else "Nothing"
             yield f'<div class="card"><h3>{heading}</h3><div class="trial">{words}</div></div>'
@@ -148,7 +151,7 @@ def _notes(notes: Sequence[Note]) -> str:
     return f'<ul class="notes">{"".join(rows)}</ul>'
 
 
-def _front(front: FrontFile, shown: Sequence[TrialResult], command: str) -> Section:
+def _front(front: FrontFile, shown: Sequence[TrialResult], reseeded: Reseeded | None, command: str) -> Section:
     cloud = Cloud.of(front, shown)
     figure, views = front_figure(front, cloud)
     data = {
@@ -180,7 +183,7 @@ def _front(front: FrontFile, shown: Sequence[TrialResult], command: str) -> Sect
         text,
         f'<div class="switches">{front.score_label[0].upper()}{front.score_label[1:]} against {buttons}</div>'
         '<p id="picked">A click on a point or a row shows the command that promotes the trial, and copies it.</p>',
-        f'<div class="table">{_table(front, shown)}</div>'
+        f'<div class="table">{_table(front, shown, reseeded)}</div>'
         f'<script type="application/json" id="data">{_in_script(data)}</script><script>\n{script}</script>',
     )
 
@@ -256,12 +259,15 @@ def _why(result: TrialResult) -> str:
     )
 
 
-def _table(front: FrontFile, results: Sequence[TrialResult]) -> str:
+def _table(front: FrontFile, results: Sequence[TrialResult], reseeded: Reseeded | None) -> str:
     chosen = {trial_id(result.number): result.searched for result in results}
     paths = list(dict.fromkeys(path for member in front.front for path in chosen.get(member.trial_id, {})))
     tested = any(member.test_accuracy is not None for member in front.front)
     score = front.score_label
-    head = ["trial", score, *([f"test {score}"] if tested else []), "FLOPs", "peak memory", *brief(paths).values()]
+    again = {member.trial_id: member for member in reseeded.members} if reseeded else {}
+    seeds = f"{score}, {len(reseeded.seeds)} other seeds" if reseeded else ""
+    measures = [score, *([seeds] if seeds else []), *([f"test {score}"] if tested else [])]
+    head = ["trial", *measures, "FLOPs", "peak memory", *brief(paths).values()]
     rows = []
     for member in front.front:
         values = chosen.get(member.trial_id, {})
@@ -269,6 +275,7 @@ def _table(front: FrontFile, results: Sequence[TrialResult]) -> str:
         cells = [
             member.trial_id + (f" {BASELINES[member.baseline]}" if member.baseline else ""),
             f"{member.objectives['accuracy']:.4f}",
+            *([_over_seeds(again.get(member.trial_id))] if seeds else []),
             *([test] if tested else []),
             human_flops(member.objectives["train_flops"]),
             human_bytes(member.objectives["peak_bytes"]),
@@ -277,6 +284,10 @@ def _table(front: FrontFile, results: Sequence[TrialResult]) -> str:
         kind = ' class="knee" title="knee"' if member.trial_id == front.knee else ""
         rows.append(f'<tr data-trial="{html.escape(member.trial_id)}"{kind}>{_cells(cells, "td")}</tr>')
     return f"<table><thead><tr>{_cells(head, 'th')}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+
+
+def _over_seeds(member: ReseededMember | None) -> str:
+    return f"{member.mean['accuracy']:.4f} ± {member.spread['accuracy']:.4f}" if member else "-"
 
 
 def _cells(values: Sequence[str], tag: str) -> str:

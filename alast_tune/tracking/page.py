@@ -23,7 +23,7 @@ from alast_tune.plots import (
     report_html,
     space_png,
 )
-from alast_tune.results import BASELINES, RESEEDED, FrontFile, FrontMember, Reseeded, TrialResult
+from alast_tune.results import BASELINES, FrontFile, FrontMember, Reseeded, TrialResult
 from alast_tune.storage import words_for
 from alast_tune.summary import trial_id
 
@@ -75,7 +75,7 @@ def write_pages(
     folder.mkdir(exist_ok=True)
     every, results = results, drawn(front, results)
     sweep = folder.parent
-    reseeded = Reseeded.read(sweep / RESEEDED) if (sweep / RESEEDED).exists() else None
+    reseeded = Reseeded.find(sweep)
     words = [sweep.absolute().name, *words_for(sweep.parent)]
     front.write(folder / "front.json")
     (folder / "front_table.json").write_text(json.dumps(_table(front, results)), encoding="utf-8")
@@ -92,7 +92,7 @@ def write_pages(
     for number, report in blocks.items():
         name = "knee" if trial_id(number) == front.knee else "paper"
         pages[f"blocks-{name}.png"] = partial(blocks_png, block_title(front, results, number), report)
-    for old in ("front.html", "search.html", "blocks.html"):  # pages of versions before report.html
+    for old in ("front.html", "search.html", "blocks.html", "blocks-knee.png"):  # of older versions, of another knee
         (folder / old).unlink(missing_ok=True)
     written = ["front.json", "front_table.json"]
     for name, draw in pages.items():

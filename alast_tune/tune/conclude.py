@@ -15,7 +15,8 @@ from alast_tune.blocks import BlockReport
 from alast_tune.config import SweepConfig, stored_sweep
 from alast_tune.errors import ConfigError
 from alast_tune.lease import exclusive_driver
-from alast_tune.results import FrontFile, TrialResult
+from alast_tune.other_seeds import with_knee_of_means
+from alast_tune.results import FrontFile, Reseeded, TrialResult
 from alast_tune.storage import STUDY, display_path, fetch
 from alast_tune.summary import summarise, trial_id
 from alast_tune.tracking import Tracker, default_uri, run_ids
@@ -98,6 +99,7 @@ def conclude(
     images = study.user_attrs.get(VALIDATION_IMAGES)
     reference, region = study.user_attrs["reference_point"], fixed_region(study, sweep)
     front = summarise(sweep.name, ended, reference, None, sweep.limits, images, region)
+    front = with_knee_of_means(front, Reseeded.find(folder))
     front.write(folder / "front.json")
     try:
         stop.check()

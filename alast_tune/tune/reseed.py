@@ -14,9 +14,10 @@ from alast_tune.errors import ConfigError
 from alast_tune.fingerprints import fingerprints, read_fingerprints
 from alast_tune.lease import exclusive_driver
 from alast_tune.near_full import members_that_count
+from alast_tune.other_seeds import lacks_full, reseeded
 from alast_tune.results import OBJECTIVES, RESEEDED, FrontFile, FrontMember, Reseeded, SeedRun
 from alast_tune.run import load_trial
-from alast_tune.summary import member_of, reseeded
+from alast_tune.summary import member_of
 from alast_tune.terminal import printer
 from alast_tune.tracking import log_reseeded
 from alast_tune.tune.conclude import report
@@ -43,8 +44,8 @@ def reseed(folder: Path, runs: int, console: Console) -> Reseeded:
     front = FrontFile.read(folder / "front.json")
     if not front.front:
         raise ConfigError("reseed", runs, f"the front of {sweep.name} is empty: there is nobody to run again")
-    front = front.model_copy(update={"front": _repeated(front, sweep, folder)})
-    again, begun = _free_name(_seeds_of(sweep, front.front, runs))
+    members = _repeated(front, sweep, folder)
+    again, begun = _free_name(_seeds_of(sweep, members, runs))
     _, splits = load_trial(sweep.trial)
     before = read_fingerprints(folder)
     here = fingerprints(splits, sweep.trial.model)
@@ -58,13 +59,13 @@ def reseed(folder: Path, runs: int, console: Console) -> Reseeded:
             run = SeedRun(seed=result.params["train/seed"], objectives=objectives, test_accuracy=result.test_accuracy)
             found[result.params["member"]].append(run)
     whole = {member: ran for member, ran in found.items() if len(ran) == runs}
-    for member in front.front:
+    for member in members:
         if member.trial_id not in whole:
             done = len(found.get(member.trial_id, []))
             printer(console)(f"trial {member.trial_id}: {done} of {runs} runs were completed; left out")
     if not whole:
         raise ConfigError("reseed", runs, f"no member was completed with every seed; see sweep {again.name}")
-    summary = reseeded(front, whole)
+    summary = reseeded(members, sweep.name, whole)
     with exclusive_driver(folder):
         summary.write(folder / RESEEDED)
         log_reseeded(summary, folder)
@@ -75,7 +76,7 @@ def reseed(folder: Path, runs: int, console: Console) -> Reseeded:
 def _repeated(front: FrontFile, sweep: SweepConfig, folder: Path) -> tuple[FrontMember, ...]:
     """Members that count, and full fine-tuning if it is complete but none of them, the dearest last."""
     members = members_that_count(front)
-    if front.full and all(member.baseline != "full" for member in members):
+    if front.full and lacks_full(members):
         study = open_study(sweep, folder, must_exist=True)
         members += [member_of(one) for one in results(study, sweep) if one.baseline == "full" and one.values]
     return tuple(members)

@@ -28,11 +28,12 @@ from alast_tune.lease import SweepLease, exclusive_driver
 from alast_tune.methods import build_method, with_blocks_chosen
 from alast_tune.models.backbone import Backbone
 from alast_tune.optimizers import build_optimizer
+from alast_tune.other_seeds import flops_of_seeds
 from alast_tune.phases import phases_of
 from alast_tune.results import TrialResult
 from alast_tune.run import load_trial
 from alast_tune.storage import CHECKPOINTS, address_of, atomic_write, fetch, is_copy
-from alast_tune.summary import flops_of_seeds, trial_id
+from alast_tune.summary import trial_id
 from alast_tune.terminal import printer
 from alast_tune.tracking import Tracker, default_uri, is_file_based
 from alast_tune.tune.attempts import checkpoints, next_attempt

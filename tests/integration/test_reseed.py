@@ -16,7 +16,7 @@ from tests.integration.test_sweep import trial_states
 def test_members_are_run_with_other_seeds_each_once_and_mlflow_has_it(ray_here: Cluster, pareto: Pareto) -> None:
     folder, again = pareto.storage / "small", pareto.storage / "small-seeds"
     out = pareto.here("--preset", pareto.preset(trials=3, epochs=1), "--name", "small", "--reseed", "2")
-    assert "small: its front with 2 other seeds" in out
+    assert "small: what counts, with 2 other seeds" in out
     front = FrontFile.read(folder / "front.json")
     found = Reseeded.read(folder / "reseeded.json")
     floor = front.region.floor
@@ -24,7 +24,10 @@ def test_members_are_run_with_other_seeds_each_once_and_mlflow_has_it(ray_here: 
     counting = [member.trial_id for member in front.front if member.objectives["accuracy"] >= floor]
     full = [] if any(member.baseline == "full" for member in front.front) else ["0000"]  # which is run again anyhow
     assert [member.trial_id for member in found.members] == counting + full
-    assert "in the mean of 2 other seeds, within 1 point of full fine-tuning" in out
+    lead, mean = "within 1 point of full fine-tuning", "in the mean of 2 other seeds: "
+    answer = next(line for line in reversed(out.splitlines()) if line.startswith(lead))
+    assert mean in answer  # of the first runs, it was said before
+    assert front.knee_seeds == 2
     assert found.seeds == (1, 2)
     page, told = (folder / name for name in ("report.html", "reseeded.json"))
     assert page.stat().st_mtime_ns > told.stat().st_mtime_ns  # drawn again, with what the seeds tell

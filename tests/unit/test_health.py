@@ -10,8 +10,9 @@ import pytest
 
 from alast_tune import health
 from alast_tune.config import Choice, Distribution, FloatRange, IntRange, TrialConfig, Variants
+from alast_tune.other_seeds import reseeded
 from alast_tune.results import Baseline, FrontFile, Reseeded, SeedRun, TrialResult
-from alast_tune.summary import reseeded, summarise
+from alast_tune.summary import summarise
 
 REFERENCE = (0.0, 4e12, 8e8)
 FULL = (0.95, 3e12, 7e8)
@@ -133,7 +134,7 @@ def over_seeds(*accuracies: tuple[float, float]) -> Reseeded:
         ]
         for n, pair in enumerate(accuracies)
     }
-    return reseeded(summarise("s", results, REFERENCE), runs)
+    return reseeded(summarise("s", results, REFERENCE).front, "s", runs)
 
 
 def test_seeds_that_differ_more_than_members_are_said() -> None:

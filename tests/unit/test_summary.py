@@ -9,16 +9,11 @@ import pytest
 
 from alast_tune.config import Limits, TrialConfig
 from alast_tune.errors import ConfigError, NothingCompleteError
-from alast_tune.results import FrontFile, FrontMember, Region, SeedRun, TrialCounts, TrialResult
+from alast_tune.results import FrontFile, FrontMember, Region, TrialCounts, TrialResult
 from alast_tune.summary import (
     FrontTracker,
-    cheapest_within,
     check_complete,
-    flops_of_seeds,
-    in_the_mean,
     joint_front,
-    member_of,
-    reseeded,
     summarise,
     within,
 )
@@ -194,56 +189,6 @@ def test_sweeps_by_other_measures_of_quality_do_not_compare() -> None:
         joint_front(fronts[:2])
     joint = joint_front([summarise("empty", [], REFERENCE), *fronts[1:]])[1]
     assert joint.score == within(fronts[1], Limits()).score == "macro_f1"
-
-
-def test_reseeded_members_have_mean_spread_and_a_probability() -> None:
-    front = summarise("s", [result(0, values=(0.9, 3.0, 4.0)), result(1, values=(0.5, 1.0, 2.0))], REFERENCE)
-
-    def runs(*accuracies: float, flops: float, peak: float) -> list[SeedRun]:
-        values = [{"accuracy": accuracy, "train_flops": flops, "peak_bytes": peak} for accuracy in accuracies]
-        return [SeedRun(seed=1 + n, objectives=found, test_accuracy=None) for n, found in enumerate(values)]
-
-    again = {"0000": runs(0.5, 0.7, flops=3.0, peak=4.0), "0001": runs(0.6, 0.6, flops=1.0, peak=2.0)}
-    found = reseeded(front, again)
-    cheap, dear = found.members
-    assert (cheap.trial_id, dear.trial_id, found.seeds) == ("0001", "0000", (1, 2))
-    assert dear.mean == pytest.approx({"accuracy": 0.6, "train_flops": 3.0, "peak_bytes": 4.0})
-    assert dear.spread["accuracy"] == pytest.approx(0.02**0.5) and cheap.spread["accuracy"] == 0
-    assert dear.found["accuracy"] == 0.9  # luck, as the mean tells
-    assert cheap.front_probability == 1.0 and dear.front_probability == pytest.approx(0.5, abs=0.03)
-
-
-def test_answers_in_the_mean_are_of_the_members_and_the_full_fine_tuning_that_were_run_again() -> None:
-    full = replace(result(0, values=(0.9, 4.0, 4.0)), baseline="full")
-    region = Region(source="full", floor=0.85, within=0.05)
-    them = [
-        full,
-        result(1, values=(0.91, 1.0, 2.0)),
-        result(2, values=(0.92, 2.0, 3.0)),
-        result(3, values=(0.5, 0.5, 1.0)),
-    ]
-    front = summarise("s", them, REFERENCE, region=region)
-    assert cheapest_within(front, 0.01).trial_id == "0001"  # type: ignore[union-attr]
-    assert flops_of_seeds(front, 2, 5.0) == 2 * (4.0 + 1.0 + 2.0)  # trial 3 does not count, full is on no front
-    for source, foreseen in (("pending", 5.0), ("unknown", 0.0)):  # it may yet end, or never will
-        begun = summarise("s", them[1:2], REFERENCE, region=Region(source=source))
-        assert flops_of_seeds(begun, 2, 5.0) == 2 * (1.0 + foreseen)
-
-    def runs(accuracy: float, flops: float) -> list[SeedRun]:
-        found = {"accuracy": accuracy, "train_flops": flops, "peak_bytes": 2.0}
-        return [SeedRun(seed=seed, objectives=found, test_accuracy=accuracy - 0.1) for seed in (1, 2)]
-
-    chosen = front.model_copy(update={"front": (*front.front, member_of(full))})
-    again = reseeded(chosen, {"0000": runs(0.9, 4.0), "0001": runs(0.8, 1.0), "0002": runs(0.91, 2.0)})
-    mean = in_the_mean(front, again)
-    assert mean.full == again.members[-1].mean and mean.full["accuracy"] == pytest.approx(0.9)
-    found = cheapest_within(mean, 0.01)
-    assert found is not None and (found.trial_id, mean.knee) == ("0002", "0002")
-    assert found.test_accuracy == pytest.approx(0.81)
-    assert [member.trial_id for member in mean.front] == ["0001", "0002"]
-    wider = front.model_copy(update={"region": Region(source="full", floor=0.75, within=0.15)})
-    assert (in_the_mean(wider, again).knee, in_the_mean(wider, again).knee_within) == ("0001", 0.15)
-    assert flops_of_seeds(front, 0, 5.0) == 0.0
 
 
 def test_earlier_results_are_counted_apart() -> None:

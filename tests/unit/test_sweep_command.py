@@ -227,6 +227,22 @@ def test_a_limit_that_full_fine_tuning_breaks_is_said() -> None:
     assert "full fine-tuning is above --max-memory" in line
 
 
+def test_runs_with_other_seeds_are_forecast() -> None:
+    *_, last = plan_of(small(reseed=2, flops_budget="9x"), [])
+    assert last == "  other seeds   then 2 more runs of all that counts, and of full fine-tuning, within the budget"
+
+
+@pytest.mark.parametrize("words", [["--space", "auto"], ["--space=auto"]])
+def test_the_word_auto_replaces_a_presets_space(words: list[str], sweep: Callable[..., None], capsys: Said) -> None:
+    (Path("here.yaml")).write_text(
+        "trial: {data: {dataset: digits, train_images: 64}, method: {name: top_k}, train: {batch_size: 8}}\n"
+        "space: {train/clip_grad: {type: float, low: 0.5, high: 2.0}}\n"
+    )
+    sweep("--preset", "here.yaml", *words, "--dry-run")
+    text = capsys.readouterr().out
+    assert "method/count:" in text and "clip_grad" not in text
+
+
 def test_a_space_without_a_point_that_works_is_refused() -> None:
     space = {"method/count": {"type": "int", "low": 50, "high": 60}}
     method = {"name": "top_k"}

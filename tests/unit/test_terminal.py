@@ -7,12 +7,13 @@ import pytest
 from rich.console import Console
 
 from alast_tune.config import TrialConfig, apply_params
+from alast_tune.other_seeds import reseeded
 from alast_tune.plots import fronts_html, report_html
 from alast_tune.plots.cloud import Cloud
 from alast_tune.progress import outcome
-from alast_tune.results import FrontFile, Region, TrialResult
+from alast_tune.results import FrontFile, Region, Reseeded, SeedRun, TrialResult
 from alast_tune.summary import joint_front, summarise, within
-from alast_tune.terminal import answers, comparison_table, describe, front_table
+from alast_tune.terminal import SeedsTable, answers, comparison_table, describe, front_table
 from tests.unit import fronts
 
 
@@ -41,7 +42,9 @@ def test_the_answers_end_with_how_sure_they_are_where_chance_is_larger_than_a_po
 
 def test_a_trial_that_is_two_answers_is_said_once() -> None:
     lead = "within 1 point of full fine-tuning, also within 2 points"
-    assert list(answers(fronts.front(), ["demo"], [0.01, 0.02])) == [f"{lead}: {NEAR}; {PROMOTE.format('0013')}"]
+    assert list(answers(fronts.front(), ["demo"], tolerances=[0.01, 0.02])) == [
+        f"{lead}: {NEAR}; {PROMOTE.format('0013')}"
+    ]
 
 
 def test_under_limits_the_most_accurate_trial_that_keeps_them_is_an_answer() -> None:
@@ -53,8 +56,45 @@ def test_under_limits_the_most_accurate_trial_that_keeps_them_is_an_answer() -> 
     near, best = answers(smaller, ["demo"])
     assert near == "within 1 point of full fine-tuning: nothing"
     assert best.startswith("within 5 points of full fine-tuning, also best under your limits: trial 0014")
-    (nothing,) = answers(within(smaller, fronts.front(max_flops=1.0).limits), ["demo"], [0.01])
+    (nothing,) = answers(within(smaller, fronts.front(max_flops=1.0).limits), ["demo"], tolerances=[0.01])
     assert nothing == "within 1 point of full fine-tuning, also best under your limits: nothing"
+
+
+def over_seeds(front: FrontFile, **accuracies: tuple[float, float]) -> Reseeded:
+    """Members, ``t0013`` one of them, with two other seeds at their own cost."""
+    members = [member for member in front.front if f"t{member.trial_id}" in accuracies]
+    runs = {
+        member.trial_id: [
+            SeedRun(seed=1 + n, objectives=member.objectives | {"accuracy": accuracy}, test_accuracy=accuracy)
+            for n, accuracy in enumerate(accuracies[f"t{member.trial_id}"])
+        ]
+        for member in members
+    }
+    return reseeded(members, front.sweep, runs)
+
+
+def test_answers_are_by_the_means_of_other_seeds_where_all_that_counts_has_them() -> None:
+    front = fronts.front().model_copy(update={"region": Region(source="full", floor=0.89, within=0.05)})
+    again = over_seeds(front, t0000=(0.92, 0.94), t0001=(0.9, 0.9), t0013=(0.91, 0.93), t0014=(0.87, 0.90))
+    near, cheap = answers(front, ["demo"], again)
+    mean = NEAR.replace("0.9300", "0.9200")
+    assert near == f"within 1 point of full fine-tuning, in the mean of 2 other seeds: {mean}; {PROMOTE.format('0013')}"
+    assert cheap.startswith(
+        "within 5 points of full fine-tuning, in the mean of 2 other seeds: trial 0014 (ALaST, K 12): "
+    )
+    *found, newer = answers(front, ["demo"], over_seeds(front, t0000=(0.92, 0.94), t0001=(0.9, 0.9), t0014=(0.87, 0.9)))
+    assert found == list(answers(front, ["demo"]))
+    assert newer == "other seeds: not of trial 0013; so answers are of the first runs, until --reseed runs all"
+
+
+def test_the_table_of_other_seeds_fits_eighty_columns_and_says_who_is_who() -> None:
+    front = fronts.front().model_copy(update={"region": Region(source="full", floor=0.89, within=0.05)})
+    again = over_seeds(front, t0000=(0.92, 0.94), t0001=(0.9, 0.9), t0013=(0.91, 0.93), t0014=(0.87, 0.90))
+    lines = shown(SeedsTable(front, again), 80).splitlines()
+    assert max(map(len, lines)) <= 80 and "\N{HORIZONTAL ELLIPSIS}" not in "".join(lines)
+    rows = {row.split()[0]: row for row in lines if row.strip().startswith("00")}
+    assert rows["0013"].split()[1:] == ["*", "ALaST", "0.9200", "±", "0.0141", "0.9200", "51%", "57%", "96%"]
+    assert "full fine-tuning" in rows["0000"] and lines[-1].startswith("front: the probability")
 
 
 def test_where_full_fine_tuning_is_unknown_costs_are_said_as_they_are() -> None:
@@ -67,7 +107,7 @@ def test_where_full_fine_tuning_is_unknown_costs_are_said_as_they_are() -> None:
 
 def test_times_of_other_devices_are_left_out() -> None:
     full, near = fronts.trials()[0], fronts.trial(13, (0.93, 5.1e11, 57), device="another")
-    (line,) = answers(summarise("s", [full, near], fronts.REFERENCE), ["s"], [0.01])
+    (line,) = answers(summarise("s", [full, near], fronts.REFERENCE), ["s"], tolerances=[0.01])
     assert "57% of the memory; alast-tune" in line and "time" not in line
 
 

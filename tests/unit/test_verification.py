@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from alast_tune.config import TrialConfig
+from alast_tune.other_seeds import reseeded
 from alast_tune.promote import pick
 from alast_tune.results import RESEEDED, EpochReport, FrontFile, FrontMember, Measurements, SeedRun, TrialResult
-from alast_tune.summary import reseeded, summarise
+from alast_tune.summary import summarise
 from alast_tune.verification import compare, images_behind, spread_of
 
 TRIAL = TrialConfig.model_validate({"train": {"epochs": 2, "device": "cpu"}})
@@ -58,7 +59,7 @@ def test_the_spread_is_that_of_the_reseeded_member(front: FrontFile, member: Fro
     assert spread_of(member, tmp_path) is None
     again = [SeedRun(seed=1 + n, objectives={"accuracy": a, "train_flops": 1.0, "peak_bytes": 1.0}, test_accuracy=None)
              for n, a in enumerate((0.7, 0.8))]  # fmt: skip
-    reseeded(front, {member.trial_id: again}).write(tmp_path / RESEEDED)
+    reseeded(front.front, front.sweep, {member.trial_id: again}).write(tmp_path / RESEEDED)
     assert spread_of(member, tmp_path) == pytest.approx(0.005**0.5)
     other = next(one for one in front.front if one.trial_id != member.trial_id)
     assert spread_of(other, tmp_path) is None

@@ -7,10 +7,11 @@ from dataclasses import replace
 import pytest
 from plotly.offline import get_plotlyjs
 
+from alast_tune.other_seeds import reseeded
 from alast_tune.plots import report_html
 from alast_tune.plots.cloud import NOBODY
 from alast_tune.results import BASELINES, SeedRun
-from alast_tune.summary import reseeded, summarise
+from alast_tune.summary import summarise
 from tests.unit.plots.figures import COMPLETE, REFERENCE, REPORT, blocks, sweep, traces
 
 FULL = {0: (0.93, 2.8e12, 5.9e7)}
@@ -184,8 +185,10 @@ def test_health_is_checked_seeds_included():
         ]
         for member in front.front
     }
-    page = report_html(front, results, reseeded=reseeded(front, runs))
+    page = report_html(front, results, reseeded=reseeded(front.front, front.sweep, runs))
     assert "<b>Seeds differ more than members.</b>" in page
+    assert "<th>accuracy, 2 other seeds</th>" in page and page.count("<td>0.5500 ± 0.4950</td>") == len(front.front)
+    assert "accuracy <b>0.5500</b>" in page and "mean of 2 other seeds" in page  # on the cards
 
 
 def test_names_settings_and_reasons_are_escaped():

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from alast_tune.config import FloatRange, SweepConfig, TrialConfig
+from alast_tune.other_seeds import reseeded
 from alast_tune.plots import SearchReport
 from alast_tune.results import FrontFile, SeedRun, TrialResult
-from alast_tune.summary import reseeded, summarise
+from alast_tune.summary import summarise
 from alast_tune.tracking.page import describe_front, fill_run_ids, write_pages
 from alast_tune.tune.space import trial_config
 from tests.unit.plots.figures import Pictures
@@ -120,7 +121,7 @@ def test_the_page_lies_in_the_sweeps_folder_and_its_command_finds_the_sweep(
     }
     folder = tmp_path / "runs" / "s"
     folder.mkdir(parents=True)
-    reseeded(front, runs).write(folder / "reseeded.json")
+    reseeded(front.front, front.sweep, runs).write(folder / "reseeded.json")
     assert "report.html" in write_pages(front, results, None, {}, folder / "front", print)
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert f"alast-tune promote s --storage {folder.parent} --pick {front.knee} -o best.yaml" in page
