@@ -18,7 +18,8 @@ def test_members_are_run_with_other_seeds_each_once_and_mlflow_has_it(ray_here: 
     out = pareto.here("--preset", pareto.preset(trials=3, epochs=1), "--name", "small", "--reseed", "2")
     assert "small: what counts, with 2 other seeds" in out
     front = FrontFile.read(folder / "front.json")
-    found = Reseeded.read(folder / "reseeded.json")
+    found = Reseeded.find(folder)
+    assert found is not None
     floor = front.region.floor
     assert front.region.source == "full" and floor > 0
     counting = [member.trial_id for member in front.front if member.objectives["accuracy"] >= floor]
@@ -52,6 +53,6 @@ def test_members_are_run_with_other_seeds_each_once_and_mlflow_has_it(ray_here: 
     # Once more, as after a driver that died before it wrote this down: nothing is run twice.
     (folder / "reseeded.json").unlink()
     pareto.here("--resume", "small", "--reseed", "2")
-    assert Reseeded.read(folder / "reseeded.json") == found
+    assert Reseeded.find(folder) == found
     assert trial_states(again) == ["COMPLETE"] * counts["total"]
     assert not (pareto.storage / "small-seeds-2").exists()
