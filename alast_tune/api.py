@@ -19,7 +19,7 @@ from alast_tune.config import Limits, SweepConfig, as_config_error, parameters, 
 from alast_tune.errors import ConfigError
 from alast_tune.in_process import merged, run_in_process
 from alast_tune.notebook import front_as_html, log_console
-from alast_tune.other_seeds import in_the_mean
+from alast_tune.other_seeds import in_the_mean, with_knee_of_means
 from alast_tune.results import FrontFile, FrontMember, Reseeded, TrialResult
 from alast_tune.storage import copy_of, display_path, fetch
 from alast_tune.summary import cheapest_within, trial_id
@@ -139,7 +139,8 @@ class Sweep:
     def front_file(self) -> FrontFile:
         """``front.json``: beside the members the knee, hypervolumes, limits and how many trials have ended how."""
         fetch(self.folder)
-        return FrontFile.read(self.folder / "front.json")
+        front = FrontFile.read(self.folder / "front.json")
+        return with_knee_of_means(front, Reseeded.find(self.folder))  # a sweep that goes on has written the first runs'
 
     @property
     def front(self) -> Front:
@@ -257,7 +258,7 @@ class Sweep:
         from alast_tune import promote
 
         front = self.front_file
-        member = promote.pick(front, pick.trial_id if isinstance(pick, FrontMember) else str(pick))
+        member = promote.pick(front, pick.trial_id if isinstance(pick, FrontMember) else str(pick), self.reseeded)
         if isinstance(pick, FrontMember) and pick.objectives != member.objectives:
             raise ConfigError("pick", pick.trial_id, f"is of another sweep, not of {self.name}; promote it there")
         return promote.promote_member(

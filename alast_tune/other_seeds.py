@@ -9,9 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alast_tune.front import front_probability
-from alast_tune.near_full import SLACK, choose_knee, members_that_count
+from alast_tune.near_full import SLACK, choose_knee, members_that_count, near_full
 from alast_tune.objectives import DIRECTIONS, OBJECTIVES
 from alast_tune.results import FrontFile, FrontMember, Reseeded, ReseededMember, SeedRun
+
+FULL = "full fine-tuning"
+"""Named beside trials by their ids, for it need not be on the front."""
 
 
 def flops_of_seeds(front: FrontFile, runs: int, full_flops: float) -> float:
@@ -23,7 +26,7 @@ def flops_of_seeds(front: FrontFile, runs: int, full_flops: float) -> float:
         return 0.0
     members = members_that_count(front)
     flops = sum(member.objectives["train_flops"] for member in members)
-    if lacks_full(members):
+    if all(member.baseline != "full" for member in members):
         if front.full is not None:
             flops += front.full["train_flops"]
         elif front.region.source == "pending":
@@ -31,9 +34,19 @@ def flops_of_seeds(front: FrontFile, runs: int, full_flops: float) -> float:
     return runs * flops
 
 
-def lacks_full(members: Sequence[FrontMember]) -> bool:
-    """Whether full fine-tuning, with which members are compared, is none of them."""
-    return all(member.baseline != "full" for member in members)
+def counted(front: FrontFile, again: Reseeded | None) -> list[FrontMember]:
+    """Members of a front in its region, and those that come into it where full fine-tuning's mean is lower."""
+    full = _mean_of_full(front, again) if again else None
+    near = near_full(front.front, full, front.region.within or 0.0) if front.region.source == "full" else []
+    them = {member.trial_id for member in [*members_that_count(front), *near]}
+    return [member for member in front.front if member.trial_id in them]
+
+
+def without_seeds(front: FrontFile, again: Reseeded) -> list[str]:
+    """Name what counts on a front and was not run with other seeds, or not to the end with all of them."""
+    known = {member.trial_id for member in again.members}
+    lacking = [member.trial_id for member in counted(front, again) if member.trial_id not in known]
+    return lacking + [FULL] * (front.full is not None and _mean_of_full(front, again) is None)
 
 
 def reseeded(
@@ -48,7 +61,7 @@ def reseeded(
     Args:
         members: that were run again, full fine-tuning among them.
         sweep: whose they are.
-        runs: of each member, by trial id, two or more with the same seeds; who has none is named as left out.
+        runs: of each member, by trial id, two or more with the same seeds; who has none is left out.
         seed: of the draws behind the probabilities.
     """
     ran = [member for member in members if runs.get(member.trial_id)]
@@ -76,14 +89,7 @@ def reseeded(
             )
             for member, means_M, spreads_M, probability in zip(ran, means_FM, spreads_FM, probabilities_F, strict=True)
         ),
-        left_out=tuple(member.trial_id for member in members if member not in ran),
     )
-
-
-def without_seeds(front: FrontFile, again: Reseeded) -> list[str]:
-    """Name the trials that count on a front and have come to it since other seeds were run."""
-    known = {*again.left_out, *(member.trial_id for member in again.members)}
-    return [member.trial_id for member in members_that_count(front) if member.trial_id not in known]
 
 
 def in_the_mean(
@@ -91,8 +97,8 @@ def in_the_mean(
 ) -> tuple[FrontFile, tuple[int, ...]]:
     """Replace the objectives of a front's members and of full fine-tuning by their means over other seeds.
 
-    Members without such runs, hypervolumes and the number of validation images are left out, and the knee is chosen
-    again.
+    Members without such runs, or whose means break a limit, are left out, and so are hypervolumes, times and the number
+    of validation images. The knee is chosen again.
 
     Args:
         front: of the sweep, or the part of it that keeps limits.
@@ -106,19 +112,20 @@ def in_the_mean(
     if again is None or wider or without_seeds(front, again):
         return front, ()
     found = {member.trial_id: member for member in again.members}
+    ran = [member for member in front.front if member.trial_id in found]
+    if not ran:
+        return front, ()
     members = []
-    for member in front.front:
-        if member.trial_id in found:
-            tested = [run.test_accuracy for run in found[member.trial_id].runs if run.test_accuracy is not None]
-            means = {"objectives": found[member.trial_id].mean, "test_accuracy": fmean(tested) if tested else None}
-            members.append(member.model_copy(update=means))
-    itself = {member.trial_id for member in again.members if member.baseline == "full"}
-    itself |= {member.trial_id for member in front.front if member.baseline == "full"}  # older files do not say it
-    full = next((member.mean for member in again.members if member.trial_id in itself), None)
+    for member in ran:
+        tested = [run.test_accuracy for run in found[member.trial_id].runs if run.test_accuracy is not None]
+        means = {"objectives": found[member.trial_id].mean, "test_accuracy": fmean(tested) if tested else None}
+        if front.limits.allow(**found[member.trial_id].mean):
+            members.append(member.model_copy(update=means | {"timing": None}))
+    full = _mean_of_full(front, again)
     if tolerance is None and front.region.source == "full":
         tolerance = front.region.within  # below its mean
     knee, near = choose_knee(members, full, tolerance, front.region)
-    unknown = dict.fromkeys(("hypervolume", "hypervolume_share", "validation_images"))
+    unknown = dict.fromkeys(("hypervolume", "hypervolume_share", "validation_images", "full_timing"))
     chosen = {"knee": knee, "knee_within": near, "knee_seeds": len(again.seeds)}
     return front.model_copy(update=unknown | chosen | {"front": tuple(members), "full": full}), again.seeds
 
@@ -127,6 +134,12 @@ def with_knee_of_means(front: FrontFile, again: Reseeded | None, tolerance: floa
     """Choose a front's knee by means over other seeds where all that is looked at has them; see :func:`in_the_mean`."""
     mean, _ = in_the_mean(front, again, tolerance)
     return front.model_copy(update={name: getattr(mean, name) for name in ("knee", "knee_within", "knee_seeds")})
+
+
+def _mean_of_full(front: FrontFile, again: Reseeded) -> Mapping[str, float] | None:
+    itself = {member.trial_id for member in again.members if member.baseline == "full"}
+    itself |= {member.trial_id for member in front.front if member.baseline == "full"}  # older files do not say it
+    return next((member.mean for member in again.members if member.trial_id in itself), None)
 
 
 def _named(values_M: NDArray[np.float64]) -> dict[str, float]:

@@ -16,8 +16,9 @@ from alast_tune import __version__, checkpoint
 from alast_tune.config import PromotedConfig, Provenance, stored_sweep, without_places
 from alast_tune.errors import ConfigError
 from alast_tune.fingerprints import Fingerprints, fingerprints, read_fingerprints
+from alast_tune.other_seeds import in_the_mean
 from alast_tune.production import CONFIG, read_config, write_config
-from alast_tune.results import FrontFile, FrontMember
+from alast_tune.results import FrontFile, FrontMember, Reseeded
 from alast_tune.run import load_trial
 from alast_tune.scores import Score
 from alast_tune.storage import CHECKPOINTS, address_of, path_below
@@ -101,8 +102,10 @@ def promote_member(
     return Promotion(config, output, model, registered, version)
 
 
-def pick(front: FrontFile, choice: str) -> FrontMember:
+def pick(front: FrontFile, choice: str, again: Reseeded | None = None) -> FrontMember:
     """Choose a member of a front: ``knee``, ``cheapest`` (least training FLOPs), ``best`` (accuracy), or a trial's id.
+
+    The best one is chosen by means over other seeds, if ``again`` has them of all that counts, as the front's knee is.
 
     Raises:
         ConfigError: nobody is on the front, or the trial is not.
@@ -111,9 +114,14 @@ def pick(front: FrontFile, choice: str) -> FrontMember:
         raise ConfigError("pick", choice, f"nobody on the front of {front.sweep} keeps the limits; loosen them")
     if choice == "cheapest":
         return _of_one_sweep(min(front.front, key=lambda member: member.objectives["train_flops"]))
-    if choice == "best":
-        return _of_one_sweep(max(front.front, key=lambda member: member.objectives["accuracy"]))
-    wanted = front.knee if choice == "knee" else trial_id(int(choice)) if choice.isdecimal() else choice
+    wanted: str | None = trial_id(int(choice)) if choice.isdecimal() else choice
+    if choice in {"knee", "best"}:
+        judged, seeds = in_the_mean(front, again)
+        if not judged.front:
+            remedy = f"in the mean of {len(seeds)} other seeds nobody keeps the limits; loosen them, or give a trial"
+            raise ConfigError("pick", choice, remedy)
+        best = max(judged.front, key=lambda member: member.objectives["accuracy"])
+        wanted = front.knee if choice == "knee" else best.trial_id
     for member in front.front:
         if member.trial_id == wanted:
             return _of_one_sweep(member)

@@ -235,8 +235,6 @@ class Reseeded(Record):
     sweep: SweepName
     seeds: tuple[int, ...]
     members: tuple[ReseededMember, ...]
-    left_out: tuple[TrialId, ...] = ()
-    """Those that did not run to the end with every seed."""
 
     @classmethod
     def find(cls, folder: Path) -> Reseeded | None:

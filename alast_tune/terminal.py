@@ -125,7 +125,7 @@ def answers(
         lead = ", also ".join([them[0], *(question.removesuffix(_NEAR) for question in them[1:])])
         yield f"{lead}{mean}: {answer}"
     if again and (newer := without_seeds(front, again)):
-        yield f"other seeds: not of trial {', '.join(newer)}; so answers are of the first runs, until --reseed runs all"
+        yield f"other seeds: not of {', '.join(newer)}; so answers are of the first runs, until --reseed has run all"
     elif not again and (unsure := uncertainty_words(front, min(tolerances))):
         yield f"how sure: {unsure}"
 
@@ -282,23 +282,25 @@ class SeedsTable:
         them = [member for member in again.members if member.trial_id in configs or member.baseline]
         head, *rows = _aligned(
             ("trial", "method", front.score_label, "test", "FLOPs", "memory", "front"),
-            *(self._row(member, mean, configs.get(member.trial_id)) for member in them),
+            *(self._row(member, mean.full, configs.get(member.trial_id)) for member in them),
         )
         yield _title(f"{again.sweep}: what counts, with {len(again.seeds)} other seeds (mean ± standard deviation)")
         yield from _head(head, options.max_width)
         for member, row in zip(them, rows, strict=True):
-            yield _line(row, "bold" if member.trial_id == mean.knee else "")
+            yield _line(row, "bold" if member.trial_id == front.knee else "")
         yield _title("front: the probability that no other member is better in everything")
 
-    def _row(self, member: ReseededMember, mean: FrontFile, config: TrialConfig | None) -> tuple[str, ...]:
+    def _row(
+        self, member: ReseededMember, full: Mapping[str, float] | None, config: TrialConfig | None
+    ) -> tuple[str, ...]:
         tested = [run.test_accuracy for run in member.runs if run.test_accuracy is not None]
         return (
-            member.trial_id + (" *" if member.trial_id == mean.knee else ""),
+            member.trial_id + (" *" if member.trial_id == self._front.knee else ""),
             method_label(config, member.baseline) if config else BASELINES[member.baseline or "full"],
             f"{member.mean['accuracy']:.4f} ± {member.spread['accuracy']:.4f}",
             f"{fmean(tested):.4f}" if tested else "-",
-            _over_seeds(member, mean.full, "train_flops", human_flops),
-            _over_seeds(member, mean.full, "peak_bytes", human_bytes),
+            _over_seeds(member, full, "train_flops", human_flops),
+            _over_seeds(member, full, "peak_bytes", human_bytes),
             f"{member.front_probability:.0%}",
         )
 

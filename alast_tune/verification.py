@@ -7,11 +7,13 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from scipy.special import stdtrit
 from torch import Tensor
 
 from alast_tune.config import stored_sweep
@@ -40,11 +42,17 @@ class Check:
     passed: bool
 
 
-def spread_of(member: FrontMember, sweep: Path) -> float | None:
-    """Look up the standard deviation of a member's accuracy between seeds; None if it was not run again."""
+def chance_between_seeds(sweep: Path) -> float | None:
+    """Half the 95% interval of the difference in accuracy between two runs, by other seeds; None if there were none.
+
+    t(0.975) sqrt(2) s, with s pooled over the members that were run again, who have few runs each.
+    """
     again = Reseeded.find(sweep)
-    found = again.members if again else ()
-    return next((one.spread["accuracy"] for one in found if one.trial_id == member.trial_id), None)
+    if again is None:
+        return None
+    pooled = math.sqrt(fmean(member.spread["accuracy"] ** 2 for member in again.members))
+    freedom = len(again.members) * (len(again.seeds) - 1)
+    return float(stdtrit(freedom, 0.975)) * math.sqrt(2) * pooled
 
 
 def repeat(member: FrontMember, sweep: Path, on_step: Callable[[int], None] | None = None) -> Iterator[EpochReport]:
@@ -64,23 +72,23 @@ def repeat(member: FrontMember, sweep: Path, on_step: Callable[[int], None] | No
     yield from fit(member.config, folder, on_step)
 
 
-def compare(member: FrontMember, report: EpochReport, images: float, spread: float | None = None) -> list[Check]:
+def compare(member: FrontMember, report: EpochReport, images: float, between_seeds: float | None = None) -> list[Check]:
     """Compare a repetition with the trial: training FLOPs exactly, accuracy within chance, peak memory within 5%.
 
     On one machine a CPU repeats every bit; elsewhere sums come in another order, and accuracy may differ by what it
-    differs by between seeds: twice its standard deviation, or while that is not known what 95% of samples of as many
-    validation images do, 1.96 sqrt(p (1 - p) / n). "Accuracy" is what ``train.score`` names.
+    differs by between seeds, or while that is not known by what 95% of samples of as many validation images do,
+    1.96 sqrt(p (1 - p) / n). "Accuracy" is what ``train.score`` names.
 
     Args:
         member: as measured by the sweep.
         report: of the repetition's last epoch.
         images: n, of the validation split; where classes count alike, K times the harmonic mean of the classes' images.
-        spread: standard deviation of its accuracy between seeds, where ``--reseed`` has measured it.
+        between_seeds: what :func:`chance_between_seeds` says, where ``--reseed`` has measured it.
     """
     score = SCORES[member.config.train.score]
     accuracy, flops, peak = (member.objectives[name] for name in ("accuracy", "train_flops", "peak_bytes"))
     sampling = 1.96 * math.sqrt(max(accuracy * (1 - accuracy), 1 / images) / images)
-    chance = 2 * spread if spread else sampling
+    chance = between_seeds or sampling
     apart = abs(report.quality - accuracy)
     cost = report.cost
     return [
@@ -136,7 +144,8 @@ def verify_member(member: FrontMember, folder: Path, console: Console) -> None:
         for report in repeat(member, folder, progress.step):
             progress.epoch(report)
     assert report is not None
-    checks = compare(member, report, images_behind(splits.validation.labels, train.score), spread_of(member, folder))
+    images = images_behind(splits.validation.labels, train.score)
+    checks = compare(member, report, images, chance_between_seeds(folder))
     table = Table(title=f"trial {member.trial_id}, repeated", title_justify="left", box=SIMPLE_HEAD)
     for column in ("quantity", "expected", "got", "allowed", "verdict"):
         table.add_column(column)

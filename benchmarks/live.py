@@ -2,7 +2,8 @@
 
     python benchmarks/live.py benchmarks/specs/all-digits.yaml
 
-Every trial is trained, full fine-tuning first, on as many workers as there are cores, by both in the same Ray. No trial
+Every trial is trained on as many workers as there are cores, by both in the same Ray: full fine-tuning first, by
+OptunaSearch only where it is a point of the space. No trial
 starts once the budget is spent; those that run are finished. What a search has found is judged as in a replay, each
 configuration at its mean over the table's seeds, so that luck does not count. FLOPs are those of all epochs that had
 been trained when a trial ended, stopped trials included. Searches take turns, seed by seed; a finished one is a line in

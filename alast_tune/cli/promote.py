@@ -40,7 +40,8 @@ class Promote(Limits):
 
         file = find_front(self.sweep, self.storage)
         front, folder = FrontFile.read(file), file.absolute().parent
-        member = promote.pick(within(front, self, again=Reseeded.find(folder)), self.pick)
+        again = Reseeded.find(folder)
+        member = promote.pick(within(front, self, again=again), self.pick, again)
         name = self.model_name or front.sweep
         try:
             promote.promote_member(member, front.sweep, folder, self.output, name, self.alias, self.verify, Console())

@@ -24,6 +24,7 @@ from alast_tune.tune.trainable import first_line, member_accuracy, member_blocks
 from alast_tune.tune.trials import results
 
 Answer = TypeVar("Answer")
+_NO_BLOCKS = "has no drawing of its blocks"
 BYTES = [objective.name for objective in OBJECTIVES].index("peak_bytes")
 
 
@@ -81,7 +82,17 @@ def block_reports(
 ) -> dict[int, BlockReport]:
     """Look into the blocks of the knee and of the paper's configuration, by trial number, unless that was done."""
     wanted = _unseen(tasks.folder, front, ended)
-    return dict(_answers(tasks, member_blocks, wanted, "has no drawing of its blocks", say))
+    return dict(_answers(tasks, member_blocks, wanted, _NO_BLOCKS, say))
+
+
+def write_blocks_here(
+    folder: Path, sweep: SweepConfig, front: FrontFile, ended: Sequence[TrialResult], say: Callable[[str], None]
+) -> None:
+    """Look into the same blocks in this process, once the cluster has been left, and keep what they tell."""
+    for result in _unseen(folder, front, ended):
+        with _said(result.number, _NO_BLOCKS, say):
+            trial, there = result.config.model_dump(mode="json"), checkpoints(folder, result.number)
+            member_blocks(trial, there, sweep.cpus_per_trial).write(blocks_file(folder, result.number))
 
 
 def not_asked_yet(folder: Path, study: optuna.Study, sweep: SweepConfig, front: FrontFile) -> set[int]:

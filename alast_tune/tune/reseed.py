@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections.abc import Mapping
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -13,28 +13,32 @@ from alast_tune.config import PLACES, Limits, SweepConfig, TrialConfig, parse, s
 from alast_tune.errors import ConfigError
 from alast_tune.fingerprints import fingerprints, read_fingerprints
 from alast_tune.lease import exclusive_driver
-from alast_tune.near_full import members_that_count
-from alast_tune.other_seeds import lacks_full, reseeded
+from alast_tune.other_seeds import counted, reseeded, with_knee_of_means
 from alast_tune.results import OBJECTIVES, RESEEDED, FrontFile, FrontMember, Reseeded, SeedRun
 from alast_tune.run import load_trial
 from alast_tune.summary import member_of
 from alast_tune.terminal import printer
 from alast_tune.tracking import log_reseeded
 from alast_tune.tune.conclude import report
+from alast_tune.tune.members import write_blocks_here
 from alast_tune.tune.study import run_sweep
 from alast_tune.tune.trials import open_study, results
+
+_RUN = "run"
+"""The one parameter of such a sweep: ``0007 seed 1``."""
 
 
 def reseed(folder: Path, runs: int, console: Console) -> Reseeded:
     """Run what counts on a finished sweep's front with other seeds; leave ``reseeded.json``, and the page with it.
 
-    That is the members in the sweep's region, and full fine-tuning, from which the region is measured. The runs are a
-    sweep of their own, ``<name>-seeds``: a grid of members and seeds, with all that a sweep has; run again the same
-    goes on where it was.
+    That is the members in the sweep's region, and full fine-tuning, from which the region is measured; and then the
+    members that come into it because full fine-tuning's mean is lower than its first run. What was run before is not
+    run again; what has failed is. The runs are a sweep of their own, ``<name>-seeds``, with all that a sweep has:
+    interrupted, the same call goes on.
 
     Args:
         folder: of a sweep that has ended.
-        runs: of each member, 2 or more, or there is no spread; their seeds follow that of the sweep's trial.
+        runs: of each member, 2 or more, or there is no spread; their seeds follow those of the sweep's trials.
         console: for progress.
 
     Raises:
@@ -44,56 +48,83 @@ def reseed(folder: Path, runs: int, console: Console) -> Reseeded:
     front = FrontFile.read(folder / "front.json")
     if not front.front:
         raise ConfigError("reseed", runs, f"the front of {sweep.name} is empty: there is nobody to run again")
-    members = _repeated(front, sweep, folder)
-    again, begun = _free_name(_seeds_of(sweep, members, runs))
     _, splits = load_trial(sweep.trial)
     before = read_fingerprints(folder)
     here = fingerprints(splits, sweep.trial.model)
     if before and (differences := before.differences(here)):
         remedy = before.remedy(here)
         raise ConfigError("reseed", runs, f"{sweep.name} was run otherwise: here are {differences}; {remedy}")
-    found: dict[str, list[SeedRun]] = defaultdict(list)
-    for result in run_sweep(again, resume=begun, console=console):
-        if result.values is not None:
-            objectives = {o.name: value for o, value in zip(OBJECTIVES, result.values, strict=True)}
-            run = SeedRun(seed=result.params["train/seed"], objectives=objectives, test_accuracy=result.test_accuracy)
-            found[result.params["member"]].append(run)
-    whole = {member: ran for member, ran in found.items() if len(ran) == runs}
+    first = 1 + max(member.config.train.seed for member in front.front)
+    seeds = range(max(first, sweep.trial.train.seed + 1), max(first, sweep.trial.train.seed + 1) + runs)
+    again, asked = Reseeded.find(folder), set[tuple[str, int]]()
+    while True:
+        members = _repeated(front, again, sweep, folder)
+        found = {(one.trial_id, run.seed): run for one in (again.members if again else ()) for run in one.runs}
+        wanted = {(member.trial_id, seed): member for member in members for seed in seeds}
+        left = {key: member for key, member in wanted.items() if key not in found and key not in asked}
+        if again and not left:
+            break
+        asked |= left.keys()
+        found |= _run(_seeds_of(sweep, left), console) if left else {}
+        whole = {
+            member.trial_id: [found[member.trial_id, seed] for seed in seeds]
+            for member in members
+            if all((member.trial_id, seed) in found for seed in seeds)
+        }
+        if not whole:
+            raise ConfigError("reseed", runs, f"no member was completed with every seed; see {sweep.name}-seeds")
+        again = reseeded(members, sweep.name, whole)
+        with exclusive_driver(folder):
+            again.write(folder / RESEEDED)
     for member in members:
-        if member.trial_id not in whole:
-            done = len(found.get(member.trial_id, []))
-            printer(console)(f"trial {member.trial_id}: {done} of {runs} runs were completed; left out")
-    if not whole:
-        raise ConfigError("reseed", runs, f"no member was completed with every seed; see sweep {again.name}")
-    summary = reseeded(members, sweep.name, whole)
+        done = sum((member.trial_id, seed) in found for seed in seeds)
+        if done < runs:
+            remedy = f"alast-tune sweep --resume {sweep.name} --reseed {runs} tries the others again"
+            printer(console)(f"trial {member.trial_id}: {done} of {runs} runs were completed; {remedy}")
     with exclusive_driver(folder):
-        summary.write(folder / RESEEDED)
-        log_reseeded(summary, folder)
+        log_reseeded(again, folder)
+        ended = results(open_study(sweep, folder, must_exist=True), sweep)
+        write_blocks_here(folder, sweep, with_knee_of_means(front, again), ended, printer(console))
     report(folder, console)  # its page tells of the seeds from now on
-    return summary
+    return again
 
 
-def _repeated(front: FrontFile, sweep: SweepConfig, folder: Path) -> tuple[FrontMember, ...]:
+def _run(sweep: SweepConfig, console: Console) -> dict[tuple[str, int], SeedRun]:
+    """Run a sweep of members and seeds, or go on with it; returns the complete ones."""
+    sweep, begun = _free_name(sweep)
+    found = {}
+    for result in run_sweep(sweep, resume=begun, retry_failed=begun, console=console):
+        if result.values is not None:
+            member, _, seed = result.params[_RUN].partition(" seed ")
+            objectives = {o.name: value for o, value in zip(OBJECTIVES, result.values, strict=True)}
+            found[member, int(seed)] = SeedRun(
+                seed=int(seed), objectives=objectives, test_accuracy=result.test_accuracy
+            )
+    return found
+
+
+def _repeated(front: FrontFile, again: Reseeded | None, sweep: SweepConfig, folder: Path) -> list[FrontMember]:
     """Members that count, and full fine-tuning if it is complete but none of them, the dearest last."""
-    members = members_that_count(front)
-    if front.full and lacks_full(members):
+    members = counted(front, again)
+    if front.full and all(member.baseline != "full" for member in members):
         study = open_study(sweep, folder, must_exist=True)
         members += [member_of(one) for one in results(study, sweep) if one.baseline == "full" and one.values]
-    return tuple(members)
+    return members
 
 
-def _seeds_of(sweep: SweepConfig, members: tuple[FrontMember, ...], runs: int) -> SweepConfig:
-    """Make a grid of members and seeds."""
-    first = sweep.trial.train.seed + 1
+def _seeds_of(sweep: SweepConfig, runs: Mapping[tuple[str, int], FrontMember]) -> SweepConfig:
+    """Make a list of runs, each a member and a seed, as a grid of one parameter."""
+    variants = {
+        f"{name} seed {seed}": _settings_of(member.config) | {"train/seed": seed}
+        for (name, seed), member in runs.items()
+    }
     values = sweep.given_values() | {
         "name": f"{sweep.name}-seeds",
         "sampler": "grid",
         "scheduler": "none",
         "warm_start": None,
-        "space": {
-            "member": {"type": "variants", "variants": {m.trial_id: _settings_of(m.config) for m in members}},
-            "train/seed": {"type": "categorical", "choices": list(range(first, first + runs))},
-        },
+        "trial": sweep.with_limit(sweep.trial).given_values(),  # micro-batches that follow from the sweep's limit
+        "space": {_RUN: {"type": "variants", "variants": variants}},
     }
     # A limit that a member breaks with another seed is no reason to leave that run out; budgets have been heeded.
     left_out = {"trials", "reseed", "time_budget", "flops_budget", "min_gain", "begin_with", *Limits.model_fields}

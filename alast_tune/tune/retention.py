@@ -14,8 +14,9 @@ from alast_tune.checkpoint import FILE
 from alast_tune.config import SweepConfig, stored_sweep
 from alast_tune.errors import ConfigError, StorageError
 from alast_tune.lease import exclusive_driver
+from alast_tune.other_seeds import with_knee_of_means
 from alast_tune.plots import human_bytes
-from alast_tune.results import TrialResult
+from alast_tune.results import Reseeded, TrialResult
 from alast_tune.storage import CHECKPOINTS, address_of, open_filesystem
 from alast_tune.summary import summarise, trial_id
 from alast_tune.tune.members import not_asked_yet
@@ -93,6 +94,7 @@ def _drop_unneeded(
     ended = [trial for trial in trials if trial.state != "running"]
     region = region_of(sweep, study.user_attrs, study.get_trials(deepcopy=False))
     front = summarise(sweep.name, ended, reference, limits=sweep.limits, region=region)
+    front = with_knee_of_means(front, Reseeded.find(folder))
     needed = {member.trial_id for member in front.front}
     needed |= {trial_id(number) for number in not_asked_yet(folder, study, sweep, front)}
     return drop_checkpoints(folder, trials, needed, dry_run=dry_run, check=check)

@@ -28,9 +28,9 @@ from alast_tune.lease import SweepLease, exclusive_driver
 from alast_tune.methods import build_method, with_blocks_chosen
 from alast_tune.models.backbone import Backbone
 from alast_tune.optimizers import build_optimizer
-from alast_tune.other_seeds import flops_of_seeds
+from alast_tune.other_seeds import flops_of_seeds, with_knee_of_means
 from alast_tune.phases import phases_of
-from alast_tune.results import TrialResult
+from alast_tune.results import Reseeded, TrialResult
 from alast_tune.run import load_trial
 from alast_tune.storage import CHECKPOINTS, address_of, atomic_write, fetch, is_copy
 from alast_tune.summary import trial_id
@@ -265,7 +265,8 @@ def search(prepared: Prepared, lease: SweepLease, tracker: Tracker, stop: Stop, 
                 why = f"the budget of {over} is used up; --resume {sweep.name} with a larger {option} goes on"
             prepared.say(f"{searcher.remaining} of {total} trials were not run: {why}")
         study.set_user_attr(SEARCHED, not searcher.waiting)
-        tasks, front = CheckpointTasks(sweep, folder, packing, stop), observer.front
+        tasks = CheckpointTasks(sweep, folder, packing, stop)
+        front = with_knee_of_means(observer.front, Reseeded.find(folder))
         score(tasks, study, front, prepared.say)
         for number, report in block_reports(tasks, front, results(study, sweep), prepared.say).items():
             report.write(blocks_file(folder, number))

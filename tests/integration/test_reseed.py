@@ -56,3 +56,12 @@ def test_members_are_run_with_other_seeds_each_once_and_mlflow_has_it(ray_here: 
     assert Reseeded.find(folder) == found
     assert trial_states(again) == ["COMPLETE"] * counts["total"]
     assert not (pareto.storage / "small-seeds-2").exists()
+
+    # With one more seed: that one alone is run.
+    out = pareto.here("--resume", "small", "--reseed", "3")
+    more = Reseeded.find(folder)
+    assert more is not None and more.seeds == (1, 2, 3) and "in the mean of 3 other seeds: " in out
+    before = {member.trial_id: member.runs for member in found.members}
+    assert all(member.runs[:2] == before.get(member.trial_id, member.runs[:2]) for member in more.members)
+    new = sum(3 if member.trial_id not in before else 1 for member in more.members)
+    assert len(trial_states(pareto.storage / "small-seeds-2")) <= new

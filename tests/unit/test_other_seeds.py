@@ -5,7 +5,9 @@ from dataclasses import replace
 import pytest
 
 from alast_tune.config import Limits, TrialConfig
-from alast_tune.other_seeds import flops_of_seeds, in_the_mean, reseeded, with_knee_of_means, without_seeds
+from alast_tune.errors import ConfigError
+from alast_tune.other_seeds import counted, flops_of_seeds, in_the_mean, reseeded, with_knee_of_means, without_seeds
+from alast_tune.promote import pick
 from alast_tune.results import FrontFile, Region, Reseeded, SeedRun, TrialResult
 from alast_tune.summary import cheapest_within, member_of, summarise, within
 
@@ -46,7 +48,7 @@ def test_members_have_mean_spread_and_a_probability() -> None:
     them = {"0000": runs(0.5, 0.7, flops=3.0, peak=4.0), "0001": runs(0.6, 0.6, flops=1.0)}
     found = reseeded(front.front, "s", them)
     cheap, dear = found.members
-    assert (cheap.trial_id, dear.trial_id, found.seeds, found.left_out) == ("0001", "0000", (1, 2), ("0002",))
+    assert (cheap.trial_id, dear.trial_id, found.seeds) == ("0001", "0000", (1, 2))
     assert dear.mean == pytest.approx({"accuracy": 0.6, "train_flops": 3.0, "peak_bytes": 4.0})
     assert dear.spread["accuracy"] == pytest.approx(0.02**0.5) and cheap.spread["accuracy"] == 0
     assert dear.found["accuracy"] == 0.9  # luck, as the mean tells
@@ -83,14 +85,41 @@ def test_the_knee_of_the_front_is_by_the_means_too_whatever_limits(front: FrontF
     assert within(front, Limits(max_flops=3.0), again=again).knee == "0002"
     small = within(front, Limits(max_flops=1.5), again=again)  # trial 1 alone, and it is far in the mean
     assert (small.knee, small.knee_within, small.knee_seeds) == ("0001", None, 2)
+    assert pick(front, "best", again).trial_id == "0002"
+
+
+def test_where_means_break_a_limit_a_member_is_no_answer(front: FrontFile, again: Reseeded) -> None:
+    kept = within(front, Limits(min_accuracy=0.85), again=again)
+    assert [member.trial_id for member in kept.front] == ["0001", "0002"] and kept.knee == "0002"
+    nobody = within(front, Limits(min_accuracy=0.85, max_flops=1.5), again=again)
+    assert (nobody.knee, nobody.knee_seeds) == (None, 2)
+    with pytest.raises(ConfigError, match="pick = knee: in the mean of 2 other seeds nobody keeps the limits"):
+        pick(nobody, "knee", again)
+    assert pick(nobody, "1", again).trial_id == "0001"  # who asks for it by name gets it
 
 
 def test_without_seeds_of_all_that_is_looked_at_objectives_are_those_found(front: FrontFile, again: Reseeded) -> None:
     assert in_the_mean(front, None) == (front, ())
     assert in_the_mean(front, again, 0.1) == (front, ())  # members beyond the region have no other seeds
+    cheap = within(front, Limits(max_flops=0.7), again=again)  # trial 3, which never counted
+    assert (cheap.knee, in_the_mean(cheap, again)) == ("0003", (cheap, ()))
     newer = summarise("s", [*TRIALS, result(4, 0.95, 3.0, 3.0)], REFERENCE, region=REGION)  # of a resumed sweep
     assert without_seeds(newer, again) == ["0004"]
     assert in_the_mean(newer, again) == (newer, ())
     assert with_knee_of_means(newer, again) == newer
-    failed = again.model_copy(update={"left_out": ("0004",)})  # not with every seed, and known to be so
-    assert [member.trial_id for member in in_the_mean(newer, failed)[0].front] == ["0001", "0002"]
+
+
+def test_what_failed_with_another_seed_is_lacking_full_fine_tuning_too(front: FrontFile, again: Reseeded) -> None:
+    for missing, named in (("0001", "0001"), ("0000", "full fine-tuning")):
+        left = tuple(member for member in again.members if member.trial_id != missing)
+        some = again.model_copy(update={"members": left})
+        assert without_seeds(front, some) == [named] and in_the_mean(front, some) == (front, ())
+
+
+def test_members_near_the_mean_of_full_fine_tuning_count_too(front: FrontFile, again: Reseeded) -> None:
+    near = summarise("s", [*TRIALS, result(4, 0.83, 0.7, 1.5)], REFERENCE, region=REGION)  # full's first run was lucky
+    assert [member.trial_id for member in counted(near, None)] == ["0001", "0002"]
+    assert without_seeds(near, again) == []
+    *others, full = again.members
+    lower = full.model_copy(update={"mean": full.mean | {"accuracy": 0.87}})
+    assert without_seeds(near, again.model_copy(update={"members": (*others, lower)})) == ["0004"]

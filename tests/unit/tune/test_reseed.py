@@ -40,9 +40,19 @@ def test_budgets_and_first_points_are_the_searchs_alone() -> None:
         SweepConfig, {"name": "s", "trial": trial, "space": space, "begin_with": [{"method/rank": 2}], **ends}
     )
     member = member_of(TrialResult(1, "complete", sweep.trial, {}, (0.9, 1e12, 1e8), 1))
-    again = _seeds_of(sweep, (member,), 2)
+    again = _seeds_of(sweep, {("0001", 1): member, ("0001", 2): member})
+    assert [again.settings(point)["train/seed"] for point in again.combinations()] == [1, 2]
     assert (again.name, again.trials, again.reseed, again.begin_with) == ("s-seeds", 2, None, None)
     assert (again.time_budget, again.flops_budget, again.min_gain) == (None, None, None)
+
+
+def test_micro_batches_that_follow_from_the_sweeps_limit_are_those_of_its_trials() -> None:
+    space = {"method/rank": {"type": "int", "low": 1, "high": 8}}
+    trial = {"method": {"name": "lora"}, "data": {"train_images": 64}, "train": {"accumulate": "auto"}}
+    sweep = parse(SweepConfig, {"name": "s", "trial": trial, "space": space, "max_memory": "1GiB"})
+    member = member_of(TrialResult(1, "complete", sweep.with_limit(sweep.trial), {}, (0.9, 1e12, 1e8), 1))
+    again = _seeds_of(sweep, {("0001", 1): member})
+    assert (again.max_memory, again.trial.train.max_memory) == (None, 1 << 30)
 
 
 def test_other_images_than_the_sweeps_are_refused(tmp_path: Path) -> None:
