@@ -31,6 +31,7 @@ def explore(run: Run) -> tuple[int, ...]:
         DivergedError: too few of the probes end with a finite loss.
     """
     choice, train, model = run.config.method, run.config.train, run.model
+    alike = train.model_copy(update={"layer_decay": 1.0})  # or the blocks with the highest rates would be chosen
     assert isinstance(choice, BlockChoice)
     first, depth = choice.from_block, len(model.blocks)
     if choice.count > depth - first:
@@ -44,7 +45,7 @@ def explore(run: Run) -> tuple[int, ...]:
     run.meter.exploring = True
     for block in range(first, depth):
         probe = build_method(TopKConfig(blocks=(block,), from_block=first), model, train)
-        optimizer = build_optimizer(train, probe)
+        optimizer = build_optimizer(alike, probe)
         before = [parameter.detach().clone() for parameter in probe.parameters()]
         seed_dropout(train.seed, 0)
         model.train()

@@ -103,7 +103,8 @@ def compute_features(
         def chunks() -> Iterator[NDArray[np.float32]]:
             return (run(part) for part, _ in whole_loader(images, batch, 0))
 
-        of = (torch.__version__, device.type, dtype, start, has_reader(model), *kind)
+        products = torch.get_float32_matmul_precision() if device.type == "cuda" else "highest"
+        of = (torch.__version__, device.type, dtype, products, start, has_reader(model), *kind)
         content = "\n".join([weights, str(of), images.drawing(), *(checksum for _, checksum in images.contents())])
         name = hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
         shape = len(images), *run(images[0][0][None]).shape[1:]

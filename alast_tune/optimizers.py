@@ -33,7 +33,9 @@ def build_optimizer(train: TrainConfig, method: Method) -> Optimizer:
     if train.optimizer == "adamw8bit":
         return _eight_bit_adamw()(groups, train.learning_rate)
     if train.optimizer in TIMM_SIZES:
-        made: Any = create_optimizer_v2(groups, train.optimizer, train.learning_rate, train.weight_decay, foreach=False)
+        own = {"max_grad_norm": None} if train.optimizer == "lamb" else {}  # clip_grad says whether to clip
+        given: dict[str, Any] = {"foreach": False} | own
+        made: Any = create_optimizer_v2(groups, train.optimizer, train.learning_rate, train.weight_decay, **given)
         made.sizes = TIMM_SIZES[train.optimizer]
         return made  # type: ignore[no-any-return]
     kind = torch.optim.Adam if train.optimizer == "adam" else torch.optim.AdamW

@@ -39,7 +39,7 @@ from alast_tune.config import (
     parse,
 )
 from alast_tune.cost import step_peak_bytes
-from alast_tune.data import Splits, load_splits
+from alast_tune.data import Splits, batch_count, load_splits
 from alast_tune.data.huggingface import PREFIX
 from alast_tune.data.machine import available_bytes, cpu_count, smallest_card
 from alast_tune.data.opening import open_sources
@@ -198,21 +198,20 @@ def sweep_of_folder(
     peak = _full_peak(own)
     batch = batch_size(images, peak, min(machine.limit_bytes, limit_bytes))
     lowered = batch < batch_size(images, peak, math.inf)
-    why = "so that full fine-tuning fits into memory" if lowered else f"{-(-images // batch)} steps an epoch"
+    why = "so that full fine-tuning fits into memory" if lowered else f"{batch_count(images, batch)} steps an epoch"
     choose("train/batch_size", batch, str(batch), why)
     batch, steps = trial["train"]["batch_size"], STEPS[bool(machine.card_bytes)]
     epochs = epoch_count(images, int(batch), steps)
-    total = epochs * -(-images // int(batch))
+    total = epochs * batch_count(images, int(batch))
     choose("train/epochs", epochs, str(epochs), f"{total} training steps a trial")
     workers = loader_count(machine)
     shown = f"{workers} processes" if workers else "threads"
     choose("data/workers", workers, shown, "decode the images, once if they fit into memory")
     choose("data/augment", "none", "none", "a flip may make another class; --trial.data.augment paper flips and crops")
     sketch = outline(parse(TrialConfig, trial).model.model_copy(update={"num_classes": 2}))  # at its image size
-    if own.train.image_size_first is None:
-        features = features_of(own.data, sketch, images + len(splits.validation))
-        why = "wherever blocks below never change, images pass them once" if features == "auto" else "see --help-all"
-        choose("data/features", features, features, why)
+    features = features_of(own, sketch, images + len(splits.validation))
+    why = "wherever blocks below never change, images pass them once" if features == "auto" else "see --help-all"
+    choose("data/features", features, features, why)
     rate = rate_of(own.model.name, has_layer_decay(own))
     choose("train/learning_rate", rate, f"{rate:g}", "of the baselines; the space has those that are searched")
     if own.recipe == "paper":

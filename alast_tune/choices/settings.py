@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from alast_tune.data import batch_count
+
 LARGEST_SIDE = 224
 """Pixels that images get at most: backbones of larger ones take smaller ones for a fraction of the cost."""
 LEAST_PATCHES = 4
@@ -76,7 +78,7 @@ def batch_size(images: int, peak_bytes: Callable[[int], float], limit_bytes: flo
 def epoch_count(images: int, batch: int, steps: int) -> int:
     """Choose the number of epochs whose training steps come to about ``steps``."""
     least, most = EPOCHS
-    return min(most, max(least, -(-steps // -(-images // batch))))
+    return min(most, max(least, -(-steps // batch_count(images, batch))))
 
 
 def loader_count(machine: Machine) -> int:

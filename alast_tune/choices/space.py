@@ -8,7 +8,6 @@ from typing import Any
 
 from alast_tune.config import (
     Choice,
-    DataConfig,
     Distribution,
     FloatRange,
     IntRange,
@@ -184,9 +183,9 @@ def with_auto_space(sweep: SweepConfig, methods: Sequence[str] = ()) -> SweepCon
         raise ConfigError("methods", ",".join(methods), "trial.method says which; leave out one of the two")
     sketch = outline(trial.model.model_copy(update={"num_classes": 2}))
     data, train = (values["trial"].setdefault(group, {}) for group in ("data", "train"))
-    if "features" not in data and trial.train.image_size_first is None:
+    if "features" not in data:
         splits = load_splits(trial.data.model_copy(update={"cache": "none"}), input_spec(sketch), verify=False)
-        data["features"] = features_of(trial.data, sketch, len(splits.train) + len(splits.validation))
+        data["features"] = features_of(trial, sketch, len(splits.train) + len(splits.validation))
     layered = has_layer_decay(trial)
     train.setdefault("learning_rate", rate_of(trial.model.name, layered))
     if one:
@@ -227,17 +226,17 @@ def given_paths(trial: TrialConfig) -> set[str]:
     return {f"{group}/{name}" for group, names in groups.items() for name in names} - {"train/learning_rate"}
 
 
-def features_of(data: DataConfig, model: Backbone, images: int) -> str:
-    """Choose ``data.features``: auto, unless images are augmented or the file would be too large for this machine.
+def features_of(trial: TrialConfig, model: Backbone, images: int) -> str:
+    """Choose ``data.features``: auto, unless a setting is against it or the file would be too large for this machine.
 
     Args:
-        data: of the trials.
+        trial: what all trials have in common.
         model: looked at for its shapes alone.
         images: that are trained on and validated.
     """
     tokens = math.prod(model.patch_embed.grid_size) + int(model.num_prefix_tokens)
     fits = worth_keeping(4 * images * tokens * int(model.embed_dim))
-    return "auto" if not data.is_augmented and fits else "none"
+    return "auto" if fits and not trial.data.is_augmented and not trial.why_no_features() else "none"
 
 
 def space_words(space: Mapping[str, Distribution]) -> tuple[str, str]:

@@ -41,6 +41,10 @@ LAYER_DECAY = 0.75
 """and its layer decay, where the blocks' own weights train."""
 
 
+L2: tuple[OptimizerName, ...] = ("adam", "sgd")
+"""Optimizers that add weight decay to the gradient, as an L2 penalty: the modern recipe's 0.05 is for the others."""
+
+
 class TrainConfig(Record):
     """The training loop. Defaults are the paper's (appendix E) where it has one."""
 
@@ -175,6 +179,8 @@ def with_recipe(train: TrainConfig, recipe: Recipe, method: MethodConfig) -> Tra
     if recipe == "modern":
         filled["warmup_epochs"] = WARMUP * train.epochs
         filled["layer_decay"] = LAYER_DECAY if method.trains_backbone() else 1.0
+        if "optimizer" in train.model_fields_set and train.optimizer in L2:
+            filled["weight_decay"] = 0.0
     if (rate := method.default_learning_rate()) is not None:
         filled["learning_rate"] = rate
     given = train.model_fields_set

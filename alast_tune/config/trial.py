@@ -189,20 +189,22 @@ class TrialConfig(Record):
 
     @model_validator(mode="after")
     def _check_features(self) -> Self:
-        if self.data.features == "none":
-            return self
-        if self.model.drop_path:
-            remedy = f"features are kept of whole paths; leave it out, or data.features: {self.data.features}"
-            raise ConfigError("model.drop_path", self.model.drop_path, remedy)
-        for name, why in {
-            "image_size_first": "features are kept of images of one size",
-            "mixup": "features are kept of whole images",
-            "cutmix": "features are kept of whole images",
-        }.items():
-            if value := getattr(self.train, name):
-                remedy = f"{why}; leave it out, or data.features: {self.data.features}"
-                raise ConfigError(f"train.{name}", value, remedy)
+        if self.data.features != "none" and (reason := self.why_no_features()):
+            field, value, why = reason
+            raise ConfigError(field, value, f"{why}; leave it out, or set data.features: none")
         return self
+
+    def why_no_features(self) -> tuple[str, object, str] | None:
+        """Name a setting, its value and why features cannot be kept beside it; None if there is none."""
+        for group, name, what in (
+            ("model", "drop_path", "whole paths"),
+            ("train", "image_size_first", "images of one size"),
+            ("train", "mixup", "whole images"),
+            ("train", "cutmix", "whole images"),
+        ):
+            if value := getattr(getattr(self, group), name):
+                return f"{group}.{name}", value, f"features are kept of {what}"
+        return None
 
     @model_validator(mode="wrap")
     @classmethod

@@ -28,7 +28,7 @@ TIMM_SIZES: dict[str, UpdateSizes] = {
     "adabelief": UpdateSizes(2, 3, 1),
     "adan": UpdateSizes(4, 2, 1),
     "adoptw": UpdateSizes(2, 2, 2),
-    "lamb": UpdateSizes(2, 3, 2),
+    "lamb": UpdateSizes(2, 2, 2),
     "laprop": UpdateSizes(2, 2, 1),
     "lion": UpdateSizes(1, 1, 1),
     "nadamw": UpdateSizes(2, 3, 1),

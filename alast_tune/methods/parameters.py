@@ -57,7 +57,8 @@ def layer_numbers(model: Backbone) -> dict[str, int]:
 def undecayed(model: Backbone) -> set[int]:
     """Give the ids of the parameters that weight decay spares, as timm does.
 
-    That is biases, norms and LayerScale (1 dimension), and what the model names: class token, registers, positions.
+    That is biases, norms and LayerScale (1 dimension; the reader's norm is one for each summary), and what the model
+    names: class token, registers, positions.
     """
-    named = model.no_weight_decay() | {"reg_token"}
+    named = model.no_weight_decay() | {"reg_token", "reader.scale", "reader.shift"}
     return {id(p) for name, p in model.named_parameters() if p.dim() <= 1 or name.endswith(".bias") or name in named}

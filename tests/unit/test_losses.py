@@ -100,5 +100,7 @@ def test_batches_that_ranks_cannot_share_in_pairs_are_refused() -> None:
 @pytest.mark.parametrize("name", ["mixup", "cutmix"])
 def test_features_of_whole_images_cannot_be_mixed(name: str) -> None:
     values: dict[str, Any] = {"data": {"features": "auto"}, "train": {name: 1.0}}
-    with pytest.raises(ConfigError, match=rf"train.{name} = 1.0: features are kept of whole images; leave it out"):
+    with pytest.raises(
+        ConfigError, match=rf"train.{name} = 1.0: features are kept of whole images; leave it out, or set"
+    ):
         parse(TrialConfig, values)

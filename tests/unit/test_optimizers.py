@@ -109,6 +109,22 @@ def test_groups_are_timms_at_every_structural_kind(name: str) -> None:
     ]
 
 
+def test_the_readers_norms_are_spared_whose_weights_have_two_dimensions() -> None:
+    method = build_method(parse(TrialConfig, {"method": {"name": "reader", "read": "attentive"}}).method, vit())
+    groups = build_optimizer(TrainConfig(optimizer="adamw", weight_decay=0.1), method).param_groups
+    decaying = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
+    names = {name for name, p in method.model.named_parameters() if id(p) in decaying}
+    assert names == {"reader.query.weight", "reader.value.weight", "reader.classifier.weight"}
+
+
+def test_the_modern_weight_decay_is_for_optimizers_that_do_not_add_it_to_the_gradient() -> None:
+    for name, decay in (("adamw", 0.05), ("sgdw", 0.05), ("sgd", 0.0), ("adam", 0.0)):
+        values = {"recipe": "modern", "train": {"optimizer": name}}
+        assert parse(TrialConfig, values).train.weight_decay == decay, name
+    values = {"recipe": "modern", "train": {"optimizer": "sgd", "weight_decay": 1e-4}}
+    assert parse(TrialConfig, values).train.weight_decay == 1e-4
+
+
 @pytest.mark.parametrize(
     ("values", "rates"),
     [

@@ -382,8 +382,9 @@ def test_exploration_finds_the_blocks_puts_the_weights_back_and_counts_its_cost(
 
 
 def test_exploration_scores_each_block_by_batches_that_it_has_not_seen(tiny_trial: TinyTrial) -> None:
-    """Written out: two steps of each block alone, then the mean loss of the other two batches of the epoch."""
-    config = tiny_trial({"name": "top_k", "count": 3, "probe_steps": 2}, optimizer="sgd", learning_rate=0.1)
+    """Written out: two steps of each block alone, all at one rate, then the mean loss of the other two batches."""
+    train = {"optimizer": "sgd", "learning_rate": 0.1, "layer_decay": 0.5}
+    config = tiny_trial({"name": "top_k", "count": 3, "probe_steps": 2}, **train)
     run = Run(config)
     losses = []
     for block in range(DEPTH):

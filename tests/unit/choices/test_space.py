@@ -10,7 +10,6 @@ import torch
 from alast_tune.choices import auto_space, space_words, with_auto_space
 from alast_tune.choices.space import features_of, space_of_method, with_space_of
 from alast_tune.config import (
-    DataConfig,
     Distribution,
     LoraConfig,
     MethodConfig,
@@ -164,9 +163,12 @@ def test_a_method_that_the_trial_was_given_is_searched_alone() -> None:
 
 
 def test_features_are_cached_where_nothing_is_augmented_and_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert features_of(DataConfig(), embedded(), 100) == "auto"
-    assert features_of(DataConfig(augment="paper"), embedded(), 100) == "none"
-    assert features_of(DataConfig(), embedded(), 10**12) == "none"
+    assert features_of(TrialConfig(), embedded(), 100) == "auto"
+    assert features_of(TrialConfig(), embedded(), 10**12) == "none"
+    against = [{"data": {"augment": "paper"}}, {"model": {"drop_path": 0.1}}]
+    against += [{"train": {name: value}} for name, value in (("mixup", 0.2), ("cutmix", 1.0), ("image_size_first", 16))]
+    for given in against:
+        assert features_of(parse(TrialConfig, given), embedded(), 100) == "none", given
 
 
 def test_it_is_made_out_once_and_written_out() -> None:
