@@ -152,7 +152,7 @@ def sweep_of_folder(
         folder: ``<folder>/{train,val,test}/<class>/*``, ``<folder>/<class>/*``, or whatever else ``data.root`` may be;
             or ``hf:user/name``.
         model: a timm name, ``embedded``, or a local checkpoint; None: :data:`MODEL`.
-        methods: that are searched, by name; none: all that the model allows.
+        methods: that are searched, by name; none: all that the model allows but ``top_k`` and ``bsr``.
         machine: what trials run on; None: this one.
         settings: of :class:`~alast_tune.config.SweepConfig`, as plain values (``trials=8``,
             ``trial={"train": {"epochs": 3}}``): taken as they are.

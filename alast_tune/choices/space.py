@@ -1,4 +1,4 @@
-"""``space: auto``: all methods that a model allows, each with its own ranges, by what docs/method.md's tables show."""
+"""``space: auto``: all methods that a model allows, each with its own ranges, by what docs/results.md shows."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ FIRST: tuple[tuple[str, dict[str, float | str]], ...] = (
     ("full", {"method/from_block": 1.0, "train/token_keep": 1.0}),
     ("apla", {"method/from_block": 0.7, "train/token_keep": 1.0}),
 )
-"""What is tried first, by variant: the rows of docs/method.md's tables that come near to full fine-tuning for least.
+"""What is tried first, by variant: the rows of docs/results.md that come near to full fine-tuning for least.
 
 ``from_block`` as a share of the highest that is searched; each at the middle of its learning rates.
 """

@@ -141,7 +141,9 @@ class Sweep(BaseSettings, SweepConfig):
         description="a timm name (vit_base_patch16_224), local weights (a file or a folder), or embedded",
     )
     methods: Annotated[list[str], BeforeValidator(_names_of)] = Field(
-        [], description="which methods space: auto searches, as lora,apla; unset: all that the model allows"
+        [],
+        description="which methods space: auto searches, as lora,apla; unset: all that the model allows but top_k "
+        "and bsr",
     )
     help_all: CliImplicitFlag[bool] = Field(False, description="print this: every setting, of a trial too")
     dry_run: CliImplicitFlag[bool] = Field(

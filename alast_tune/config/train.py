@@ -104,8 +104,8 @@ class TrainConfig(Record):
     )
     optimizer: OptimizerName = Field(
         "adam",
-        description="torch's adam, adamw and sgd; adamw8bit, which keeps moments in 8 bits (pip install "
-        "'alast-tune[8bit]'); the others are timm's",
+        description="torch's adam, adamw and sgd; adamw8bit, which keeps moments in 8 bits (install "
+        "'<wheel>[8bit]'); the others are timm's",
     )
     weight_decay: float = Field(0.0, ge=0, description="of matrices; biases, norms, positions and tokens are spared")
     clip_grad: float | None = Field(None, gt=0, description="largest norm of all gradients together; unset: any")

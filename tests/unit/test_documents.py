@@ -160,7 +160,7 @@ def test_the_readings_are_as_the_table_says() -> None:
 
 @pytest.mark.parametrize("place", [0, 1])
 def test_the_parts_of_the_recipe_brought_what_the_tables_say(place: int) -> None:
-    section = prose("docs/method.md").partition("What each part brings")[2].partition("\n## ")[0]
+    section = prose("docs/results.md").partition("What each part of the recipe brings")[2].partition("\n## ")[0]
     digits, _, emoji57 = section.partition("Where weights are pretrained")
     table = re.findall(r"^\| `([^`]+)` \| (.*) \|$", (digits, emoji57)[place], re.MULTILINE)
     said = {name: [cell.strip() for cell in cells.split("|")] for name, cells in table}
