@@ -91,7 +91,7 @@ Search for the Pareto front of accuracy, training FLOPs and peak memory.
         "what": {
             "FOLDER": "your images, FOLDER/CLASS/*, or with train, val, test above; the settings are chosen, and said",
             "--model NAME_OR_FILE": "a timm name, local weights, or embedded",
-            "--methods lora,apla": "that are searched; unset: all that the model allows but top_k and bsr",
+            "--methods lora,apla": "searched methods; unset: all possible but top_k, bsr",
             "--preset NAME_OR_FILE": "a prepared sweep instead (see --list-presets), or YAML",
             "--trial.recipe paper": "train as the paper does; unset: modern for a FOLDER",
             "--dry-run": "print choices, forecast and YAML, and run nothing",
