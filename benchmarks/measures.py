@@ -46,7 +46,7 @@ class Judge:
         """Configurations that answer what people ask.
 
         Their mean accuracy is within ``POINTS`` of the table's best. Their cost, the mean training FLOPs of a whole
-        run, is at most ``DEARER`` times that of the cheapest that is so accurate.
+        run, is at most ``DEARER`` times the lowest with which any configuration is as accurate.
         """
         accuracy_C, flops_C = self.table.finals[:, 0], self.table.finals[:, 1]
         good_C = accuracy_C >= accuracy_C.max() - POINTS - 1e-9

@@ -5,15 +5,15 @@
     python benchmarks/search.py benchmarks/specs/grid-digits.yaml --only ours random --workers 1 4 16 64
 
 Simulated workers train what an algorithm proposes, by the clock and the curves of the table, whose seed is drawn
-anew for every trial: what an algorithm sees is as noisy as in life. What it has found is judged without luck, each
+anew for every trial, so an algorithm sees the noise of single runs. What it has found is judged without luck, each
 configuration at its mean over the table's seeds. What it has spent is the training FLOPs of all its trials, baselines
 and stopped ones included and epochs counted when they begin, in full fine-tuning runs. It is measured
 
 - until the configurations that were trained to the end have a share of the attainable hypervolume in the region:
   only what comes within 0.05 of the accuracy of full fine-tuning counts;
 - until one of them is an answer: within a point of the table's best accuracy, and its training FLOPs are at most 1.1
-  times those of the cheapest configuration that is so accurate;
-- how lucky the front is, in which the search believes at the end: accuracy as it was seen minus its mean over seeds.
+  times the fewest with which any configuration is as accurate;
+- luck, by how much the accuracies on the search's own front are too high: as they were seen minus their means.
 
 Each row has the median over the search's seeds, and between what 10% and 90% of them lie.
 """
