@@ -16,8 +16,9 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from hashlib import sha256
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -27,11 +28,13 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import t as student
 
-from alast_tune.config import TrialConfig, apply_params, parse, read_mapping
+from alast_tune.config import PLACES, TrialConfig, apply_params, parse, read_mapping
 from alast_tune.errors import ConfigError
 from alast_tune.run import Run
 
 RESULTS = Path(__file__).parent / "results"
+KEY = ("train/learning_rate", "train/seed")
+"""What a method's runs differ by."""
 Row = dict[str, Any]
 SCORES: dict[str, Callable[[Row], float]] = {
     "validation": lambda row: float(row["accuracies"][-1]),
@@ -53,6 +56,26 @@ def trials(
         yield name, apply_params(parse(TrialConfig, base), params), rates
 
 
+def settings_of(config: TrialConfig, *besides: str) -> str:
+    """Hash what was given of a trial, but places and ``besides``: a setting that the package gains changes no hash."""
+    given = config.given_values()
+    for path in (*PLACES, *besides):
+        part, name = path.split("/")
+        given.get(part, {}).pop(name, None)
+    given = {part: values for part, values in given.items() if values}
+    return sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def refuse_others(rows: Iterable[Row], settings: str, results: Path) -> None:
+    """Refuse finished runs of other settings than these; older rows do not say theirs, and are taken as equal.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    if any(row.get("settings", settings) != settings for row in rows):
+        raise ConfigError("results", results, "has runs of other settings; give another file by --results")
+
+
 def run(name: str, config: TrialConfig) -> Row:
     """Fine-tune once; a row of plain values."""
     started, training = time.monotonic(), Run(config)
@@ -64,6 +87,7 @@ def run(name: str, config: TrialConfig) -> Row:
         "name": name,
         "learning_rate": config.train.learning_rate,
         "seed": config.train.seed,
+        "settings": settings_of(config, *KEY),
         "method": config.method.model_dump(mode="json"),
         "accuracies": [round(report.accuracy, 6) for report in reports if not math.isnan(report.accuracy)],
         "test_accuracy": round(training.evaluate("test").accuracy, 6) if training.has_test else None,
@@ -81,6 +105,9 @@ def run(name: str, config: TrialConfig) -> Row:
 def measure(spec: dict[str, Any], options: argparse.Namespace, results: Path) -> None:
     """Run what the results file lacks: the first seed with every learning rate, then the others with the best."""
     found = list(trials(spec, options.set, options.only))
+    rows = read(results)
+    for name, base, _ in found:
+        refuse_others([row for row in rows if row["name"] == name], settings_of(base, *KEY), results)
     first = [(name, base, rate, 0) for name, base, rates in found for rate in rates]
     run_missing(first, options, results)
     rows = read(results)

@@ -21,6 +21,7 @@ from alast_tune.cli import guarded
 from alast_tune.config import SweepConfig, TrialConfig, apply_params, parse, read_mapping
 from alast_tune.results import OBJECTIVES
 from alast_tune.run import Run
+from benchmarks.accuracy import refuse_others, settings_of
 
 RESULTS = Path(__file__).parent / "results"
 Row = dict[str, Any]
@@ -78,14 +79,18 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     results = options.results or RESULTS / f"{options.spec.stem}.jsonl"
     results.parent.mkdir(parents=True, exist_ok=True)
-    finished = [{key: row[key] for key in row if key in {"name", "params", "seed"}} for row in read(results)]
+    rows = read(results)
+    finished = [{key: row[key] for key in row if key in {"name", "params", "seed"}} for row in rows]
     wanted = list(everything(read_mapping(options.spec), options.set))
+    for key, config in wanted:
+        refuse_others([row for row in rows if key.items() <= row.items()], settings_of(config, "train/seed"), results)
     for seed in range(options.seeds):
         for number, (key, config) in enumerate(wanted):
             key = key | {"seed": seed}
             if key in finished or number % options.share[1] != options.share[0]:
                 continue
-            row = key | curves(apply_params(config, {"train/seed": seed}))
+            settings = {"settings": settings_of(config, "train/seed")}
+            row = key | settings | curves(apply_params(config, {"train/seed": seed}))
             with results.open("a") as file:
                 file.write(json.dumps(row) + "\n")
             print(f"{number + 1}/{len(wanted)}, seed {seed}: {row['accuracy'][-1]:.4f}", flush=True)

@@ -1,0 +1,79 @@
+"""What benchmarks make of runs (benchmarks/accuracy.py, tabular.py)."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alast_tune.config import TrialConfig
+from alast_tune.errors import ConfigError
+from benchmarks import accuracy, tabular
+from benchmarks.accuracy import KEY, settings_of
+
+SPEC: dict[str, Any] = {
+    "learning_rates": [0.001, 0.002],
+    "trial": {
+        "data": {"dataset": "digits", "train_images": 64},
+        "model": {"name": "embedded", "image_size": 16},
+        "train": {"epochs": 1, "batch_size": 32, "device": "cpu"},
+    },
+    "methods": {"full": {"method": {"name": "full"}}},
+}
+
+
+def trial(*settings: str) -> TrialConfig:
+    ((_, config, _),) = accuracy.trials(SPEC, [*settings], [])
+    return config
+
+
+def row(rate: float, seed: int, *accuracies: float) -> dict[str, Any]:
+    """A row of `full`."""
+    return {"name": "full", "learning_rate": rate, "seed": seed, "accuracies": [*accuracies]}
+
+
+def test_settings_are_what_was_given_but_places_and_the_key() -> None:
+    same = settings_of(trial(), *KEY)
+    assert settings_of(trial("data/workers=2", "train/device=cuda", "train/epochs=1"), *KEY) == same
+    assert settings_of(trial("train/seed=3", "train/learning_rate=0.1"), *KEY) == same
+    assert settings_of(trial("train/learning_rate=0.1"), "train/seed") != settings_of(trial(), "train/seed")
+    assert settings_of(trial("train/epochs=2"), *KEY) != same
+
+
+def test_finished_runs_of_other_settings_are_refused_and_rows_that_do_not_say_theirs_count(tmp_path: Path) -> None:
+    rows = [row(rate, 0, 0.5) for rate in SPEC["learning_rates"]]
+    rows[0]["settings"] = settings_of(trial(), *KEY)
+    results = tmp_path / "full.jsonl"
+    results.write_text("".join(json.dumps(one) + "\n" for one in rows))
+    options = argparse.Namespace(set=[], only=[], seeds=1, jobs=1, threads=None)
+    accuracy.measure(SPEC, options, results)  # nothing is missing
+    for other in (["train/epochs=2"], ["model/drop_path=0.1"]):
+        options.set = other
+        with pytest.raises(
+            ConfigError, match=r"results = .*full\.jsonl: has runs of other settings; give another file"
+        ):
+            accuracy.measure(SPEC | {"learning_rates": [0.5]}, options, results)  # whatever their rate
+    assert len(accuracy.read(results)) == 2
+
+
+def test_a_table_refuses_other_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    space = {"train/learning_rate": {"type": "categorical", "choices": [0.001, 0.002]}}
+    spec, results = tmp_path / "spec.yaml", tmp_path / "spec.jsonl"
+    spec.write_text(json.dumps({"trial": SPEC["trial"], "space": space, "methods": {"full": {"name": "full"}}}))
+    of_old = {"params": {"train/learning_rate": 0.001}, "seed": 0, "accuracy": [0.5]}
+    results.write_text(json.dumps(of_old) + "\n")
+    monkeypatch.setattr(tabular, "curves", lambda config: {"accuracy": [config.train.learning_rate]})
+    command = ["tabular.py", str(spec), "--results", str(results), "--seeds", "1"]
+    for _ in range(2):
+        monkeypatch.setattr("sys.argv", command)
+        tabular.main()
+    assert [one["accuracy"] for one in tabular.read(results)] == [[0.5], [1e-4], [0.002]]
+    assert [len(one.get("settings", "")) for one in tabular.read(results)] == [0, 12, 12]
+    monkeypatch.setattr("sys.argv", [*command, "--set", "train/epochs=2"])
+    with pytest.raises(SystemExit):
+        tabular.main()
+    assert "has runs of other settings" in capsys.readouterr().err
+    assert len(tabular.read(results)) == 3
