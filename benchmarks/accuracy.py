@@ -7,7 +7,8 @@
 The first seed tries every learning rate of the spec; the best of them on the validation images is used for
 the others. ``--against`` compares every method with one of them, seed by seed. A finished run is a line in the
 results file and is never run again: interrupted, the same command goes on. ``--jobs`` runs several at a time, whose
-seconds then do not compare. Needs neither Ray nor MLflow.
+seconds then do not compare. A run that diverges is a line, too, which is never chosen and in no mean. Needs neither Ray
+nor MLflow.
 """
 
 import argparse
@@ -29,16 +30,16 @@ from rich.table import Table
 from scipy.stats import t as student
 
 from alast_tune.config import PLACES, TrialConfig, apply_params, parse, read_mapping
-from alast_tune.errors import ConfigError
+from alast_tune.errors import ConfigError, DivergedError
 from alast_tune.run import Run
 
 RESULTS = Path(__file__).parent / "results"
 KEY = ("train/learning_rate", "train/seed")
 """What a method's runs differ by."""
 Row = dict[str, Any]
-SCORES: dict[str, Callable[[Row], float]] = {
+SCORES: dict[str, Callable[[Row], float | None]] = {
     "validation": lambda row: float(row["accuracies"][-1]),
-    "test": lambda row: float(row["test_accuracy"]),
+    "test": lambda row: None if row["test_accuracy"] is None else float(row["test_accuracy"]),
 }
 
 
@@ -77,19 +78,26 @@ def refuse_others(rows: Iterable[Row], settings: str, results: Path) -> None:
 
 
 def run(name: str, config: TrialConfig) -> Row:
-    """Fine-tune once; a row of plain values."""
-    started, training = time.monotonic(), Run(config)
-    reports = []
-    while not training.finished:
-        reports.append(training.train_epoch())
-    cost = reports[-1].cost
-    return {
+    """Fine-tune once; a row of plain values, without costs if the training diverges."""
+    started, reports = time.monotonic(), []
+    row = {
         "name": name,
         "learning_rate": config.train.learning_rate,
         "seed": config.train.seed,
         "settings": settings_of(config, *KEY),
         "method": config.method.model_dump(mode="json"),
-        "accuracies": [round(report.accuracy, 6) for report in reports if not math.isnan(report.accuracy)],
+    }
+    try:
+        training = Run(config)
+        while not training.finished:
+            reports.append(training.train_epoch())
+    except DivergedError as error:
+        row["diverged"] = str(error)
+    row["accuracies"] = [round(report.accuracy, 6) for report in reports if not math.isnan(report.accuracy)]
+    if "diverged" in row:
+        return row
+    cost = reports[-1].cost
+    return row | {
         "test_accuracy": round(training.evaluate("test").accuracy, 6) if training.has_test else None,
         "train_flops": cost.train_flops,
         "peak_bytes": cost.peak_bytes,
@@ -112,8 +120,9 @@ def measure(spec: dict[str, Any], options: argparse.Namespace, results: Path) ->
     run_missing(first, options, results)
     rows = read(results)
     best = {name: best_rate([row for row in rows if row["name"] == name]) for name, _, _ in found}
+    chosen = [(name, base, rate) for name, base, _ in found if (rate := best[name]) is not None]
     seeds = range(1, options.seeds)  # seed by seed: what is there at any time has every method
-    run_missing([(name, base, best[name], seed) for seed in seeds for name, base, _ in found], options, results)
+    run_missing([(*one, seed) for seed in seeds for one in chosen], options, results)
 
 
 def run_missing(
@@ -132,7 +141,8 @@ def run_missing(
             with results.open("a") as file:
                 file.write(json.dumps(row) + "\n")
             rate, seed = row["learning_rate"], row["seed"]
-            print(f"{row['name']}, learning rate {rate:g}, seed {seed}: {row['accuracies'][-1]:.4f}", flush=True)
+            outcome = row.get("diverged") or f"{row['accuracies'][-1]:.4f}"
+            print(f"{row['name']}, learning rate {rate:g}, seed {seed}: {outcome}", flush=True)
 
 
 def set_threads(count: int | None) -> None:
@@ -141,11 +151,10 @@ def set_threads(count: int | None) -> None:
         torch.set_num_threads(count)
 
 
-def best_rate(rows: list[Row]) -> float:
-    """Learning rate of the most accurate run of the first seed."""
-    first = [row for row in rows if row["seed"] == 0]
-    rate: float = max(first, key=lambda row: row["accuracies"][-1])["learning_rate"]
-    return rate
+def best_rate(rows: list[Row]) -> float | None:
+    """Learning rate of the most accurate run of the first seed; None if all of them diverged."""
+    first = [row for row in rows if row["seed"] == 0 and "diverged" not in row]
+    return max(first, key=lambda row: row["accuracies"][-1])["learning_rate"] if first else None
 
 
 def read(results: Path) -> list[Row]:
@@ -153,14 +162,17 @@ def read(results: Path) -> list[Row]:
     return [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
 
 
-def difference(runs: Sequence[Row], others: Sequence[Row], score: Callable[[Row], float]) -> tuple[float, float] | None:
+def difference(
+    runs: Sequence[Row], others: Sequence[Row], score: Callable[[Row], float | None]
+) -> tuple[float, float] | None:
     """Compare two methods over the seeds that both have, by Student's t for pairs.
 
     Returns:
         Mean difference, and the half of its 95% interval; None with fewer than two such seeds.
     """
     theirs = {row["seed"]: score(row) for row in others}
-    found = [score(row) - theirs[row["seed"]] for row in runs if row["seed"] in theirs]
+    pairs = [(score(row), theirs.get(row["seed"])) for row in runs]
+    found = [mine - other for mine, other in pairs if mine is not None and other is not None]
     if len(found) < 2:
         return None
     half = student.ppf(0.975, len(found) - 1) * statistics.stdev(found) / len(found) ** 0.5
@@ -171,35 +183,42 @@ def summarise(rows: list[Row], seeds: int, against: str | None = None) -> list[R
     """Average each method over its seeds, at its best learning rate; costs as ratios to those of `full`.
 
     With ``against``, the name of a method, costs are ratios to its, and differences in accuracy to it are added.
+    Runs that diverged are counted, if there are any: those at a method's rate, or all where none is left.
     """
 
-    def mean(runs: list[Row], key: str) -> float:
-        return float(statistics.mean(row[key] for row in runs))
+    def mean(runs: list[Row], key: str) -> float | None:
+        values = [row[key] for row in runs if row[key] is not None]
+        return float(statistics.mean(values)) if values else None
 
-    chosen: dict[str, list[Row]] = {}
+    rates, chosen, diverged = {}, {}, {}
     for name in dict.fromkeys(row["name"] for row in rows):
-        mine = [row for row in rows if row["name"] == name]
-        rate = best_rate(mine)
-        chosen[name] = [row for row in mine if row["learning_rate"] == rate and row["seed"] < seeds]
-    if against is not None and against not in chosen:
-        raise ConfigError("--against", against, f"has no finished run; give one of {', '.join(chosen)}")
-    full = chosen.get(against or "full")
+        mine = [row for row in rows if row["name"] == name and row["seed"] < seeds]
+        rates[name] = rate = best_rate(mine)
+        chosen[name] = [row for row in mine if row["learning_rate"] == rate and "diverged" not in row]
+        diverged[name] = sum("diverged" in row for row in mine if rate in (None, row["learning_rate"]))
+    if against is not None and not chosen.get(against):
+        others = ", ".join(name for name, runs in chosen.items() if runs)
+        raise ConfigError("--against", against, f"has no finished run; give one of {others}")
+    full = chosen.get(against or "full", [])
     table = []
     for name, runs in chosen.items():
         accuracies = [row["accuracies"][-1] for row in runs]
         entry = {
             "method": name,
-            "learning_rate": runs[0]["learning_rate"],
+            "learning_rate": rates[name],
             "seeds": len(runs),
-            "accuracy": statistics.mean(accuracies),
-            "spread": statistics.stdev(accuracies) if len(runs) > 1 else 0.0,
+            "accuracy": statistics.mean(accuracies) if runs else None,
+            "spread": (statistics.stdev(accuracies) if len(runs) > 1 else 0.0) if runs else None,
             "test_accuracy": mean(runs, "test_accuracy"),
         }
+        if any("diverged" in row for row in rows):
+            entry["diverged"] = diverged[name]
         for key, label in (
             ("train_flops", "flops_ratio"), ("peak_bytes", "peak_ratio"),
             ("steady_peak_bytes", "steady_ratio"), ("train_seconds", "time_ratio"),
         ):  # fmt: skip
-            entry[label] = mean(runs, key) / mean(full, key) if full else None
+            own, theirs = mean(runs, key), mean(full, key)
+            entry[label] = own / theirs if own is not None and theirs else None
         if against is not None:
             for label, score in SCORES.items():
                 found = difference(runs, chosen[against], score) if name != against else None

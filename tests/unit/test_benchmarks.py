@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from alast_tune.config import TrialConfig
-from alast_tune.errors import ConfigError
+from alast_tune.config import TrialConfig, apply_params
+from alast_tune.errors import ConfigError, DivergedError
 from benchmarks import accuracy, tabular
-from benchmarks.accuracy import KEY, settings_of
+from benchmarks.accuracy import KEY, best_rate, settings_of, summarise
 
 SPEC: dict[str, Any] = {
     "learning_rates": [0.001, 0.002],
@@ -28,9 +28,13 @@ def trial(*settings: str) -> TrialConfig:
     return config
 
 
-def row(rate: float, seed: int, *accuracies: float) -> dict[str, Any]:
-    """A row of `full`."""
-    return {"name": "full", "learning_rate": rate, "seed": seed, "accuracies": [*accuracies]}
+def row(rate: float, seed: int, *accuracies: float, **values: Any) -> dict[str, Any]:
+    """A row of `full`; one without accuracies diverged."""
+    found = {"name": "full", "learning_rate": rate, "seed": seed, "accuracies": [*accuracies]}
+    if not accuracies:
+        return found | {"diverged": "the loss is nan"}
+    costs = dict.fromkeys(("test_accuracy", "train_flops", "peak_bytes", "steady_peak_bytes", "train_seconds"), 0.5)
+    return found | costs | values
 
 
 def test_settings_are_what_was_given_but_places_and_the_key() -> None:
@@ -77,3 +81,41 @@ def test_a_table_refuses_other_settings(
         tabular.main()
     assert "has runs of other settings" in capsys.readouterr().err
     assert len(tabular.read(results)) == 3
+
+
+def test_a_run_that_diverges_is_a_row_that_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Diverging:
+        finished = False
+
+        def __init__(self, config: TrialConfig) -> None:
+            pass
+
+        def train_epoch(self) -> None:
+            raise DivergedError("the loss is nan")
+
+    monkeypatch.setattr(accuracy, "Run", Diverging)
+    found = accuracy.run("full", apply_params(trial(), {"train/learning_rate": 0.5, "train/seed": 0}))
+    assert found["settings"] == settings_of(trial(), *KEY)
+    assert (found["learning_rate"], found["accuracies"], found["diverged"]) == (0.5, [], "the loss is nan")
+    json.dumps(found)
+
+
+def test_diverged_runs_are_never_chosen_and_in_no_mean() -> None:
+    rows = [row(0.1, 0, 0.6), row(0.5, 0), row(0.1, 1), row(0.1, 2, 0.8)]
+    assert best_rate(rows) == 0.1
+    (found,) = summarise(rows, 3)
+    assert (found["seeds"], found["diverged"], found["accuracy"]) == (2, 1, pytest.approx(0.7))
+    assert "diverged" not in summarise([rows[0]], 3)[0]
+    other = row(0.5, 0) | {"name": "head"}
+    assert best_rate([other]) is None
+    lost = summarise([*rows, other], 3, "full")[1]
+    assert (lost.pop("method"), lost.pop("seeds"), lost.pop("diverged"), {*lost.values()}) == ("head", 0, 1, {None})
+    with pytest.raises(ConfigError, match="give one of full"):
+        summarise([*rows, other], 3, "head")
+
+
+def test_without_test_images_there_is_no_test_accuracy() -> None:
+    rows = [row(0.1, seed, 0.5, test_accuracy=None, name=name) for name in ("full", "head") for seed in (0, 1)]
+    for found in summarise(rows, 2, "full"):
+        assert found["test_accuracy"] is found["test_difference"] is None
+        assert found["accuracy"] == 0.5
