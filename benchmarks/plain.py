@@ -4,8 +4,8 @@
 
 Both sides train the same weights on the same images with the same optimizer. Steps are interleaved, and the median of
 each round's ratio counts. *Peak* is that of live tensors (MemTracker) on a CPU, the allocator's on a GPU, of one more
-step. *Losses differ by* is the most that the two sides' losses differ over all steps: they do the same work.
-Needs neither Ray nor MLflow.
+step; weights, moments and images are in it on both. *Losses differ by* is the most that the two sides' losses differ
+over all steps: they do the same work. Needs neither Ray nor MLflow.
 """
 
 import argparse
@@ -71,10 +71,16 @@ class Side:
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
             self.step(images, labels)
-            return torch.cuda.max_memory_allocated() - before
+            return torch.cuda.max_memory_allocated() - before + self.resident_bytes(images)
         with track_live_bytes(self._model, self._optimizer, images) as peak:
             self.step(images, labels)
         return peak[0]
+
+    def resident_bytes(self, images: Tensor) -> int:
+        """Bytes of weights, moments and images; the other side's are on the device, too."""
+        moments = [value for state in self._optimizer.state.values() for value in state.values()]
+        tensors = (*self._model.parameters(), *self._model.buffers(), *moments, images)
+        return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
 
 def ours(name: str, method: dict[str, Any], device: str, size: int | None) -> Side:

@@ -154,6 +154,10 @@ def check(config: TrialConfig, settings: dict[str, str]) -> None:
             raise ConfigError(path, value, "is none of both sides' settings; leave it out")
     if config.data.augment not in {"none", "crop"}:
         raise ConfigError("data/augment", config.data.augment, "is not alike on both sides; give none or crop")
+    if config.train.precision == "fp16":
+        raise ConfigError("train/precision", "fp16", "timm's side does not scale its losses; give fp32 or bf16")
+    if config.train.optimizer == "sgd":
+        raise ConfigError("train/optimizer", "sgd", "is not alike on both sides: timm's is Nesterov's; give adamw")
     if config.train.warmup_epochs % 1:
         remedy = "timm warms up for whole epochs; give one, or a train/epochs of tens"
         raise ConfigError("train/warmup_epochs", config.train.warmup_epochs, remedy)

@@ -1,4 +1,4 @@
-"""What benchmarks make of runs (benchmarks/accuracy.py, tabular.py)."""
+"""What benchmarks make of runs (benchmarks/accuracy.py, tabular.py, timm_script.py, plain.py)."""
 
 import argparse
 import json
@@ -6,11 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
-from alast_tune.config import TrialConfig, apply_params
+from alast_tune.config import TrialConfig, apply_params, parse
 from alast_tune.errors import ConfigError, DivergedError
 from benchmarks import accuracy, tabular
 from benchmarks.accuracy import KEY, best_rate, settings_of, summarise
+from benchmarks.plain import Side
+from benchmarks.timm_script import TRIAL, check
 
 SPEC: dict[str, Any] = {
     "learning_rates": [0.001, 0.002],
@@ -119,3 +123,19 @@ def test_without_test_images_there_is_no_test_accuracy() -> None:
     for found in summarise(rows, 2, "full"):
         assert found["test_accuracy"] is found["test_difference"] is None
         assert found["accuracy"] == 0.5
+
+
+@pytest.mark.parametrize(("path", "value"), [("train/precision", "fp16"), ("train/optimizer", "sgd")])
+def test_what_timm_does_otherwise_is_refused(path: str, value: str) -> None:
+    config = apply_params(parse(TrialConfig, TRIAL), {path: value})
+    with pytest.raises(ConfigError, match=f"{path} = {value}"):
+        check(config, {path: value})
+
+
+def test_weights_moments_and_images_are_resident_once() -> None:
+    model, images = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Linear(3, 3)), torch.ones(5, 3)
+    model[2].weight = model[0].weight
+    side = Side(model, model)
+    peak = side.peak_bytes(images, torch.zeros(5, dtype=torch.int64))
+    weights, buffers, steps = 9 + 3 * 4, 3 + 3 + 2, 5  # the count of batches takes 8 bytes
+    assert side.resident_bytes(images) == 4 * (3 * weights + buffers + steps + 5 * 3) < peak
