@@ -103,11 +103,12 @@ class Front(Limits):
             fronts, front = joint_front(fronts)
             from alast_tune.fingerprints import read_fingerprints  # imports torch
 
-            meters = {known.meter for file in files if (known := read_fingerprints(file.parent))}
-            if len(meters) > 1:
-                printer(Console(stderr=True))(
-                    "note: the sweeps' FLOPs were counted in different ways, and do not compare"
-                )
+            known = [found for file in files if (found := read_fingerprints(file.parent))]
+            note = printer(Console(stderr=True))
+            if len({found.meter for found in known}) > 1:
+                note("note: the sweeps' FLOPs were counted in different ways, and do not compare")
+            if len({found.data for found in known}) > 1:
+                note("note: the sweeps had not the same images; accuracies compare only if the validation images are")
         if self.plot:
             drawn = fronts_html(fronts).encode() if self.plot.suffix == ".html" else fronts_png(fronts)
             self.plot.parent.mkdir(parents=True, exist_ok=True)
