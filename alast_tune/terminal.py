@@ -126,7 +126,7 @@ def answers(
         yield f"{lead}{mean}: {answer}"
     if again and (newer := without_seeds(front, again)):
         yield f"other seeds: not of {', '.join(newer)}; so answers are of the first runs, until --reseed has run all"
-    elif not again and (unsure := uncertainty_words(front, min(tolerances))):
+    elif not any(mean for mean, _ in said) and (unsure := uncertainty_words(front, min(tolerances))):
         yield f"how sure: {unsure}"
 
 
@@ -284,7 +284,7 @@ class SeedsTable:
             ("trial", "method", front.score_label, "test", "FLOPs", "memory", "front"),
             *(self._row(member, mean.full, configs.get(member.trial_id)) for member in them),
         )
-        yield _title(f"{again.sweep}: what counts, with {len(again.seeds)} other seeds (mean ± standard deviation)")
+        yield _title(f"{again.sweep}: candidates with {len(again.seeds)} other seeds (mean ± standard deviation)")
         yield from _head(head, options.max_width)
         for member, row in zip(them, rows, strict=True):
             yield _line(row, "bold" if member.trial_id == front.knee else "")

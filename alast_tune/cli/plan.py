@@ -37,7 +37,7 @@ def plan_of(sweep: SweepConfig, chosen: Sequence[str]) -> Iterator[str]:
     yield f"  {'time':14}{_time(sweep, seen)}"
     if sweep.reseed:
         within = ", within the budget" if sweep.time_budget or sweep.flops_budget else ""
-        yield f"  {'other seeds':14}then {sweep.reseed} more runs of all that counts, and of full fine-tuning{within}"
+        yield f"  {'other seeds':14}then {sweep.reseed} more runs of each member in the region, and of full{within}"
 
 
 def yaml_of(sweep: SweepConfig) -> str:

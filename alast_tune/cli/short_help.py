@@ -108,7 +108,7 @@ Search for the Pareto front of accuracy, training FLOPs and peak memory.
             "--flops-budget 20x": "nor once all have trained so much: 1e18, or times full",
             "--min-gain 0.01": "nor once so small a share is expected",
             "--concurrent N": "trials at a time; unset: as many as fit",
-            "--reseed N": "then train what counts with N other seeds as well",
+            "--reseed N": "then run the best again with N other seeds",
         },
         "what counts": {
             "--max-memory 6GiB": "largest peak memory of training",

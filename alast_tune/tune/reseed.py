@@ -54,12 +54,12 @@ def reseed(folder: Path, runs: int, console: Console) -> Reseeded:
     if before and (differences := before.differences(here)):
         remedy = before.remedy(here)
         raise ConfigError("reseed", runs, f"{sweep.name} was run otherwise: here are {differences}; {remedy}")
-    first = 1 + max(member.config.train.seed for member in front.front)
-    seeds = range(max(first, sweep.trial.train.seed + 1), max(first, sweep.trial.train.seed + 1) + runs)
+    first = 1 + max(sweep.trial.train.seed, *(member.config.train.seed for member in front.front))
+    seeds = range(first, first + runs)
     again, asked = Reseeded.find(folder), set[tuple[str, int]]()
+    found = {(one.trial_id, run.seed): run for one in (again.members if again else ()) for run in one.runs}
     while True:
         members = _repeated(front, again, sweep, folder)
-        found = {(one.trial_id, run.seed): run for one in (again.members if again else ()) for run in one.runs}
         wanted = {(member.trial_id, seed): member for member in members for seed in seeds}
         left = {key: member for key, member in wanted.items() if key not in found and key not in asked}
         if again and not left:

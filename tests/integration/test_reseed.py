@@ -16,7 +16,7 @@ from tests.integration.test_sweep import trial_states
 def test_members_are_run_with_other_seeds_each_once_and_mlflow_has_it(ray_here: Cluster, pareto: Pareto) -> None:
     folder, again = pareto.storage / "small", pareto.storage / "small-seeds"
     out = pareto.here("--preset", pareto.preset(trials=3, epochs=1), "--name", "small", "--reseed", "2")
-    assert "small: what counts, with 2 other seeds" in out
+    assert "small: candidates with 2 other seeds" in out
     front = FrontFile.read(folder / "front.json")
     found = Reseeded.find(folder)
     assert found is not None

@@ -89,7 +89,11 @@ def test_fronts_of_several_sweeps_are_compared_and_drawn(sweep: Path, capsys: py
     for folder, meter in ((sweep, ""), (other, ', "meter": 2')):
         (folder / "fingerprints.json").write_text(f'{{"data": "d1", "weights": null{meter}}}')
     main(["front", str(sweep), str(other), "--json"])
-    assert "note: the sweeps' FLOPs were counted in different ways" in capsys.readouterr().err
+    assert "note: the sweeps' FLOPs were counted in different ways" in (said := capsys.readouterr().err)
+    assert "had not the same images" not in said
+    (other / "fingerprints.json").write_text('{"data": "d2", "weights": null}')
+    main(["front", str(sweep), str(other), "--json"])
+    assert "note: the sweeps had not the same images" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
