@@ -206,13 +206,15 @@ def map_column(file: Path, column: str) -> pa.Table:
     Returns:
         Columns "bytes" and "key", a hash of them. Where the cache folder cannot be written to, they are in memory.
     """
-    stat = file.stat()
-    content = f"1 {file.resolve()} {stat.st_size} {stat.st_mtime_ns} {column}".encode(errors="surrogateescape")
-    copy = cache_folder() / "tables" / f"{hashlib.blake2b(content, digest_size=16).hexdigest()}.arrow"
+    stat, place = file.stat(), f"1 {file.resolve()} {column}".encode(errors="surrogateescape")
+    name, folder = hashlib.blake2b(place, digest_size=16).hexdigest(), cache_folder() / "tables"
+    copy = folder / f"{name}-{stat.st_size}-{stat.st_mtime_ns}.arrow"
     try:
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(copy.with_suffix(".lock")):
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / f"{name}.lock"):
             if not copy.exists():
+                for older in folder.glob(f"{name}-*"):  # of what the file was before
+                    older.unlink()
                 with atomic_write(copy) as scratch, pa.ipc.new_file(str(scratch), _SCHEMA) as out:
                     for batch in _batches(file, column):
                         out.write_batch(batch)

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 
 import numpy as np
 import pyarrow as pa
@@ -153,6 +154,14 @@ class TestBytes:
         before = copy.stat().st_mtime_ns
         load("folder", root=table, split_seed=1)
         assert copy.stat().st_mtime_ns == before
+
+    def test_a_copy_goes_when_the_file_is_another(self, table, cache):
+        load("folder", root=table)
+        (before,) = (cache / "tables").glob("*.arrow")
+        os.utime(table, ns=(0, 0))
+        tables.map_column(table, "image")
+        (copy,) = (cache / "tables").glob("*.arrow")
+        assert copy != before
 
     def test_without_a_place_for_it_they_are_in_memory(self, table, cache):
         cache.parent.write_text("a file")
