@@ -176,7 +176,7 @@ def sweep_of_folder(
     sketch, chosen = outline(own.model.model_copy(update={"num_classes": 2})), []
     machine = machine or this_machine(own.train.device)
     splits = load_splits(own.data.model_copy(update={"cache": "none"}), input_spec(sketch), verify=False)
-    chosen += [*_images_lines(splits, own.data), _model_line(own.model, model)]
+    chosen += [*_images_lines(splits, own.data), _model_line(own.model, model, input_spec(sketch).mean)]
     if not recipe_given:
         chosen.append(Chosen("recipe", "modern", RECIPE))
 
@@ -304,9 +304,10 @@ def _images_lines(splits: Splits, data: DataConfig) -> list[Chosen]:
     return [Chosen("classes", str(splits.num_classes), names), Chosen("images", counts, why)]
 
 
-def _model_line(model: ModelConfig, given: str | Path | None) -> Chosen:
+def _model_line(model: ModelConfig, given: str | Path | None, mean: tuple[float, ...]) -> Chosen:
     if model.checkpoint:
-        return Chosen("model", model.name, f"the architecture of {model.checkpoint}")
+        of = f"the architecture of {model.checkpoint}, for images of mean {', '.join(map(str, mean))}"
+        return Chosen("model", model.name, of)
     why = "as given" if given or model.name != MODEL else "a good small one, 22 million parameters; --model"
     return Chosen("model", model.name, why)
 

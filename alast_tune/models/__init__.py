@@ -6,32 +6,35 @@ Whatever cannot be fine-tuned here is refused before any weights are fetched; ``
 from __future__ import annotations
 
 import difflib
+import hashlib
 import logging
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from PIL import Image
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.data.config import resolve_data_config
-from timm.data.transforms_factory import create_transform
 from timm.layers.patch_embed import PatchEmbed
 from timm.models import is_model_in_modules
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
-from torchvision.transforms import Compose
+from torch import Tensor
 
 from alast_tune.config import ModelConfig
 from alast_tune.errors import ConfigError
 from alast_tune.models.backbone import Backbone
 from alast_tune.models.checkpoints import file_fingerprint, read_checkpoint, weights_file
 from alast_tune.models.hub import cached, no_weights, weights_source
+from alast_tune.models.inputs import InputSpec, Resizing, input_spec, inputs_of, resizer
 from alast_tune.models.reading import PREFIX, attach_reader, read_of
-from alast_tune.models.recognition import candidates, has_shapes_of, in_timms_names, named_by, unknown
+from alast_tune.models.recognition import (
+    architecture_name,
+    candidates,
+    has_shapes_of,
+    in_timms_names,
+    named_by,
+    pretrained_cfg,
+    unknown,
+)
 from alast_tune.text import shorten_list
 
 __all__ = [
@@ -66,27 +69,6 @@ TIMM_MODULES = ("vision_transformer", "deit", "eva")
 """Where timm's Vision Transformers live."""
 
 
-@dataclass(frozen=True)
-class Resizing:
-    """How a picture of any shape comes to a model's size, in timm's words: squashed, unless said otherwise."""
-
-    interpolation: str = "bilinear"
-    crop_pct: float = 1.0
-    crop_mode: str = "squash"
-
-
-@dataclass(frozen=True)
-class InputSpec:
-    """What images a model takes: square, three channels, normalised."""
-
-    image_size: int
-    """Side, pixels."""
-    mean: tuple[float, ...]
-    """Of each channel, pixels being in [0, 1]."""
-    std: tuple[float, ...]
-    resizing: Resizing = Resizing()
-
-
 def embedded_vit(num_classes: int, image_size: int = 32, **options: Any) -> VisionTransformer:
     """Build the embedded architecture, weights at random: 12 blocks, 32x32 input, patch 4."""
     return VisionTransformer(img_size=image_size, num_classes=num_classes, **EMBEDDED_SHAPE, **options)
@@ -113,17 +95,25 @@ def create_model(config: ModelConfig) -> Backbone:
         ConfigError: an unknown or unsuitable model, an impossible image size, a checkpoint that does not
             fit, or weights that would need a network there is not.
     """
+    model, weights = _build(config), config.checkpoint
+    if weights is None and config.name == "embedded" and config.pretrained:
+        weights = EMBEDDED_WEIGHTS
+    if weights is not None:
+        _load_weights(model, config, weights)
+    return model
+
+
+def _build(config: ModelConfig) -> Backbone:
+    """Build a model without local weights, for images as the folder of its checkpoint says, if there is one."""
     if config.name == "embedded":
         size = config.image_size or 32
         _check_image_size(size, patch_size=4)
         model: Backbone = embedded_vit(config.num_classes or 0, size, drop_path_rate=config.drop_path)
-        _pretrained_cfg(model).update(mean=EMBEDDED_MEAN, std=EMBEDDED_STD)
-        weights = config.checkpoint or (EMBEDDED_WEIGHTS if config.pretrained else None)
+        pretrained_cfg(model).update(mean=EMBEDDED_MEAN, std=EMBEDDED_STD)
     else:
         model = _create_timm(config)
-        weights = config.checkpoint
-    if weights is not None:
-        _load_weights(model, config, weights)
+    if config.checkpoint is not None:
+        pretrained_cfg(model).update(inputs_of(config.checkpoint))
     return model
 
 
@@ -137,9 +127,16 @@ def architecture_of(checkpoint: Path, key: str | None = None) -> str:
     Raises:
         ConfigError: no weights there, or weights of no model that is known here.
     """
-    if name := named_by(checkpoint):
-        return name
-    state = read_checkpoint(checkpoint, key)
+    state, name = read_checkpoint(checkpoint, key), named_by(checkpoint)
+    if name is None or not has_shapes_of(skeleton(name), state):
+        name = _recognised(state)
+    if name is None:
+        raise unknown(checkpoint, state)
+    return name
+
+
+def _recognised(state: dict[str, Tensor]) -> str | None:
+    """Name the likeliest architecture that has weights of such shapes."""
     if has_shapes_of(outline(ModelConfig(pretrained=False)), state):
         return "embedded"
     for name in candidates(state, TIMM_MODULES):
@@ -148,7 +145,7 @@ def architecture_of(checkpoint: Path, key: str | None = None) -> str:
                 return name
         except ConfigError:  # one that cannot be fine-tuned here
             continue
-    raise unknown(checkpoint, state)
+    return None
 
 
 def outline(config: ModelConfig) -> Backbone:
@@ -158,7 +155,7 @@ def outline(config: ModelConfig) -> Backbone:
         ConfigError: an unknown or unsuitable model, or an impossible image size.
     """
     with torch.device("meta"):
-        return create_model(config.model_copy(update={"pretrained": False, "checkpoint": None}))
+        return _build(config.model_copy(update={"pretrained": False}))
 
 
 def check_weights(config: ModelConfig) -> None:
@@ -168,51 +165,25 @@ def check_weights(config: ModelConfig) -> None:
         ConfigError: an unknown or unsuitable model, or one whose weights cannot be had.
     """
     if config.name != "embedded" and config.checkpoint is None and config.pretrained:
-        weights_source(config.name, _pretrained_cfg(skeleton(config.name)))
+        weights_source(config.name, pretrained_cfg(skeleton(config.name)))
 
 
 def weights_fingerprint(config: ModelConfig) -> str | None:
-    """Hash the file that a model's weights come from; None if they are drawn at random, or not on this machine."""
+    """Hash the file that a model's weights come from; None if they are drawn at random, or not on this machine.
+
+    What a checkpoint's folder says of images counts too where it is not what the model's name stands for, which
+    versions that did not read it have taken.
+    """
     if config.checkpoint is not None:
-        return file_fingerprint(weights_file(config.checkpoint))
+        found, inputs = file_fingerprint(weights_file(config.checkpoint)), inputs_of(config.checkpoint)
+        own = config.model_copy(update={"checkpoint": None})
+        if not inputs or input_spec(outline(config)) == input_spec(outline(own)):
+            return found
+        return f"{found} and config.json {hashlib.sha256(repr(inputs).encode()).hexdigest()[:8]}"
     if not config.pretrained:
         return None
-    file = EMBEDDED_WEIGHTS if config.name == "embedded" else cached(_pretrained_cfg(skeleton(config.name)))
+    file = EMBEDDED_WEIGHTS if config.name == "embedded" else cached(pretrained_cfg(skeleton(config.name)))
     return None if file is None else file_fingerprint(file)
-
-
-def input_spec(model: Backbone) -> InputSpec:
-    """Say which images a model from :func:`create_model` takes, resized as its own config says."""
-    size = model.patch_embed.img_size
-    assert size is not None
-    cfg = _pretrained_cfg(model)
-    resolved = resolve_data_config({"img_size": size[0]}, cfg)
-    return InputSpec(
-        image_size=size[0],
-        mean=tuple(cfg.get("mean", IMAGENET_DEFAULT_MEAN)),
-        std=tuple(cfg.get("std", IMAGENET_DEFAULT_STD)),
-        resizing=Resizing(**{field.name: resolved[field.name] for field in fields(Resizing)}),
-    )
-
-
-@lru_cache(maxsize=8)
-def resizer(spec: InputSpec) -> Callable[[Image.Image], Image.Image]:
-    """Make timm's transform for evaluation, up to the image of a model's size that is then normalised."""
-    whole = create_transform(spec.image_size, mean=spec.mean, use_prefetcher=True, **asdict(spec.resizing))
-    resize: Callable[[Image.Image], Image.Image] = Compose(whole.transforms[:-1])
-    return resize
-
-
-def architecture_name(model: Backbone) -> str | None:
-    """Give timm's name of a model's architecture; None of the embedded one, which timm does not know."""
-    name: str | None = _pretrained_cfg(model).get("architecture")
-    return name
-
-
-def _pretrained_cfg(model: Backbone) -> dict[str, Any]:
-    """Get what timm hangs onto its models, under a name that torch's typing does not know; made if missing."""
-    cfg: dict[str, Any] = model.__dict__.setdefault("pretrained_cfg", {})
-    return cfg
 
 
 def _create_timm(config: ModelConfig) -> Backbone:
@@ -228,7 +199,7 @@ def _create_timm(config: ModelConfig) -> Backbone:
     if config.checkpoint is not None or not config.pretrained:
         model = timm.create_model(config.name, pretrained=False, **options)
     else:
-        cfg = _pretrained_cfg(outlined)
+        cfg = pretrained_cfg(outlined)
         overlay = weights_source(config.name, cfg)
         if config.num_classes == cfg["num_classes"] and not config.keep_classifier:
             overlay["num_classes"] = -1  # as if it had another number of classes: timm leaves its classifier out
@@ -296,16 +267,13 @@ def _other_classifier(config: ModelConfig, classes: int) -> ConfigError:
 
 def _load_weights(model: Backbone, config: ModelConfig, path: Path) -> None:
     """Load a local checkpoint strictly; only a classifier that is not to be kept may be missing or of another size."""
-    name = config.name
-    # FlexiViT's grids are resized differently from everybody else's, as timm does for its own downloads.
-    flexible = name.startswith("flexivit")
-    resizing: dict[str, Any] = {"interpolation": "bilinear", "antialias": False} if flexible else {}
+    name, given = config.name, read_checkpoint(path, config.checkpoint_key)
     try:
-        state = in_timms_names(read_checkpoint(path, config.checkpoint_key), model, **resizing)
-    except ConfigError:
-        raise
+        state = in_timms_names(dict(given), model)
     except Exception as error:  # the conversions assume a family of models and fail in many ways on others
-        raise ConfigError("model.checkpoint", path, f"does not fit {name} ({error}); give weights of it") from error
+        other = _recognised(given)
+        remedy = f"set model.name to {other}" if other else "give weights of it"
+        raise ConfigError("model.checkpoint", path, f"does not fit {name} ({error}); {remedy}") from error
     reader = read_of(state)
     if reader and (config.num_classes is None or (config.keep_classifier and config.num_classes == reader[1])):
         attach_reader(model, *reader)

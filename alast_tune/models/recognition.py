@@ -32,8 +32,8 @@ def candidates(state: dict[str, Tensor], modules: tuple[str, ...]) -> list[str]:
         state: of a checkpoint.
         modules: of timm, in which to look.
     """
-    kernel = next((state[name] for name in ("patch_embed.proj.weight", "visual.conv1.weight") if name in state), None)
-    if kernel is None or kernel.ndim != 4:
+    kernel = _patch_kernel(state)
+    if kernel is None:
         return []
     width, patch = kernel.shape[0], kernel.shape[-1]
     known = [name for module in modules for name in timm.list_models(module=module)]
@@ -59,17 +59,30 @@ def has_shapes_of(model: Backbone, state: dict[str, Tensor]) -> bool:
     return dict(_shapes(found)) == dict(_shapes(model.state_dict()))
 
 
-def in_timms_names(state: dict[str, Tensor], model: Backbone, **resizing: Any) -> dict[str, Tensor]:
+def in_timms_names(state: dict[str, Tensor], model: Backbone) -> dict[str, Tensor]:
     """Convert weights to a model's names and image size, as timm does for its own downloads.
 
     Args:
         state: of a checkpoint, in the names of its family.
         model: may be on the meta device.
-        resizing: how position grids are resized, where not as usual.
+
+    Raises:
+        ValueError: patches of another size. timm resizes them, which only FlexiViT's weights are made for.
     """
+    flexible = (architecture_name(model) or "").startswith("flexivit")
+    kernel, side = _patch_kernel(state), model.patch_embed.patch_size[0]
+    if kernel is not None and kernel.shape[-1] != side and not flexible:
+        raise ValueError(f"patches of {kernel.shape[-1]} pixels instead of {side}")
     if isinstance(model, eva.Eva):
-        return eva.checkpoint_filter_fn(state, model, **resizing)
+        return eva.checkpoint_filter_fn(state, model)
+    # FlexiViT's grids are resized differently from everybody else's, as timm does for its own downloads.
+    resizing: dict[str, Any] = {"interpolation": "bilinear", "antialias": False} if flexible else {}
     return vision_transformer.checkpoint_filter_fn(state, model, adapt_layer_scale=True, **resizing)
+
+
+def _patch_kernel(state: dict[str, Tensor]) -> Tensor | None:
+    """Find what embeds patches, (D, 3, P, P), whatever it is called: nothing else in a checkpoint sees colours."""
+    return next((value for value in state.values() if value.ndim == 4 and value.shape[1] == 3), None)
 
 
 def _shapes(state: dict[str, Tensor]) -> Iterator[tuple[str, Size]]:
@@ -78,19 +91,40 @@ def _shapes(state: dict[str, Tensor]) -> Iterator[tuple[str, Size]]:
 
 def named_by(path: Path) -> str | None:
     """Name the architecture that stands in a folder's ``config.json``, as timm and the hub write it."""
-    file = path / "config.json"
-    if not file.is_file():
-        return None
-    try:
-        found = json.loads(file.read_text()).get("architecture")
-    except (OSError, ValueError, AttributeError):
-        return None
+    found = read_card(path).get("architecture")
     return found if isinstance(found, str) and timm.is_model(found) else None
+
+
+def read_card(path: Path) -> dict[str, Any]:
+    """Read a folder's ``config.json``, as timm and the hub write it; empty if there is none.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    file = path / "config.json"
+    try:
+        card = json.loads(file.read_text()) if file.is_file() else {}
+    except (OSError, ValueError) as error:
+        remedy = f"its {file.name} cannot be read ({error}); mend it, or give the file that has the weights"
+        raise ConfigError("model.checkpoint", path, remedy) from error
+    return card if isinstance(card, dict) else {}
+
+
+def architecture_name(model: Backbone) -> str | None:
+    """Give timm's name of a model's architecture; None of the embedded one, which timm does not know."""
+    name: str | None = pretrained_cfg(model).get("architecture")
+    return name
+
+
+def pretrained_cfg(model: Backbone) -> dict[str, Any]:
+    """Get what timm hangs onto its models, under a name that torch's typing does not know; made if missing."""
+    cfg: dict[str, Any] = model.__dict__.setdefault("pretrained_cfg", {})
+    return cfg
 
 
 def unknown(path: Path, state: dict[str, Tensor]) -> ConfigError:
     """Make the error of a checkpoint whose architecture nobody knows."""
-    kernel = state.get("patch_embed.proj.weight")
+    kernel = _patch_kernel(state)
     shape = "" if kernel is None else f" (width {kernel.shape[0]}, patches of {kernel.shape[-1]} pixels)"
     remedy = f"cannot tell which timm model these weights belong to{shape}; say so: --trial.model.name NAME"
     return ConfigError("model.checkpoint", path, remedy)

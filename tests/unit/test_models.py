@@ -2,7 +2,9 @@
 
 import argparse
 import collections
+import dataclasses
 import functools
+import json
 import os
 import shutil
 from pathlib import Path
@@ -16,7 +18,15 @@ from safetensors.torch import load_file, save_file
 
 from alast_tune.config import ModelConfig
 from alast_tune.errors import ConfigError
-from alast_tune.models import EMBEDDED_WEIGHTS, create_model, embedded_vit, input_spec, weights_fingerprint
+from alast_tune.models import (
+    EMBEDDED_WEIGHTS,
+    Resizing,
+    create_model,
+    embedded_vit,
+    input_spec,
+    outline,
+    weights_fingerprint,
+)
 
 SHARED = Path(os.environ.get("ALAST_TUNE_SHARED", Path(__file__).parents[3] / "shared"))
 FOCUS = SHARED / "data" / "vit_small_patch14_focus.safetensors"
@@ -286,6 +296,50 @@ class TestOtherPeoplesCheckpoints:
         assert weights_fingerprint(ModelConfig(pretrained=False)) is None
 
 
+DINO = {
+    "mean": [0.485, 0.456, 0.406],
+    "std": [0.229, 0.224, 0.225],
+    "interpolation": "bicubic",
+    "crop_pct": 0.875,
+    "crop_mode": "squash",
+}
+
+
+class TestImagesOfAFolder:
+    """A checkpoint's folder says how its images are normalised and resized; the name stands for other weights'."""
+
+    NAME = "vit_tiny_patch16_224"
+
+    @pytest.fixture
+    def folder(self, tmp_path, tiny_state):
+        save_file(tiny_state, tmp_path / "model.safetensors")
+        return tmp_path
+
+    @pytest.mark.parametrize("card", [{"pretrained_cfg": DINO}, DINO], ids=["timm's", "an older one"])
+    def test_are_as_it_says(self, folder, card):
+        config = ModelConfig(name=self.NAME, checkpoint=folder)
+        bytes_alone = weights_fingerprint(config)
+        (folder / "config.json").write_text(json.dumps({"architecture": self.NAME, **card}))
+        spec = input_spec(outline(config))
+        assert spec == input_spec(create_model(config))
+        assert list(spec.mean) == DINO["mean"] and list(spec.std) == DINO["std"]
+        assert spec.resizing == Resizing("bicubic", 0.875, "squash")
+        # A sweep that was begun with the name's own images is not gone on with.
+        assert weights_fingerprint(config).startswith(f"{bytes_alone} and config.json ")
+        sized = config.model_copy(update={"image_size": 64})
+        assert weights_fingerprint(sized) == weights_fingerprint(config)
+
+    @pytest.mark.parametrize("card", [{}, {"hidden_size": 192}, {"pretrained_cfg": {"mean": [0.5] * 3}}])
+    def test_are_the_name_s_where_it_says_nothing_else(self, folder, card):
+        config = ModelConfig(name=self.NAME, checkpoint=folder)
+        own = input_spec(outline(config))
+        bytes_alone = weights_fingerprint(config)
+        if "pretrained_cfg" in card:
+            card["pretrained_cfg"] |= {"std": own.std, **dataclasses.asdict(own.resizing)}
+        (folder / "config.json").write_text(json.dumps(card))
+        assert (input_spec(outline(config)), weights_fingerprint(config)) == (own, bytes_alone)
+
+
 class TestRefusedCheckpoint:
     NAME = "deit_tiny_patch16_224"
 
@@ -371,6 +425,18 @@ class TestRefusedCheckpoint:
         text = refusal(name="deit_small_patch16_224", checkpoint=tmp_path / "tiny.safetensors")
         assert "has of another shape" in text
         assert len(text) < 600
+
+    def test_patches_of_another_size(self, tmp_path):
+        """Timm would resize them, without a word."""
+        save_file(timm.create_model("vit_small_patch32_224").state_dict(), tmp_path / "small.safetensors")
+        text = refusal(name="vit_small_patch16_224", checkpoint=tmp_path / "small.safetensors")
+        assert text.endswith("(patches of 32 pixels instead of 16); set model.name to vit_small_patch32_224")
+
+    def test_only_flexivit_s_may_be_resized(self, tmp_path):
+        flexible = timm.create_model("flexivit_small", patch_size=32, num_classes=0).state_dict()
+        save_file(flexible, tmp_path / "flexible.safetensors")
+        model = create_model(ModelConfig(name="flexivit_small", checkpoint=tmp_path / "flexible.safetensors"))
+        assert model.patch_embed.proj.weight.shape[-1] == 16
 
     @pytest.mark.parametrize(
         ("width", "said"), [(192, "pos_embed (1, "), (191, "does not fit deit_tiny_patch16_224 (")]

@@ -19,7 +19,7 @@ from alast_tune import checkpoint
 from alast_tune.cli import main
 from alast_tune.config import ModelConfig, PromotedConfig, TrialConfig
 from alast_tune.errors import ConfigError
-from alast_tune.models import create_model, input_spec, timm_arguments
+from alast_tune.models import architecture_of, create_model, input_spec, timm_arguments
 from alast_tune.production import CONFIG, CONFUSION, REPORT, read_config, training
 from alast_tune.results import EpochReport
 from alast_tune.run import Run
@@ -125,6 +125,8 @@ def test_every_model_is_built_by_timm_s_own_name(name: str, tmp_path: Path) -> N
         folder = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
         assert torch.equal(plain(images), expected) and torch.equal(folder(images), expected)
     assert input_spec(folder).resizing == input_spec(model).resizing  # timm's transforms then do as evaluation does
+    again = ModelConfig(name=architecture_of(tmp_path), checkpoint=tmp_path, image_size=size)
+    assert again.name == name.partition(".")[0] and input_spec(create_model(again)) == input_spec(model)
 
 
 def test_the_test_images_are_asked_about_the_best_weights(storage: Path, config: PromotedTrial) -> None:

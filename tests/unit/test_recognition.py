@@ -50,9 +50,28 @@ def test_the_embedded_backbone_knows_itself() -> None:
     assert architecture_of(EMBEDDED_WEIGHTS) == "embedded"
 
 
-def test_a_folder_says_what_it_holds(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({"architecture": "vit_tiny_patch16_224"}))
-    assert architecture_of(tmp_path) == "vit_tiny_patch16_224"
+@pytest.mark.parametrize(
+    ("weights", "name"),
+    [
+        ("vit_tiny_patch16_224", "vit_tiny_patch16_224"),  # by their shapes alone they would be DeiT's
+        ("embedded", "embedded"),  # what it exports has this architecture, and arguments besides
+        ("vit_small_patch32_224", "vit_small_patch32_224"),
+    ],
+)
+def test_a_folder_says_what_it_holds_where_the_shapes_agree(
+    weights: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = "vit_small_patch16_224" if "small" in weights else "vit_tiny_patch16_224"
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": named}))
+    read_as(monkeypatch, outline(ModelConfig(name=weights)).state_dict())
+    assert architecture_of(tmp_path) == name
+
+
+def test_a_folder_that_cannot_be_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "config.json").write_text("{")
+    read_as(monkeypatch, outline(ModelConfig()).state_dict())
+    with pytest.raises(ConfigError, match=r"its config.json cannot be read \(.*; mend it, or give the file that has"):
+        architecture_of(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -153,7 +153,7 @@ def test_local_weights_say_which_model_they_are_of(
     save_file({name: value.contiguous() for name, value in model.state_dict().items()}, file)
     found = choices(two_classes, model=str(file))
     assert (found.sweep.trial.model.name, found.sweep.trial.model.checkpoint) == ("vit_tiny_patch16_384", file)
-    assert "the architecture of" in said(found)["model"]
+    assert said(found)["model"].endswith(f"the architecture of {file}, for images of mean 0.5, 0.5, 0.5")
     named = choices(two_classes, model=str(file), trial={"model": {"name": "deit_tiny_patch16_224"}})
     assert named.sweep.trial.model.name == "deit_tiny_patch16_224"
     torch.save({"layer": torch.zeros(3, 3)}, tmp_path / "other.pth")
