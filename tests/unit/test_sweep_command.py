@@ -229,10 +229,7 @@ def test_a_limit_that_full_fine_tuning_breaks_is_said() -> None:
 
 def test_runs_with_other_seeds_are_forecast() -> None:
     *_, last = plan_of(small(reseed=2, flops_budget="9x"), [])
-    assert (
-        last
-        == "  other seeds   then 2 more runs of each member in the region, and of full, within the budget"
-    )
+    assert last == "  other seeds   then 2 more runs of each member in the region, and of full, within the budget"
 
 
 @pytest.mark.parametrize("words", [["--space", "auto"], ["--space=auto"]])
