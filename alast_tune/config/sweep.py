@@ -142,8 +142,8 @@ class SweepConfig(Limits):
     reseed: int | None = Field(
         None,
         ge=2,
-        description="afterwards train the candidates, which are the front's members in the region and full fine-tuning, "
-        "again with this many other seeds, and choose by the means; budgets of time and FLOPs hold for these runs too",
+        description="afterwards train the candidates, the front's members in the region and full fine-tuning, again "
+        "with this many other seeds, and choose by the means; budgets of time and FLOPs hold for these runs too",
     )
     within: float | None = Field(
         0.05,
