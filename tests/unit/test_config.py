@@ -339,9 +339,9 @@ def test_a_recipe_sets_what_is_left_open_and_the_papers_is_what_was() -> None:
     assert {name: getattr(trial.train, name) for name in MODERN} == MODERN
     assert (trial.train.layer_decay, trial.train.warmup_epochs, trial.train.precision) == (0.75, 2.0, "auto")
     given = parse(
-        TrialConfig, {"recipe": "modern", "train": {"optimizer": "sgd", "layer_decay": 0.9, "clip_grad": None}}
+        TrialConfig, {"recipe": "modern", "train": {"optimizer": "sgdw", "layer_decay": 0.9, "clip_grad": None}}
     )
-    assert (given.train.optimizer, given.train.layer_decay, given.train.clip_grad) == ("sgd", 0.9, None)
+    assert (given.train.optimizer, given.train.layer_decay, given.train.clip_grad) == ("sgdw", 0.9, None)
     assert given.train.weight_decay == 0.05
 
 
