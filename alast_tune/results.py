@@ -289,7 +289,7 @@ class FrontFile(Record):
     knee_within: float | None = Field(None, ge=0, le=1)
     """The knee was chosen among members so little below full fine-tuning's accuracy, in [0, 1]; None: among all."""
     knee_seeds: int = Field(0, ge=0)
-    """By the means over so many other seeds; 0: by the front's own objectives."""
+    """So many other seeds were run, and the knee was chosen by the means over them; 0: by the front's objectives."""
     front: tuple[FrontMember, ...]
     full: ObjectiveValues | None = None
     """Of full fine-tuning, on the front or not; None before it has ended, and for several sweeps."""
