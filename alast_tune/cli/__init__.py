@@ -123,11 +123,11 @@ def main(arguments: list[str] | None = None) -> None:
         return
     # Both spellings of a name are taken: --train.batch-size and --train.batch_size.
     words = [re.sub(r"^--[^=]+", lambda name: "--" + name[0][2:].replace("_", "-"), word) for word in words]
-    offer_methods(Train)
-    if words[:1] == ["train"]:
-        left = TRAIN.answer(words, Train.model_fields)
-        if left is None:
-            return
-        words = left
-    with true_default(words):
+    if words[:1] != ["train"]:
         CliApp.run(AlastTune, cli_args=words)
+        return
+    left = TRAIN.answer(words, Train.model_fields)
+    if left is not None:
+        offer_methods(Train)  # which imports torch: seconds that the other commands can do without
+        with true_default(left):
+            CliApp.run(AlastTune, cli_args=left)

@@ -7,15 +7,11 @@ import platform
 from collections import Counter
 from importlib.metadata import PackageNotFoundError, version
 
-import torch
 from pydantic import BaseModel, Field
 from rich.console import Console
 
 from alast_tune.config import find_method, method_names
-from alast_tune.data import known_datasets
-from alast_tune.data.machine import available_bytes, cpu_count, limit_threads, memory_bytes
 from alast_tune.errors import ConfigError
-from alast_tune.methods.support import all_support
 from alast_tune.plots import human_bytes
 from alast_tune.terminal import describe
 
@@ -38,6 +34,8 @@ class Doctor(BaseModel):
 
 def list_models() -> None:
     """Print a line a model, as soon as it has been looked at, and a count for each method."""
+    from alast_tune.methods.support import all_support  # torch and timm take seconds to import
+
     count, accepted = 0, Counter[str]()
     for support in all_support():
         print(support, flush=True)
@@ -48,6 +46,11 @@ def list_models() -> None:
 
 def machine() -> dict[str, object]:
     """Collect versions, processors, memory and devices, without starting or connecting to anything."""
+    import torch
+
+    from alast_tune.data import known_datasets
+    from alast_tune.data.machine import available_bytes, cpu_count, limit_threads, memory_bytes
+
     seen: dict[str, object] = {"python": platform.python_version(), "system": platform.platform()}
     for package in ("alast-tune", "torch", "torchvision", "timm", "ray", "optuna", "mlflow", "datasets"):
         try:

@@ -14,7 +14,6 @@ Every setting below can be given; what is not comes from the preset, or is chose
 from __future__ import annotations
 
 import re
-import shlex
 import sys
 from itertools import count
 from pathlib import Path
@@ -23,33 +22,18 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field
 from pydantic_settings import (
     BaseSettings,
-    CliApp,
     CliImplicitFlag,
     CliPositionalArg,
     CliSuppress,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
 )
-from rich.console import Console
 
-from alast_tune.callbacks import callback_of
-from alast_tune.choices import is_named, model_settings, name_of, space_words, sweep_of_folder, with_auto_space
-from alast_tune.cli.guard import TRACKING_INCOMPLETE, guarded
-from alast_tune.cli.method_options import offer_methods
-from alast_tune.cli.plan import plan_of, yaml_of
-from alast_tune.cli.short_help import SWEEP, true_default
-from alast_tune.config import AUTO, ModelConfig, SweepConfig, TrialConfig, given_file, parse, read_mapping, stored_sweep
+from alast_tune.cli.guard import guarded
+from alast_tune.cli.short_help import SWEEP
+from alast_tune.config import ModelConfig, SweepConfig, given_file, read_mapping, stored_sweep
 from alast_tune.errors import ConfigError
-from alast_tune.results import FrontFile, Reseeded
-from alast_tune.storage import copy_of, display_path, listing, names_with, words_for
-from alast_tune.summary import check_complete
-from alast_tune.terminal import printer, show
-from alast_tune.tracking import REPORT, pending
-from alast_tune.tune.feasible import check_limits
-from alast_tune.tune.forecast import Forecast
-from alast_tune.tune.preview import without_cache
-from alast_tune.tune.reseed import reseed
-from alast_tune.tune.study import run_sweep
+from alast_tune.storage import copy_of, listing, names_with
 
 PRESETS = Path(__file__).parents[1] / "presets"
 
@@ -92,6 +76,8 @@ class Preset(PydanticBaseSettingsSource):
             presets_are = f"give a folder of images, --preset (one of {', '.join(presets())}) or --resume"
             raise ConfigError("folder", "not given", presets_are)
         if model:
+            from alast_tune.choices import model_settings  # torch and timm take seconds to import
+
             trial = values.setdefault("trial", {})
             kept = {name: value for name, value in trial.get("model", {}).items() if name not in _OF_WEIGHTS}
             trial["model"] = kept | model_settings(model, ModelConfig())
@@ -107,6 +93,8 @@ class Preset(PydanticBaseSettingsSource):
         return {name: value for name, value in stored.items() if name != "storage"} | {"storage": place}
 
     def _of_folder(self, folder: str, storage: Path) -> dict[str, Any]:
+        from alast_tune.choices import is_named, name_of, sweep_of_folder
+
         given = dict(self.current_state)
         name = given.get("name") or self._name(storage, name_of(folder))
         if str(given.get("go_on")).lower() == "true" and name in names_with(storage, "sweep.json"):
@@ -209,19 +197,9 @@ def presets() -> list[str]:
     return sorted(file.stem for file in PRESETS.glob("*.yaml"))
 
 
-def _without_auto(words: list[str]) -> tuple[list[str], dict[str, Any]]:
-    """Take ``--space auto`` out, a word where pydantic-settings reads mappings alone; give it as a value."""
-    for n, word in enumerate(words):
-        if word == f"--space={AUTO}":
-            return [*words[:n], *words[n + 1 :]], {"space": AUTO}
-        if words[n : n + 2] == ["--space", AUTO]:
-            return [*words[:n], *words[n + 2 :]], {"space": AUTO}
-    return words, {}
-
-
 @guarded
 def main(arguments: list[str] | None = None) -> None:
-    """Run or resume a sweep; print its front and where to look at it."""
+    """Answer what is asked about the command, or search."""
     given = sys.argv[1:] if arguments is None else arguments
     # Both spellings of a name are taken: --max-memory and --max_memory.
     underscored = [re.sub(r"^--[^=]+", lambda name: "--" + name[0][2:].replace("-", "_"), word) for word in given]
@@ -232,43 +210,6 @@ def main(arguments: list[str] | None = None) -> None:
         for name in presets():
             print(f"{name:20}{(PRESETS / f'{name}.yaml').read_text().splitlines()[0].removeprefix('# ')}")
         return
-    offer_methods(TrialConfig)
-    words, auto = _without_auto(words)
-    with true_default(words):
-        options = CliApp.run(Sweep, cli_args=words, **auto)
-    sweep = parse(SweepConfig, options.given_values())
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    resume = options.resume is not None or (options.go_on and is_begun(sweep))
-    say = printer(console)
-    if not resume and not options.chosen and (options.methods or not sweep.space):
-        sweep = with_auto_space(sweep, options.methods)
-        line = f"space: {', '.join(space_words(sweep.space))}"
-        print(f"# {line}") if options.dry_run else say(line)
-    if options.dry_run:
-        for line in plan_of(sweep, options.chosen):
-            print(f"# {line}")
-        if not resume and sweep.warm_start is None:
-            check_limits(sweep.model_copy(update={"trial": without_cache(sweep.trial)}), Forecast().costs)
-        print(yaml_of(sweep), end="")
-        return
-    if options.chosen and not resume:
-        for line in plan_of(sweep, options.chosen):
-            say(line)
-    if options.retry_failed and not resume:
-        raise ConfigError("retry_failed", True, "there is nothing yet that has failed; give --resume")
-    callbacks = [callback_of(path) for path in options.callbacks]
-    results = run_sweep(sweep, resume=resume, retry_failed=options.retry_failed, console=console, callbacks=callbacks)
-    file = sweep.storage / sweep.name / "front.json"
-    storage = words_for(sweep.storage)
-    words = [sweep.name, *storage]
-    show(console, FrontFile.read(file), words, Reseeded.find(file.parent))
-    if sweep.reseed and any(result.state == "complete" for result in results):
-        again = reseed(file.parent, sweep.reseed, console)
-        show(console, FrontFile.read(file), words, again)
-    say(f"front: {display_path(file)}")
-    if (page := file.with_name(REPORT)).exists():
-        say(f"report: {display_path(page)}")
-    say(f"MLflow: {shlex.join(['alast-tune', 'ui', *storage])}")
-    check_complete(sweep.name, results)
-    if pending(file.parent):  # the tracker has said so
-        sys.exit(TRACKING_INCOMPLETE)
+    from alast_tune.cli.search import search  # Ray, Optuna and MLflow take seconds to import
+
+    search(words)

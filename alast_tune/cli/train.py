@@ -20,7 +20,6 @@ from rich.console import Console
 from alast_tune.cli.guard import TRACKING_INCOMPLETE, complain
 from alast_tune.cli.launch import Launched
 from alast_tune.config import PromotedConfig, Provenance, parse, seconds_of
-from alast_tune.data.machine import limit_threads
 from alast_tune.errors import ConfigError
 from alast_tune.scores import SCORES
 from alast_tune.terminal import TrainingProgress, printer
@@ -72,7 +71,8 @@ class Train(PromotedConfig):
 
     def cli_cmd(self) -> None:
         """Train, test, register; in processes of torchrun's, all train and the first one does the rest."""
-        from alast_tune.tracking import check_names  # MLflow takes seconds to import
+        from alast_tune.data.machine import limit_threads  # torch and MLflow take seconds to import
+        from alast_tune.tracking import check_names
 
         own = set(Train.model_fields) - set(PromotedConfig.model_fields)
         config = parse(PromotedConfig, self.model_dump(exclude=own))

@@ -362,6 +362,18 @@ def test_nothing_is_deleted_or_written_through_a_link_in_a_sweep(
     assert kept.exists() and not (tmp_path / "c.yaml").exists()
 
 
+def test_help_and_refusals_import_nothing_that_takes_seconds(tmp_path: Path) -> None:
+    heavy = ("torch", "torchvision", "timm", "ray", "optuna", "mlflow", "pandas")
+    lines = ["--help", "sweep --help", "train --help", "ui --help", "sweep --list-presets", "front none", "list"]
+    code = (
+        "import contextlib, sys\nfrom alast_tune.cli import main\n"
+        f"for line in {lines}:\n"
+        "    with contextlib.suppress(SystemExit):\n        main(line.split())\n"
+        f"    assert not [name for name in {heavy} if name in sys.modules], line\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=tmp_path, env=os.environ)
+
+
 def test_the_version_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     main(["--version"])
     assert capsys.readouterr().out == f"alast-tune {alast_tune.__version__}\n"

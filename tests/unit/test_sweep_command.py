@@ -11,7 +11,7 @@ import torch
 
 from alast_tune.choices import Machine
 from alast_tune.cli import main
-from alast_tune.cli import sweep as module
+from alast_tune.cli import search as module
 from alast_tune.cli.plan import plan_of, yaml_of
 from alast_tune.cli.sweep import PRESETS, Sweep, presets
 from alast_tune.cli.train import Train
