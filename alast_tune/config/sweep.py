@@ -152,7 +152,7 @@ class SweepConfig(Limits):
         description="count what comes within so much accuracy of full fine-tuning, or keeps --min-accuracy if that is "
         "given: hypervolume, proposals, stopping and the knee look at nothing else; 1: at everything",
     )
-    seed: int = Field(0, ge=0, description="of the sampler")
+    seed: int = Field(0, ge=0, lt=2**32, description="of the sampler")
     sampler: Literal["ehvi", "tpe", "nsga2", "gp", "random", "grid"] = Field(
         "ehvi",
         description="ehvi: by expected hypervolume improvement per FLOP, costs being forecast; "

@@ -140,7 +140,7 @@ class TrainConfig(Record):
     tf32: bool = Field(False, description="let GPUs round the factors of fp32 matrix products to 10 bits (TF32)")
     compile: bool = Field(False, description="compile the blocks with torch.compile")
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
 
     @model_validator(mode="after")
     def _check_warmup(self) -> Self:

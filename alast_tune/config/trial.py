@@ -75,7 +75,7 @@ class DataConfig(Record):
     test_fraction: float = Field(
         0.2, ge=0, lt=1, description="share held out for testing where the dataset has no splits at all; 0: no test"
     )
-    split_seed: int = Field(0, description="seed of these splits")
+    split_seed: int = Field(0, ge=0, description="seed of these splits")
     train_images: int | None = Field(None, ge=1, description="use only so many training images, classes balanced")
     all_data: bool = Field(
         False,

@@ -164,7 +164,12 @@ class _Reader:
                     f"{self._where(inner)} holds only folders ({names}), and a class is one folder of images; "
                     "set data.root to the folder that holds the classes, or put the images of a class together"
                 )
-            part.classes[unicodedata.normalize("NFC", inner.name)] = images
+            name = unicodedata.normalize("NFC", inner.name)
+            if name in part.classes:
+                raise self._refuse(
+                    f"{self._where(inner)} is there twice, in two Unicode forms; put both into one folder"
+                )
+            part.classes[name] = images
         return part
 
     def _make_agree(self, parts: dict[str, Part]) -> None:

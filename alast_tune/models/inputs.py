@@ -13,6 +13,7 @@ from timm.data.config import resolve_data_config
 from timm.data.transforms_factory import create_transform
 from torchvision.transforms import Compose
 
+from alast_tune.errors import ConfigError
 from alast_tune.models.backbone import Backbone
 from alast_tune.models.recognition import pretrained_cfg, read_card
 
@@ -55,7 +56,7 @@ def input_spec(model: Backbone) -> InputSpec:
 
 
 def inputs_of(path: Path) -> dict[str, Any]:
-    """Get what a folder's ``config.json`` says of images; None, timm's default, of what it leaves out.
+    """Get what a checkpoint's ``config.json`` says of images; None, timm's default, of what it leaves out.
 
     Args:
         path: of a checkpoint.
@@ -64,11 +65,24 @@ def inputs_of(path: Path) -> dict[str, Any]:
         As timm's ``pretrained_cfg``; empty if there is no such file, or nothing of images in it.
 
     Raises:
-        ConfigError: the file cannot be read.
+        ConfigError: the file cannot be read, or normalises by something else than three numbers.
     """
     card = read_card(path)
     cfg = card.get("pretrained_cfg") or card  # older ones have it all at the top
+    for name, least in (("mean", 0.0), ("std", 1e-3)):
+        if cfg.get(name) is not None and not _are_of_channels(cfg[name], least):
+            remedy = f"its config.json has {name} = {cfg[name]}, not three numbers from {least:g} to 1; mend it"
+            raise ConfigError("model.checkpoint", path, remedy)
     return {name: cfg.get(name) for name in _FIELDS} if any(name in cfg for name in _FIELDS) else {}
+
+
+def _are_of_channels(values: Any, least: float) -> bool:
+    """Whether these are numbers of three channels, pixels being in [0, 1]."""
+    return (
+        isinstance(values, list | tuple)
+        and len(values) == 3
+        and all(isinstance(value, int | float) and least <= value <= 1.0 for value in values)
+    )
 
 
 @lru_cache(maxsize=8)

@@ -14,6 +14,7 @@ from torch import Size, Tensor
 
 from alast_tune.errors import ConfigError
 from alast_tune.models.backbone import Backbone
+from alast_tune.models.checkpoints import FILES
 
 SIZES = {192: "tiny", 384: "small", 512: "medium", 768: "base", 1024: "large", 1280: "huge"}
 """What timm calls a model by its width."""
@@ -90,22 +91,26 @@ def _shapes(state: dict[str, Tensor]) -> Iterator[tuple[str, Size]]:
 
 
 def named_by(path: Path) -> str | None:
-    """Name the architecture that stands in a folder's ``config.json``, as timm and the hub write it."""
+    """Name the architecture that stands in a checkpoint's ``config.json``, as timm and the hub write it."""
     found = read_card(path).get("architecture")
     return found if isinstance(found, str) and timm.is_model(found) else None
 
 
 def read_card(path: Path) -> dict[str, Any]:
-    """Read a folder's ``config.json``, as timm and the hub write it; empty if there is none.
+    """Read the ``config.json`` of a checkpoint, as timm and the hub write it; empty if there is none.
+
+    Args:
+        path: a folder, or a file: beside one of the name that timm and the hub give to weights, it is of these.
 
     Raises:
         ConfigError: it cannot be read.
     """
-    file = path / "config.json"
+    folder = path.parent if path.name in FILES and not path.is_dir() else path
+    file = folder / "config.json"
     try:
         card = json.loads(file.read_text()) if file.is_file() else {}
     except (OSError, ValueError) as error:
-        remedy = f"its {file.name} cannot be read ({error}); mend it, or give the file that has the weights"
+        remedy = f"its {file.name} cannot be read ({error}); mend or remove it"
         raise ConfigError("model.checkpoint", path, remedy) from error
     return card if isinstance(card, dict) else {}
 

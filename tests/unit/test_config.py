@@ -65,6 +65,8 @@ def test_configurations_survive_json_and_are_hashable() -> None:
     [
         ({"trails": 3}, "trails = 3: no such setting; see --help for those there are"),
         ({"trials": 0}, "trials = 0: Input should be greater than or equal to 1"),
+        ({"trial": {"train": {"seed": 2**60}}}, f"trial.train.seed = {2**60}: Input should be less than"),
+        ({"trial": {"data": {"split_seed": -1}}}, "trial.data.split_seed = -1: Input should be greater"),
         ({"trial": {"train": {"epochs": "many"}}}, "trial.train.epochs = many: Input should be a valid integer"),
         ({"trial": {"method": {"name": "alast", "alpha": -1}}}, "trial.method.alpha = -1: Input should be greater"),
         ({"trial": {"method": {"name": "magic"}}}, "trial.method.name = magic: no such method; known are alast, full"),

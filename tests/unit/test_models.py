@@ -316,8 +316,9 @@ class TestImagesOfAFolder:
         return tmp_path
 
     @pytest.mark.parametrize("card", [{"pretrained_cfg": DINO}, DINO], ids=["timm's", "an older one"])
-    def test_are_as_it_says(self, folder, card):
-        config = ModelConfig(name=self.NAME, checkpoint=folder)
+    @pytest.mark.parametrize("given", [".", "model.safetensors"])
+    def test_are_as_it_says(self, folder, card, given):
+        config = ModelConfig(name=self.NAME, checkpoint=folder / given)
         bytes_alone = weights_fingerprint(config)
         (folder / "config.json").write_text(json.dumps({"architecture": self.NAME, **card}))
         spec = input_spec(outline(config))
@@ -338,6 +339,21 @@ class TestImagesOfAFolder:
             card["pretrained_cfg"] |= {"std": own.std, **dataclasses.asdict(own.resizing)}
         (folder / "config.json").write_text(json.dumps(card))
         assert (input_spec(outline(config)), weights_fingerprint(config)) == (own, bytes_alone)
+
+    @pytest.mark.parametrize(
+        ("said", "values"),
+        [("mean", 0.5), ("mean", "0.5"), ("std", [0, 0, 0]), ("mean", [127, 127, 127]), ("std", [0.5])],
+    )
+    def test_that_are_normalised_by_no_numbers_are_refused(self, folder, said, values):
+        (folder / "config.json").write_text(json.dumps({"pretrained_cfg": DINO | {said: values}}))
+        with pytest.raises(ConfigError, match=rf"its config.json has {said} = .*, not three numbers from 0.*; mend it"):
+            outline(ModelConfig(name=self.NAME, checkpoint=folder))
+
+    def test_are_not_those_of_a_config_beside_weights_of_another_name(self, folder):
+        config = ModelConfig(name=self.NAME, checkpoint=folder / "mine.safetensors")
+        (folder / "model.safetensors").rename(config.checkpoint)
+        (folder / "config.json").write_text(json.dumps({"architecture": self.NAME, "pretrained_cfg": DINO}))
+        assert input_spec(outline(config)) == input_spec(outline(ModelConfig(name=self.NAME, pretrained=False)))
 
 
 class TestRefusedCheckpoint:

@@ -70,7 +70,7 @@ def test_a_folder_says_what_it_holds_where_the_shapes_agree(
 def test_a_folder_that_cannot_be_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "config.json").write_text("{")
     read_as(monkeypatch, outline(ModelConfig()).state_dict())
-    with pytest.raises(ConfigError, match=r"its config.json cannot be read \(.*; mend it, or give the file that has"):
+    with pytest.raises(ConfigError, match=r"its config.json cannot be read \(.*; mend or remove it"):
         architecture_of(tmp_path)
 
 

@@ -183,6 +183,11 @@ class TestFiles:
         write_images(divided / "test" / "\u00e9", 2, seed=5)
         assert sizes(divided) == (("ant", "bee", "\u00e9"), [14, 6, 6])
 
+    def test_a_class_in_two_normal_forms_is_refused(self, flat):
+        for number, name in enumerate(("e\u0301", "\u00e9")):
+            write_images(flat / name, 2, seed=number)
+        assert "is there twice, in two Unicode forms; put both into one folder" in refusal("folder", root=flat)
+
 
 class TestApart:
     @pytest.mark.parametrize("inner", [".", "runs", "runs/train"])
