@@ -46,7 +46,7 @@ from alast_tune.errors import ConfigError
 from benchmarks.measures import TARGETS, WITHIN, Judge, floor_of, needed, quantiles, share_at
 from benchmarks.replay import BUDGET, Found, Searcher, Table, replay
 from benchmarks.rivals import PACKAGES, BoTorch, Moasha, Primo
-from benchmarks.searchers import Optuna, Ours, Random, RayOptuna
+from benchmarks.searchers import Cheapest, Optuna, Ours, Random, RayOptuna
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -54,6 +54,7 @@ _TPE = partial(Optuna, partial(optuna.samplers.TPESampler, multivariate=True, gr
 _GP = partial(Optuna, optuna.samplers.GPSampler)
 SEARCHERS: dict[str, Callable[..., Searcher]] = {
     "random": Random,
+    "cheapest first": Cheapest,
     "OptunaSearch": RayOptuna,
     "NSGA-II": partial(Optuna, optuna.samplers.NSGAIISampler),
     "TPE": _TPE,

@@ -105,6 +105,18 @@ class Random:
         return choices[int(self._draw.integers(len(choices)))]
 
 
+class Cheapest(Random):
+    """Trains the points in the order of their forecast FLOPs and learns nothing: what a table gives away by costs."""
+
+    def __init__(self, table: Table, seed: int, baselines: Sequence[str] = ()) -> None:
+        super().__init__(table, seed, baselines)
+        self._order = iter(np.argsort(table.forecasts_C2[:, 0], kind="stable").tolist())
+
+    def ask(self, number: int, params: Params | None) -> int | None:
+        """Propose the next one."""
+        return self.table.index(params) if params else next(self._order, None)
+
+
 class RayOptuna(Random):
     """Ray Tune's OptunaSearch as it is shipped, driven without a cluster; no scheduler."""
 

@@ -14,7 +14,7 @@ from benchmarks import search
 from benchmarks.measures import Judge, floor_of, needed, quantiles
 from benchmarks.replay import Found, Table, replay
 from benchmarks.rivals import _columns
-from benchmarks.searchers import Optuna, Ours, Random, RayOptuna
+from benchmarks.searchers import Cheapest, Optuna, Ours, Random, RayOptuna
 from benchmarks.tabular import everything, sweep_of
 
 SPEC: dict[str, Any] = {
@@ -181,6 +181,7 @@ def test_quantiles_are_the_median_and_between_what_most_seeds_lie() -> None:
     "searcher",
     [
         Random,
+        Cheapest,
         RayOptuna,
         partial(Optuna, optuna.samplers.NSGAIISampler),
         partial(Optuna, partial(optuna.samplers.TPESampler, multivariate=True, group=True), constrained=True),
