@@ -50,7 +50,7 @@ def sampler_for(
     if sweep.sampler == "grid":
         return GridSampler(space, list(sweep.combinations()))
     conditional = is_conditional(sweep.space)  # what Optuna's samplers cannot model then, they draw independently
-    seed = sweep.seed + 7919 * len(study.get_trials(deepcopy=False))
+    seed = (sweep.seed + 7919 * len(study.get_trials(deepcopy=False))) % 2**32
     if sweep.sampler == "random":
         return optuna.samplers.RandomSampler(seed=seed)
     if sweep.sampler == "nsga2":

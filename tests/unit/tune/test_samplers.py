@@ -66,3 +66,9 @@ def test_what_is_in_force_is_proposed_and_gone_on_with(
             rate = result.params.get(f"{result.params['way']}/train/learning_rate", result.config.train.learning_rate)
             assert result.config.train.learning_rate == rate
     assert not [record for record in caplog.records if record.levelname == "WARNING"]  # what is not modelled is drawn
+
+
+@pytest.mark.parametrize("sampler", ["ehvi", "tpe", "nsga2", "gp", "random"])
+def test_the_largest_seed_proposes_too(tmp_path: Path, sampler: str) -> None:
+    search, _ = search_of(tmp_path, sweep(sampler=sampler, seed=2**32 - 1))
+    assert run(search, 2) == 2
