@@ -33,7 +33,8 @@ class Budget:
         full_flops: of full fine-tuning, predicted.
         min_gain: least share that the next trials are expected to add to the front's hypervolume; None: no limit.
         owed: training FLOPs of what is to follow the search, which are kept for it, as is the time that they will take
-            at the search's pace.
+            at the search's pace. That is known once as much as full fine-tuning takes is trained: before, the start of
+            all, and a cheap trial that ends first, would make hours of what is owed.
         clock: seconds that pass.
     """
 
@@ -50,6 +51,7 @@ class Budget:
         self._study = study
         self._seconds = math.inf if seconds is None else seconds
         self._flops = math.inf if flops is None else flops_of(flops, full_flops)
+        self._full_flops = full_flops
         self._min_gain = 0.0 if min_gain is None else min_gain
         self._owed = owed
         self._ended = 0.0
@@ -67,7 +69,7 @@ class Budget:
     def over(self) -> str:
         """Why no trial may start any more: ``time``, ``FLOPs`` or ``gain``; empty: one may."""
         seconds, owed = self._clock() - self._started, self._owed()
-        if owed and (trained := self.flops):
+        if owed and (trained := self.flops) >= self._full_flops:
             seconds *= 1 + owed / trained
         if seconds >= self._seconds:
             return "time"

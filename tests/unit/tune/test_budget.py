@@ -140,7 +140,7 @@ def test_flops_of_trials_that_run_were_stopped_or_failed_count_and_no_trial_star
 
 def test_what_other_seeds_will_train_is_kept_for_them(study: optuna.Study, tmp_path: Path) -> None:
     clock, owed = Clock(), [0.0]
-    search = searcher(study, tmp_path, budget := Budget(study, 60, 10.0, owed=lambda: owed[0], clock=clock))
+    search = searcher(study, tmp_path, budget := Budget(study, 60, 10.0, 4.0, owed=lambda: owed[0], clock=clock))
     search.suggest("a")
     train(search, "a", 4.0, 10)
     assert (budget.over, budget.used()) == ("", "4.00 FLOP of 10.0 FLOP used")
@@ -151,6 +151,20 @@ def test_what_other_seeds_will_train_is_kept_for_them(study: optuna.Study, tmp_p
     owed[0], clock.seconds = 2.0, 39
     assert budget.over == ""
     clock.seconds = 40  # 4 FLOPs took 40 seconds, so that 2 will take 20
+    assert budget.over == "time"
+
+
+def test_a_cheap_trial_that_ends_first_says_nothing_of_the_pace(study: optuna.Study, tmp_path: Path) -> None:
+    clock = Clock()
+    search = searcher(study, tmp_path, budget := Budget(study, 60, None, 4.0, owed=lambda: 8.0, clock=clock))
+    search.suggest("full")
+    search.suggest("head")
+    train(search, "head", 0.1, 10)
+    clock.seconds = 15
+    assert budget.over == ""  # not 15 seconds for each 0.1
+    train(search, "full", 4.0, 10)
+    assert budget.over == ""
+    clock.seconds = 25
     assert budget.over == "time"
 
 
