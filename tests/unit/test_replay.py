@@ -199,6 +199,13 @@ def test_a_search_begins_with_the_baseline_and_finds_points_of_every_variant(sea
     assert {table.points[trial.config]["method"] for trial in found if trial.config < 6} == {"full", "reader"}
 
 
+def test_cheapest_first_goes_through_all_points_by_their_forecast_flops() -> None:
+    searcher = Cheapest(table := make_table(), 0)
+    asked = [searcher.suggest(number) for number in range(7)]
+    assert asked.pop() is None and sorted(place for place in asked if place is not None) == list(range(6))
+    assert (np.diff(table.forecasts_C2[asked, 0]) >= 0).all() and table.forecasts_C2[0, 0] > table.forecasts_C2[5, 0]
+
+
 def test_many_workers_of_ours_get_different_points_at_once() -> None:
     table = make_table()
     searcher = Ours(table, 0, ["full"])
