@@ -23,7 +23,6 @@ from rich.console import Console
 from alast_tune.config import SweepConfig, TrialConfig, flatten, parse
 from alast_tune.lease import SweepLease
 from alast_tune.results import OBJECTIVES
-from alast_tune.run import load_trial
 from alast_tune.storage import STUDY, is_copy
 from alast_tune.summary import summarise, trial_id
 from alast_tune.tracking import Tracker, default_uri
@@ -74,7 +73,7 @@ def studies(folder: Path, sizes: list[int], model: str = "embedded") -> dict[int
     folder.mkdir(parents=True, exist_ok=True)
     files = {size: folder / f"{size}.db" for size in sorted(sizes)}
     sweep = sweep_in(folder, 1, model)
-    reference = reference_point(sweep.trial, *load_trial(sweep.trial))
+    reference = reference_point(sweep, Forecast())
     full = reference[1] / MARGIN, reference[2] / MARGIN
     study = open_study(sweep, folder, new=True)
     study.set_user_attr("reference_point", reference)
@@ -154,12 +153,9 @@ class Driver:
 
     def __init__(self, sweep: SweepConfig, database: Path, lease: SweepLease) -> None:
         self.draw = np.random.default_rng(0)
-        model, splits = load_trial(sweep.trial)
-        reference = reference_point(sweep.trial, model, splits)
-        self._full = reference[1] / MARGIN, reference[2] / MARGIN
         forecast = Forecast()
-        forecast.look_at(sweep.trial, model, splits)
-        del model, splits
+        reference = reference_point(sweep, forecast)
+        self._full = reference[1] / MARGIN, reference[2] / MARGIN
         self.sweep, own = sweep, sweep.storage / sweep.name
         shared = "://" in (sweep.study or "")
         grows = is_copy(own) or sweep.study == "journal"  # a file that only grows

@@ -15,13 +15,11 @@ import torch
 from alast_tune.choices import Machine, this_machine
 from alast_tune.config import (
     FloatRange,
-    FullConfig,
     SweepConfig,
     TrialConfig,
     choices_of,
     parameters,
     point_of,
-    with_whole_images,
 )
 from alast_tune.data.machine import in_own_process, limit_threads
 from alast_tune.device import AUTOCAST, device_of, precision_of
@@ -32,7 +30,7 @@ from alast_tune.optimizers import build_optimizer
 from alast_tune.run import load_trial
 from alast_tune.tune.forecast import Costs, Forecast
 from alast_tune.tune.resources import Node, Packing
-from alast_tune.tune.space import begins_with, trial_config
+from alast_tune.tune.space import begins_with, full_config, trial_config
 
 POINTS = 48
 """Of the space, whose costs are forecast."""
@@ -103,7 +101,7 @@ def preview(sweep: SweepConfig, machine: Machine | None = None) -> Preview:
     forecast = Forecast()
     trial = sweep.with_limit(without_cache(sweep.trial))
     sweep = sweep.model_copy(update={"trial": trial})
-    full = forecast.costs(full_of(trial))
+    full = forecast.costs(full_config(sweep))
     points = list(_costs(sweep, forecast))
     if not points:
         raise ConfigError("space", ", ".join(sweep.space), f"none of {POINTS} points of it works")
@@ -117,11 +115,6 @@ def preview(sweep: SweepConfig, machine: Machine | None = None) -> Preview:
 def without_cache(trial: TrialConfig) -> TrialConfig:
     """Let a few images be read without decoding all."""
     return trial.model_copy(update={"data": trial.data.model_copy(update={"cache": "none"})})
-
-
-def full_of(trial: TrialConfig) -> TrialConfig:
-    """Put full fine-tuning on whole images in the place of a trial's method."""
-    return with_whole_images(trial).model_copy(update={"method": FullConfig()})
 
 
 def _costs(sweep: SweepConfig, forecast: Forecast) -> Iterator[Costs]:
@@ -172,7 +165,7 @@ def pace(sweep: SweepConfig) -> Pace:
     Raises:
         RuntimeError: whatever has gone wrong, memory that is not there for one.
     """
-    trial, threads = full_of(sweep.with_limit(without_cache(sweep.trial))), sweep.cpus_per_trial
+    trial, threads = without_cache(full_config(sweep)), sweep.cpus_per_trial
     if device_of(trial.train).type == "cpu":
         return _timed(trial, threads)
     return in_own_process(_timed, trial, threads)

@@ -96,6 +96,11 @@ def baseline_params(base: TrialConfig, space: Mapping[str, Distribution], baseli
     return point_of(space, value_of)
 
 
+def full_config(sweep: SweepConfig) -> TrialConfig:
+    """Give the full fine-tuning that a sweep runs as a baseline, and that all its trials are compared with."""
+    return trial_config(sweep, baseline_params(sweep.trial, sweep.space, "full"), "full")
+
+
 def is_point(sweep: SweepConfig, baseline: str) -> bool:
     """Whether a baseline is a point of the space itself, so that its accuracy is that point's."""
     params = baseline_params(sweep.trial, sweep.space, baseline)

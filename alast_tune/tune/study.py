@@ -18,16 +18,12 @@ from threadpoolctl import threadpool_limits
 
 from alast_tune.callbacks import Callbacks
 from alast_tune.choices import space_words, with_auto_space, with_space_of
-from alast_tune.config import FullConfig, SweepConfig, TrialConfig, stored_sweep, with_absolute_paths
-from alast_tune.cost import step_flops, step_peak_bytes
-from alast_tune.data import Splits, check_apart
-from alast_tune.device import precision_of
+from alast_tune.config import SweepConfig, stored_sweep, with_absolute_paths
+from alast_tune.data import check_apart
 from alast_tune.errors import ConfigError
 from alast_tune.fingerprints import Fingerprints, fingerprints, keep_fingerprints
 from alast_tune.lease import SweepLease, exclusive_driver
 from alast_tune.methods import build_method, with_blocks_chosen
-from alast_tune.models.backbone import Backbone
-from alast_tune.optimizers import build_optimizer
 from alast_tune.other_seeds import flops_of_seeds, with_knee_of_means
 from alast_tune.phases import phases_of
 from alast_tune.results import Reseeded, TrialResult
@@ -51,6 +47,7 @@ from alast_tune.tune.resources import packing_of, placement
 from alast_tune.tune.retention import keep_front
 from alast_tune.tune.schedule import MoAsha
 from alast_tune.tune.search import StudySearcher
+from alast_tune.tune.space import full_config
 from alast_tune.tune.storage_errors import as_storage_error
 from alast_tune.tune.trainable import AlastTrainable
 from alast_tune.tune.trials import (
@@ -180,10 +177,12 @@ def prepare(sweep: SweepConfig, *, resume: bool, retry_failed: bool, console: Co
     model, splits = load_trial(sweep.trial)
     for note in splits.notes:
         say(f"note: {note}")
-    reference = reference_point(sweep.trial, model, splits)  # tries the method on: what cannot work says so here
+    build_method(with_blocks_chosen(sweep.trial.method), model, sweep.trial.train)  # what cannot work says so here
+    phases_of(sweep.trial.train, model)
     origin = fingerprints(splits, sweep.trial.model)
     forecast = Forecast()
     forecast.look_at(sweep.trial, model, splits)  # before there is much else in memory
+    reference = reference_point(sweep, forecast)
     if not resume and sweep.warm_start is None:
         check_limits(sweep, forecast.costs)
     earlier = earlier_results(sweep, origin, say) if sweep.warm_start and not resume else []
@@ -314,24 +313,13 @@ def _with_absolute_paths(sweep: SweepConfig) -> SweepConfig:
     return sweep.model_copy(update={"storage": sweep.storage.absolute(), "trial": trial, **earlier})
 
 
-def reference_point(trial: TrialConfig, model: Backbone, splits: Splits) -> tuple[float, float, float]:
-    """Accuracy 0 and 1.1 times the cost of full fine-tuning, for as many epochs at the same batch size.
+def reference_point(sweep: SweepConfig, forecast: Forecast) -> tuple[float, float, float]:
+    """Accuracy 0 and 1.1 times the forecast FLOPs and peak bytes of the full fine-tuning that the sweep runs.
 
-    Costs are predicted, before any training; from which accuracy on hypervolume counts is a region's to say. The
-    trial's own method is tried on, so that what cannot work is said now.
+    From which accuracy on hypervolume counts is a region's to say.
     """
-    full = build_method(FullConfig(), model, trial.train)
-    side = int(model.patch_embed.img_size[0])
-    images = len(splits.train)
-    flops = step_flops(model, FullConfig(), full.plan, side, 1) * images * trial.train.epochs
-    optimizer = build_optimizer(trial.train, full)
-    batch = min(trial.train.batch_size, images)
-    peak = step_peak_bytes(
-        model, FullConfig(), full.plan, side, batch, optimizer, precision_of(trial.train), train=trial.train
-    )
-    build_method(with_blocks_chosen(trial.method), model, trial.train)
-    phases_of(trial.train, model)
-    return 0.0, MARGIN * flops, MARGIN * peak
+    full = forecast.costs(full_config(sweep))
+    return 0.0, MARGIN * full.train_flops, MARGIN * full.peak_bytes
 
 
 def _tune(

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from alast_tune.config import SweepConfig
-from alast_tune.run import load_trial
+from alast_tune.config import FullConfig, SweepConfig, TrialConfig, parse
 from alast_tune.tune.attempts import checkpoints
 from alast_tune.tune.cluster import Stop
-from alast_tune.tune.study import reference_point
+from alast_tune.tune.forecast import Forecast
+from alast_tune.tune.space import full_config
+from alast_tune.tune.study import MARGIN, reference_point
 
 
 def sweep(storage: Path) -> SweepConfig:
@@ -35,13 +36,26 @@ def write_checkpoint(folder: Path, name: str, age: int) -> None:
 
 
 def test_reference_point_is_somewhat_above_full_fine_tuning(tmp_path: Path) -> None:
-    trial = sweep(tmp_path).trial
-    accuracy, flops, peak = reference_point(trial, *load_trial(trial))
+    accuracy, flops, peak = reference_point(sweep(tmp_path), Forecast())
     assert accuracy == 0.0
     # Counted over 33 full batches of 32, and of the last block no queries, projection and MLP of the 64 patches.
     counted = 440_558_807_040 - 1056 * (6 * 64 * 10 * 80**2 + 14 * 64 * 65 * 80)
     assert flops == pytest.approx(1.1 * 64 * counted // 1056, rel=1e-6)
     assert 5e7 < peak < 2.5e8
+
+
+def test_reference_point_is_the_full_fine_tuning_that_the_sweep_runs(tmp_path: Path) -> None:
+    """With the space's largest images and its nearest batch, and without the last images that fill no batch."""
+    space = {
+        "model/image_size": {"type": "categorical", "choices": [32, 64]},
+        "train/batch_size": {"type": "categorical", "choices": [10, 20]},
+    }
+    searched = sweep(tmp_path).model_copy(update={"space": parse(SweepConfig, {"space": space}).space})
+    small, forecast = sweep(tmp_path).trial.given_values(), Forecast()
+    run = parse(TrialConfig, small | {"model": {"image_size": 64}, "train": small["train"] | {"batch_size": 20}})
+    costs = forecast.costs(run.model_copy(update={"method": FullConfig()}))
+    assert reference_point(searched, forecast) == (0.0, MARGIN * costs.train_flops, MARGIN * costs.peak_bytes)
+    assert costs.train_flops % 60 == 0 and full_config(searched).train.batch_size == 20
 
 
 def test_a_signal_stops_at_the_next_pulse_and_a_second_one_at_once() -> None:
