@@ -333,6 +333,8 @@ class SweepConfig(Limits):
 def stored_sweep(folder: Path, field: str = "resume") -> SweepConfig:
     """Read the configuration with which a sweep was started; ``within`` is None in one of an older version.
 
+    Its name and storage are those of the folder, which may have been renamed or moved since.
+
     Raises:
         ConfigError: no sweep there.
     """
@@ -342,4 +344,6 @@ def stored_sweep(folder: Path, field: str = "resume") -> SweepConfig:
         remedy = f"no such sweep under {address_of(folder.parent)}; there are: {known}" if known else "holds no sweep"
         raise ConfigError(field, folder.name, remedy)
     # Before sweeps had this setting everything counted: an older one's numbers stay as they were measured.
-    return parse(SweepConfig, {"within": None} | read_mapping(folder / "sweep.json"))
+    stored = parse(SweepConfig, {"within": None} | read_mapping(folder / "sweep.json"))
+    folder = folder.absolute()
+    return stored.model_copy(update={"name": folder.name, "storage": folder.parent})

@@ -47,7 +47,7 @@ def report(folder: Path, console: Console) -> FrontFile:
     fetch(folder)
     if not (folder / "sweep.json").exists():
         raise ConfigError("sweep", folder, "has no sweep.json: it is not the folder of a sweep")
-    sweep = stored_sweep(folder).model_copy(update={"storage": folder.parent.absolute()})
+    sweep = stored_sweep(folder)
     if sweep.study == "sqlite" and not (folder / STUDY).exists():
         raise ConfigError("sweep", sweep.name, f"has no {STUDY}: there is nothing to report")
 

@@ -44,7 +44,7 @@ def reseed(folder: Path, runs: int, console: Console) -> Reseeded:
     Raises:
         ConfigError: an empty front, other images or starting weights, or no member that ends with every seed.
     """
-    sweep = stored_sweep(folder).model_copy(update={"storage": folder.parent.absolute()})
+    sweep = stored_sweep(folder)
     front = FrontFile.read(folder / "front.json")
     if not front.front:
         raise ConfigError("reseed", runs, f"the front of {sweep.name} is empty: there is nobody to run again")

@@ -58,12 +58,12 @@ def open_study(
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     url = sweep.study if sweep.study and "://" in sweep.study else None
-    name = sweep.name if url is None else _shared_name(sweep, folder, new)  # others have a sweep of that name too
     files = [folder / STUDY, folder / STUDY_JOURNAL]
     if must_exist and url is None and not any(file.exists() for file in files):
         raise ConfigError("resume", sweep.name, _LOST.format(files[0]))
     try:
         storage = _file(sweep.study, folder) if url is None else _database(url)
+        name = _own_name(sweep, storage) if url is None else _shared_name(sweep, folder, storage, new)
         try:
             study = optuna.load_study(study_name=name, storage=storage)
         except KeyError:  # making one that is there would write, too
@@ -98,14 +98,24 @@ def database_said(error: BaseException) -> str:
     return text.splitlines()[0]
 
 
-def _shared_name(sweep: SweepConfig, folder: Path, new: bool) -> str:
+def _own_name(sweep: SweepConfig, storage: optuna.storages.BaseStorage) -> str:
+    """Name the one study of a file: as the sweep was called when it began, which its folder may no longer be."""
+    names = optuna.get_all_study_names(storage)
+    return sweep.name if sweep.name in names or not names else names[0]
+
+
+def _shared_name(sweep: SweepConfig, folder: Path, storage: optuna.storages.BaseStorage, new: bool) -> str:
     """Name a study among those of other sweeps; sweeps of version 0.1 have no id, and go by their address."""
     file = folder / _ID
     if new:
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_write(file) as scratch:
             scratch.write_text(uuid4().hex + "\n")
-    return f"{sweep.name}-{file.read_text().strip()}" if file.exists() else f"{address_of(folder.parent)}/{sweep.name}"
+    if not file.exists():
+        return f"{address_of(folder.parent)}/{sweep.name}"
+    own = f"-{file.read_text().strip()}"  # behind the name that the folder had when the sweep began
+    names = [] if new else optuna.get_all_study_names(storage)
+    return next((name for name in names if name.endswith(own)), f"{sweep.name}{own}")
 
 
 def _file(kind: str | None, folder: Path) -> optuna.storages.BaseStorage:

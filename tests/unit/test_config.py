@@ -328,7 +328,7 @@ def test_a_sweep_of_an_older_version_counts_everything_and_others_what_they_say(
     for within in (-0.1, 1.5):
         with pytest.raises(ConfigError, match=rf"^within = {within}: "):
             parse(SweepConfig, {"space": SPACE, "within": within})
-    other = parse(SweepConfig, {"space": SPACE, "within": 0.2})
+    other = parse(SweepConfig, {"name": tmp_path.name, "space": SPACE, "within": 0.2})
     assert other.difference(stored_sweep(tmp_path)) == "within"
 
 

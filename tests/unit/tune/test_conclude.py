@@ -102,6 +102,17 @@ def test_a_sweep_is_reported_without_cluster_and_images_as_often_as_one_likes(st
     assert statuses(storage) == DONE | {"s": ("FINISHED", None)}
 
 
+def test_a_sweep_whose_folder_was_renamed_is_reported_there(storage: Path) -> None:
+    _, _, tracker = begun(storage, over=True)
+    tracker._writer.flush(60)
+    tracker._close()
+    (storage / "s").rename(storage / "old")
+    begun(storage, over=False)[2]._close()  # a new one has taken its name
+    front = report(storage / "old", quiet())
+    assert front.sweep == "old" and front == FrontFile.read(storage / "old" / "front.json")
+    assert not (storage / "s" / "front.json").exists()
+
+
 def test_a_half_finished_sweep_is_reported_and_keeps_what_is_left_to_run(storage: Path) -> None:
     sweep, _, tracker = begun(storage, over=False)
     tracker._writer.flush(60)
