@@ -25,7 +25,7 @@ from alast_tune.storage import CHECKPOINTS, address_of, path_below
 from alast_tune.summary import trial_id
 from alast_tune.terminal import printer
 from alast_tune.text import without_passwords
-from alast_tune.tracking import COMPARED_DATA, SCORE, RegistryError, check_names, default_uri, register
+from alast_tune.tracking import COMPARED_DATA, SCORE, RegistryError, check_names, default_uri, register, same_images
 from alast_tune.tune.attempts import checkpoints
 from alast_tune.tune.trainable import finished_run
 from alast_tune.verification import verify_member
@@ -191,8 +191,10 @@ def promoted_config(
 def origin_of(member: FrontMember, folder: Path) -> Fingerprints | None:
     """Look up what a trial of a sweep started from; None if that is not known, or was searched over."""
     base = stored_sweep(folder, "sweep").trial if (folder / "sweep.json").exists() else None
-    same = base and without_places(base).data == without_places(member.config).data
-    return read_fingerprints(folder) if same and base and base.model.name == member.config.model.name else None
+    if base is None or base.model.name != member.config.model.name:
+        return None
+    same = same_images(without_places(base).data, without_places(member.config).data)
+    return read_fingerprints(folder) if same else None
 
 
 def export_member(member: FrontMember, sweep: Path, folder: Path) -> None:

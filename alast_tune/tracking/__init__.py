@@ -10,6 +10,7 @@ charts; ``registry`` makes a trained model a version of a registered one, ``serv
 from alast_tune.tracking.finish import log_reseeded, sync
 from alast_tune.tracking.kept import pending, run_ids, sweep_run_id
 from alast_tune.tracking.page import REPORT, describe_front
+from alast_tune.tracking.people import same_images
 from alast_tune.tracking.registry import (
     ALL_DATA,
     COMPARED_DATA,
@@ -42,6 +43,7 @@ __all__ = [
     "prepare_view",
     "register",
     "run_ids",
+    "same_images",
     "sweep_run_id",
     "sync",
     "tag_run",

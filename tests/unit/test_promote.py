@@ -1,14 +1,15 @@
 """Who is picked, and what is written down of it."""
 
+import json
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from alast_tune import promote
-from alast_tune.config import Limits, PromotedConfig, TrialConfig
+from alast_tune.config import Limits, PromotedConfig, SweepConfig, TrialConfig, parse, with_whole_images
 from alast_tune.errors import ConfigError
-from alast_tune.fingerprints import Fingerprints
+from alast_tune.fingerprints import Fingerprints, keep_fingerprints
 from alast_tune.production import read_config, write_config
 from alast_tune.results import FrontFile, FrontMember, TrialResult
 from alast_tune.summary import summarise, within
@@ -92,6 +93,23 @@ def test_other_images_than_a_member_was_measured_with_are_refused(front: FrontFi
         f"pick = 0001: was measured otherwise: here are other data (fingerprint {same.data}, not {'0' * 16}); "
         "put them back"
     )
+
+
+def test_full_fine_tuning_started_from_the_images_of_a_sweep_that_caches_features(
+    front: FrontFile, tmp_path: Path
+) -> None:
+    """It trains on no features itself, and on the same images."""
+    data = {"dataset": "digits", "train_images": 64, "features": "auto"}
+    space = {"method/alpha": {"type": "float", "low": 0.1, "high": 1.0}}
+    sweep = parse(SweepConfig, {"trial": {"data": data}, "space": space})
+    (tmp_path / "sweep.json").write_text(json.dumps(sweep.given_values()))
+    known = Fingerprints(data="a", weights="b", meter=1)
+    keep_fingerprints(known, tmp_path, "resume", new=True)
+    full = member(front, "1").model_copy(update={"config": with_whole_images(sweep.trial)})
+    assert full.config.data.features == "none" and promote.origin_of(full, tmp_path) == known
+    others = sweep.trial.data.model_copy(update={"train_images": 32})
+    full = full.model_copy(update={"config": full.config.model_copy(update={"data": others})})
+    assert promote.origin_of(full, tmp_path) is None
 
 
 def test_what_promotion_has_not_written_it_does_not_write_over(front: FrontFile, tmp_path: Path) -> None:
