@@ -172,8 +172,12 @@ def within(
     these. What hypervolume is measured from stays the sweep's.
     """
     members = tuple(member for member in front.front if limits.allow(**member.objectives))
-    given = {name: getattr(limits, name) for name in Limits.model_fields if getattr(limits, name) is not None}
-    stricter = front.limits.model_copy(update=given)
+    both = front.limits, limits
+    stricter = Limits(
+        max_memory=min((one.max_memory for one in both if one.max_memory is not None), default=None),
+        max_flops=min((one.max_flops for one in both if one.max_flops is not None), default=None),
+        min_accuracy=max((one.min_accuracy for one in both if one.min_accuracy is not None), default=None),
+    )
     full = front.full, front.full_timing, front.validation_images
     about = front.sweep, front.reference_point, front.region, stricter
     kept = _front_file(*about, front.trials, members, *full, tolerance, score=front.score)
@@ -228,7 +232,8 @@ def joint_front(fronts: Sequence[FrontFile]) -> tuple[list[FrontFile], FrontFile
     best.sort(key=lambda member: member.objectives["train_flops"])
     totals = {name: sum(getattr(front.trials, name) for front in fronts) for name in TrialCounts.model_fields}
     name = " + ".join(front.sweep for front in fronts)
-    about = name, reference, region, Limits(), TrialCounts(**totals), tuple(best)
+    limits = fronts[0].limits if len({front.limits for front in fronts}) == 1 else Limits()
+    about = name, reference, region, limits, TrialCounts(**totals), tuple(best)
     return rescaled, _front_file(*about, None, score=next((front.score for front in fronts if front.front), "accuracy"))
 
 

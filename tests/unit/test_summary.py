@@ -106,6 +106,14 @@ def test_hypervolume_counts_the_region_and_the_front_has_everybody() -> None:
     assert within(front, Limits(max_flops=3.5)).hypervolume == front.hypervolume  # limits move no reference
 
 
+def test_of_two_limits_the_stricter_one_holds() -> None:
+    front = summarise("s", TWO, REFERENCE, limits=Limits(max_flops=2.0, min_accuracy=0.4))
+    asked = within(front, Limits(max_flops=3.0, min_accuracy=0.5, max_memory=5)).limits
+    assert asked == Limits(max_flops=2.0, min_accuracy=0.5, max_memory=5)
+    assert joint_front([front, front])[1].limits == front.limits
+    assert joint_front([front, summarise("t", TWO, REFERENCE)])[1].limits == Limits()
+
+
 def test_hypervolume_is_not_known_before_the_region_is() -> None:
     tracker = FrontTracker("s", REFERENCE, Limits(), TWO, region=PENDING)
     assert (tracker.front.hypervolume, tracker.front.hypervolume_share) == (None, None)
