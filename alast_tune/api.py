@@ -62,7 +62,7 @@ def sweep(
     from alast_tune.choices import with_auto_space
     from alast_tune.cli.plan import plan_of
     from alast_tune.cli.sweep import Sweep as Options
-    from alast_tune.cli.sweep import is_begun
+    from alast_tune.cli.sweep import goes_on
 
     if isinstance(what, SweepConfig):
         config = parse(SweepConfig, merged(what.given_values(), settings)) if settings else what
@@ -76,7 +76,7 @@ def sweep(
     except ValidationError as error:
         raise as_config_error(error) from None
     config = parse(SweepConfig, options.given_values())
-    resume = options.go_on and is_begun(config)
+    resume = goes_on(options, config)
     if options.methods and not options.chosen and not resume:
         config = with_auto_space(config, options.methods)
     if options.chosen and not resume:
@@ -133,7 +133,7 @@ class Sweep:
     @property
     def config(self) -> SweepConfig:
         """What was searched, and how."""
-        return stored_sweep(self.folder, "sweep").model_copy(update={"storage": self.folder.parent})
+        return stored_sweep(self.folder, "sweep")
 
     @property
     def front_file(self) -> FrontFile:

@@ -9,6 +9,7 @@ from alast_tune.choices.folder import (
     MODEL,
     Choices,
     Chosen,
+    data_settings,
     is_named,
     model_settings,
     name_of,
@@ -16,7 +17,7 @@ from alast_tune.choices.folder import (
     this_machine,
 )
 from alast_tune.choices.settings import Machine
-from alast_tune.choices.space import auto_space, space_words, with_auto_space, with_space_of
+from alast_tune.choices.space import auto_space, check_methods, space_words, with_auto_space, with_space_of
 
 __all__ = [
     "MODEL",
@@ -24,6 +25,8 @@ __all__ = [
     "Chosen",
     "Machine",
     "auto_space",
+    "check_methods",
+    "data_settings",
     "is_named",
     "model_settings",
     "name_of",

@@ -138,6 +138,11 @@ def _check_weights(model: ModelConfig) -> None:
         raise ConfigError("model", model.name, remedy) from error
 
 
+def data_settings(folder: str | Path) -> dict[str, str]:
+    """Say where images are: a folder or a table, or the name of a data set on Hugging Face's hub."""
+    return {"dataset": str(folder)} if is_named(folder) else {"dataset": "folder", "root": str(folder)}
+
+
 def sweep_of_folder(
     folder: str | Path,
     *,
@@ -161,8 +166,7 @@ def sweep_of_folder(
         ConfigError: no image folder of two or more classes, no such model, or none whose weights are here; or a given
             setting that cannot work.
     """
-    data = {"dataset": str(folder)} if is_named(folder) else {"dataset": "folder", "root": str(folder)}
-    trial = _merged({"data": data}, dict(settings.get("trial", {})))
+    trial = _merged({"data": data_settings(folder)}, dict(settings.get("trial", {})))
     if "method" in trial:
         trial["method"] = {"name": "alast"} | trial["method"]
     own = parse(TrialConfig, trial)

@@ -198,6 +198,25 @@ def with_auto_space(sweep: SweepConfig, methods: Sequence[str] = ()) -> SweepCon
     return parse(SweepConfig, values)
 
 
+def check_methods(begun: SweepConfig, methods: Sequence[str]) -> None:
+    """Refuse methods that are not those that a sweep began with.
+
+    Args:
+        begun: with its space made out.
+        methods: as of :func:`auto_space`, at least one.
+
+    Raises:
+        ConfigError: others.
+    """
+    found = begun.space.get("method")
+    names = [{variant, _method(variant)} for variant in found.variants] if isinstance(found, Variants) else []
+    known = all(any(method in own for own in names) for method in methods)
+    if not known or any(own.isdisjoint(methods) for own in names):
+        searched = ", ".join(found.variants) if isinstance(found, Variants) else "what its space says"
+        remedy = f"{begun.name} was started with {searched}; leave it out, or choose another --name"
+        raise ConfigError("methods", ",".join(methods), remedy)
+
+
 def with_space_of(sweep: SweepConfig, begun: SweepConfig) -> SweepConfig:
     """Give a sweep whose space is auto what that was when the sweep began."""
     if sweep.space:

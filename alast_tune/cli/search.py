@@ -15,7 +15,7 @@ from alast_tune.cli.guard import TRACKING_INCOMPLETE
 from alast_tune.cli.method_options import offer_methods
 from alast_tune.cli.plan import plan_of, yaml_of
 from alast_tune.cli.short_help import true_default
-from alast_tune.cli.sweep import Sweep, is_begun
+from alast_tune.cli.sweep import Sweep, goes_on
 from alast_tune.config import AUTO, SweepConfig, TrialConfig, parse
 from alast_tune.errors import ConfigError
 from alast_tune.results import FrontFile, Reseeded
@@ -23,7 +23,7 @@ from alast_tune.storage import display_path, words_for
 from alast_tune.summary import check_complete
 from alast_tune.terminal import printer, show
 from alast_tune.tracking import REPORT, pending
-from alast_tune.tune.feasible import check_limits
+from alast_tune.tune.feasible import check_grace, check_limits
 from alast_tune.tune.forecast import Forecast
 from alast_tune.tune.preview import without_cache
 from alast_tune.tune.reseed import reseed
@@ -42,13 +42,15 @@ def search(words: list[str]) -> None:
         options = CliApp.run(Sweep, cli_args=words, **auto)
     sweep = parse(SweepConfig, options.given_values())
     console = Console(width=None if sys.stdout.isatty() else 120)
-    resume = options.resume is not None or (options.go_on and is_begun(sweep))
+    resume = goes_on(options, sweep)
     say = printer(console)
     if not resume and not options.chosen and (options.methods or not sweep.space):
         sweep = with_auto_space(sweep, options.methods)
         line = f"space: {', '.join(space_words(sweep.space))}"
         print(f"# {line}") if options.dry_run else say(line)
     if options.dry_run:
+        if not resume:
+            check_grace(sweep)
         for line in plan_of(sweep, options.chosen):
             print(f"# {line}")
         if not resume and sweep.warm_start is None:

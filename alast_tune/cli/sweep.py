@@ -60,8 +60,10 @@ class Preset(PydanticBaseSettingsSource):
         if folder and (preset or resume):
             other = "--preset" if preset else "--resume"
             raise ConfigError("folder", folder, f"{other} says which images; leave out the one or the other")
-        if resume and model:
-            raise ConfigError("model", model, "a resumed sweep keeps its own; leave it out")
+        for field in ("model", "methods"):
+            if resume and given.get(field):
+                said = ",".join(_names_of(given[field])) if field == "methods" else given[field]
+                raise ConfigError(field, said, "a resumed sweep keeps its own; leave it out")
         file, values = self._preset(preset) if preset is not None else (None, {})
         place = given.get("storage", values.get("storage", "runs"))
         try:
@@ -93,16 +95,20 @@ class Preset(PydanticBaseSettingsSource):
         return {name: value for name, value in stored.items() if name != "storage"} | {"storage": place}
 
     def _of_folder(self, folder: str, storage: Path) -> dict[str, Any]:
-        from alast_tune.choices import is_named, name_of, sweep_of_folder
+        from alast_tune.choices import data_settings, is_named, model_settings, name_of, sweep_of_folder
 
         given = dict(self.current_state)
         name = given.get("name") or self._name(storage, name_of(folder))
-        if str(given.get("go_on")).lower() == "true" and name in names_with(storage, "sweep.json"):
-            return self._stored(storage / name, given.get("storage", "runs"))
+        goes_on = str(given.get("go_on")).lower() == "true" and name in names_with(storage, "sweep.json")
         if not Path(folder).is_dir() and (folder in presets() or Path(folder).suffix in {".yaml", ".yml"}):
             raise ConfigError("folder", folder, f"is a preset, not a folder of images; give it as --preset {folder}")
         own = {name: value for name, value in given.items() if name in SweepConfig.model_fields}
         place = folder if is_named(folder) else given_file("folder", folder)
+        if goes_on:  # what is another sweep's is then found out as for any that is resumed
+            values, model = self._stored(storage / name, given.get("storage", "runs")), given.get("model")
+            asked = {"data": data_settings(place), "model": model_settings(model, ModelConfig()) if model else {}}
+            values["trial"] |= {group: values["trial"].get(group, {}) | own for group, own in asked.items()}
+            return values
         methods = _names_of(given.get("methods", []))
         choices = sweep_of_folder(place, model=given.get("model"), methods=methods, **own | {"name": name})
         return choices.sweep.given_values() | {"chosen": [str(line) for line in choices.lines]}
@@ -187,9 +193,19 @@ def preset_file(preset: str) -> Path:
     return file
 
 
-def is_begun(sweep: SweepConfig) -> bool:
-    """Whether there is a sweep of this name."""
-    return sweep.name in names_with(sweep.storage, "sweep.json")
+def goes_on(options: Sweep, sweep: SweepConfig) -> bool:
+    """Whether to resume a sweep: one that is named, or with ``go_on`` one of this name.
+
+    Raises:
+        ConfigError: it searches other methods than those that are given.
+    """
+    if options.resume is None and not (options.go_on and sweep.name in names_with(sweep.storage, "sweep.json")):
+        return False
+    if options.methods:
+        from alast_tune.choices import check_methods
+
+        check_methods(stored_sweep(sweep.storage / sweep.name), options.methods)
+    return True
 
 
 def presets() -> list[str]:

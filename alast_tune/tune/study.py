@@ -38,7 +38,7 @@ from alast_tune.tune.budget import Budget
 from alast_tune.tune.callback_observer import CallbackObserver
 from alast_tune.tune.cluster import Stop, check_cluster, cluster, stopped_by_signals
 from alast_tune.tune.conclude import SEARCHED, blocks_file, conclude
-from alast_tune.tune.feasible import check_limits
+from alast_tune.tune.feasible import check_grace, check_limits
 from alast_tune.tune.forecast import Forecast
 from alast_tune.tune.members import CheckpointTasks, block_reports, score
 from alast_tune.tune.observer import SweepObserver, TuneEvents
@@ -162,6 +162,8 @@ def prepare(sweep: SweepConfig, *, resume: bool, retry_failed: bool, console: Co
         raise ConfigError(
             "name", sweep.name, f"already exists; go on with --resume {sweep.name}, or choose another --name"
         )
+    if not resume:
+        check_grace(sweep)
     uri = default_uri(sweep.storage)
     if is_file_based(uri) and is_copy(folder):
         remedy = "the sweep shall outlive this machine, and so must its runs; set it to a server's http address"

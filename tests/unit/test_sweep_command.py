@@ -1,5 +1,6 @@
 """`alast-tune sweep` before anything runs: help, choices, forecast, YAML, and what is refused."""
 
+import json
 import os
 import re
 from collections.abc import Callable
@@ -13,9 +14,9 @@ from alast_tune.choices import Machine
 from alast_tune.cli import main
 from alast_tune.cli import search as module
 from alast_tune.cli.plan import plan_of, yaml_of
-from alast_tune.cli.sweep import PRESETS, Sweep, presets
+from alast_tune.cli.sweep import PRESETS, Sweep, goes_on, presets
 from alast_tune.cli.train import Train
-from alast_tune.config import SweepConfig, TrialConfig, parse, read_mapping
+from alast_tune.config import SweepConfig, TrialConfig, parse, read_mapping, stored_sweep
 from alast_tune.errors import ConfigError
 from alast_tune.tune.forecast import Costs
 from alast_tune.tune.preview import Pace, Preview, hours_of, pace, preview
@@ -155,6 +156,36 @@ def test_a_model_takes_the_place_of_a_presets(sweep: Callable[..., None], tmp_pa
     assert found.trial.model.image_size == 32
 
 
+def test_a_folder_that_goes_on_with_a_sweep_is_asked_what_is_another(tmp_path: Path) -> None:
+    """Another folder, model or choice of methods is not taken for the first attempt's."""
+    variants = {name: {"method": {"name": name}} for name in ("lora", "full")}
+    stored = parse(
+        SweepConfig,
+        {
+            "trial": {"data": {"dataset": "folder", "root": tmp_path / "a" / "pets"}, "model": {"name": "embedded"}},
+            "space": {"method": {"type": "variants", "variants": variants}},
+        },
+    )
+    file = tmp_path / "runs" / "pets" / "sweep.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps(stored.given_values()))
+
+    def options(*words: str) -> Sweep:
+        return Sweep(_cli_parse_args=[*words, "--go_on", "--storage", str(tmp_path / "runs")])  # type: ignore[call-arg]
+
+    other = options(str(tmp_path / "b" / "pets"), "--model", "vit_tiny_patch16_224", "--methods", "lora")
+    found = parse(SweepConfig, other.given_values())
+    assert found.trial.data.root == tmp_path / "b" / "pets"  # whose images are then compared
+    assert found.difference(stored_sweep(file.parent)) == "trial/model/name"
+    with pytest.raises(ConfigError, match=r"^methods = lora: pets was started with lora, full; leave it out"):
+        goes_on(other, found)
+    same = options(str(tmp_path / "a" / "pets"), "--model", "embedded", "--methods", "full,lora")
+    found = parse(SweepConfig, same.given_values())
+    assert goes_on(same, found) and found.difference(stored_sweep(file.parent)) is None
+    with pytest.raises(ConfigError, match=r"^methods = apla"):
+        goes_on(options(str(tmp_path / "a" / "pets"), "--methods", "apla,lora,full"), found)
+
+
 @pytest.mark.parametrize(
     ("words", "line"),
     [
@@ -167,6 +198,7 @@ def test_a_model_takes_the_place_of_a_presets(sweep: Callable[..., None], tmp_pa
         ([], "folder = not given: give a folder of images, --preset (one of"),
         (["pictures", "--preset", "demo"], "folder = pictures: --preset says which images"),
         (["--resume", "old", "--model", "embedded"], "model = embedded: a resumed sweep keeps its own"),
+        (["--resume", "old", "--methods", "lora"], "methods = lora: a resumed sweep keeps its own"),
         (["--preset", "demo", "--time-budget", "2"], "time_budget = 2: is no duration"),
     ],
 )
