@@ -268,6 +268,15 @@ class SweepConfig(Limits):
             raise ConfigError("study", hidden, "holds a password, which would be logged; put it in PGPASSWORD")
         return study
 
+    @field_validator("gpus_per_trial")
+    @classmethod
+    def _check_cards(cls, cards: float | None) -> float | None:
+        if cards is not None and cards > 1 and cards % 1:
+            raise ConfigError(
+                "gpus_per_trial", cards, "is above 1 and not whole; give a share of a card, or whole ones"
+            )
+        return cards
+
     @model_validator(mode="after")
     def _check_space(self) -> Self:
         if self.trial.data.all_data or "data/all_data" in self.space:

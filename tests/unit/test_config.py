@@ -64,6 +64,7 @@ def test_configurations_survive_json_and_are_hashable() -> None:
     ("values", "line"),
     [
         ({"trails": 3}, "trails = 3: no such setting; see --help for those there are"),
+        ({"gpus_per_trial": 1.5}, "gpus_per_trial = 1.5: is above 1 and not whole"),
         ({"trials": 0}, "trials = 0: Input should be greater than or equal to 1"),
         ({"trial": {"train": {"seed": 2**60}}}, f"trial.train.seed = {2**60}: Input should be less than"),
         ({"trial": {"data": {"split_seed": -1}}}, "trial.data.split_seed = -1: Input should be greater"),
