@@ -48,10 +48,12 @@ def adapters(model: Backbone) -> list[nn.Parameter]:
 def layer_numbers(model: Backbone) -> dict[str, int]:
     """Number the layers of all parameters as timm does, by name: 0 the embedding, then the blocks, then the classifier.
 
-    The final norm belongs to the last block, and adapters to the block that they are in.
+    The final norm belongs to the last block, and adapters to the block that they are in. Learned rotary frequencies
+    are positions of all blocks and belong to the embedding, where timm's matcher misses them.
     """
     numbers: dict[str, int] = group_parameters(model, model.group_matcher(coarse=False), reverse=True)
-    return numbers
+    before = {id(p) for p in embeddings(model)}
+    return {name: 0 if id(p) in before else numbers[name] for name, p in model.named_parameters()}
 
 
 def undecayed(model: Backbone) -> set[int]:

@@ -90,6 +90,7 @@ def test_without_the_package_they_are_refused_in_a_line(monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("name", KINDS)
 def test_groups_are_timms_at_every_structural_kind(name: str) -> None:
+    """But for learned rotary frequencies, which timm gives the classifier's rate."""
     model = small(name)
     method = build_method(FullConfig(), model)
     train = TrainConfig(optimizer="adamw", weight_decay=0.1, learning_rate=1e-3, layer_decay=0.7)
@@ -100,6 +101,9 @@ def test_groups_are_timms_at_every_structural_kind(name: str) -> None:
         for group in theirs
         for p in group["params"]
     }
+    if (rope := getattr(model, "rope", None)) is not None:
+        lowest = pytest.approx(1e-3 * 0.7 ** (len(model.blocks) + 1))
+        expected |= {id(p): (lowest, expected[id(p)][1]) for p in rope.parameters()}
     groups = build_optimizer(train, method).param_groups
     assert {id(p): (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]} == expected
     plain = build_optimizer(train.model_copy(update={"layer_decay": 1.0}), method).param_groups
