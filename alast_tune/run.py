@@ -43,7 +43,7 @@ from alast_tune.fingerprints import Fingerprints, fingerprints
 from alast_tune.losses import check_pairs, mixed
 from alast_tune.methods import Constant, Method, build_method, compile_blocks, with_blocks_chosen
 from alast_tune.micro_batches import Splitting, check_limit
-from alast_tune.models import create_model, input_spec
+from alast_tune.models import check_labels, create_model, input_spec
 from alast_tune.models.backbone import Backbone
 from alast_tune.optimizers import build_optimizer, rate, update
 from alast_tune.parallel import summed, world
@@ -76,7 +76,9 @@ def load_trial(config: TrialConfig, verify: bool = True) -> tuple[Backbone, Spli
     model_config = config.model.model_copy(update={"num_classes": num_classes_of(config.data)})
     torch.manual_seed(config.train.seed)  # the classifier's first weights
     model = create_model(model_config)
-    return model, load_splits(config.data, input_spec(model), verify)
+    splits = load_splits(config.data, input_spec(model), verify)
+    check_labels(config.model, splits.classes)
+    return model, splits
 
 
 class Run:

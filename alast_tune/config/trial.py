@@ -144,7 +144,9 @@ class ModelConfig(Record):
         description="which of the weights in it (state_dict, teacher.backbone); unset: averaged ones (EMA) first",
     )
     keep_classifier: bool = Field(
-        False, description="keep the classifier of the weights, which must be that of this very dataset"
+        False,
+        description="keep the classifier of the weights, which must be that of this very dataset: of the same classes "
+        "in the same order",
     )
     num_classes: int | None = Field(None, ge=2, description="size of the classifier; unset: the dataset's classes")
     image_size: int | None = Field(None, ge=8, description="input side, pixels; unset: the model's own")

@@ -29,6 +29,7 @@ from alast_tune.models.reading import PREFIX, attach_reader, read_of
 from alast_tune.models.recognition import (
     architecture_name,
     candidates,
+    check_labels,
     has_shapes_of,
     in_timms_names,
     named_by,
@@ -46,6 +47,7 @@ __all__ = [
     "Resizing",
     "architecture_name",
     "architecture_of",
+    "check_labels",
     "check_weights",
     "create_model",
     "embedded_vit",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import timm
 from timm.models import eva, vision_transformer
 from torch import Size, Tensor
 
+from alast_tune.config import ModelConfig
 from alast_tune.errors import ConfigError
 from alast_tune.models.backbone import Backbone
 from alast_tune.models.checkpoints import FILES
@@ -113,6 +115,21 @@ def read_card(path: Path) -> dict[str, Any]:
         remedy = f"its {file.name} cannot be read ({error}); mend or remove it"
         raise ConfigError("model.checkpoint", path, remedy) from error
     return card if isinstance(card, dict) else {}
+
+
+def check_labels(config: ModelConfig, classes: Sequence[str]) -> None:
+    """Refuse a classifier that is kept where the ``config.json`` beside it names other classes, or in another order.
+
+    Raises:
+        ConfigError: they differ from those of the data.
+    """
+    card = read_card(config.checkpoint) if config.keep_classifier and config.checkpoint is not None else {}
+    given = card.get("label_names") or []
+    names = [str(name) for name in (given.values() if isinstance(given, dict) else given)]
+    for index, (theirs, ours) in enumerate(zip_longest(names, classes, fillvalue="nothing") if names else ()):
+        if theirs != ours:
+            remedy = f"class {index} is {theirs} by the weights' config.json and {ours} in the data"
+            raise ConfigError("model.keep_classifier", True, f"{remedy}; make them agree, or leave it out")
 
 
 def architecture_name(model: Backbone) -> str | None:

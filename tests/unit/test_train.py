@@ -2,6 +2,7 @@
 
 import csv
 import gc
+import json
 import math
 import shutil
 from collections.abc import Callable
@@ -245,6 +246,25 @@ def test_fit_yields_an_epoch_at_a_time_resumes_and_leaves_a_plain_timm_model(
     run = Run(config)
     run.load(tmp_path)
     assert_same(create_model(exported).state_dict(), run.model.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("names", "said"), [(["dark", "day"], "class 1 is day "), ({"0": "light", "1": "dark"}, "class 0 is light ")]
+)
+def test_a_classifier_of_other_classes_is_not_kept(
+    tmp_path: Path, tiny_trial: TinyTrial, names: object, said: str
+) -> None:
+    config = tiny_trial()
+    model, splits = load_trial(config)
+    checkpoint.save_weights(model, tmp_path / checkpoint.BEST)
+    checkpoint.save_model_card(config.model, splits.spec, splits.classes, tmp_path)
+    kept = {"checkpoint": tmp_path, "keep_classifier": True}
+    kept_config = config.model_copy(update={"model": config.model.model_copy(update=kept)})
+    assert_same(load_trial(kept_config)[0].state_dict(), model.state_dict())
+    card = json.loads((tmp_path / checkpoint.MODEL_CARD).read_text())
+    (tmp_path / checkpoint.MODEL_CARD).write_text(json.dumps(card | {"label_names": names}))
+    with pytest.raises(ConfigError, match=rf"^model.keep_classifier = True: {said}by the weights' config.json and "):
+        load_trial(kept_config)
 
 
 def test_without_a_folder_fit_leaves_nothing(
