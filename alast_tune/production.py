@@ -155,9 +155,9 @@ class Training:
         last, best = checkpoint.read_report(state["report"]), checkpoint.read_report(state["best"] or state["report"])
         splits, names = self._splits, [CONFIG, REPORT, STEPS, checkpoint.MODEL_CARD]
         images = splits.test or (None if self.trial.data.all_data else splits.validation)
+        checkpoint.save_model_card(self.trial.model, splits.spec, splits.classes, self._folder)
         evaluation = self._evaluate(images) if images else None
         outcome = Outcome(last, best, ("test" if splits.test else "validation") if images else None, evaluation)
-        checkpoint.save_model_card(self.trial.model, splits.spec, splits.classes, self._folder)
         _write_report(outcome.values(splits.classes), self._folder)
         if evaluation:
             title = f"{self._folder.name}: what {outcome.split} images are taken for"

@@ -149,7 +149,11 @@ class ModelConfig(Record):
         "in the same order",
     )
     num_classes: int | None = Field(None, ge=2, description="size of the classifier; unset: the dataset's classes")
-    image_size: int | None = Field(None, ge=8, description="input side, pixels; unset: the model's own")
+    image_size: int | None = Field(
+        None,
+        ge=8,
+        description="input side, pixels; unset: as config.json beside the weights says, else the model's own",
+    )
     drop_path: float = Field(
         0.0,
         ge=0,

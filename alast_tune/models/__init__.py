@@ -24,7 +24,7 @@ from alast_tune.errors import ConfigError
 from alast_tune.models.backbone import Backbone
 from alast_tune.models.checkpoints import file_fingerprint, read_checkpoint, weights_file
 from alast_tune.models.hub import cached, no_weights, weights_source
-from alast_tune.models.inputs import InputSpec, Resizing, input_spec, inputs_of, resizer
+from alast_tune.models.inputs import InputSpec, Resizing, arguments_of, input_spec, inputs_of, resizer, size_of
 from alast_tune.models.reading import PREFIX, attach_reader, read_of
 from alast_tune.models.recognition import (
     architecture_name,
@@ -34,6 +34,7 @@ from alast_tune.models.recognition import (
     in_timms_names,
     named_by,
     pretrained_cfg,
+    read_card,
     unknown,
 )
 from alast_tune.text import shorten_list
@@ -83,7 +84,7 @@ def timm_arguments(config: ModelConfig, image_size: int) -> tuple[str, dict[str,
     """
     shape = EMBEDDED_SHAPE if config.name == "embedded" else {}
     name = "vit_tiny_patch16_224" if config.name == "embedded" else config.name.partition(".")[0]
-    return name, {"img_size": image_size, **shape}
+    return name, {"img_size": image_size, **shape, **_arguments(config)}
 
 
 def create_model(config: ModelConfig) -> Backbone:
@@ -107,13 +108,15 @@ def create_model(config: ModelConfig) -> Backbone:
 
 def _build(config: ModelConfig) -> Backbone:
     """Build a model without local weights, for images as the folder of its checkpoint says, if there is one."""
+    size = config.image_size or (size_of(config.checkpoint) if config.checkpoint else None)
     if config.name == "embedded":
-        size = config.image_size or 32
+        size = size or 32
         _check_image_size(size, patch_size=4)
-        model: Backbone = embedded_vit(config.num_classes or 0, size, drop_path_rate=config.drop_path)
+        arguments = _arguments(config) | {"drop_path_rate": config.drop_path}
+        model: Backbone = embedded_vit(config.num_classes or 0, size, **arguments)
         pretrained_cfg(model).update(mean=EMBEDDED_MEAN, std=EMBEDDED_STD)
     else:
-        model = _create_timm(config)
+        model = _create_timm(config, size)
     if config.checkpoint is not None:
         pretrained_cfg(model).update(inputs_of(config.checkpoint))
     return model
@@ -173,31 +176,37 @@ def check_weights(config: ModelConfig) -> None:
 def weights_fingerprint(config: ModelConfig) -> str | None:
     """Hash the file that a model's weights come from; None if they are drawn at random, or not on this machine.
 
-    What a checkpoint's folder says of images counts too where it is not what the model's name stands for, which
-    versions that did not read it have taken.
+    What a checkpoint's folder says of images and arguments counts too where it is not what the model's name stands for,
+    which versions that did not read it have taken.
     """
     if config.checkpoint is not None:
-        found, inputs = file_fingerprint(weights_file(config.checkpoint)), inputs_of(config.checkpoint)
-        own = config.model_copy(update={"checkpoint": None})
-        if not inputs or input_spec(outline(config)) == input_spec(outline(own)):
+        found = file_fingerprint(weights_file(config.checkpoint))
+        if not read_card(config.checkpoint):
             return found
-        return f"{found} and config.json {hashlib.sha256(repr(inputs).encode()).hexdigest()[:8]}"
+        own = config.model_copy(update={"checkpoint": None})
+        spec, named, arguments = input_spec(outline(config)), input_spec(outline(own)), _arguments(config)
+        if spec == named and not arguments:
+            return found
+        sized = {"image_size": spec.image_size} if spec.image_size != named.image_size else {}
+        said = repr(inputs_of(config.checkpoint) | sized | arguments)
+        return f"{found} and config.json {hashlib.sha256(said.encode()).hexdigest()[:8]}"
     if not config.pretrained:
         return None
     file = EMBEDDED_WEIGHTS if config.name == "embedded" else cached(pretrained_cfg(skeleton(config.name)))
     return None if file is None else file_fingerprint(file)
 
 
-def _create_timm(config: ModelConfig) -> Backbone:
-    outlined = skeleton(config.name)
-    options: dict[str, Any] = {"dynamic_img_size": False}  # one size, whose positions are computed once
+def _create_timm(config: ModelConfig, size: int | None) -> Backbone:
+    arguments = _arguments(config)
+    outlined = _with_arguments(config, arguments) if arguments else skeleton(config.name)
+    options: dict[str, Any] = {"dynamic_img_size": False, **arguments}  # one size, whose positions are computed once
     if config.drop_path:
         options["drop_path_rate"] = config.drop_path
     if config.num_classes is not None:
         options["num_classes"] = config.num_classes
-    if config.image_size is not None:
-        _check_image_size(config.image_size, outlined.patch_embed.patch_size[0])
-        options["img_size"] = config.image_size
+    if size is not None:
+        _check_image_size(size, outlined.patch_embed.patch_size[0])
+        options["img_size"] = size
     if config.checkpoint is not None or not config.pretrained:
         model = timm.create_model(config.name, pretrained=False, **options)
     else:
@@ -218,8 +227,34 @@ def _create_timm(config: ModelConfig) -> Backbone:
     return model
 
 
-def skeleton(name: str) -> Backbone:
+def _arguments(config: ModelConfig) -> dict[str, Any]:
+    """Get what timm builds a checkpoint's model with beside its name; the embedded one always has its own shape."""
+    found = {} if config.checkpoint is None else arguments_of(config.checkpoint)
+    if config.name != "embedded":
+        return found
+    if odd := {name: value for name, value in found.items() if EMBEDDED_SHAPE.get(name) != value}:
+        remedy = f"its config.json has model_args = {odd}, and the embedded model none; set model.name to what it is of"
+        raise ConfigError("model.checkpoint", config.checkpoint, remedy)
+    return {}
+
+
+def _with_arguments(config: ModelConfig, arguments: dict[str, Any]) -> Backbone:
+    """Build a checkpoint's architecture without memory, with its arguments."""
+    try:
+        return skeleton(config.name, **arguments)
+    except ConfigError:
+        raise
+    except Exception as error:  # whatever timm makes of what it does not know
+        remedy = f"its config.json has model_args = {arguments}, with which timm builds no {config.name} ({error})"
+        raise ConfigError("model.checkpoint", config.checkpoint, f"{remedy}; mend it, or set model.name") from error
+
+
+def skeleton(name: str, **arguments: Any) -> Backbone:
     """Build a timm architecture without memory.
+
+    Args:
+        name: as timm has it.
+        arguments: of timm's besides.
 
     Raises:
         ConfigError: an unknown model, or one that no method can work on.
@@ -234,7 +269,7 @@ def skeleton(name: str) -> Backbone:
         raise ConfigError("model.name", name, "is no plain timm Vision Transformer; take deit_small_patch16_224, say")
     try:
         with torch.device("meta"):
-            model = timm.create_model(name, pretrained=False)
+            model = timm.create_model(name, pretrained=False, **arguments)
     except RuntimeError as error:
         tags = [model.partition(".")[2] for model in timm.list_models(f"{architecture}.*", pretrained=True)]
         if not tag or tag in tags:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
@@ -19,6 +20,8 @@ from alast_tune.models.recognition import pretrained_cfg, read_card
 
 _FIELDS = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
 """What timm's configs say of a model's images, beside their size."""
+_OURS = re.compile(r"((dynamic|strict)_)?img_(size|pad)|in_chans|num_classes|(\w+_)?drop_rate|drop_path_rate|\w+_init")
+"""Arguments of timm's models that our own settings give, or that say nothing of weights that are there."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,31 @@ def inputs_of(path: Path) -> dict[str, Any]:
             remedy = f"its config.json has {name} = {cfg[name]}, not three numbers from {least:g} to 1; mend it"
             raise ConfigError("model.checkpoint", path, remedy)
     return {name: cfg.get(name) for name in _FIELDS} if any(name in cfg for name in _FIELDS) else {}
+
+
+def size_of(path: Path) -> int | None:
+    """Get the image size of a checkpoint, pixels, by its ``config.json``; None if there is none, or it does not say.
+
+    Raises:
+        ConfigError: the file cannot be read, or has images that are not square.
+    """
+    card = read_card(path)
+    cfg = card.get("pretrained_cfg") or card
+    size = (card.get("model_args") or {}).get("img_size") or (cfg.get("input_size") or [None])[1:] or None
+    side = size[0] if isinstance(size, list) and len(set(size)) == 1 else size
+    if not isinstance(side, int | None):
+        raise ConfigError("model.checkpoint", path, f"its config.json has images of {size}; set model.image_size")
+    return side
+
+
+def arguments_of(path: Path) -> dict[str, Any]:
+    """Get what timm builds a checkpoint's model with, by its ``config.json``, but for what is said here otherwise.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
+    given = read_card(path).get("model_args") or {}
+    return {name: value for name, value in given.items() if value is not None and not _OURS.fullmatch(name)}
 
 
 def _are_of_channels(values: Any, least: float) -> bool:

@@ -25,6 +25,7 @@ from alast_tune.models import (
     embedded_vit,
     input_spec,
     outline,
+    timm_arguments,
     weights_fingerprint,
 )
 
@@ -348,6 +349,43 @@ class TestImagesOfAFolder:
         (folder / "config.json").write_text(json.dumps({"pretrained_cfg": DINO | {said: values}}))
         with pytest.raises(ConfigError, match=rf"its config.json has {said} = .*, not three numbers from 0.*; mend it"):
             outline(ModelConfig(name=self.NAME, checkpoint=folder))
+
+    @pytest.mark.parametrize(
+        "card", [{"model_args": {"img_size": [64, 64]}}, {"pretrained_cfg": {"input_size": [3, 64, 64]}}]
+    )
+    def test_are_of_its_size_unless_another_is_given(self, folder, card):
+        config = ModelConfig(name=self.NAME, checkpoint=folder)
+        bytes_alone = weights_fingerprint(config)
+        (folder / "config.json").write_text(json.dumps(card))
+        assert input_spec(create_model(config)).image_size == 64
+        assert weights_fingerprint(config).startswith(f"{bytes_alone} and config.json ")
+        assert input_spec(outline(config.model_copy(update={"image_size": 96}))).image_size == 96
+
+    def test_that_are_not_square_are_refused(self, folder):
+        (folder / "config.json").write_text(json.dumps({"model_args": {"img_size": [64, 96]}}))
+        with pytest.raises(ConfigError, match=r"its config.json has images of \[64, 96\]; set model.image_size$"):
+            outline(ModelConfig(name=self.NAME, checkpoint=folder))
+
+    def test_go_through_the_model_that_it_says(self, folder):
+        """Weights of a model with QuickGELU fit one with GELU too, which predicts something else."""
+        own, built = {"num_classes": 7, "keep_classifier": True}, {"act_layer": "quick_gelu"}
+        config = ModelConfig(name=self.NAME, checkpoint=folder, **own)
+        bytes_alone = weights_fingerprint(config)
+        (folder / "config.json").write_text(json.dumps({"model_args": built | {"num_classes": 7, "drop_rate": 0.5}}))
+        name, arguments = timm_arguments(config, 224)
+        theirs = timm.create_model(name, num_classes=7, checkpoint_path=folder / "model.safetensors", **arguments)
+        images = torch.randn(1, 3, 224, 224)
+        assert arguments == {"img_size": 224, **built}
+        torch.testing.assert_close(create_model(config).eval()(images), theirs.eval()(images))
+        assert weights_fingerprint(config).startswith(f"{bytes_alone} and config.json ")
+
+    @pytest.mark.parametrize(
+        ("name", "said"), [(NAME, "with which timm builds no"), ("embedded", "and the embedded model none")]
+    )
+    def test_go_through_no_other_model_than_it_says(self, folder, name, said):
+        (folder / "config.json").write_text(json.dumps({"model_args": {"shape": 3}}))
+        with pytest.raises(ConfigError, match=rf"its config.json has model_args = {{'shape': 3}}, {said}"):
+            outline(ModelConfig(name=name, checkpoint=folder))
 
     def test_are_not_those_of_a_config_beside_weights_of_another_name(self, folder):
         config = ModelConfig(name=self.NAME, checkpoint=folder / "mine.safetensors")
