@@ -107,7 +107,7 @@ class Apla(Constant):
     """
 
     def __init__(self, config: AplaConfig, model: Backbone, seed: int) -> None:
-        check_blocks("method.blocks", config.blocks or (), model)
+        check_blocks("method.blocks", config.blocks or (), model, config.from_block)
         if not config.chosen(model):
             raise ConfigError("method.from_block", config.from_block, "leaves no block to train; give a lower one")
         generator = torch.Generator().manual_seed(seed)

@@ -311,8 +311,8 @@ class Constant:
         return StepPlan(tokens_L, self._trainable_L, start=start, image_tokens=drawn_from)
 
 
-def check_blocks(field: str, blocks: Sequence[int], model: Backbone) -> None:
-    """Refuse numbers of blocks that there are not, or that come twice.
+def check_blocks(field: str, blocks: Sequence[int], model: Backbone, from_block: int = 0) -> None:
+    """Refuse numbers of blocks that there are not, that come twice, or below the first that may train.
 
     Raises:
         ConfigError: the first such number.
@@ -322,3 +322,6 @@ def check_blocks(field: str, blocks: Sequence[int], model: Backbone) -> None:
     for block in blocks:
         if not 0 <= block < len(model.blocks):
             raise ConfigError(field, block, f"the model has blocks 0 to {len(model.blocks) - 1}")
+        if block < from_block:
+            remedy = f"nothing trains below method.from_block = {from_block}; give later blocks"
+            raise ConfigError(field, block, remedy)

@@ -97,10 +97,7 @@ def chosen_blocks(config: BlockChoice, model: Backbone) -> list[bool]:
     """
     if config.blocks is None:
         raise ConfigError("method.blocks", None, "no block is chosen: explore first (fit does), or name some")
-    check_blocks("method.blocks", config.blocks, model)
-    if min(config.blocks) < config.from_block:
-        remedy = f"nothing trains below method.from_block = {config.from_block}; give later blocks"
-        raise ConfigError("method.blocks", min(config.blocks), remedy)
+    check_blocks("method.blocks", config.blocks, model, config.from_block)
     return [block in config.blocks for block in range(len(model.blocks))]
 
 

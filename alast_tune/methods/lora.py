@@ -105,14 +105,14 @@ def add_adapters(config: Adapters, model: Backbone, from_block: int) -> None:
     """Put adapters beside the blocks' linear layers, from a block on; they start as no change at all.
 
     Raises:
-        ConfigError: a block that the model does not have, or none that gets adapters.
+        ConfigError: a block that the model does not have or that does not train, or none that gets adapters.
     """
     # peft imports bitsandbytes where it is, which names a kernel that nothing here needs.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     import peft  # seconds to import, and only this needs it
 
     field = "method.blocks" if isinstance(config, LoraConfig) else "method.lora.blocks"
-    check_blocks(field, config.blocks or (), model)
+    check_blocks(field, config.blocks or (), model, from_block)
     adapted_L = adapted_blocks(config, model, from_block)
     if not any(adapted_L):
         raise ConfigError("method.from_block", from_block, "leaves no block for adapters; give a lower one")

@@ -158,6 +158,9 @@ def _case(name: str, row: dict[str, Any]) -> Case:
     if "merge_share" in values and not values.keys() & {"merge", "target_flops"}:
         values["merge_once_in"] = 2
     lora = {option.removeprefix("lora."): values.pop(option) for option in list(values) if option.startswith("lora.")}
+    for its in (values, lora):
+        if "blocks" in its:
+            its["blocks"] = tuple(block for block in its["blocks"] if block >= values.get("from_block", 0))
     if name.startswith("lora+"):
         values["lora"] = lora
     if "trainable_blocks" in values:

@@ -190,6 +190,9 @@ def test_budgets_and_deltas_exist_for_blocks_without_adapters_too() -> None:
     assert min(method.plan.tokens_L) < 17
 
 
+BELOW = "nothing trains below method.from_block = 2; give later blocks"
+
+
 @pytest.mark.parametrize(
     ("name", "options", "complaint"),
     [
@@ -205,6 +208,15 @@ def test_budgets_and_deltas_exist_for_blocks_without_adapters_too() -> None:
             "method.trainable_blocks = 3: method.lora.blocks leaves 2 blocks",
         ),
         ("alast", {"trainable_blocks": 7, "lora": {}}, "method.trainable_blocks = 7: the model has 6 blocks"),
+        *(
+            (name, {"blocks": (4, 1), "from_block": 2}, f"method.blocks = 1: {BELOW}")
+            for name in ("lora", "apla", "top_k")
+        ),
+        (
+            "tome",
+            {"merge": 2, "lora": {"blocks": (1,)}, "from_block": 2},
+            f"method.lora.blocks = 1: {BELOW}",
+        ),
     ],
 )
 def test_blocks_that_cannot_be_are_refused(name: str, options: dict[str, Any], complaint: str) -> None:
