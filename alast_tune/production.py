@@ -10,7 +10,16 @@ from pathlib import Path
 from typing import Literal
 
 from alast_tune import checkpoint
-from alast_tune.config import PromotedConfig, TrialConfig, flatten, parse, read_mapping, without_places, write_yaml
+from alast_tune.config import (
+    PromotedConfig,
+    TrialConfig,
+    check_effects,
+    flatten,
+    parse,
+    read_mapping,
+    without_places,
+    write_yaml,
+)
 from alast_tune.cost import STEPS
 from alast_tune.data import Images, Splits, batch_count, check_apart, eval_loader, load_splits
 from alast_tune.device import AUTOCAST, device_of, precision_of
@@ -237,6 +246,8 @@ def training(
     folder = folder.absolute()
     trial = config.trial
     check_apart(config.data, "output", folder)
+    if config.provenance is None and not (folder / CONFIG).exists():
+        check_effects(trial)
     model, splits = load_trial(trial)
     for note in splits.notes:
         say(f"note: {note}")

@@ -149,7 +149,7 @@ def space_of_method(model: Backbone, name: str, method: MethodConfig, layered: b
     variant = f"{method.name}-lora" if adapters and method.name != "lora" else method.name
     given = {f"method/{path}" for path in method.model_fields_set}
     if "method/blocks" in given:
-        given.add("method/from_block")  # which could leave none of them
+        given |= {"method/from_block", "method/count"}  # which could leave none of them, and changes nothing
     found = _variants(model, name, layered).get(variant) or _own(method)
     return {
         path: value

@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from alast_tune.config.amounts import flops_of, seconds_of
+from alast_tune.config.effects import check_effects
 from alast_tune.config.methods import MethodConfig, find_method, known_methods, method_names, register_method
 from alast_tune.config.promoted import PromotedConfig, Provenance
 from alast_tune.config.record import (
@@ -104,6 +105,7 @@ __all__ = [
     "apply_params",
     "as_config_error",
     "as_plain_values",
+    "check_effects",
     "check_point",
     "choices_of",
     "combinations",

@@ -18,7 +18,7 @@ from threadpoolctl import threadpool_limits
 
 from alast_tune.callbacks import Callbacks
 from alast_tune.choices import space_words, with_auto_space, with_space_of
-from alast_tune.config import SweepConfig, stored_sweep, with_absolute_paths
+from alast_tune.config import SweepConfig, check_effects, stored_sweep, with_absolute_paths
 from alast_tune.data import check_apart
 from alast_tune.errors import ConfigError
 from alast_tune.fingerprints import Fingerprints, fingerprints, keep_fingerprints
@@ -176,6 +176,8 @@ def prepare(sweep: SweepConfig, *, resume: bool, retry_failed: bool, console: Co
         points = best_points(sweep)
         sweep = sweep.model_copy(update={"begin_with": points})
         say(f"begins with the {len(points)} best points of {address_of(source)}")
+    if not resume:
+        check_effects(sweep.trial, sweep.space)
     model, splits = load_trial(sweep.trial)
     for note in splits.notes:
         say(f"note: {note}")

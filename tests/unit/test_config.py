@@ -10,10 +10,13 @@ import pytest
 
 from alast_tune.config import (
     AlastConfig,
+    Choice,
     SweepConfig,
     TrainConfig,
     TrialConfig,
+    Variants,
     apply_params,
+    check_effects,
     flatten,
     parse,
     read_mapping,
@@ -183,6 +186,40 @@ def test_paths_are_written_out_wherever_they_stand(monkeypatch: pytest.MonkeyPat
     sweep = parse(SweepConfig, {"space": SPACE, "storage": given, "warm_start": given, "trial": trial})
     assert (sweep.storage, sweep.warm_start, sweep.trial.data.root, sweep.trial.model.checkpoint) == (pets,) * 4
     assert apply_params(TrialConfig(), {"data/root": given}).data.root == pets
+
+
+IDLE: list[tuple[dict[str, Any], str]] = [
+    ({"method": {"name": "top_k", "blocks": [3], "count": 2}}, "method.count = 2: is for blocks that are still to be "),
+    ({"method": {"name": "bsr", "blocks": [3], "probe_steps": 2}}, "method.probe_steps = 2: is for blocks that are "),
+    ({"method": {"name": "tome", "merge": 4, "merge_share": 0.3}}, "method.merge_share = 0.3: is what method.merge_"),
+    ({"method": {"name": "alast", "reading": "paper", "target_budget": 0.3}}, "method.target_budget = 0.3: is what "),
+    ({"train": {"batch_size": 4, "accumulate": 5}}, "train.accumulate = 5: a batch has train.batch_size = 4 images "),
+    ({"data": {"dataset": "digits", "root": "there"}}, "data.root = there: digits come with scikit-learn; leave it "),
+]
+
+
+@pytest.mark.parametrize(("values", "said"), IDLE)
+def test_what_is_given_and_changes_nothing_is_refused_where_something_new_begins(
+    values: dict[str, Any], said: str
+) -> None:
+    """Not where it is read, as something stored may have it, nor where a space makes of it what it will."""
+    trial = parse(TrialConfig, values)
+    with pytest.raises(ConfigError, match=f"^{re.escape(said)}"):
+        check_effects(trial)
+    (group,) = values
+    check_effects(trial, {f"{group}/workers": Choice(choices=(1, 2))})
+    variants = {"one": {f"{group}/workers": 1}, "two": {}}
+    check_effects(trial, {"own": Variants(variants=variants)})
+
+
+def test_defaults_that_are_written_out_are_taken() -> None:
+    for method in (
+        {"name": "top_k", "blocks": [3]},
+        {"name": "tome", "merge": 4},
+        {"name": "alast", "reading": "paper"},
+    ):
+        whole = parse(TrialConfig, {"method": method}).model_dump(mode="json")
+        check_effects(parse(TrialConfig, whole))
 
 
 def test_a_path_that_cannot_be_written_out_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
