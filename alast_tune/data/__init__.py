@@ -195,8 +195,8 @@ def _load(config: DataConfig, spec: InputSpec) -> Splits:
     if config.transforms == "paper" or config.dataset == "digits":
         spec = replace(spec, resizing=Resizing())
     pieces = _divide(config, opened)
-    notes = [*opened.notes, *_untested(pieces, opened.classes)]
     source, train = pieces["train"]
+    notes = [*opened.notes, *_untested(pieces, opened.classes), *_idle(config, opened, len(train))]
     if config.all_data:
         other, validation = pieces["validation"]
         pieces["train"] = source + other, np.concatenate([train, len(source.labels) + validation])
@@ -271,6 +271,14 @@ def _untested(pieces: dict[str, tuple[Source, Indices]], classes: Sequence[str])
             if absent := [name for name, count in zip(classes, counts, strict=True) if not count]:
                 more = f" and {len(absent) - 6} more" if len(absent) > 6 else ""
                 yield f"the {part} split has no image of {', '.join(absent[:6])}{more}"
+
+
+def _idle(config: DataConfig, opened: Opened, images: int) -> Iterator[str]:
+    """Say which settings do nothing here, beside so many training images."""
+    if config.train_images is not None and config.train_images > images and not config.all_data:
+        yield f"data.train_images = {config.train_images}, and there are only {images} training images: all are taken"
+    if config.split_seed and config.train_images is None and "validation" in opened.parts:
+        yield f"data.split_seed = {config.split_seed} does nothing: the data come divided"
 
 
 def _copies(splits: Splits, all_data: bool) -> Iterator[str]:

@@ -31,8 +31,8 @@ GROUP = "alast_tune.datasets"
 class MapDataset(Protocol):
     """Images and labels by number; torchvision's data sets are of this kind.
 
-    The labels (n,) are in ``targets`` or ``labels`` too, or in torchvision's ``_labels``: they have to be known before
-    an image is opened. The names of the classes may be in ``classes``, and in ``keys`` (n,) a name of each image that
+    The labels (n,) are in ``targets`` or ``labels`` too, or where torchvision has them: they have to be known before an
+    image is opened. The names of the classes may be in ``classes``, and in ``keys`` (n,) a name of each image that
     stays when others are added.
     """
 
@@ -45,8 +45,10 @@ class MapDataset(Protocol):
 Factory: TypeAlias = Callable[[Path | None], MapDataset | Mapping[str, MapDataset]]
 """Makes a data set, or one a split (train, validation, test), of ``data.root``."""
 
-LABELS = ("targets", "labels", "_labels")
-"""Where a data set has its labels."""
+LABELS = ("targets", "labels", "_labels", "y")
+"""Where a data set has its labels; torchvision's Caltech101 and Caltech256 in the last,"""
+SAMPLES = "_samples"
+"""and its GTSRB, StanfordCars and some others beside each image's path."""
 
 
 def register(name: str, factory: Factory) -> None:
@@ -97,7 +99,7 @@ def open_registered(config: DataConfig, factory: Factory) -> Opened:
         parts[role] = dataset
     labels = {part: _labels(place, dataset) for part, dataset in parts.items()}
     values = sorted({label for found in labels.values() for label in found}, key=lambda one: (str(type(one)), one))
-    named = {part: list(dataset.classes) for part, dataset in parts.items() if getattr(dataset, "classes", None)}
+    named = {part: list(names) for part, dataset in parts.items() if (names := _classes(dataset))}
     given = next(iter(named.values()), None)
     if odd := [part for part, found in named.items() if found != given]:
         raise ConfigError(*place, f"has other classes in {odd[0]} than in {next(iter(named))}; make them agree")
@@ -123,6 +125,8 @@ def open_registered(config: DataConfig, factory: Factory) -> Opened:
 def _labels(place: Place, dataset: Any) -> list[Any]:
     """Get the labels (n,), each of which can be a key."""
     found = next((found for name in LABELS if (found := getattr(dataset, name, None)) is not None), None)
+    if found is None and (samples := getattr(dataset, SAMPLES, None)):
+        found = [label for _, label in samples]
     if found is None:
         remedy = "has neither targets nor labels; give it one of them: a list of the labels, in the images' order"
         raise ConfigError(*place, remedy)
@@ -132,6 +136,11 @@ def _labels(place: Place, dataset: Any) -> list[Any]:
         raise ConfigError(*place, f"has labels of type {labels.dtype} and shape {labels.shape}; {remedy}")
     values: list[Any] = labels.tolist()
     return values
+
+
+def _classes(dataset: Any) -> Any:
+    """Get the names of the classes; in torchvision's Caltech101 and Caltech256 they are ``categories``."""
+    return getattr(dataset, "classes", None) or (hasattr(dataset, "y") and getattr(dataset, "categories", None))
 
 
 def _keys(place: Place, dataset: Any) -> Sequence[str]:

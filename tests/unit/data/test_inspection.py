@@ -137,7 +137,7 @@ def test_images_of_16_bits_that_use_few_are_said(divided):
     for name, most in (("few", 4095), ("all", 65535)):
         ramp = np.linspace(0, most, 400).reshape(20, 20).astype(np.uint16)
         Image.fromarray(ramp).save(divided / "val" / "ant" / f"{name}.png")
-    for seed in (0, 1):  # looked at, and remembered
-        assert load("folder", root=divided, split_seed=seed).notes == (
+    for workers in (0, 1):  # looked at, and remembered
+        assert load("folder", root=divided, workers=workers).notes == (
             "1 images of 16 bits use 12 at most, and are nearly black (as ant/few.png); rescale them",
         )

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 from ray import cloudpickle
-from torchvision.datasets import ImageFolder
+from torchvision.datasets import GTSRB, Caltech101, ImageFolder
 
 from alast_tune import plugins
 from alast_tune.config import DataConfig
@@ -52,6 +52,28 @@ def test_classes_of_torchvision_take_the_root(divided):
     splits = load("pets", root=divided / "train")
     assert splits.classes == ("ant", "bee")
     assert len(splits.train) + len(splits.validation) + len(splits.test) == 12
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # torchvision's, of Caltech101
+@pytest.mark.parametrize(
+    ("dataset", "folder", "names"),
+    [
+        (GTSRB, "gtsrb/GTSRB/Training", ("00000", "00001")),
+        (Caltech101, "caltech101/101_ObjectCategories", ("ant", "bee", "BACKGROUND_Google")),
+    ],
+    ids=["beside the paths", "y"],
+)
+def test_classes_of_torchvision_may_have_labels_elsewhere(tmp_path, dataset, folder, names):
+    for number, name in enumerate(names):
+        (tmp_path / folder / name).mkdir(parents=True)
+        for index in range(1, 31):
+            file = tmp_path / folder / name / f"image_{index:04d}.{'ppm' if dataset is GTSRB else 'jpg'}"
+            Image.new("RGB", (8, 8), (100 * number, 8 * index, 0)).save(file)
+    register_dataset("signs", dataset)
+    splits = load("signs", root=tmp_path)
+    assert splits.classes == (("0", "1") if dataset is GTSRB else ("ant", "bee"))
+    assert len(splits.train) + len(splits.validation) + len(splits.test) == 60
+    assert torch.equal(splits.train.labels == 1, all_of(splits.train)[:, 0].mean((1, 2)) > -0.5)
 
 
 def test_it_may_come_divided(divided):

@@ -239,6 +239,14 @@ class TestFolder:
             "remove the wrong ones"
         )
 
+    def test_settings_that_do_nothing_are_said(self, divided):
+        assert load("folder", root=divided, split_seed=5).notes == (
+            "data.split_seed = 5 does nothing: the data come divided",
+        )
+        assert load("folder", root=divided, split_seed=5, train_images=13).notes == (
+            "data.train_images = 13, and there are only 12 training images: all are taken",
+        )
+
     def test_the_fingerprint_is_of_the_content(self, divided, tmp_path):
         before = fingerprint(load("folder", root=divided))
         moved = tmp_path / "moved"
