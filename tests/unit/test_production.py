@@ -129,6 +129,16 @@ def test_every_model_is_built_by_timm_s_own_name(name: str, tmp_path: Path) -> N
     assert again.name == name.partition(".")[0] and input_spec(create_model(again)) == input_spec(model)
 
 
+def test_a_training_that_begins_with_another_keeps_its_image_size(
+    storage: Path, whole: Path, config: PromotedTrial
+) -> None:
+    what = config(epochs=1)
+    model = what.model.model_copy(update={"checkpoint": whole, "image_size": None})
+    train(storage / "next", what.model_copy(update={"model": model}))
+    card = json.loads((storage / "next" / checkpoint.MODEL_CARD).read_text())
+    assert card["pretrained_cfg"]["input_size"] == [3, 64, 64]  # the architecture's own are larger
+
+
 def test_the_test_images_are_asked_about_the_best_weights(storage: Path, config: PromotedTrial) -> None:
     folder, what = storage / "best", config(epochs=1)
     with training(what, folder, print) as run:
