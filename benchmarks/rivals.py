@@ -39,6 +39,8 @@ class Moasha(Random):
     different units.
     """
 
+    repeats = True
+
     def __init__(self, table: Table, seed: int, baselines: Sequence[str] = ()) -> None:
         super().__init__(table, seed, baselines)
         np.random.seed(seed)  # noqa: NPY002 # it samples from numpy's global generator
@@ -201,6 +203,7 @@ class Primo(Random):
     """
 
     START = 5
+    repeats = True
 
     def __init__(self, table: Table, seed: int, baselines: Sequence[str] = (), wrong: bool = False) -> None:
         super().__init__(table, seed, baselines)

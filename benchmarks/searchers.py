@@ -23,13 +23,16 @@ from benchmarks.measures import MARGIN, WITHIN
 from benchmarks.replay import Floats, Table
 
 Params = dict[str, Any]
+AGAIN = 20
+"""Times that a search is asked again that proposes what it has proposed before."""
 
 
 class Random:
     """Draws points at random, the variant first and then its settings, all values alike; each runs to its end.
 
     It is the base of the others. Baselines go first and run to their end. One that is a point of the space is told to
-    the algorithm as a trial of that point; of others the algorithm hears nothing.
+    the algorithm as a trial of that point; of others the algorithm hears nothing. What it has proposed before it is
+    asked to replace, up to ``AGAIN`` times.
 
     Args:
         table: what there is.
@@ -37,22 +40,26 @@ class Random:
         baselines: names of those that go first.
     """
 
+    repeats = False
+    """Whether a proposal is taken as it comes, even a second time."""
+
     def __init__(self, table: Table, seed: int, baselines: Sequence[str] = ()) -> None:
         self.table = table
         self.space = table.sweep.space
         self._draw = np.random.default_rng(seed)
         self._waiting = list(baselines)
         self._baselines: dict[int, str] = {}
+        self._proposed: set[int | None] = set()
         self._full = self._best = 0.0
 
     def suggest(self, number: int) -> int | None:
         """Begin with the baselines; then ask."""
         if not self._waiting:
-            return self.ask(number, None)
+            return self._ask_for_new(number)
         self._baselines[number] = name = self._waiting.pop(0)
         place = self.table.point_of_baseline(name)
         if place is not None:
-            self.ask(number, self.table.points[place])
+            self._proposed.add(self.ask(number, self.table.points[place]))
         return self.table.baseline(name)
 
     def go_on(self, number: int, epoch: int, values: Floats) -> bool:
@@ -79,6 +86,9 @@ class Random:
         """Propose a point, that of a baseline if it is given."""
         return self.table.index(params or point_of(self.space, self._drawn))
 
+    def withdraw(self, number: int) -> None:
+        """Hear that a proposal will not be tried."""
+
     def hear(self, number: int, epoch: int, values: Floats) -> bool:
         """Hear an epoch's objectives, and say whether the trial goes on."""
         return True
@@ -95,6 +105,16 @@ class Random:
         """Tell by how much objectives lie beyond the corner of what counts, costs in multiples of it."""
         accuracy, flops, peak = values / [1.0, *(MARGIN * self.table.full[1:])]
         return np.array([self.floor - accuracy, flops - 1.0, peak - 1.0])
+
+    def _ask_for_new(self, number: int) -> int | None:
+        place = self.ask(number, None)
+        for _ in range(0 if self.repeats else AGAIN):
+            if place is None or place not in self._proposed:
+                break
+            self.withdraw(number)
+            place = self.ask(number, None)
+        self._proposed.add(place)
+        return place
 
     def _knows(self, number: int) -> bool:
         name = self._baselines.get(number)
@@ -118,7 +138,13 @@ class Cheapest(Random):
 
 
 class RayOptuna(Random):
-    """Ray Tune's OptunaSearch as it is shipped, driven without a cluster; no scheduler."""
+    """Ray Tune's OptunaSearch as it is shipped, driven without a cluster; no scheduler.
+
+    As a user of Ray Tune gets it: it may propose a configuration again and pays for it, and every list of values is a
+    categorical parameter, as ``tune.choice`` makes it.
+    """
+
+    repeats = True
 
     def __init__(self, table: Table, seed: int, baselines: Sequence[str] = ()) -> None:
         super().__init__(table, seed, baselines)
@@ -190,6 +216,10 @@ class Optuna(Random):
             self._study.enqueue_trial(params)
         self._trials[number] = trial = self._study.ask(self._all)
         return self.table.index(point_of(self.space, lambda one: self._suggest(trial, one)))
+
+    def withdraw(self, number: int) -> None:
+        """Let the study forget it."""
+        self._study.tell(self._trials.pop(number), state=optuna.trial.TrialState.FAIL)
 
     def tell(self, number: int, values: Floats) -> None:
         """Tell it."""

@@ -199,6 +199,15 @@ def test_a_search_begins_with_the_baseline_and_finds_points_of_every_variant(sea
     assert {table.points[trial.config]["method"] for trial in found if trial.config < 6} == {"full", "reader"}
 
 
+@pytest.mark.parametrize("searcher", [Random, partial(Optuna, optuna.samplers.TPESampler)])
+def test_what_has_been_proposed_is_not_tried_again(searcher) -> None:
+    table = make_table()
+    searcher = searcher(table, 0, ["full"])
+
+    assert sorted(searcher.suggest(number) for number in range(6)) == [1, 2, 3, 4, 5, 6]  # not 0, which is full's point
+    assert searcher.suggest(6) in range(6)  # when all have been
+
+
 def test_cheapest_first_goes_through_all_points_by_their_forecast_flops() -> None:
     searcher = Cheapest(table := make_table(), 0)
     asked = [searcher.suggest(number) for number in range(7)]
