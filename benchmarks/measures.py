@@ -71,14 +71,17 @@ class Judge:
         """Tell by how much a search's front is overrated.
 
         The front is what the search believes in at the end: of the trials that it saw above the floor, those that no
-        other dominates. Returns the mean of their accuracy as it was seen minus their configuration's mean over the
-        table's seeds; NaN without any.
+        other dominates. Returns the mean of their accuracy as it was seen minus the mean of their configuration's runs
+        with the table's other seeds; NaN without any.
         """
+        seeds = len(self.table.seeds)
+        if seeds == 1:
+            return math.nan
         seen = [trial for trial in found if trial.values[0] > self.floor]
         on_front = pareto_mask([trial.values for trial in seen], DIRECTIONS)
         front = [trial for trial, member in zip(seen, on_front, strict=True) if member]
         lucks = [trial.values[0] - self.table.finals[trial.config, 0] for trial in front]
-        return float(np.mean(lucks)) if lucks else math.nan
+        return float(np.mean(lucks)) * seeds / (seeds - 1) if lucks else math.nan  # the mean has the run itself in it
 
     def _hypervolume(self, configs: "set[int] | range") -> float:
         reference = (self.floor, MARGIN * self.table.full[1], MARGIN * self.table.full[2])
@@ -96,8 +99,8 @@ def share_at(curve: list[tuple[float, float]], spent: float) -> float:
 
 
 def quantiles(values: Iterable[float]) -> list[float]:
-    """Give the ``QUANTILES`` of what seeds came to, which may be infinite."""
-    ordered = sorted(values)
+    """Give the ``QUANTILES`` of what seeds came to, which may be infinite; what is undefined (NaN) is left out."""
+    ordered = sorted(value for value in values if not math.isnan(value)) or [math.nan]
     return [float(np.quantile(ordered, q, method="nearest")) for q in QUANTILES]
 
 

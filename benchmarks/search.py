@@ -13,7 +13,8 @@ and stopped ones included and epochs counted when they begin, in full fine-tunin
   only what comes within 0.05 of the accuracy of full fine-tuning counts;
 - until one of them is an answer: within a point of the table's best accuracy, and its training FLOPs are at most 1.1
   times the fewest with which any configuration is as accurate;
-- luck, by how much the accuracies on the search's own front are too high: as they were seen minus their means.
+- luck, by how much the accuracies on the search's own front are too high: as they were seen minus the means of the
+  same configurations' other runs. A table of one seed has none.
 
 Each row has the median over the search's seeds, and between what 10% and 90% of them lie.
 """
@@ -181,6 +182,8 @@ def _cell(value: Any, name: str, budget: float) -> str:
     if not isinstance(value, list):
         return str(value)
     form = {"luck": "{:+.3f}", "trials": "{:.0f}"}.get(name, "{:.2f}" if name.startswith("after") else "{:.1f}")
+    if math.isnan(value[0]):
+        return "-"
     middle, low, high = (f">{budget:g}" if math.isinf(x) else form.format(x) for x in value)
     return f"{middle} [{low}, {high}]"
 

@@ -164,13 +164,16 @@ def test_an_answer_is_as_accurate_as_the_best_and_as_cheap_as_such_can_be() -> N
     assert judge.answered([]) == math.inf
 
 
-def test_luck_is_what_the_believed_front_saw_above_the_mean() -> None:
+def test_luck_is_what_the_believed_front_saw_above_the_mean_of_other_runs() -> None:
     judge = Judge(make_table(), 0.85)
     lucky, dominated = Found(1.0, 1, (0.914, 0.5e12, 0.5e9)), Found(2.0, 0, (0.88, 1e12, 1e9))
     useless = Found(3.0, 4, (0.58, 0.2e12, 0.2e9))
 
-    assert judge.luck([lucky, dominated, useless]) == pytest.approx(0.02)
+    assert judge.luck([lucky, dominated, useless]) == pytest.approx(0.04)  # the other run is as unlucky
     assert math.isnan(judge.luck([useless]))
+    assert math.isnan(Judge(make_table(seeds=1), 0.85).luck([lucky]))
+    assert quantiles([math.nan, 0.04]) == [0.04, 0.04, 0.04]
+    assert search._cell(quantiles([math.nan]), "luck", 30.0) == "-"
 
 
 def test_quantiles_are_the_median_and_between_what_most_seeds_lie() -> None:
