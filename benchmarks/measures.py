@@ -99,9 +99,13 @@ def share_at(curve: list[tuple[float, float]], spent: float) -> float:
 
 
 def quantiles(values: Iterable[float]) -> list[float]:
-    """Give the ``QUANTILES`` of what seeds came to, which may be infinite; what is undefined (NaN) is left out."""
+    """Give the ``QUANTILES`` of what seeds came to, which may be infinite; what is undefined (NaN) is left out.
+
+    Each is the value of one of the seeds, the lowest that so many of them do not exceed: nothing can be interpolated
+    between a target that was reached and one that was not. Of 30 seeds the median is the 15th, of 24 the 12th.
+    """
     ordered = sorted(value for value in values if not math.isnan(value)) or [math.nan]
-    return [float(np.quantile(ordered, q, method="nearest")) for q in QUANTILES]
+    return [float(np.quantile(ordered, q, method="inverted_cdf")) for q in QUANTILES]
 
 
 def floor_of(table: Table, within: float | None) -> float:

@@ -152,7 +152,7 @@ def draw(judge: Judge, runs: Runs, title: str, budget: float) -> Figure:
     for place, ((name, workers), founds) in enumerate(runs.items()):
         curves = [judge.curve(found) for found in founds]
         shares_RX = np.array([[share_at(curve, spent) for spent in spent_X] for curve in curves])
-        low, middle, high = np.quantile(shares_RX, (0.1, 0.5, 0.9), axis=0)
+        low, middle, high = np.quantile(shares_RX, (0.1, 0.5, 0.9), axis=0, method="inverted_cdf")
         colour, label = f"C{place % 10}", f"{name}, {workers} workers" if several else name
         style = "-" if place < 10 else "--"
         axes.plot(spent_X, middle, style, label=label, color=colour, lw=2.5 if name.startswith("ours") else 1.2)

@@ -178,6 +178,9 @@ def test_luck_is_what_the_believed_front_saw_above_the_mean_of_other_runs() -> N
 
 def test_quantiles_are_the_median_and_between_what_most_seeds_lie() -> None:
     assert quantiles(iter([math.inf, *map(float, range(10))])) == [5.0, 1.0, 9.0]
+    for seeds in (24, 30):  # the lower of two, however many
+        assert quantiles([*map(float, range(seeds // 2)), *[math.inf] * (seeds // 2)])[0] == seeds / 2 - 1
+        assert quantiles([*map(float, range(seeds // 2 - 1)), *[math.inf] * (seeds // 2 + 1)])[0] == math.inf
 
 
 @pytest.mark.parametrize(
