@@ -191,7 +191,7 @@ def replay(table: Table, searcher: Searcher, seed: int, workers: int, budget: fl
         workers: number of trials that run at a time.
         budget: in full fine-tuning runs.
     """
-    draw = np.random.default_rng(seed)
+    draw = np.random.default_rng([seed, 1])  # a search may draw from the stream of the seed alone
     running: list[tuple[float, int, Trial]] = []
     order = itertools.count()  # of two epochs that end together, the one that began first
     found: list[Found] = []

@@ -134,6 +134,14 @@ def test_a_stopped_trial_that_is_gone_on_with_pays_only_for_its_later_epochs() -
     assert found[-1].spent == pytest.approx(1.0 + 0.3)
 
 
+def test_the_noise_of_a_replay_is_not_drawn_from_the_stream_of_a_search() -> None:
+    table = make_table()
+    found = replay(table, Random(table, 0), seed=0, workers=1)
+
+    lucky = [trial.values[0] > table.finals[trial.config, 0] for trial in found]
+    assert len(lucky) > 30 and lucky != (np.random.default_rng(0).integers(2, size=len(lucky)) == 0).tolist()
+
+
 def test_a_replay_ends_with_its_budget() -> None:
     found = replay(make_table(), Random(make_table(), 0), seed=0, workers=1, budget=5.0)
 
