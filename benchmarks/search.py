@@ -57,7 +57,7 @@ SEARCHERS: dict[str, Callable[..., Searcher]] = {
     "random": Random,
     "cheapest first": Cheapest,
     "OptunaSearch": RayOptuna,
-    "NSGA-II": partial(Optuna, optuna.samplers.NSGAIISampler),
+    "NSGA-II": partial(Optuna, partial(optuna.samplers.NSGAIISampler, population_size=16)),
     "TPE": _TPE,
     "TPE, constrained": partial(_TPE, constrained=True),
     "GP": _GP,
