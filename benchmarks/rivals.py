@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from alast_tune.config import Parameter, choices_of, parameters, point_of
+from alast_tune.config import parameters, point_of
 from alast_tune.front import pareto_rank
 from alast_tune.results import DIRECTIONS, OBJECTIVES
 from benchmarks.measures import MARGIN, WITHIN
 from benchmarks.replay import Floats, Table
-from benchmarks.searchers import Params, Random
+from benchmarks.searchers import Params, Random, is_ordered, order_of
 
 PACKAGES = {
     "MOASHA": ("syne_tune", "pip install --no-deps syne-tune"),
@@ -20,15 +20,6 @@ PACKAGES = {
     "PriMO": ("neps", "pip install neural-pipeline-search, which brings botorch 0.12, in an environment of its own"),
 }
 """Search -> what it imports, and where that comes from."""
-
-
-def _is_ordered(one: Parameter) -> bool:
-    """Whether the choices are numbers."""
-    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in _choices(one))
-
-
-def _choices(one: Parameter) -> list[Any]:
-    return list(choices_of(one.distribution) or ())
 
 
 class Moasha(Random):
@@ -50,7 +41,7 @@ class Moasha(Random):
         self._ranks_within = sorting.compute_epsilon_net
         self._trial = importlib.import_module("syne_tune.backend.trial_status").Trial
         self._scheduler = moasha.MOASHA(
-            {name: choice(_choices(one)) for name, one in parameters(self.space).items()},
+            {name: choice(order_of(one)) for name, one in parameters(self.space).items()},
             [objective.name for objective in OBJECTIVES],
             time_attr="epoch",
             multiobjective_priority=self._priorities,
@@ -182,7 +173,7 @@ def _columns(table: Table) -> Floats:
     """Put every point into the unit cube, (C, D)."""
     own: dict[tuple[str, str], Floats] = {}
     for name, one in parameters(table.sweep.space).items():
-        order, ordered = _order(one), _is_ordered(one)
+        order, ordered = order_of(one), is_ordered(one)
         for number, params in enumerate(table.points):
             if name not in params:
                 continue
@@ -215,11 +206,11 @@ class Primo(Random):
         ask_and_tell = importlib.import_module("neps.optimizers.ask_and_tell").AskAndTell
         self._parameters = parameters(self.space)
         elements = {
-            _alias(place): space.HPOInteger(0, len(_choices(one)) - 1)
-            if _is_ordered(one)
-            else space.HPOCategorical([f"{at}" for at in range(len(_choices(one)))])
+            _alias(place): space.HPOInteger(0, len(order_of(one)) - 1)
+            if is_ordered(one)
+            else space.HPOCategorical([f"{at}" for at in range(len(order_of(one)))])
             for place, one in enumerate(self._parameters.values())
-            if len(_choices(one)) > 1
+            if len(order_of(one)) > 1
         }
         centers = {objective.name: self._center(m, wrong, elements) for m, objective in enumerate(OBJECTIVES)}
         sure = dict.fromkeys(elements, 0.75)
@@ -293,20 +284,16 @@ class Primo(Random):
         """Put a point into its terms; what is not in force has the first value, or is left out."""
         config: Params = {}
         for place, (name, one) in enumerate(self._parameters.items()):
-            if len(_choices(one)) > 1 and not (only_in_force and name not in params):
-                at = _order(one).index(params[name]) if name in params else 0
-                config[_alias(place)] = at if _is_ordered(one) else f"{at}"
+            if len(order_of(one)) > 1 and not (only_in_force and name not in params):
+                at = order_of(one).index(params[name]) if name in params else 0
+                config[_alias(place)] = at if is_ordered(one) else f"{at}"
         return config
 
     def _point(self, config: Params) -> Params:
         return {
-            name: _order(one)[int(config.get(_alias(place), 0))]
+            name: order_of(one)[int(config.get(_alias(place), 0))]
             for place, (name, one) in enumerate(self._parameters.items())
         }
-
-
-def _order(one: Parameter) -> list[Any]:
-    return sorted(_choices(one)) if _is_ordered(one) else _choices(one)
 
 
 def _alias(place: int) -> str:

@@ -18,13 +18,25 @@ from alast_tune.tune.forecast import Costs
 from alast_tune.tune.resources import Node, Packing
 from alast_tune.tune.schedule import MoAsha
 from alast_tune.tune.search import StudySearcher
-from alast_tune.tune.space import baseline_params, to_optuna
+from alast_tune.tune.space import baseline_params
 from benchmarks.measures import MARGIN, WITHIN
 from benchmarks.replay import Floats, Table
 
 Params = dict[str, Any]
 AGAIN = 20
 """Times that a search is asked again that proposes what it has proposed before."""
+
+
+def is_ordered(one: Parameter) -> bool:
+    """Whether the choices are numbers."""
+    return all(
+        isinstance(value, int | float) and not isinstance(value, bool) for value in choices_of(one.distribution) or ()
+    )
+
+
+def order_of(one: Parameter) -> list[Any]:
+    """List the choices, numbers in their order."""
+    return (sorted if is_ordered(one) else list)(choices_of(one.distribution) or ())
 
 
 class Random:
@@ -184,6 +196,8 @@ class RayOptuna(Random):
 class Optuna(Random):
     """A sampler of Optuna's by ask and tell, which chooses a variant first and then what is in force; no scheduler.
 
+    Settings that are numbers are integers to it, their places in their order.
+
     Args:
         sampler: makes one with a ``seed``.
         table: what there is.
@@ -206,14 +220,17 @@ class Optuna(Random):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             self._study = optuna.create_study(sampler=sampler(seed=seed), directions=list(DIRECTIONS))
-        self._all = to_optuna(self.space) if flat else {}
+        self._parameters = parameters(self.space)
+        self._all = {name: _distribution(one) for name, one in self._parameters.items()} if flat else {}
         self._constrained = constrained
         self._trials: dict[int, optuna.Trial] = {}
 
     def ask(self, number: int, params: Params | None) -> int | None:
         """Ask it."""
         if params:
-            self._study.enqueue_trial(params)
+            ordered = {name: order_of(one) for name, one in self._parameters.items() if is_ordered(one)}
+            places = {name: ordered[name].index(value) for name, value in params.items() if name in ordered}
+            self._study.enqueue_trial(params | places)
         self._trials[number] = trial = self._study.ask(self._all)
         return self.table.index(point_of(self.space, lambda one: self._suggest(trial, one)))
 
@@ -230,7 +247,17 @@ class Optuna(Random):
         self._study.tell(trial, [float(value) for value in values])
 
     def _suggest(self, trial: optuna.Trial, one: Parameter) -> Any:
-        return trial.suggest_categorical(one.name, choices_of(one.distribution) or ())
+        order = order_of(one)
+        if is_ordered(one):
+            return order[trial.suggest_int(one.name, 0, len(order) - 1)]
+        return trial.suggest_categorical(one.name, order)
+
+
+def _distribution(one: Parameter) -> optuna.distributions.BaseDistribution:
+    order = order_of(one)
+    if is_ordered(one):
+        return optuna.distributions.IntDistribution(0, len(order) - 1)
+    return optuna.distributions.CategoricalDistribution(order)
 
 
 class Unheard:

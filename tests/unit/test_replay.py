@@ -222,6 +222,16 @@ def test_what_has_been_proposed_is_not_tried_again(searcher) -> None:
     assert searcher.suggest(6) in range(6)  # when all have been
 
 
+def test_a_sampler_of_optunas_knows_the_order_of_numbers_and_where_the_baseline_stands_in_it() -> None:
+    table = make_table()
+    searcher = Optuna(optuna.samplers.RandomSampler, table, 0, ["full"])
+    searcher.suggest(0)
+    trial = searcher._trials[0]
+
+    assert trial.params == {"method": "full", "full/method/from_block": 0, "full/train/token_keep": 1}  # of 0.5, 1.0
+    assert trial.distributions["full/train/token_keep"] == optuna.distributions.IntDistribution(0, 1)
+
+
 def test_cheapest_first_goes_through_all_points_by_their_forecast_flops() -> None:
     searcher = Cheapest(table := make_table(), 0)
     asked = [searcher.suggest(number) for number in range(7)]
