@@ -5,7 +5,7 @@ import heapq
 import itertools
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -80,6 +80,18 @@ class Table:
             values_CSEM=np.array(values, dtype=np.float64).swapaxes(-1, -2),
             seconds_CSE=np.array([[row["seconds"] for row in runs] for runs in cells]),
         )
+
+    def of_seeds(self, seeds: Sequence[int]) -> "Table":
+        """Leave out the runs with other seeds.
+
+        Raises:
+            ConfigError: one of them is not in the table.
+        """
+        if unknown := [seed for seed in seeds if seed not in self.seeds]:
+            raise ConfigError("judged-by", unknown, f"the table has {', '.join(map(str, self.seeds))}")
+        places = [self.seeds.index(seed) for seed in seeds]
+        values_CSEM, seconds_CSE = self.values_CSEM[:, places], self.seconds_CSE[:, places]
+        return replace(self, seeds=list(seeds), values_CSEM=values_CSEM, seconds_CSE=seconds_CSE)
 
     @property
     def epochs(self) -> int:

@@ -119,6 +119,17 @@ def test_a_table_is_read_of_the_seeds_that_all_configurations_have(tmp_path) -> 
         Table.read(SPEC, results)
 
 
+def test_a_seed_of_the_table_can_be_left_out() -> None:
+    table = make_table()
+    unlucky = table.of_seeds([1])
+
+    assert unlucky.seeds == [1]
+    assert unlucky.finals[0, 0] == pytest.approx(table.finals[0, 0] - 0.02)
+    assert unlucky.seconds_CSE.shape == (8, 1, 4)
+    with pytest.raises(ConfigError, match="the table has 0, 1"):
+        table.of_seeds([0, 2])
+
+
 def test_a_replay_counts_epochs_when_they_begin_and_stopped_trials_too() -> None:
     found = replay(make_table(), Scripted(make_table(), 0), seed=0, workers=2)
 
