@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import timm
-import torch
 from timm.layers.patch_embed import PatchEmbed
 from timm.models import is_model_in_modules
 from timm.models.deit import VisionTransformerDistilled
@@ -37,6 +36,7 @@ from alast_tune.models.recognition import (
     read_card,
     unknown,
 )
+from alast_tune.models.shapes import shapes_alone
 from alast_tune.text import shorten_list
 
 __all__ = [
@@ -159,7 +159,7 @@ def outline(config: ModelConfig) -> Backbone:
     Raises:
         ConfigError: an unknown or unsuitable model, or an impossible image size.
     """
-    with torch.device("meta"):
+    with shapes_alone():
         return _build(config.model_copy(update={"pretrained": False}))
 
 
@@ -260,15 +260,15 @@ def skeleton(name: str, **arguments: Any) -> Backbone:
         ConfigError: an unknown model, or one that no method can work on.
     """
     architecture, _, tag = name.partition(".")
-    known = [model for module in TIMM_MODULES for model in timm.list_models(module=module)]
     if not timm.is_model(architecture):
+        known = [model for module in TIMM_MODULES for model in timm.list_models(module=module)]
         close = difflib.get_close_matches(architecture, ["embedded", *known], n=3)
         hint = f"did you mean {' or '.join(close)}?" if close else "deit_small_patch16_224 is one, embedded another"
         raise ConfigError("model.name", name, f"timm has no such model; {hint}")
     if not is_model_in_modules(architecture, TIMM_MODULES):
         raise ConfigError("model.name", name, "is no plain timm Vision Transformer; take deit_small_patch16_224, say")
     try:
-        with torch.device("meta"):
+        with shapes_alone():
             model = timm.create_model(name, pretrained=False, **arguments)
     except RuntimeError as error:
         tags = [model.partition(".")[2] for model in timm.list_models(f"{architecture}.*", pretrained=True)]
