@@ -10,13 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from optuna.exceptions import StorageInternalError
-from sqlalchemy.exc import DatabaseError
-
 from alast_tune.errors import StorageError
 from alast_tune.storage import address_of
 from alast_tune.text import safe
-from alast_tune.tune.trials import database_said
 
 _WORDS = (
     *map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)),
@@ -76,6 +72,12 @@ def as_storage_error(folder: Path) -> Iterator[None]:
     except StorageError:
         raise
     except Exception as error:
+        # Not above: a worker needs this module too, but no study.
+        from optuna.exceptions import StorageInternalError
+        from sqlalchemy.exc import DatabaseError
+
+        from alast_tune.tune.trials import database_said
+
         text = "".join(traceback.format_exception(error))
         words = storage_trouble(text)
         if words is None and (found := _DATABASE.search(text)):  # Tune's error has it as text
