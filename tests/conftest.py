@@ -141,17 +141,38 @@ def pareto(storage: Path, two_classes: Path) -> "Pareto":
     return Pareto(storage.parent, two_classes)
 
 
+@pytest.fixture(scope="session")
+def shown(tmp_path_factory: pytest.TempPathFactory, two_classes: Path, empty_mlflow: Path) -> Path:
+    """A storage with one finished sweep, for all that look at its pages in a browser.
+
+    ALAST_SWEEP_STORAGE: look at the sweeps of this folder instead of running a small one.
+    """
+    from tests.integration.harness import Pareto
+
+    if given := os.environ.get("ALAST_SWEEP_STORAGE"):
+        return Path(given).absolute()
+    pareto = Pareto(tmp_path_factory.mktemp("shown"), two_classes)
+    pareto.storage.mkdir()
+    shutil.copy(empty_mlflow, pareto.storage)
+    # One at a time: always the same front, so that the knee never lies under another point.
+    pareto.run("--preset", pareto.preset(trials=8), "--name", "demo")
+    return pareto.storage
+
+
 @pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Say which tests must be in one process, and let those that take longest begin first.
 
-    All that use the shared Ray are one group; every other module of integration and end-to-end tests is one, since its
-    servers and clusters are the module's. Unit tests go wherever there is room.
+    All that use the shared Ray are one group, all that look at the finished sweep another; every other module of
+    integration and end-to-end tests is one, since its servers and clusters are the module's. Unit tests go wherever
+    there is room.
     """
 
     def group_of(item: pytest.Item) -> str | None:
         if "ray_here" in getattr(item, "fixturenames", ()):
             return "ray"
+        if "shown" in getattr(item, "fixturenames", ()):
+            return "shown"
         folder = item.path.parent.name
         return item.path.stem if folder in {"integration", "e2e"} else None
 

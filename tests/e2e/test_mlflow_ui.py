@@ -24,7 +24,7 @@ from mlflow.entities import Run
 
 from alast_tune.results import BASELINES, FrontFile
 from alast_tune.tracking import prepare_view
-from tests.integration.harness import Pareto, mlflow_server
+from tests.integration.harness import mlflow_server
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page
@@ -86,26 +86,16 @@ class Sweep:
 
 
 @pytest.fixture(scope="module")
-def sweep(tmp_path_factory: pytest.TempPathFactory, two_classes: Path, empty_mlflow: Path) -> Iterator[Sweep]:
+def sweep(shown: Path) -> Iterator[Sweep]:
     """A finished sweep behind an MLflow server."""
-    given = os.environ.get("ALAST_SWEEP_STORAGE")
-    if given:
-        storage = Path(given).absolute()
-    else:
-        pareto = Pareto(tmp_path_factory.mktemp("sweep"), two_classes)
-        storage = pareto.storage
-        storage.mkdir()
-        shutil.copy(empty_mlflow, storage)
-        # One at a time: always the same front, so that the knee never lies under another point.
-        pareto.run("--preset", pareto.preset(trials=8), "--name", "demo")
-    with mlflow_server("--backend-store-uri", f"sqlite:///{storage / 'mlflow.db'}") as address:
+    with mlflow_server("--backend-store-uri", f"sqlite:///{shown / 'mlflow.db'}") as address:
         client = mlflow.MlflowClient(address)
         experiment = client.get_experiment_by_name("alast-tune")
         assert experiment
         number = experiment.experiment_id
         (parent,) = client.search_runs([number], "tags.`alast.kind` = 'sweep'", max_results=1)
         children = client.search_runs([number], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
-        front = FrontFile.read(storage / str(parent.info.run_name) / "front.json")
+        front = FrontFile.read(shown / str(parent.info.run_name) / "front.json")
         yield Sweep(address, number, parent, list(children), front)
 
 

@@ -18,7 +18,6 @@ import pytest
 
 from alast_tune.results import FrontFile, FrontMember
 from tests.e2e.test_mlflow_ui import CHROMIUM, FLAGS
-from tests.integration.harness import Pareto
 
 if TYPE_CHECKING:
     from playwright.sync_api import Locator, Page
@@ -31,17 +30,9 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, two_classes: Path, empty_mlflow: Path) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, shown: Path) -> Path:
     """The folder of a finished sweep, copied away from all that belongs to it."""
-    given = os.environ.get("ALAST_SWEEP_STORAGE")
-    if given:
-        sweep = next(file.parent for file in sorted(Path(given).absolute().glob("*/report.html")))
-    else:
-        pareto = Pareto(tmp_path_factory.mktemp("sweep"), two_classes)
-        pareto.storage.mkdir()
-        shutil.copy(empty_mlflow, pareto.storage)
-        pareto.run("--preset", pareto.preset(trials=8), "--name", "demo")
-        sweep = pareto.storage / "demo"
+    sweep = next(file.parent for file in sorted(shown.glob("*/report.html")))
     alone = tmp_path_factory.mktemp("shared")
     for name in ("report.html", "front.json"):
         shutil.copy(sweep / name, alone)
