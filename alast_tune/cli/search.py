@@ -16,14 +16,14 @@ from alast_tune.cli.method_options import offer_methods
 from alast_tune.cli.plan import plan_of, yaml_of
 from alast_tune.cli.short_help import true_default
 from alast_tune.cli.sweep import Sweep, goes_on
-from alast_tune.config import AUTO, SweepConfig, TrialConfig, parse
+from alast_tune.config import AUTO, SweepConfig, TrialConfig, check_sweep_effects, parse
 from alast_tune.errors import ConfigError
 from alast_tune.results import FrontFile, Reseeded
 from alast_tune.storage import display_path, words_for
 from alast_tune.summary import check_complete
 from alast_tune.terminal import printer, show
 from alast_tune.tracking import REPORT, pending
-from alast_tune.tune.feasible import check_grace, check_limits
+from alast_tune.tune.feasible import check_limits
 from alast_tune.tune.forecast import Forecast
 from alast_tune.tune.preview import without_cache
 from alast_tune.tune.reseed import reseed
@@ -50,7 +50,7 @@ def search(words: list[str]) -> None:
         print(f"# {line}") if options.dry_run else say(line)
     if options.dry_run:
         if not resume:
-            check_grace(sweep)
+            check_sweep_effects(sweep)
         for line in plan_of(sweep, options.chosen):
             print(f"# {line}")
         if not resume and sweep.warm_start is None:

@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from alast_tune.config.amounts import flops_of, seconds_of
-from alast_tune.config.effects import check_effects
+from alast_tune.config.effects import check_effects, check_sweep_effects
 from alast_tune.config.methods import MethodConfig, find_method, known_methods, method_names, register_method
 from alast_tune.config.promoted import PromotedConfig, Provenance
 from alast_tune.config.record import (
@@ -107,6 +107,7 @@ __all__ = [
     "as_plain_values",
     "check_effects",
     "check_point",
+    "check_sweep_effects",
     "choices_of",
     "combinations",
     "ends_of",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from alast_tune.config.space import Distribution, Variants
+from alast_tune.config.sweep import SweepConfig
 from alast_tune.config.trial import TrialConfig
 from alast_tune.errors import ConfigError
 
@@ -29,6 +30,20 @@ def check_effects(trial: TrialConfig, space: Mapping[str, Distribution] | None =
         value = getattr(record, name)
         if group not in varied and value != type(record).model_fields[name].default:
             raise ConfigError(f"{group}.{name}", value, why)
+
+
+def check_sweep_effects(sweep: SweepConfig) -> None:
+    """Refuse settings without effect in a new sweep: in its base trial, and epochs of grace where nobody is stopped.
+
+    Raises:
+        ConfigError: the first such setting.
+    """
+    grace, epochs = sweep.grace_epochs, sweep.trial.train.epochs
+    if grace is not None and not sweep.stops_early:
+        raise ConfigError("grace_epochs", grace, "no trial is stopped early; leave it out, or give --scheduler moasha")
+    if grace is not None and grace >= epochs:
+        raise ConfigError("grace_epochs", grace, f"a trial has {epochs} epochs, and would never be stopped; give fewer")
+    check_effects(sweep.trial, sweep.space)
 
 
 def _rules(trial: TrialConfig) -> Iterator[tuple[str, str, str]]:

@@ -1,4 +1,4 @@
-"""Whether a sweep's settings have an effect, and anything in its space keeps its limits: asked before it begins."""
+"""Whether anything in a sweep's space keeps its limits: asked before a cluster is started for it."""
 
 from __future__ import annotations
 
@@ -20,21 +20,6 @@ ENDS = (1e-9, 0.5, 1 - 1e-9)
 """Where in the range of a number is looked."""
 
 Params = dict[str, Any]
-
-
-def check_grace(sweep: SweepConfig) -> None:
-    """Refuse epochs before which no trial is stopped, where none is stopped anyway.
-
-    Raises:
-        ConfigError: says why none is.
-    """
-    grace, epochs = sweep.grace_epochs, sweep.trial.train.epochs
-    if grace is None:
-        return
-    if not sweep.stops_early:
-        raise ConfigError("grace_epochs", grace, "no trial is stopped early; leave it out, or give --scheduler moasha")
-    if grace >= epochs:
-        raise ConfigError("grace_epochs", grace, f"a trial has {epochs} epochs, and would never be stopped; give fewer")
 
 
 def check_limits(sweep: SweepConfig, forecast: Callable[[TrialConfig], Costs]) -> None:

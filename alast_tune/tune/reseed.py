@@ -127,7 +127,8 @@ def _seeds_of(sweep: SweepConfig, runs: Mapping[tuple[str, int], FrontMember]) -
         "space": {_RUN: {"type": "variants", "variants": variants}},
     }
     # A limit that a member breaks with another seed is no reason to leave that run out; budgets have been heeded.
-    left_out = {"trials", "reseed", "time_budget", "flops_budget", "min_gain", "begin_with", *Limits.model_fields}
+    left_out = {"trials", "reseed", "grace_epochs", "time_budget", "flops_budget", "min_gain", "begin_with"}
+    left_out |= Limits.model_fields.keys()
     return parse(SweepConfig, {name: value for name, value in values.items() if name not in left_out})
 
 

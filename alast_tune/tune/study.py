@@ -18,7 +18,7 @@ from threadpoolctl import threadpool_limits
 
 from alast_tune.callbacks import Callbacks
 from alast_tune.choices import space_words, with_auto_space, with_space_of
-from alast_tune.config import SweepConfig, check_effects, stored_sweep, with_absolute_paths
+from alast_tune.config import SweepConfig, check_sweep_effects, stored_sweep, with_absolute_paths
 from alast_tune.data import check_apart
 from alast_tune.errors import ConfigError
 from alast_tune.fingerprints import Fingerprints, fingerprints, keep_fingerprints
@@ -38,7 +38,7 @@ from alast_tune.tune.budget import Budget
 from alast_tune.tune.callback_observer import CallbackObserver
 from alast_tune.tune.cluster import Stop, check_cluster, cluster, stopped_by_signals
 from alast_tune.tune.conclude import SEARCHED, blocks_file, conclude
-from alast_tune.tune.feasible import check_grace, check_limits
+from alast_tune.tune.feasible import check_limits
 from alast_tune.tune.forecast import Forecast
 from alast_tune.tune.members import CheckpointTasks, block_reports, score
 from alast_tune.tune.observer import SweepObserver, TuneEvents
@@ -162,8 +162,6 @@ def prepare(sweep: SweepConfig, *, resume: bool, retry_failed: bool, console: Co
         raise ConfigError(
             "name", sweep.name, f"already exists; go on with --resume {sweep.name}, or choose another --name"
         )
-    if not resume:
-        check_grace(sweep)
     uri = default_uri(sweep.storage)
     if is_file_based(uri) and is_copy(folder):
         remedy = "the sweep shall outlive this machine, and so must its runs; set it to a server's http address"
@@ -177,7 +175,7 @@ def prepare(sweep: SweepConfig, *, resume: bool, retry_failed: bool, console: Co
         sweep = sweep.model_copy(update={"begin_with": points})
         say(f"begins with the {len(points)} best points of {address_of(source)}")
     if not resume:
-        check_effects(sweep.trial, sweep.space)
+        check_sweep_effects(sweep)
     model, splits = load_trial(sweep.trial)
     for note in splits.notes:
         say(f"note: {note}")

@@ -17,6 +17,7 @@ from alast_tune.config import (
     Variants,
     apply_params,
     check_effects,
+    check_sweep_effects,
     flatten,
     parse,
     read_mapping,
@@ -96,6 +97,27 @@ def test_each_refusal_is_one_line_with_field_value_and_remedy(values: dict[str, 
         parse(SweepConfig, {"space": SPACE} | values)
     assert line in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        (
+            {"grace_epochs": 4, "trial": {"train": {"epochs": 4}}},
+            "grace_epochs = 4: a trial has 4 epochs, and would never be stopped",
+        ),
+        (
+            {"grace_epochs": 1, "trial": {"train": {"epochs": 2}}},
+            "grace_epochs = 1: no trial is stopped early; leave it out",
+        ),
+        ({"grace_epochs": 1, "scheduler": "none"}, "grace_epochs = 1: no trial is stopped early"),
+        ({"trial": {"train": {"batch_size": 4, "accumulate": 8}}}, "train.accumulate = 8: a batch has"),
+    ],
+)
+def test_settings_of_a_sweep_without_effect_are_refused(settings: dict[str, Any], why: str) -> None:
+    with pytest.raises(ConfigError, match=why):
+        check_sweep_effects(parse(SweepConfig, {"space": SPACE} | settings))
+    check_sweep_effects(parse(SweepConfig, {"space": SPACE, "grace_epochs": 3, "trial": {"train": {"epochs": 4}}}))
 
 
 def test_floors_above_the_largest_budget_contradict_it() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from alast_tune.config import FullConfig, SweepConfig, TrialConfig
 from alast_tune.errors import ConfigError
-from alast_tune.tune.feasible import check_grace, check_limits
+from alast_tune.tune.feasible import check_limits
 from alast_tune.tune.forecast import Costs
 
 SPACE: dict[str, Any] = {
@@ -33,20 +33,6 @@ class Forecast:
 
 def test_what_keeps_the_limits_is_found_in_a_corner_of_the_space() -> None:
     check_limits(sweep(max_memory="2MB", max_flops=1e9), Forecast())
-
-
-@pytest.mark.parametrize(
-    ("settings", "why"),
-    [
-        ({"grace_epochs": 4, "trial": {"train": {"epochs": 4}}}, "4: a trial has 4 epochs, and would never be stopped"),
-        ({"grace_epochs": 1, "trial": {"train": {"epochs": 2}}}, "1: no trial is stopped early; leave it out"),
-        ({"grace_epochs": 1, "scheduler": "none"}, "1: no trial is stopped early"),
-    ],
-)
-def test_a_grace_without_effect_is_refused(settings: dict[str, Any], why: str) -> None:
-    with pytest.raises(ConfigError, match=f"^grace_epochs = {why}"):
-        check_grace(sweep(**settings))
-    check_grace(sweep(grace_epochs=3, scheduler="moasha", trial={"train": {"epochs": 4}}))
 
 
 def test_nothing_more_is_asked_once_something_fits() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from alast_tune.config import SweepConfig, TrialConfig, apply_params, parse, without_places
+from alast_tune.config import SweepConfig, TrialConfig, apply_params, check_sweep_effects, parse, without_places
 from alast_tune.errors import ConfigError
 from alast_tune.fingerprints import FILE, Fingerprints
 from alast_tune.results import TrialResult
@@ -37,13 +37,15 @@ def test_budgets_and_first_points_are_the_searchs_alone() -> None:
     trial = {"method": {"name": "lora"}, "data": {"train_images": 64}}
     ends = {"trials": 9, "time_budget": "1h", "flops_budget": "9x", "min_gain": 0.01, "reseed": 2}
     sweep = parse(
-        SweepConfig, {"name": "s", "trial": trial, "space": space, "begin_with": [{"method/rank": 2}], **ends}
+        SweepConfig,
+        {"name": "s", "trial": trial, "space": space, "begin_with": [{"method/rank": 2}], "grace_epochs": 1, **ends},
     )
     member = member_of(TrialResult(1, "complete", sweep.trial, {}, (0.9, 1e12, 1e8), 1))
     again = _seeds_of(sweep, {("0001", 1): member, ("0001", 2): member})
     assert [again.settings(point)["train/seed"] for point in again.combinations()] == [1, 2]
     assert (again.name, again.trials, again.reseed, again.begin_with) == ("s-seeds", 2, None, None)
-    assert (again.time_budget, again.flops_budget, again.min_gain) == (None, None, None)
+    assert (again.time_budget, again.flops_budget, again.min_gain, again.grace_epochs) == (None, None, None, None)
+    check_sweep_effects(again)
 
 
 def test_micro_batches_that_follow_from_the_sweeps_limit_are_those_of_its_trials() -> None:
