@@ -6,8 +6,7 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from alast_tune.config import Choice, FloatRange, IntRange, SweepConfig
-from alast_tune.tune.preview import full_of
-from alast_tune.tune.space import baseline_params, begins_with, is_point, to_optuna, trial_config
+from alast_tune.tune.space import baseline_params, begins_with, full_config, is_point, to_optuna, trial_config
 from tests.unit.tune import conditional
 
 
@@ -64,11 +63,9 @@ def test_baselines_run_where_they_can_be_compared_with_and_teach_only_as_points_
 def test_baselines_train_on_images_where_others_train_on_features() -> None:
     trial = {"data": {"features": "cache", "augment": "paper", "views": 4}, "method": {"name": "full"}}
     sweep = SweepConfig.model_validate({"trial": trial, "space": {"method/from_block": BLOCKS}})
-    params = baseline_params(sweep.trial, sweep.space, "full")
-    data = trial_config(sweep, params, "full").data
+    data = full_config(sweep).data
     assert (data.features, data.views, data.augment) == ("none", 1, "paper")
-    assert full_of(sweep.trial).data == data
-    part = trial_config(sweep, params).data
+    part = trial_config(sweep, baseline_params(sweep.trial, sweep.space, "full")).data
     assert (part.features, part.views, part.augment) == ("cache", 4, "paper")
 
 
