@@ -101,8 +101,9 @@ def share_at(curve: list[tuple[float, float]], spent: float) -> float:
 def quantiles(values: Iterable[float]) -> list[float]:
     """Give the ``QUANTILES`` of what seeds came to, which may be infinite; what is undefined (NaN) is left out.
 
-    Each is the value of one of the seeds, the lowest that so many of them do not exceed: nothing can be interpolated
-    between a target that was reached and one that was not. Of 30 seeds the median is the 15th, of 24 the 12th.
+    Each quantile is the value of one seed: the lowest value that at least this share of the seeds do not exceed. Values
+    are not interpolated, because a target that a seed has not reached is infinite. The median of 30 seeds is the 15th
+    value, of 24 seeds the 12th.
     """
     ordered = sorted(value for value in values if not math.isnan(value)) or [math.nan]
     return [float(np.quantile(ordered, q, method="inverted_cdf")) for q in QUANTILES]

@@ -1,4 +1,4 @@
-"""Settings that were given and change nothing beside others: whoever gives them means something else."""
+"""Refuse settings that have no effect: the person who gives one expects it to have some."""
 
 from __future__ import annotations
 

@@ -274,7 +274,7 @@ def _untested(pieces: dict[str, tuple[Source, Indices]], classes: Sequence[str])
 
 
 def _idle(config: DataConfig, opened: Opened, images: int) -> Iterator[str]:
-    """Say which settings do nothing here, beside so many training images."""
+    """Name the given settings that have no effect on these data, of which ``images`` are training images."""
     if config.train_images is not None and config.train_images > images and not config.all_data:
         yield f"data.train_images = {config.train_images}, and there are only {images} training images: all are taken"
     if config.split_seed and config.train_images is None and "validation" in opened.parts:
